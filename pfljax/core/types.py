@@ -1,0 +1,236 @@
+"""The vocabulary of pfljax: what a task, a client's data and a method are.
+
+A *method* (`Algorithm`) is a tuple of pure functions written for ONE client.
+The engine adds the client axis with `vmap` and the device axis with `pmap`, so
+that a whole federated round becomes one XLA program; no method knows of either.
+
+Shapes in the docstrings: `N` clients in the population, `C` classes, `B`
+examples in a batch, `[]` a scalar. A *model* is a nested dict of arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Model = Any  # nested dict of arrays: what a client can predict with
+Path = tuple[str, ...]  # where an array stands in a model, e.g. ('head', 'kernel')
+
+
+class Batch(NamedTuple):
+    """Some examples of one client; rows whose mask is False are padding.
+
+    Attributes:
+      inputs: `[B, ...]` in the dtype in which the examples are stored.
+      targets: `[B, ...]`.
+      mask: `[B]` bool, True for a real example.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClientData:
+    """A view of ONE client's examples; the arrays are shared by all clients.
+
+    Attributes:
+      inputs: `[num_examples, ...]`, every client's examples, in stored dtype.
+      targets: `[num_examples, ...]`.
+      offset: `[]` int32, the row where this client's examples begin.
+      size: `[]` int32, how many they are.
+      class_counts: `[C]` int32, how many of them carry each label.
+      max_size: the largest `size` in the population (static).
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    offset: jax.Array
+    size: jax.Array
+    class_counts: jax.Array
+    max_size: int = dataclasses.field(metadata={"static": True})
+
+    def take(self, indices: jax.Array) -> Batch:
+        """Returns the client's examples at `indices` `[B]`; those outside `[0, size)` are masked."""
+        mask = (indices >= 0) & (indices < self.size)
+        rows = self.offset + jnp.where(mask, indices, 0)
+        return Batch(
+            jnp.take(self.inputs, rows, axis=0, mode="clip"),
+            jnp.take(self.targets, rows, axis=0, mode="clip"),
+            mask,
+        )
+
+
+class ClientProfile(NamedTuple):
+    """What is known of one client before it trains.
+
+    Attributes:
+      id: `[]` int32.
+      size: `[]` int32, training examples.
+      class_counts: `[C]` int32, training examples of each label.
+    """
+
+    id: jax.Array
+    size: jax.Array
+    class_counts: jax.Array
+
+
+class Population(NamedTuple):
+    """The profiles of all `N` clients that may take part, stacked.
+
+    Attributes:
+      sizes: `[N]` int32.
+      class_counts: `[N, C]` int32.
+    """
+
+    sizes: jax.Array
+    class_counts: jax.Array
+
+    @property
+    def num_clients(self) -> int:
+        return self.sizes.shape[0]
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+      ids: `[cohort]` int32; -1 marks an empty place (padding, or a client that dropped out).
+      sizes: `[cohort]` int32, training examples; 0 in an empty place.
+      num_clients: `N`, the size of the population (static).
+    """
+
+    ids: jax.Array
+    sizes: jax.Array
+    num_clients: int
+
+    @property
+    def count(self) -> jax.Array:
+        """`[]` int32, the number of clients that took part."""
+        return jnp.sum(self.ids >= 0)
+
+
+class Context(NamedTuple):
+    """Where and when a function runs: schedules and annealing are functions of it, traced.
+
+    Attributes:
+      key: typed PRNG key, of its own for each client and round.
+      round: `[]` int32, counted from 0.
+      num_rounds: `[]` int32, the planned length of the run.
+    """
+
+    key: jax.Array
+    round: jax.Array
+    num_rounds: jax.Array
+
+    def child(self, index: int) -> Context:
+        """The same moment with an independent key: one child for each use of randomness."""
+        return self._replace(key=jax.random.fold_in(self.key, index))
+
+
+class Uploads(NamedTuple):
+    """What the server sees of a round.
+
+    Attributes:
+      total: the sum of the cohort's `ClientOutput.sum`.
+      each: the cohort's `ClientOutput.each`, stacked `[cohort, ...]` in the order of
+        `Cohort.ids`; zeros in empty places; `()` where the method uploads nothing there.
+    """
+
+    total: PyTree
+    each: PyTree
+
+
+class ClientOutput(NamedTuple):
+    """What a client's update leaves behind.
+
+    Attributes:
+      state: the client's next private state; never leaves the client.
+      sum: added up over the cohort; the server sees only the total, so secure
+        aggregation and differential privacy apply to it.
+      each: one row per client, seen by the server: costs cohort x message and reveals
+        individual messages; `()` unless the method compares clients.
+      metrics: scalars; the engine reports their mean over the cohort.
+    """
+
+    state: PyTree
+    sum: PyTree = ()
+    each: PyTree = ()
+    metrics: dict[str, jax.Array] = {}
+
+
+class Task(NamedTuple):
+    """All that a method may know about model and data.
+
+    Attributes:
+      init: `key -> model`.
+      loss: `(model, batch, key) -> []`, the mean over the batch's real examples.
+      predict: `(model, inputs) -> outputs` (for classification, logits `[B, C]`).
+      features: `(model, inputs) -> [B, d]`, the input of the head.
+      head: `(model, features) -> outputs`, so `predict = head after features`.
+      is_head: `path -> bool`, whether the array at `path` belongs to the head.
+      metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
+      num_classes: `C`; 0 for a task without classes.
+    """
+
+    init: Callable[[jax.Array], Model]
+    loss: Callable[[Model, Batch, jax.Array], jax.Array]
+    predict: Callable[[Model, jax.Array], jax.Array]
+    features: Callable[[Model, jax.Array], jax.Array]
+    head: Callable[[Model, jax.Array], jax.Array]
+    is_head: Callable[[Path], bool]
+    metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
+    num_classes: int
+
+
+class Algorithm(NamedTuple):
+    """A federated method as pure functions, each written for one client.
+
+    State keeps its structure, shapes and dtypes for ever; metrics never live in it.
+
+    Attributes:
+      init_server: `(key, Population) -> Server`.
+      init_client: `(Server, ClientProfile, key) -> Client`; `()` for a stateless client.
+      client_update: `(Server, Client, ClientData, Context) -> ClientOutput`.
+      server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
+        server when nobody took part.
+      personalize: `(Server, Client, ClientData, Context) -> Model`, what this client would
+        deploy now; `ClientData` holds its training examples, for methods that fine-tune.
+      predict: `(Model, inputs, key) -> outputs`; None means `Task.predict`.
+      global_model: `Server -> Model`; None where the method has no global model.
+      exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
+        member of the cohort after the server's update, `member` being its row in
+        `uploads.each`; None unless clients learn from each other.
+    """
+
+    init_server: Callable[..., PyTree]
+    init_client: Callable[..., PyTree]
+    client_update: Callable[..., ClientOutput]
+    server_update: Callable[..., PyTree]
+    personalize: Callable[..., Model]
+    predict: Callable[..., jax.Array] | None = None
+    global_model: Callable[..., Model] | None = None
+    exchange: Callable[..., PyTree] | None = None
+
+
+class FederatedState(NamedTuple):
+    """Everything a run carries from round to round, and all that a checkpoint holds.
+
+    Attributes:
+      server: the method's server state, the same on every device.
+      clients: the clients' private states, stacked and spread over the devices.
+      round: `[]` int32, the number of rounds done.
+      key: the run's typed PRNG key; never changes.
+    """
+
+    server: PyTree
+    clients: PyTree
+    round: jax.Array
+    key: jax.Array

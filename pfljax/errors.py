@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one sentence that says what to do.
+
+    The binaries print it without a stack trace and exit with status 2.
+    """
