@@ -1,1 +1,28 @@
-"""."""
+"""The methods, one file each. `ALGORITHMS` names them; tests and binaries go through it.
+
+A method's factory takes the task, how clients train, and its hyper-parameters as keyword-only
+arguments, from whose names and defaults the configs are made.
+"""
+
+from collections.abc import Callable
+
+from pfljax.algorithms.ditto import ditto
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.fedavg_ft import fedavg_ft
+from pfljax.algorithms.fedper import fedper
+from pfljax.algorithms.fedprox import fedprox
+from pfljax.algorithms.fedrep import fedrep
+from pfljax.algorithms.local import local
+from pfljax.algorithms.scaffold import scaffold
+from pfljax.core import Algorithm
+
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "local": local,
+    "fedavg": fedavg,
+    "fedavg_ft": fedavg_ft,
+    "fedprox": fedprox,
+    "scaffold": scaffold,
+    "ditto": ditto,
+    "fedper": fedper,
+    "fedrep": fedrep,
+}

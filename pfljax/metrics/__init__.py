@@ -1,1 +1,1 @@
-"""."""
+"""From per-client sums to numbers that a table can show."""

@@ -1,0 +1,67 @@
+"""Ditto: every client keeps a model of its own, held near the global one.
+
+Server: FedAvg's. Client: its personal model `v_k`.
+Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`); `v_k` never leaves the client.
+Cost per client and round: one local training for `w`, `personal_epochs` for `v_k`.
+
+References:
+  Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
+  2021, https://arxiv.org/abs/2012.04221 (algorithm 1 with FedAvg as the global solver).
+"""
+
+from __future__ import annotations
+
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import tree
+
+
+def ditto(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    lam: float = 0.1,
+    personal_epochs: int = 1,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> core.Algorithm:
+    """Personal models beside a global one.
+
+        v_k <- local training from v_k on L_k(v) + lam/2 ||v - w||^2;   w as in FedAvg
+
+    Args:
+      task: model and loss.
+      local: how clients train both models.
+      lam: weight of the pull towards the global model, 0.01 to 2; 0 is local training.
+      personal_epochs: passes over the examples for the personal model.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method; a client's state is its personal model, and the global model is FedAvg's.
+
+    Notes:
+      Both trainings start from the `w` received in this round, in either order.
+    """
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+
+    def init_client(server, profile, key):
+        return server.model
+
+    def client_update(server, client, data, context):
+        def objective(model, batch, key):
+            pull = tree.squared_distance(model, server.model)
+            return task.loss(model, batch, key) + 0.5 * lam * pull
+
+        personal = core.train(
+            objective, client, data, context.child(0), local, epochs=personal_epochs
+        )
+        output = average.client_update(server, (), data, context.child(1))
+        metrics = {**output.metrics, "personal_loss": personal.metrics["loss"]}
+        return output._replace(state=personal.model, metrics=metrics)
+
+    return average._replace(
+        init_client=init_client,
+        client_update=client_update,
+        personalize=lambda server, client, data, context: client,
+    )

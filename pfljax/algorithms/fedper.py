@@ -1,0 +1,78 @@
+"""FedPer: a common body, and a head for every client, trained together.
+
+Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
+Cost per client and round: one local training.
+
+References:
+  Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization Layers", 2019,
+  https://arxiv.org/abs/1912.00818.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import optax
+
+from pfljax import core
+from pfljax.core import averaging, partition, tree
+
+
+class BodyServer(NamedTuple):
+    """Attributes:
+    average: the common body and its optimizer's state.
+    initial_head: the head that a client starts with; never changes.
+    """
+
+    average: averaging.ModelServer
+    initial_head: core.Model
+
+
+def fedper(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> core.Algorithm:
+    """Personal heads on a common body.
+
+        (body_k, h_k) <- local training from (body, h_k) on L_k
+        body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
+
+    Args:
+      task: model and loss.
+      local: how clients train.
+      server_optimizer: as in FedAvg, for the body.
+
+    Returns:
+      The method; a client's state is its head. There is no global model.
+    """
+
+    def init_server(key, population):
+        head, body = partition.split(task.init(key), task.is_head)
+        return BodyServer(averaging.start(body, server_optimizer), head)
+
+    def init_client(server, profile, key):
+        return server.initial_head
+
+    def client_update(server, client, data, context):
+        body = server.average.model
+        trained = core.train(task.loss, partition.join(body, client), data, context, local)
+        new_head, new_body = partition.split(trained.model, task.is_head)
+        change = core.weighted(tree.subtract(new_body, body), data.size)
+        return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
+
+    def server_update(server, uploads, cohort, context):
+        return server._replace(
+            average=averaging.step(server.average, uploads.total, server_optimizer)
+        )
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=lambda server, client, data, context: partition.join(
+            server.average.model, client
+        ),
+    )

@@ -1,0 +1,57 @@
+"""FedProx: FedAvg whose clients are held near the server's model.
+
+Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Cost per client and round: one local training.
+
+References:
+  Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous
+  Networks", 2020, https://arxiv.org/abs/1812.06127.
+"""
+
+from __future__ import annotations
+
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import tree
+
+
+def fedprox(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    mu: float = 0.1,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> core.Algorithm:
+    """Federated averaging with a proximal term.
+
+        theta_k = local training from w on L_k(theta) + mu/2 ||theta - w||^2;   w as in FedAvg
+
+    Args:
+      task: model and loss.
+      local: how clients train.
+      mu: weight of the proximal term, 0.001 to 1; 0 is FedAvg.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method; its server state is FedAvg's.
+
+    Notes:
+      The paper lets a slow client stop early (gamma-inexactness); here every client of the
+      cohort runs all its epochs. The loss reported is the whole objective.
+    """
+
+    def client_update(server, client, data, context):
+        def objective(model, batch, key):
+            proximal = tree.squared_distance(model, server.model)
+            return task.loss(model, batch, key) + 0.5 * mu * proximal
+
+        trained = core.train(objective, server.model, data, context, local)
+        change = tree.subtract(trained.model, server.model)
+        return core.ClientOutput(
+            state=client, sum=core.weighted(change, data.size), metrics=trained.metrics
+        )
+
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+    return average._replace(client_update=client_update)

@@ -1,0 +1,66 @@
+"""FedRep: a common body and a head for every client, trained one after the other.
+
+Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
+Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head.
+
+References:
+  Collins, Hassani, Mokhtari, Shakkottai, "Exploiting Shared Representations for Personalized
+  Federated Learning", 2021, https://arxiv.org/abs/2102.07078 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedper import fedper
+from pfljax.core import partition, tree
+
+
+def fedrep(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    head_epochs: int = 10,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> core.Algorithm:
+    """Personal heads on a common body, in alternation.
+
+        h_k <- head_epochs of training on L_k(body, h), the body fixed
+        body_k <- local training on L_k(b, h_k) from body, the head fixed
+        body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
+
+    Args:
+      task: model and loss.
+      local: how clients train; its epochs are the body's.
+      head_epochs: passes over the examples for the head, 1 to 15; the paper takes 10.
+      server_optimizer: as in FedAvg, for the body.
+
+    Returns:
+      The method; server and clients hold what FedPer's hold.
+    """
+    together = fedper(task, local, server_optimizer=server_optimizer)
+
+    def is_body(path):
+        return not task.is_head(path)
+
+    def client_update(server, client, data, context):
+        body = server.average.model
+        tuned = core.train(
+            task.loss,
+            partition.join(body, client),
+            data,
+            context.child(0),
+            local,
+            epochs=head_epochs,
+            trainable=task.is_head,
+        )
+        trained = core.train(
+            task.loss, tuned.model, data, context.child(1), local, trainable=is_body
+        )
+        new_head, new_body = partition.split(trained.model, task.is_head)
+        change = core.weighted(tree.subtract(new_body, body), data.size)
+        metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
+        return core.ClientOutput(state=new_head, sum=change, metrics=metrics)
+
+    return together._replace(client_update=client_update)

@@ -1,0 +1,109 @@
+"""SCAFFOLD: control variates take the drift out of the clients' steps.
+
+Server: the model `w` and the control variate `c`, the mean of the clients'. Client: its control
+variate `c_k`, an estimate of its own gradient.
+Down: `w, c`. Up: `theta_k - w` (uniform weights) and the change of `c_k` (`sum`).
+Cost per client and round: one local training; twice FedAvg's messages.
+
+References:
+  Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, "SCAFFOLD: Stochastic Controlled Averaging for
+  Federated Learning", 2020, https://arxiv.org/abs/1910.06378 (algorithm 1, option II).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.core import averaging, tree
+
+
+class ScaffoldServer(NamedTuple):
+    """Attributes:
+    average: the model `w` and its optimizer's state.
+    control: the control variate `c`, of the model's shape.
+    """
+
+    average: averaging.ModelServer
+    control: core.Model
+
+
+def sum_of_gradients() -> optax.GradientTransformation:
+    """Passes gradients on unchanged; its state is their sum."""
+    return optax.GradientTransformation(
+        init=tree.zeros_like,
+        update=lambda gradient, total, params=None: (gradient, tree.add(total, gradient)),
+    )
+
+
+def scaffold(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+) -> core.Algorithm:
+    """Stochastic controlled averaging.
+
+        local steps from w:  theta <- theta - eta (g + c - c_k),  g a gradient of L_k
+        c_k' = the mean of the g's;   w <- w + server_optimizer(-mean_k (theta_k - w))
+        c <- c + (1/N) sum_k (c_k' - c_k);   c_k <- c_k'
+
+    Args:
+      task: model and loss.
+      local: how clients train; the paper's analysis is for plain SGD.
+      server_optimizer: as in FedAvg; SGD's learning rate is the paper's global step size.
+
+    Returns:
+      The method; a client's state is its control variate.
+
+    Notes:
+      Option II writes c_k' = c_k - c + (w - theta_k) / (K eta). For SGD with a constant rate that
+      is the mean of the K gradients g, which is what is computed here: it holds for every
+      optimizer and schedule. A client without a step keeps its control variate.
+    """
+
+    def init_server(key, population):
+        average = averaging.start(task.init(key), server_optimizer)
+        return ScaffoldServer(average, tree.zeros_like(average.model))
+
+    def init_client(server, profile, key):
+        return tree.zeros_like(server.control)
+
+    def client_update(server, client, data, context):
+        correction = tree.subtract(server.control, client)
+        optimizer = optax.chain(
+            sum_of_gradients(),
+            optax.stateless(lambda gradient, params: tree.add(gradient, correction)),
+            local.optimizer,
+        )
+        start = server.average.model
+        trained = core.train(task.loss, start, data, context, local, optimizer=optimizer)
+        steps = local.epochs * core.steps_per_epoch(data.size, local)
+        mean_gradient = tree.scale(1 / jnp.maximum(steps, 1), trained.optimizer_state[0])
+        control = tree.where(steps > 0, mean_gradient, client)
+        return core.ClientOutput(
+            state=control,
+            sum=(
+                core.weighted(tree.subtract(trained.model, start), 1.0),
+                tree.subtract(control, client),
+            ),
+            metrics=trained.metrics,
+        )
+
+    def server_update(server, uploads, cohort, context):
+        change, control_change = uploads.total
+        average = averaging.step(server.average, change, server_optimizer)
+        control_change = tree.scale(1 / cohort.num_clients, control_change)
+        return ScaffoldServer(average, tree.add(server.control, control_change))
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=lambda server, client, data, context: server.average.model,
+        global_model=lambda server: server.average.model,
+    )

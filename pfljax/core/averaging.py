@@ -1,0 +1,53 @@
+"""The server that most methods share: a model moved by the mean of its clients' changes.
+
+With `Delta` the weighted mean of `theta_k - w` over the cohort, the server takes
+`-Delta` for a gradient and lets any optax optimizer take the step (FedOpt). With plain
+SGD and learning rate 1 this is the weighted average of the clients' models (FedAvg).
+
+References:
+  McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
+  Networks from Decentralized Data", 2017, https://arxiv.org/abs/1602.05629.
+  Reddi et al., "Adaptive Federated Optimization", 2021, https://arxiv.org/abs/2003.00295.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import optax
+
+from pfljax.core import tree
+from pfljax.core.messages import Weighted, mean
+from pfljax.core.types import Model, PyTree
+
+
+class ModelServer(NamedTuple):
+    """Server state: a model, or the part of one that clients share.
+
+    Attributes:
+      model: nested dict of arrays.
+      optimizer_state: of the server optimizer.
+    """
+
+    model: Model
+    optimizer_state: PyTree
+
+
+def start(model: Model, optimizer: optax.GradientTransformation) -> ModelServer:
+    """Returns the server state before the first round."""
+    return ModelServer(model, optimizer.init(model))
+
+
+def step(
+    server: ModelServer, total: Weighted, optimizer: optax.GradientTransformation
+) -> ModelServer:
+    """Moves the server's model by the cohort's mean change.
+
+    Args:
+      server: the state before.
+      total: the cohort's sum of `weighted(theta_k - w, weight_k)`.
+      optimizer: the server optimizer.
+    """
+    gradient = tree.scale(-1.0, mean(total))
+    updates, optimizer_state = optimizer.update(gradient, server.optimizer_state, server.model)
+    return ModelServer(optax.apply_updates(server.model, updates), optimizer_state)

@@ -1,0 +1,43 @@
+"""Averages over a cohort, written as sums so that a server that sees only totals can take them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Weighted(NamedTuple):
+    """A tree times its weight, and the weight: adding two of them keeps both right.
+
+    Attributes:
+      value: `weight * tree`.
+      weight: `[]` float.
+    """
+
+    value: PyTree
+    weight: jax.Array
+
+
+def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
+    """Prepares one client's term of a weighted mean, for `ClientOutput.sum`.
+
+    Args:
+      tree: arrays of floats.
+      weight: `[]`, the client's weight: its number of examples, or 1 for a uniform mean.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(tree))
+    weight = jnp.asarray(weight, dtype)
+    return Weighted(jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, tree), weight)
+
+
+def mean(total: Weighted) -> PyTree:
+    """Returns `sum_k w_k x_k / sum_k w_k` from the cohort's total; zeros where no weight came in."""
+    some = total.weight > 0
+    divisor = jnp.where(some, total.weight, 1)
+    return jax.tree.map(
+        lambda leaf: jnp.where(some, leaf / divisor.astype(leaf.dtype), 0), total.value
+    )

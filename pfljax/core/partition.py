@@ -1,0 +1,55 @@
+"""Cutting a model in two by the path of its arrays, and joining the parts again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pfljax.core.types import Model, Path
+
+
+def split(model: Model, selected: Callable[[Path], bool]) -> tuple[Model, Model]:
+    """Cuts a nested dict into the arrays whose path is selected and the rest.
+
+    Args:
+      model: nested dict of arrays.
+      selected: `path -> bool`; `Task.is_head`, for example.
+
+    Returns:
+      Two nested dicts, the selected arrays and the others; a dict left empty is dropped.
+
+    Example:
+      >>> split({'body': {'w': 1}, 'head': {'w': 2}}, lambda path: path[0] == 'head')
+      ({'head': {'w': 2}}, {'body': {'w': 1}})
+    """
+
+    def cut(node, path):
+        if not isinstance(node, dict):
+            return (node, None) if selected(path) else (None, node)
+        chosen, others = {}, {}
+        for name, child in node.items():
+            inside, outside = cut(child, (*path, name))
+            if inside is not None:
+                chosen[name] = inside
+            if outside is not None:
+                others[name] = outside
+        return chosen or None, others or None
+
+    chosen, others = cut(model, ())
+    return chosen or {}, others or {}
+
+
+def join(a: Model, b: Model) -> Model:
+    """Joins two parts that `split` made: `join(*split(model, selected)) == model`.
+
+    Raises:
+      ValueError: an array stands in both parts.
+    """
+    joined = dict(a)
+    for name, child in b.items():
+        if name not in joined:
+            joined[name] = child
+        elif isinstance(child, dict) and isinstance(joined[name], dict):
+            joined[name] = join(joined[name], child)
+        else:
+            raise ValueError(f"Both parts hold {name!r}.")
+    return joined

@@ -1,0 +1,37 @@
+"""Arithmetic on nested containers of arrays; where optax.tree has the verb, it is that one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+PyTree = Any
+
+add = optax.tree.add
+subtract = optax.tree.sub
+scale = optax.tree.scale
+zeros_like = optax.tree.zeros_like
+
+
+def squared_norm(tree: PyTree) -> jax.Array:
+    """Returns `[]`, the sum of the squares of all entries; its gradient at zero is zero."""
+    return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), start=0.0)
+
+
+def squared_distance(a: PyTree, b: PyTree) -> jax.Array:
+    """Returns `[]`, `||a - b||^2` over all entries of two trees of one structure."""
+    return squared_norm(subtract(a, b))
+
+
+def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Returns `a` where the scalar `condition` holds, else `b`, leaf by leaf."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Returns how many bytes the arrays (or their shapes) in `tree` take, counted from shapes."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,61 @@
+"""All clients' examples as they lie on a device: flat, in stored dtype, with offsets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import ClientData, ClientProfile, Population
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The examples of all clients, seen and unseen.
+
+    Attributes:
+      inputs: `[num_examples, ...]` in stored dtype.
+      targets: `[num_examples, ...]`.
+      offsets: `{split: [num_clients] int32}` for the splits train, validation and test.
+      sizes: `{split: [num_clients] int32}`.
+      class_counts: `[num_clients, C]` int32, of the training examples.
+      max_train_size: the largest training set (static).
+      num_participants: the clients with ids below it may be chosen for a round (static).
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    offsets: dict[str, jax.Array]
+    sizes: dict[str, jax.Array]
+    class_counts: jax.Array
+    max_train_size: int = dataclasses.field(metadata={"static": True})
+    num_participants: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_clients(self) -> int:
+        """All clients, the unseen ones included."""
+        return self.class_counts.shape[0]
+
+    def of_client(self, client_id: jax.Array, split: str = "train") -> ClientData:
+        """Returns one client's view of a split; an empty one for a negative id."""
+        row = jnp.maximum(client_id, 0)
+        return ClientData(
+            inputs=self.inputs,
+            targets=self.targets,
+            offset=self.offsets[split][row],
+            size=jnp.where(client_id < 0, 0, self.sizes[split][row]),
+            class_counts=jnp.where(client_id < 0, 0, self.class_counts[row]),
+            max_size=self.max_train_size,
+        )
+
+    def profile(self, client_id: jax.Array) -> ClientProfile:
+        """Returns what is known of a client before it trains."""
+        data = self.of_client(client_id)
+        return ClientProfile(client_id, data.size, data.class_counts)
+
+    def population(self) -> Population:
+        """Returns the profiles of all clients that may take part."""
+        seen = slice(self.num_participants)
+        return Population(self.sizes["train"][seen], self.class_counts[seen])

@@ -1,0 +1,125 @@
+"""The client axis and the device axis: `vmap` over clients and `pmap` stand here and nowhere else.
+
+On every device a scan goes over chunks of clients, and `vmap` over the clients of a chunk.
+Chunks of one are not vmapped at all: on a CPU a plain matrix product beats a batched one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.core import tree
+from pfljax.core.types import FederatedState
+
+PyTree = Any
+AXIS = "devices"
+
+# How a federated state lies on devices: private states are spread, all else is replicated.
+STATE_AXES = FederatedState(server=None, clients=0, round=None, key=None)
+
+
+def over_devices(
+    program: Callable,
+    *,
+    in_axes: Any,
+    out_axes: Any,
+    donate: tuple[int, ...] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
+    """Compiles `program` to run on all devices at once, each with its slice of the inputs.
+
+    Args:
+      program: may call the collectives below.
+      in_axes: for each argument 0 (a leading device axis is split) or None (replicated).
+      out_axes: likewise for the results.
+      donate: arguments whose memory the results may take over.
+      devices: the devices to use; None means all.
+    """
+    # `pmap` wants at least one argument with a device axis, and stateless methods have none.
+    local = [d for d in devices or jax.devices() if d.process_index == jax.process_index()]
+    mesh = jax.sharding.Mesh(np.array(local), (AXIS,))
+    positions = jax.device_put(
+        np.arange(len(local), dtype=np.int32), jax.NamedSharding(mesh, jax.P(AXIS))
+    )
+    mapped = jax.pmap(
+        lambda position, *args: program(*args),
+        axis_name=AXIS,
+        in_axes=(0, *in_axes),
+        out_axes=out_axes,
+        donate_argnums=tuple(argument + 1 for argument in donate),
+        devices=devices,
+    )
+    return functools.partial(mapped, positions)
+
+
+def device_index() -> jax.Array:
+    """Returns `[]` int32, which of the devices this is."""
+    return jax.lax.axis_index(AXIS)
+
+
+def num_devices() -> int:
+    """Returns how many devices run the program, over all processes (static)."""
+    return jax.lax.axis_size(AXIS)
+
+
+def sum_over_devices(values: PyTree) -> PyTree:
+    """Returns the sum of `values` over all devices, the same on each."""
+    return jax.lax.psum(values, AXIS)
+
+
+def stack_over_devices(rows: PyTree) -> PyTree:
+    """Returns `[devices * n, ...]` from each device's `[n, ...]`, the same on each."""
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), rows)
+
+
+def pass_to_next_device(values: PyTree) -> PyTree:
+    """Hands `values` to the next device of the ring and returns those of the one before."""
+    ring = [(i, (i + 1) % num_devices()) for i in range(num_devices())]
+    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, ring), values)
+
+
+def map_and_sum(
+    function: Callable[[PyTree], tuple[PyTree, PyTree]], clients: PyTree, *, clients_per_chunk: int
+) -> tuple[PyTree, PyTree]:
+    """Applies a function of one client to many, and adds up part of what it returns.
+
+    Args:
+      function: `client -> (row, term)`.
+      clients: arrays with a leading client axis, a multiple of `clients_per_chunk` long.
+      clients_per_chunk: how many clients are vmapped together; memory grows with it.
+
+    Returns:
+      The rows, stacked along the client axis, and the sum of the terms.
+    """
+
+    def shape_of_one(clients):
+        return jax.tree.map(lambda leaf: leaf[0], clients)
+
+    _, term = jax.eval_shape(lambda: function(shape_of_one(clients)))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), term)
+
+    if clients_per_chunk == 1:
+
+        def one(total, client):
+            row, term = function(client)
+            return tree.add(total, term), row
+
+        total, rows = jax.lax.scan(one, zero, clients)
+        return rows, total
+
+    def one_chunk(total, chunk):
+        rows, terms = jax.vmap(function)(chunk)
+        terms = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, dtype=leaf.dtype), terms)
+        return tree.add(total, terms), rows
+
+    chunked = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, clients_per_chunk, *leaf.shape[1:]), clients
+    )
+    total, rows = jax.lax.scan(one_chunk, zero, chunked)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows), total

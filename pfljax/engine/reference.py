@@ -1,0 +1,65 @@
+"""The same round as a plain Python loop over clients: the oracle of the tests, and pseudo-code."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
+from pfljax.engine import sampling
+from pfljax.engine.examples import Examples
+from pfljax.engine.round import COHORT_KEY, SERVER_KEY
+
+
+def reference_round(
+    algorithm: Algorithm,
+    plan: sampling.CohortPlan,
+    state: FederatedState,
+    examples: Examples,
+    num_rounds: int,
+) -> FederatedState:
+    """Runs one round, client after client, as the papers' pseudo-code does.
+
+    Args:
+      algorithm: the method.
+      plan: how the cohort is chosen.
+      state: `clients` is a list, one private state for each client.
+      examples: of all clients.
+      num_rounds: the planned length of the run.
+
+    Returns:
+      The next state.
+    """
+    round_key = jax.random.fold_in(state.key, state.round)
+
+    def context(stream):
+        return Context(jax.random.fold_in(round_key, stream), state.round, jnp.int32(num_rounds))
+
+    ids = sampling.sample(plan, jax.random.fold_in(round_key, COHORT_KEY))
+    ids = [int(client_id) for client_id in ids if client_id >= 0]
+    if not ids:
+        return state._replace(round=state.round + 1)
+
+    outputs = [
+        algorithm.client_update(
+            state.server, state.clients[i], examples.of_client(jnp.int32(i)), context(i)
+        )
+        for i in ids
+    ]
+    total = outputs[0].sum
+    for output in outputs[1:]:
+        total = tree.add(total, output.sum)
+    each = jax.tree.map(lambda *rows: jnp.stack(rows), *[output.each for output in outputs])
+    uploads = Uploads(total, each)
+    cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
+    server = algorithm.server_update(state.server, uploads, cohort, context(SERVER_KEY))
+
+    clients = list(state.clients)
+    for member, (i, output) in enumerate(zip(ids, outputs, strict=True)):
+        clients[i] = output.state
+        if algorithm.exchange is not None:
+            clients[i] = algorithm.exchange(
+                server, output.state, uploads, cohort, jnp.int32(member), context(i).child(1)
+            )
+    return FederatedState(server, clients, state.round + 1, state.key)

@@ -1,0 +1,152 @@
+"""One federated round, and many of them, as one compiled program.
+
+    ids      choose the cohort, order it by size, deal it over the devices
+    rows     fetch the clients' private states from the devices that own them
+    update   run `client_update` for every client; add up what goes to the server
+    server   let the method take its server step with the total
+    exchange let the cohort learn from one another, where the method does
+    store    put the private states back
+
+The same round as a plain Python loop over clients stands in `engine/reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
+from pfljax.engine import mapping, sampling, store
+from pfljax.engine.examples import Examples
+
+# A client's key in a round is fold_in(fold_in(key, round), id); these lie beyond every id.
+COHORT_KEY = 2**32 - 1
+SERVER_KEY = 2**32 - 2
+EVALUATION_KEY = 2**32 - 3
+
+
+def one_round(
+    algorithm: Algorithm,
+    plan: sampling.CohortPlan,
+    clients_per_chunk: int,
+    state: FederatedState,
+    examples: Examples,
+    num_rounds: jax.Array,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
+    """Runs one round on every device; call it inside `mapping.over_devices`.
+
+    Args:
+      algorithm: the method.
+      plan: how the cohort is chosen.
+      clients_per_chunk: how many clients a device trains together.
+      state: `clients` holds this device's rows only.
+      examples: of all clients.
+      num_rounds: `[]` int32, the planned length of the run.
+
+    Returns:
+      The next state, and the means of the clients' metrics with `cohort`, the number of clients.
+    """
+    round_key = jax.random.fold_in(state.key, state.round)
+
+    def context(stream):
+        return Context(jax.random.fold_in(round_key, stream), state.round, num_rounds)
+
+    def sizes_of(ids):
+        return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
+
+    ids = sampling.sample(plan, jax.random.fold_in(round_key, COHORT_KEY))
+    hands = sampling.deal(
+        ids, sizes_of(ids), num_devices=mapping.num_devices(), chunk=clients_per_chunk
+    )
+    mine = hands[mapping.device_index()]
+    rows = store.fetch(state.clients, mine)
+
+    def update(client):
+        client_id, private = client
+        output = algorithm.client_update(
+            state.server, private, examples.of_client(client_id), context(client_id)
+        )
+        present = client_id >= 0
+        uploaded = (output.sum, output.metrics, jnp.ones((), jnp.int32))
+        uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
+        each = tree.where(present, output.each, tree.zeros_like(output.each))
+        return (output.state, each), uploaded
+
+    (rows, each), sums = mapping.map_and_sum(
+        update, (mine, rows), clients_per_chunk=clients_per_chunk
+    )
+    total, metrics, count = mapping.sum_over_devices(sums)
+
+    dealt = hands.reshape(-1)
+    cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
+    uploads = Uploads(total, mapping.stack_over_devices(each))
+    server = algorithm.server_update(state.server, uploads, cohort, context(SERVER_KEY))
+    server = tree.where(count > 0, server, state.server)
+
+    if algorithm.exchange is not None:
+
+        def exchange(client):
+            member, client_id, private = client
+            moved = algorithm.exchange(
+                server, private, uploads, cohort, member, context(client_id).child(1)
+            )
+            return moved, ()
+
+        members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
+        rows, _ = mapping.map_and_sum(
+            exchange, (members, mine, rows), clients_per_chunk=clients_per_chunk
+        )
+
+    metrics = {name: value / jnp.maximum(count, 1) for name, value in metrics.items()}
+    clients = store.store(state.clients, mine, rows)
+    return FederatedState(server, clients, state.round + 1, state.key), {**metrics, "cohort": count}
+
+
+def build_rounds(
+    algorithm: Algorithm,
+    plan: sampling.CohortPlan,
+    *,
+    clients_per_chunk: int,
+    rounds_per_call: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
+    """Compiles rounds into one program.
+
+    Args:
+      algorithm: the method.
+      plan: how cohorts are chosen.
+      clients_per_chunk: how many clients a device trains together.
+      rounds_per_call: the most rounds that one call may run.
+      devices: the devices to use; None means all.
+
+    Returns:
+      `(state, examples, num_rounds, rounds_now) -> (state, metrics)`: runs `rounds_now` rounds
+      (traced, so that any number up to `rounds_per_call` shares one program), takes over the
+      state's memory, and returns metrics of shape `[rounds_per_call]`, zeros past `rounds_now`.
+    """
+
+    def program(state, examples, num_rounds, rounds_now):
+        def run_one(state):
+            return one_round(algorithm, plan, clients_per_chunk, state, examples, num_rounds)
+
+        def body(index, carry):
+            state, history = carry
+            state, metrics = run_one(state)
+            return state, jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
+
+        _, metrics = jax.eval_shape(run_one, state)
+        history = jax.tree.map(
+            lambda leaf: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype), metrics
+        )
+        return jax.lax.fori_loop(0, rounds_now, body, (state, history))
+
+    return mapping.over_devices(
+        program,
+        in_axes=(mapping.STATE_AXES, None, None, None),
+        out_axes=(mapping.STATE_AXES, None),
+        donate=(0,),
+        devices=devices,
+    )

@@ -1,0 +1,40 @@
+"""The state before the first round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import Algorithm, FederatedState
+from pfljax.engine import mapping, store
+
+# The server's stream; clients draw from fold_in(key, id), and no id is as large.
+_SERVER_KEY = 2**32 - 1
+
+
+def build_start(algorithm: Algorithm, *, devices: Sequence[jax.Device] | None = None) -> Callable:
+    """Compiles `(examples, key) -> state`, the state of round 0.
+
+    Args:
+      algorithm: the method.
+      devices: the devices to use; None means all.
+    """
+
+    def program(examples, key):
+        server = algorithm.init_server(
+            jax.random.fold_in(key, _SERVER_KEY), examples.population()
+        )
+
+        def one(client_id):
+            profile = examples.profile(client_id)
+            return algorithm.init_client(server, profile, jax.random.fold_in(key, client_id)), ()
+
+        ids = store.owned_ids(examples.num_clients)
+        clients, _ = mapping.map_and_sum(one, ids, clients_per_chunk=1)
+        return FederatedState(server, clients, jnp.zeros((), jnp.int32), key)
+
+    return mapping.over_devices(
+        program, in_axes=(None, None), out_axes=mapping.STATE_AXES, devices=devices
+    )

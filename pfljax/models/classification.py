@@ -1,0 +1,56 @@
+"""Classification: a network, the cross-entropy, and the number of right answers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax.core import Task
+from pfljax.models.model import Model
+
+
+def classification(
+    model: Model, *, num_classes: int, mean: float = 0.0, std: float = 1.0
+) -> Task:
+    """Returns the task of classifying with `model`.
+
+        L(theta, batch) = mean over real examples of -log softmax(f_theta((x - mean) / std))_y
+
+    Args:
+      model: a network with `num_classes` outputs.
+      num_classes: `C`.
+      mean: subtracted from the stored inputs, inside the program.
+      std: divides them after that.
+    """
+
+    def features(parameters, inputs):
+        dtype = jnp.result_type(*jax.tree.leaves(parameters))
+        return model.features(parameters, (inputs.astype(dtype) - mean) / std)
+
+    def predict(parameters, inputs):
+        return model.head(parameters, features(parameters, inputs))
+
+    def loss(parameters, batch, key):
+        logits = predict(parameters, batch.inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        return jnp.sum(losses * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    def metrics(logits, batch):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        right = jnp.argmax(logits, axis=-1) == batch.targets
+        return {
+            "accuracy": jnp.sum(right * batch.mask, dtype=losses.dtype),
+            "loss": jnp.sum(losses * batch.mask),
+        }
+
+    return Task(
+        init=model.init,
+        loss=loss,
+        predict=predict,
+        features=features,
+        head=model.head,
+        is_head=model.is_head,
+        metrics=metrics,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,60 @@
+"""A network as pure functions, with its body and its head apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import Path
+
+
+class Model(NamedTuple):
+    """A network; its parameters are a nested dict with the keys 'body' and 'head'.
+
+    Attributes:
+      init: `key -> parameters`.
+      features: `(parameters, inputs [B, ...]) -> [B, d]`, the body.
+      head: `(parameters, features [B, d]) -> outputs`.
+      is_head: `path -> bool`.
+    """
+
+    init: Callable[[jax.Array], Any]
+    features: Callable[[Any, jax.Array], jax.Array]
+    head: Callable[[Any, jax.Array], jax.Array]
+    is_head: Callable[[Path], bool]
+
+
+class Split(nn.Module):
+    """Two modules in a row: `head(body(x))`."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.body(x))
+
+
+def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) -> Model:
+    """Makes a `Model` of two flax modules.
+
+    Args:
+      body: `[B, *input_shape] -> [B, d]`; it may have no parameters.
+      head: `[B, d] -> outputs`.
+      input_shape: of one example.
+    """
+    network = Split(body, head)
+
+    def init(key):
+        return network.init(key, jnp.zeros((1, *input_shape)))["params"]
+
+    def features(parameters, inputs):
+        return body.apply({"params": parameters.get("body", {})}, inputs)
+
+    def apply_head(parameters, features):
+        return head.apply({"params": parameters["head"]}, features)
+
+    return Model(init, features, apply_head, is_head=lambda path: path[0] == "head")
