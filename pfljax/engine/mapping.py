@@ -24,6 +24,22 @@ AXIS = "devices"
 STATE_AXES = FederatedState(server=None, clients=0, round=None, key=None)
 
 
+def local_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Returns the mesh of this process's devices among `devices` (None means all)."""
+    local = [d for d in devices or jax.devices() if d.process_index == jax.process_index()]
+    return jax.sharding.Mesh(np.array(local), (AXIS,))
+
+
+def spread_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
+    """Returns how an array with a leading device axis lies on the devices of `mesh`."""
+    return jax.NamedSharding(mesh, jax.P(AXIS))
+
+
+def replicate(values: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
+    """Copies arrays to every device of this process, as `in_axes=None` takes them."""
+    return jax.device_put(values, jax.NamedSharding(local_mesh(devices), jax.P()))
+
+
 def over_devices(
     program: Callable,
     *,
@@ -42,11 +58,8 @@ def over_devices(
       devices: the devices to use; None means all.
     """
     # `pmap` wants at least one argument with a device axis, and stateless methods have none.
-    local = [d for d in devices or jax.devices() if d.process_index == jax.process_index()]
-    mesh = jax.sharding.Mesh(np.array(local), (AXIS,))
-    positions = jax.device_put(
-        np.arange(len(local), dtype=np.int32), jax.NamedSharding(mesh, jax.P(AXIS))
-    )
+    mesh = local_mesh(devices)
+    positions = jax.device_put(np.arange(mesh.size, dtype=np.int32), spread_sharding(mesh))
     mapped = jax.pmap(
         lambda position, *args: program(*args),
         axis_name=AXIS,

@@ -47,7 +47,8 @@ def one_round(
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, and the means of the clients' metrics with `cohort`, the number of clients.
+      The next state, and the means of the clients' metrics, with the number of clients (`cohort`),
+      their training examples (`examples`), and what these cost with padding (`slots`).
     """
     round_key = jax.random.fold_in(state.key, state.round)
 
@@ -101,8 +102,13 @@ def one_round(
         )
 
     metrics = {name: value / jnp.maximum(count, 1) for name, value in metrics.items()}
+    chunks = cohort.sizes.reshape(-1, clients_per_chunk)
+    metrics["cohort"] = count
+    metrics["examples"] = jnp.sum(chunks)
+    # Clients trained together all wait for the largest.
+    metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
     clients = store.store(state.clients, mine, rows)
-    return FederatedState(server, clients, state.round + 1, state.key), {**metrics, "cohort": count}
+    return FederatedState(server, clients, state.round + 1, state.key), metrics
 
 
 def build_rounds(

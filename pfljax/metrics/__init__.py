@@ -1,1 +1,5 @@
-"""From per-client sums to numbers that a table can show."""
+"""From per-client sums to the numbers of a table."""
+
+from pfljax.metrics.summary import Summary, over_rounds, summarize
+
+__all__ = ["Summary", "over_rounds", "summarize"]

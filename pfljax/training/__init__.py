@@ -1,1 +1,1 @@
-"""."""
+"""Runs: from a config to results on disk."""

@@ -1,0 +1,56 @@
+"""What a client sends and receives in a round, counted from shapes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, Context
+from pfljax.engine.examples import Examples
+
+
+class Traffic(NamedTuple):
+    """Bytes of one client in one round.
+
+    Attributes:
+      upload: of `ClientOutput.sum` and `ClientOutput.each`.
+      download: of those arrays of the server state that `client_update` reads.
+    """
+
+    upload: int
+    download: int
+
+
+def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) -> Traffic:
+    """Traces one client's update, without running it, and counts.
+
+    Args:
+      algorithm: the method.
+      server: the server state, or its shapes.
+      client: one client's state, or its shapes.
+      examples: of all clients.
+    """
+    context = Context(jax.random.key(0), jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32))
+
+    def update(server, client, client_id):
+        output = algorithm.client_update(server, client, examples.of_client(client_id), context)
+        return output.sum, output.each
+
+    program, uploaded = jax.make_jaxpr(update, return_shape=True)(server, client, jnp.int32(0))
+    read = {
+        id(variable)
+        for equation in program.jaxpr.eqns
+        for variable in equation.invars
+    }
+    read.update(id(variable) for variable in program.jaxpr.outvars)
+    leaves = jax.tree.leaves(server)
+    arguments = program.jaxpr.invars[: len(leaves)]
+    download = sum(
+        tree.num_bytes(leaf)
+        for leaf, variable in zip(leaves, arguments, strict=True)
+        if id(variable) in read
+    )
+    return Traffic(tree.num_bytes(uploaded), download)

@@ -1,0 +1,148 @@
+"""The keys that every config has, so that commands carry over from one study to the next."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
+import ml_collections
+from ml_collections import config_dict
+
+from pfljax.algorithms import ALGORITHMS
+from pfljax.errors import UserError
+
+
+def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str]:
+    """Returns the names and defaults of a method's hyper-parameters, read from its signature.
+
+    Example:
+      >>> from pfljax.algorithms import ALGORITHMS
+      >>> hyperparameters(ALGORITHMS['fedprox'])
+      {'mu': 0.1}
+    """
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and isinstance(parameter.default, bool | int | float | str)
+    }
+
+
+def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDict:
+    """Returns the keys of an optimizer: any optax optimizer, and arguments it may take.
+
+    An argument that is None is not passed, so that optax's default holds.
+
+    Args:
+      name: in optax, such as 'sgd' or 'adam'.
+      learning_rate: its first argument.
+    """
+    config = ml_collections.ConfigDict({"name": name, "learning_rate": learning_rate})
+    for argument in ("momentum", "b1", "b2", "eps", "weight_decay"):
+        config[argument] = config_dict.placeholder(float)
+    config.nesterov = config_dict.placeholder(bool)
+    return config
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default; a study's config changes what it needs to.
+
+    Example:
+      >>> config = default_config()
+      >>> config.algorithm, config.hparams.ditto.lam
+      ('fedavg', 0.1)
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.rounds = 100
+    config.eval_every = 10
+    config.checkpoint_every = 50  # 0: only after the last round
+
+    config.algorithm = "fedavg"
+    config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
+    # What compare.py runs; train.py runs `algorithm` with `seed`.
+    config.algorithms = tuple(ALGORITHMS)
+    config.seeds = (0,)
+
+    config.batch_size = 10
+    config.local_epochs = 1
+    config.drop_remainder = False  # leave out the last batch of an epoch where it is not full
+    config.client_optimizer = optimizer_config("sgd", 0.05)
+    config.client_optimizer.decay = 1.0  # factor on the clients' steps, once per round
+    config.server_optimizer = optimizer_config("sgd", 1.0)
+
+    # size 0: everybody; sampling: 'fixed' or 'poisson'; dropout: share lost after selection.
+    config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0}
+
+    config.data = {
+        "name": "digits",
+        "dir": "",
+        "partition": "dirichlet",
+        "alpha": 0.1,
+        "classes_per_client": 2,
+        "num_clients": 20,
+        "seed": 0,
+        "test_fraction": 0.25,
+        "validation_fraction": 0.1,
+        "unseen_fraction": 0.0,
+    }
+    config.model = {"name": "mlp"}
+    config.engine = {
+        "devices": 0,  # 0: all; on CPU one for each core
+        "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
+        "rounds_per_call": 10,  # the most rounds between two looks from the host
+        "eval_batch_size": 128,
+    }
+    return config
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the known word nearest to a mistyped one, or ''."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require_known(what: str, word: str, known: Iterable[str]) -> None:
+    """Raises a `UserError` with a suggestion where `word` is not among the `known` ones."""
+    known = list(known)
+    if word not in known:
+        raise UserError(
+            f"Unknown {what} {word!r}; known are {', '.join(known)}.{suggest(word, known)}"
+        )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
+    require_known("algorithm", config.algorithm, ALGORITHMS)
+    for name in config.algorithms:
+        require_known("algorithm", name, ALGORITHMS)
+    for key, least in {
+        "rounds": 1,
+        "eval_every": 1,
+        "checkpoint_every": 0,
+        "batch_size": 1,
+        "local_epochs": 1,
+        "seed": 0,
+    }.items():
+        if config[key] < least:
+            raise UserError(f"config.{key} is {config[key]}; it must be at least {least}.")
+    for key in ("devices", "rounds_per_call", "eval_batch_size"):
+        least = 0 if key == "devices" else 1
+        if config.engine[key] < least:
+            raise UserError(
+                f"config.engine.{key} is {config.engine[key]}; it must be at least {least}."
+            )
+    chunk = config.engine.clients_per_chunk
+    if chunk != "auto" and not (chunk.isdigit() and int(chunk) >= 1):
+        raise UserError(
+            f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
+        )
+    if not 0 <= config.cohort.dropout < 1:
+        raise UserError(
+            f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1)."
+        )
+    if not config.seeds:
+        raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
+    if not config.algorithms:
+        raise UserError("config.algorithms is empty; name at least one method.")

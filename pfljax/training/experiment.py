@@ -1,0 +1,176 @@
+"""From a config to everything a run needs; every mistake is told before anything is compiled."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from pfljax import data, models
+from pfljax.algorithms import ALGORITHMS
+from pfljax.core import Algorithm, LocalTraining, Task
+from pfljax.data import FederatedDataset
+from pfljax.engine import mapping, sampling
+from pfljax.engine.evaluate import build_evaluation
+from pfljax.engine.examples import Examples
+from pfljax.engine.round import build_rounds
+from pfljax.engine.start import build_start
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import optimizers, runtime
+
+
+class Experiment(NamedTuple):
+    """One method on one federated data set, ready to run.
+
+    Attributes:
+      config: what it was made from.
+      dataset: on the host.
+      examples: the same on every device.
+      task: model and loss.
+      algorithm: the method.
+      plan: how cohorts are chosen.
+      devices: that run it.
+      start: `(examples, key) -> state`.
+      run_rounds: see `engine.round.build_rounds`.
+      evaluate: see `engine.evaluate.build_evaluation`.
+    """
+
+    config: ml_collections.ConfigDict
+    dataset: FederatedDataset
+    examples: Examples
+    task: Task
+    algorithm: Algorithm
+    plan: sampling.CohortPlan
+    devices: Sequence[jax.Device]
+    start: Callable
+    run_rounds: Callable
+    evaluate: Callable
+
+
+def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
+    """Loads and partitions the config's data set."""
+    return data.load(**config.data)
+
+
+def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
+    """Makes the config's model for a data set."""
+    config_lib.require_known("model", config.model.name, models.MODELS)
+    shape = dataset.inputs.shape[1:]
+    arguments = {name: value for name, value in config.model.items() if name != "name"}
+    model = models.MODELS[config.model.name](shape, dataset.num_classes, **arguments)
+    return models.classification(
+        model, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
+    )
+
+
+def build_local_training(config: ml_collections.ConfigDict) -> LocalTraining:
+    """Makes the config's local training."""
+    decay = config.client_optimizer.decay
+    if not 0 < decay <= 1:
+        raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
+    return LocalTraining(
+        optimizer=optimizers.build(config.client_optimizer, "client_optimizer"),
+        batch_size=config.batch_size,
+        epochs=config.local_epochs,
+        drop_remainder=config.drop_remainder,
+        schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
+    )
+
+
+def build_algorithm(config: ml_collections.ConfigDict, task: Task) -> Algorithm:
+    """Makes the config's method with its hyper-parameters."""
+    factory = ALGORITHMS[config.algorithm]
+    arguments = dict(config.hparams[config.algorithm])
+    server_optimizer = optimizers.build(config.server_optimizer, "server_optimizer")
+    if "server_optimizer" in inspect.signature(factory).parameters:
+        arguments["server_optimizer"] = server_optimizer
+    return factory(task, build_local_training(config), **arguments)
+
+
+def build_plan(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset
+) -> sampling.CohortPlan:
+    """Checks the config's cohort against the population."""
+    cohort = config.cohort
+    config_lib.require_known("cohort.sampling", cohort.sampling, sampling.SAMPLINGS)
+    if not 0 <= cohort.size <= dataset.num_participants:
+        raise UserError(
+            f"config.cohort.size is {cohort.size}, but {dataset.num_participants} clients take "
+            "part; lower it, raise config.data.num_clients, or take 0 for everybody."
+        )
+    return sampling.CohortPlan(
+        num_clients=dataset.num_participants,
+        size=cohort.size or dataset.num_participants,
+        sampling=cohort.sampling,
+        dropout=cohort.dropout,
+    )
+
+
+def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
+    """Copies a data set to every device of this process."""
+    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    examples = Examples(
+        inputs=dataset.inputs,
+        targets=dataset.targets,
+        offsets={name: np.asarray(split.offsets, np.int32) for name, split in splits.items()},
+        sizes={name: np.asarray(split.sizes, np.int32) for name, split in splits.items()},
+        class_counts=dataset.class_counts(),
+        max_train_size=int(dataset.train.sizes.max()),
+        num_participants=dataset.num_participants,
+    )
+    return mapping.replicate(examples, devices)
+
+
+def build(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset | None = None
+) -> Experiment:
+    """Checks a config and makes everything a run needs.
+
+    Args:
+      config: all the keys of `default_config`.
+      dataset: of an experiment with the same `config.data`, to load it only once.
+
+    Raises:
+      UserError: something in the config cannot be meant, or the data cannot be read.
+    """
+    config_lib.check(config)
+    devices = runtime.devices(config.engine.devices)
+    if dataset is None:
+        dataset = build_dataset(config)
+    plan = build_plan(config, dataset)
+    task = build_task(config, dataset)
+    algorithm = build_algorithm(config, task)
+    share = -(-plan.places // len(devices))
+    chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, share)
+    owned = -(-dataset.num_clients // len(devices))
+    eval_chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, owned)
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        examples=place(dataset, devices),
+        task=task,
+        algorithm=algorithm,
+        plan=plan,
+        devices=devices,
+        start=build_start(algorithm, devices=devices),
+        run_rounds=build_rounds(
+            algorithm,
+            plan,
+            clients_per_chunk=chunk,
+            rounds_per_call=config.engine.rounds_per_call,
+            devices=devices,
+        ),
+        evaluate=build_evaluation(
+            algorithm,
+            task,
+            batch_size=config.engine.eval_batch_size,
+            clients_per_chunk=eval_chunk,
+            devices=devices,
+        ),
+    )

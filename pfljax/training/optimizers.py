@@ -1,0 +1,60 @@
+"""From the config of an optimizer to optax."""
+
+from __future__ import annotations
+
+import inspect
+
+import ml_collections
+import optax
+
+from pfljax.errors import UserError
+from pfljax.training.config import suggest
+
+# Keys of an optimizer's config that are not arguments of the optax function.
+_OWN_KEYS = ("name", "decay")
+
+
+def known_optimizers() -> list[str]:
+    """Returns the names of optax's functions that make an optimizer from a learning rate."""
+    return [
+        name
+        for name in dir(optax)
+        if inspect.isfunction(getattr(optax, name))
+        and "learning_rate" in inspect.signature(getattr(optax, name)).parameters
+    ]
+
+
+def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransformation:
+    """Makes an optimizer.
+
+    Args:
+      config: `name`, `learning_rate` and further arguments; those that are None are not passed.
+      key: where the config stands, for error messages.
+
+    Raises:
+      UserError: optax has no such optimizer, or it does not take an argument that is set.
+    """
+    known = known_optimizers()
+    if config.name not in known:
+        raise UserError(
+            f"config.{key}.name is {config.name!r}, which is no optimizer of optax."
+            f"{suggest(config.name, known)}"
+        )
+    factory = getattr(optax, config.name)
+    arguments = {
+        name: value
+        for name, value in config.items()
+        if name not in _OWN_KEYS and value is not None
+    }
+    taken = inspect.signature(factory).parameters
+    for name in arguments:
+        if name not in taken:
+            raise UserError(
+                f"config.{key}.{name} is set, but optax.{config.name} takes no {name!r}; it takes "
+                f"{', '.join(taken)}."
+            )
+    if not config.learning_rate > 0:
+        raise UserError(
+            f"config.{key}.learning_rate is {config.learning_rate}; it must be positive."
+        )
+    return factory(**arguments)

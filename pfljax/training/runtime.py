@@ -1,0 +1,135 @@
+"""Devices, processes, the compilation cache, and the count of what was compiled."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from pfljax.errors import UserError
+
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+_COMPILE_STAGES = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    _BACKEND_COMPILE,
+)
+
+
+def available_cores() -> int:
+    """Returns how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start(*, devices: int = 0, processes: int = 1) -> None:
+    """Prepares JAX before its first use: CPU devices and the persistent compilation cache.
+
+    On CPU one device per core trains as many clients at once, far faster than one client spread
+    over all cores. Where there are GPUs or TPUs, this changes nothing that is used.
+
+    Args:
+      devices: how many the run wants in all; 0 means all there are.
+      processes: that share this machine's cores, for runs of several processes on one host.
+    """
+    wanted = -(-devices // processes) if devices else max(1, available_cores() // processes)
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        # The backend runs already (a notebook, a test): its devices are what there is.
+        pass
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "pfljax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of a run; on SLURM, Cloud TPU and MPI, JAX detects all three itself."""
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The processes could not be joined ({error}); outside SLURM, MPI and Cloud TPU name "
+            "--coordinator=HOST:PORT, --num_processes and --process_id."
+        ) from error
+
+
+def devices(wanted: int) -> Sequence[jax.Device]:
+    """Returns the devices of a run.
+
+    Args:
+      wanted: how many, over all processes; 0 means all there are.
+
+    Raises:
+      UserError: there are fewer, or several processes would not all take part.
+    """
+    present = jax.devices()
+    if wanted > len(present):
+        raise UserError(
+            f"config.engine.devices is {wanted}, but there are {len(present)} "
+            f"{present[0].platform} devices; lower it, or take 0 for all."
+        )
+    if wanted and wanted < len(present) and jax.process_count() > 1:
+        raise UserError(
+            f"config.engine.devices is {wanted}, but {jax.process_count()} processes hold "
+            f"{len(present)} devices; with several processes take 0 for all."
+        )
+    return present[: wanted or len(present)]
+
+
+def clients_per_chunk(setting: str, devices: Sequence[jax.Device], share: int) -> int:
+    """Returns how many clients a device trains together.
+
+    Args:
+      setting: 'auto' or a number.
+      devices: of the run.
+      share: clients of a cohort for each device; more than these are never vmapped.
+    """
+    if setting != "auto":
+        return min(int(setting), share)
+    # One client at a time keeps plain matrix products, which a CPU does best.
+    return 1 if devices[0].platform == "cpu" else share
+
+
+def peak_host_bytes() -> int:
+    """Returns the most memory this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes(devices: Sequence[jax.Device]) -> int | None:
+    """Returns the most memory one device has held; None where the backend does not say (CPU)."""
+    peaks = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use")
+        for device in devices
+        if device.process_index == jax.process_index()
+    ]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+class CompilationCounter:
+    """Counts the XLA programs compiled, and the seconds of tracing, lowering and compiling."""
+
+    def __init__(self):
+        self.programs = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_):
+        if event in _COMPILE_STAGES:
+            self.seconds += seconds
+        if event == _BACKEND_COMPILE:
+            self.programs += 1
+
+    def close(self) -> None:
+        """Stops counting."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -1,0 +1,83 @@
+"""Whose work directory is it? A run never writes over another one."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from pfljax.errors import UserError
+from pfljax.training import writers
+
+# Keys that may differ between a run and its resumption: they change neither state nor meaning.
+_FREE_KEYS = ("algorithms", "seeds", "engine", "eval_every", "checkpoint_every", "rounds")
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the part of a config that one run depends on: of the methods only its own.
+
+    The numbers are as JSON keeps them, so that they compare with what was written.
+    """
+    content = json.loads(config.to_json())
+    content["hparams"] = {config.algorithm: content["hparams"][config.algorithm]}
+    return content
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """Returns the first key at which two configs differ, with both values; None for equal ones.
+
+    Example:
+      >>> first_difference({'a': {'b': 1}}, {'a': {'b': 2}})
+      'a.b is 2 here and 1 there'
+    """
+    for key in sorted(old.keys() | new.keys()):
+        if prefix == "" and key in _FREE_KEYS:
+            continue
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            difference = first_difference(before, after, f"{name}.")
+            if difference:
+                return difference
+        elif before != after:
+            return f"{name} is {after!r} here and {before!r} there"
+    return None
+
+
+def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
+    """Makes the work directory this run's own.
+
+    Args:
+      directory: made where it does not exist.
+      config: of the run; written to `config.json`.
+      resume: the directory must hold an earlier part of the same run.
+
+    Raises:
+      UserError: it holds another run, or one that was not asked to be resumed, or none to resume.
+    """
+    path = directory / "config.json"
+    if path.exists():
+        difference = first_difference(writers.read_json(path), settings(config))
+        if difference:
+            raise UserError(
+                f"{directory} holds a run with another config: {difference}; name another --workdir."
+            )
+        has_checkpoints = any((directory / "checkpoints").glob("[0-9]*"))
+        if has_checkpoints and not resume:
+            raise UserError(
+                f"{directory} holds this run already; add --resume to go on with it, or name "
+                "another --workdir."
+            )
+    elif resume:
+        raise UserError(f"{directory} holds no run to resume; start without --resume.")
+    if jax.process_index() == 0:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            writers.write_json(path, settings(config))
+        except OSError as error:
+            raise UserError(
+                f"{directory} cannot be written ({error.strerror}); name another --workdir."
+            ) from error
