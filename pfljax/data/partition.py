@@ -117,7 +117,7 @@ def dirichlet(
       num_clients: how many clients.
       alpha: the concentration; the smaller, the fewer classes a client has.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 40, or half an even share if that is less.
+      least: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
@@ -128,7 +128,7 @@ def dirichlet(
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> clients = dirichlet(labels, num_clients=5, alpha=0.1, seed=0)
-    >>> sum(map(len, clients)), min(map(len, clients)) >= 40
+    >>> sum(map(len, clients)), min(map(len, clients)) >= 10
     (1000, True)
     """
     _, members = _check(labels, num_clients, seed)
@@ -174,7 +174,7 @@ def _check(labels: np.ndarray, num_clients: int, seed: int) -> tuple[np.ndarray,
 
 
 def _least(num_examples: int, num_clients: int) -> int:
-    return max(1, min(40, num_examples // (2 * num_clients)))
+    return max(1, min(10, num_examples // (2 * num_clients)))
 
 
 def _draw_counts(
@@ -222,7 +222,8 @@ def _advice(
         attempts = _ATTEMPTS_FOR_ADVICE
         return _draw_counts(sizes, clients, concentration, rng, wanted, attempts)[1] >= wanted
 
-    alphas = (alpha * 2**doubling for doubling in range(1, 15))
+    # Rounded as the sentence prints them, so that what was tried is what the user will type.
+    alphas = (float(f"{alpha * 2**doubling:g}") for doubling in range(1, 15))
     populations = (num_clients >> halving for halving in range(1, num_clients.bit_length()))
     larger = next((value for value in alphas if works(num_clients, value)), None)
     fewer = next((value for value in populations if works(value, alpha)), None)
@@ -230,6 +231,6 @@ def _advice(
         "a larger alpha" if larger is None else f"alpha={larger:g}",
         "fewer clients" if fewer is None else f"num_clients={fewer}",
     ]
-    if reached >= 1:
+    if reached >= 2:  # with fewer, a client cannot both train and be tested
         options.append(f"least={reached}")
     return " or ".join(options)
