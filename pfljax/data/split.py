@@ -1,0 +1,192 @@
+"""Each client's examples become training, validation and test rows of one `FederatedDataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pfljax.data import checks
+from pfljax.data.dataset import FederatedDataset, Split
+from pfljax.data.sources import Examples
+from pfljax.errors import UserError
+
+
+class ClientRows(NamedTuple):
+    """Which rows of a pool of examples one client trains, validates and tests on."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Chooses `count` examples so that each label keeps its share, to within one example.
+
+    Args:
+      labels: `[n]` integers.
+      count: how many to choose, from 0 to n.
+      rng: decides which ones.
+
+    Returns:
+      `[n]` bool, True for the chosen ones.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1])
+    >>> labels[stratified_choice(labels, 3, np.random.default_rng(0))].tolist()
+    [0, 0, 1]
+    """
+    chosen = np.zeros(len(labels), bool)
+    if count == 0:
+        return chosen
+    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    quota, remainders = np.divmod(sizes * count, len(labels))
+    # The places that rounding down left over go to the labels that lost most by it.
+    first = np.lexsort((rng.random(len(sizes)), -remainders))
+    quota[first[: count - quota.sum()]] += 1
+    for label, places in enumerate(quota):
+        rows = np.flatnonzero(inverse == label)
+        chosen[rng.choice(rows, places, replace=False)] = True
+    return chosen
+
+
+def split_train(
+    rows: np.ndarray, labels: np.ndarray, validation_fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes a client's validation rows from its training rows, leaving at least one.
+
+    Args:
+      rows: `[n]` row numbers, in the order in which they shall stay.
+      labels: `[n]` their labels.
+      validation_fraction: how much of them to take, in [0, 1).
+      rng: decides which ones.
+
+    Returns:
+      The training rows and the validation rows.
+    """
+    count = min(round(validation_fraction * len(rows)), max(len(rows) - 1, 0))
+    held_out = stratified_choice(labels, count, rng)
+    return rows[~held_out], rows[held_out]
+
+
+def assemble(
+    examples: Examples,
+    client_indices: Sequence[np.ndarray],
+    *,
+    test_fraction: float,
+    validation_fraction: float,
+    unseen_fraction: float,
+    seed: int,
+) -> FederatedDataset:
+    """Splits every client's examples by label and lays them out client by client.
+
+    Args:
+      examples: the pool.
+      client_indices: one array of row numbers per client.
+      test_fraction: the part of a client's examples that it is tested on, in (0, 1); rounded,
+        but always at least one example and never all.
+      validation_fraction: the part of the other examples used to select models, in [0, 1).
+      unseen_fraction: the part of the clients that never train, in [0, 1); when it is not 0, at
+        least one client and never all. They are chosen by `seed` and placed last.
+      seed: whole number; the same seed gives the same data set.
+
+    Returns:
+      The federated data set.
+
+    Raises:
+      UserError: an argument makes no sense, or a client has fewer than two examples.
+
+    >>> pool = Examples("toy", np.zeros((8, 1)), np.array([0, 1] * 4, np.int32), 2)
+    >>> data = assemble(pool, [np.arange(4), np.arange(4, 8)], test_fraction=0.25,
+    ...                 validation_fraction=0.34, unseen_fraction=0.0, seed=0)
+    >>> data.train.sizes.tolist(), data.validation.sizes.tolist(), data.test.sizes.tolist()
+    ([2, 2], [1, 1], [1, 1])
+    """
+    checks.fraction("test_fraction", test_fraction, positive=True)
+    checks.fraction("validation_fraction", validation_fraction)
+    rng = generator(seed)
+    clients = []
+    for client, indices in enumerate(client_indices):
+        if len(indices) < 2:
+            raise UserError(
+                f"Client {client} has {len(indices)} examples but needs one to train and one to "
+                "test on: use fewer clients or a larger `least`."
+            )
+        rows = rng.permutation(indices)
+        labels = examples.targets[rows]
+        count = min(max(round(test_fraction * len(rows)), 1), len(rows) - 1)
+        held_out = stratified_choice(labels, count, rng)
+        remaining = rows[~held_out]
+        train, validation = split_train(remaining, labels[~held_out], validation_fraction, rng)
+        clients.append(ClientRows(train, validation, rows[held_out]))
+    return lay_out(examples, clients, unseen_fraction=unseen_fraction, rng=rng)
+
+
+def lay_out(
+    examples: Examples,
+    clients: Sequence[ClientRows],
+    *,
+    unseen_fraction: float,
+    rng: np.random.Generator,
+) -> FederatedDataset:
+    """Copies the clients' rows into flat arrays, the unseen clients last.
+
+    Args:
+      examples: the pool that the rows refer to.
+      clients: every client's rows.
+      unseen_fraction: the part of the clients that never train, in [0, 1).
+      rng: decides which ones.
+
+    Returns:
+      The federated data set.
+
+    Raises:
+      UserError: `unseen_fraction` leaves no client to train or makes no sense.
+    """
+    num_unseen = _count_unseen(len(clients), unseen_fraction)
+    unseen = np.zeros(len(clients), bool)
+    unseen[rng.choice(len(clients), num_unseen, replace=False)] = True
+    ordered = [clients[client] for client in np.argsort(unseen, kind="stable")]
+    order = np.concatenate([rows for client in ordered for rows in client])
+    sizes = np.array([[len(rows) for rows in client] for client in ordered], np.int32)
+    ends = np.cumsum(sizes, dtype=np.int32).reshape(sizes.shape)
+    splits = [
+        Split(np.ascontiguousarray(offsets), np.ascontiguousarray(lengths))
+        for offsets, lengths in zip((ends - sizes).T, sizes.T, strict=True)
+    ]
+    return FederatedDataset(
+        examples.name,
+        examples.inputs[order],
+        examples.targets[order],
+        *splits,
+        num_classes=examples.num_classes,
+        mean=examples.mean,
+        std=examples.std,
+        num_unseen=num_unseen,
+    )
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Returns the splits' own stream of random numbers, independent of the partition's.
+
+    Args:
+      seed: whole number.
+
+    Returns:
+      A generator that the partition of the same seed does not share.
+
+    Raises:
+      UserError: the seed is not a whole number of at least 0.
+    """
+    checks.whole("seed", seed, 0)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+
+
+def _count_unseen(num_clients: int, unseen_fraction: float) -> int:
+    if checks.fraction("unseen_fraction", unseen_fraction) == 0:
+        return 0
+    if num_clients < 2:
+        raise UserError(
+            "unseen_fraction holds out clients, but there is only one: use 0 or more clients."
+        )
+    return min(max(round(unseen_fraction * num_clients), 1), num_clients - 1)

@@ -1,0 +1,82 @@
+"""The entry that programs call: every name and partition, and a hint for every slip."""
+
+import re
+
+import numpy as np
+import pytest
+
+from pfljax import data
+from pfljax.errors import UserError
+
+
+@pytest.mark.parametrize("partition", ["iid", "pathological", "dirichlet"])
+def test_digits(partition):
+    loaded = data.load(name="digits", partition=partition, unseen_fraction=0.2)
+    assert (loaded.num_clients, loaded.num_unseen, loaded.num_participants) == (20, 4, 16)
+    sizes = [split.sizes for split in (loaded.train, loaded.validation, loaded.test)]
+    assert np.sum(sizes) == len(loaded.targets) == 1797
+    assert loaded.class_counts().sum() == sizes[0].sum()
+    classes = (loaded.class_counts() > 0).sum(axis=1)
+    if partition == "pathological":
+        assert classes.max() == 2
+    elif partition == "iid":
+        assert classes.min() >= 8
+
+
+def test_the_same_settings_give_the_same_data():
+    settings = dict(name="digits", partition="dirichlet", seed=5)
+    one, two = data.load(**settings), data.load(**settings)
+    np.testing.assert_array_equal(one.inputs, two.inputs)
+    other = data.load(**settings | {"seed": 6})
+    assert not np.array_equal(one.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("partition", data.PARTITIONS)
+def test_given_clients_stay_whatever_the_partition(tmp_path, partition):
+    original = data.load(name="digits", num_clients=7, partition="iid")
+    file = str(tmp_path / "digits.npz")
+    data.save_npz(file, original)
+    loaded = data.load(name="npz", dir=file, partition=partition, num_clients=3)
+    np.testing.assert_array_equal(loaded.train.offsets, original.train.offsets)
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data.save_npz("~/digits.npz", data.load(name="digits", partition="iid"))
+    assert (tmp_path / "digits.npz").exists()
+    assert data.load(name="npz", dir="~/digits.npz", partition="natural").name == "digits"
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(name="digit"), "did you mean 'digits'?"),
+        (dict(name="fashion-mnist"), "did you mean 'fashion_mnist'?"),
+        (dict(name="zzz"), "Choose one of digits, mnist, fashion_mnist, pfllib, npz"),
+        (dict(name="digits", partition="dirichelt"), "did you mean 'dirichlet'?"),
+        (dict(name="digits", partition="natural"), "no natural clients"),
+        (dict(name="npz"), "data.dir"),
+        (dict(name="pfllib"), "data.dir"),
+        (dict(name="digits", alpha=-1.0), "alpha"),
+        (dict(name="digits", num_clients=0), "num_clients"),
+        (dict(name="digits", test_fraction=2.0), "test_fraction"),
+        (dict(name="digits", partition="iid", num_clients=1000), "one to train"),
+        (dict(name="digits", seed=-3), "seed"),
+    ],
+)
+def test_slips(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.load(**settings)
+
+
+def test_describe():
+    loaded = data.load(name="digits", partition="pathological", unseen_fraction=0.1)
+    text = data.describe(loaded)
+    assert "digits: 20 clients (2 unseen), 1797 examples" in text
+    assert "training classes per client 2 / 2 / 2" in text
+    assert f"test {loaded.test.sizes.sum()} examples" in text
+
+
+def test_all_that_is_exported_exists():
+    assert all(hasattr(data, name) for name in data.__all__)
+    assert set(data.DATASETS) == {"digits", "mnist", "fashion_mnist", "pfllib", "npz"}

@@ -1,0 +1,163 @@
+"""Splits: nothing is lost or shared, labels keep their shares, unseen clients come last."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfljax.data import partition, sources, split
+from pfljax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+def pool(labels):
+    """Examples whose only input is their row number, so that they can be traced."""
+    rows = np.arange(len(labels))[:, None]
+    return sources.Examples("toy", rows, np.asarray(labels, np.int32), int(max(labels)) + 1)
+
+
+def rows_of(data, name, client):
+    offsets, sizes = getattr(data, name)
+    return data.inputs[offsets[client] : offsets[client] + sizes[client], 0]
+
+
+def assemble(labels, clients, **changes):
+    arguments = dict(test_fraction=0.25, validation_fraction=0.2, unseen_fraction=0.0, seed=0)
+    return split.assemble(pool(labels), clients, **arguments | changes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    st.floats(0, 1),
+    st.integers(0, 2**32),
+)
+def test_stratified_choice_keeps_shares_to_within_one(labels, share, seed):
+    labels = np.array(labels)
+    count = int(share * len(labels))
+    chosen = split.stratified_choice(labels, count, np.random.default_rng(seed))
+    assert chosen.sum() == count
+    for label in np.unique(labels):
+        exact = np.sum(labels == label) * count / len(labels)
+        assert abs(np.sum(chosen[labels == label]) - exact) < 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=12, max_size=80),
+    st.integers(1, 6),
+    st.floats(0.01, 0.99),
+    st.floats(0, 0.99),
+    st.floats(0, 0.99),
+    st.integers(0, 2**32),
+)
+def test_every_example_goes_to_one_split_of_its_client(
+    labels, num_clients, test_fraction, validation_fraction, unseen_fraction, seed
+):
+    clients = partition.iid(np.array(labels), num_clients, seed)
+    if num_clients == 1:
+        unseen_fraction = 0.0
+    data = assemble(
+        labels,
+        clients,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        unseen_fraction=unseen_fraction,
+        seed=seed,
+    )
+    assert data.num_clients == num_clients
+    assert 0 <= data.num_unseen < num_clients
+    np.testing.assert_array_equal(data.targets, np.array(labels)[data.inputs[:, 0]])
+    assert data.train.sizes.min() >= 1 and data.test.sizes.min() >= 1
+    # One after the other: training, validation, test, then the next client.
+    sizes = np.stack([getattr(data, name).sizes for name in SPLITS], axis=1).ravel()
+    offsets = np.stack([getattr(data, name).offsets for name in SPLITS], axis=1).ravel()
+    np.testing.assert_array_equal(offsets, np.cumsum(sizes) - sizes)
+    assert sizes.sum() == len(labels)
+    held = [
+        tuple(sorted(np.concatenate([rows_of(data, name, client) for name in SPLITS])))
+        for client in range(num_clients)
+    ]
+    assert sorted(held) == sorted(tuple(rows) for rows in clients)
+    # Participants keep their order, and so do the unseen clients after them.
+    order = [[tuple(rows) for rows in clients].index(rows) for rows in held]
+    assert order[: data.num_participants] == sorted(order[: data.num_participants])
+    assert order[data.num_participants :] == sorted(order[data.num_participants :])
+
+
+def test_fractions_are_those_asked_for():
+    labels = np.tile(np.arange(4), 50)
+    data = assemble(labels, np.split(np.arange(200), 2))
+    assert data.test.sizes.tolist() == [25, 25]
+    assert data.validation.sizes.tolist() == [15, 15]
+    assert data.train.sizes.tolist() == [60, 60]
+    assert data.train.offsets.dtype == data.train.sizes.dtype == np.int32
+    assert assemble(labels, [np.arange(200)], validation_fraction=0.0).validation.sizes == [0]
+
+
+def test_every_split_of_a_client_has_its_mixture_of_labels():
+    labels = np.repeat([0, 1, 2], [120, 60, 20])
+    data = assemble(labels, [np.arange(200)])
+    for name, expected in zip(SPLITS, ([72, 36, 12], [18, 9, 3], [30, 15, 5]), strict=True):
+        assert np.bincount(labels[rows_of(data, name, 0)]).tolist() == expected
+
+
+def test_rows_are_shuffled_within_a_split():
+    data = assemble(np.repeat(np.arange(4), 50), [np.arange(200)])
+    assert len(np.unique(data.targets[:20])) > 1
+
+
+def test_unseen_clients_are_chosen_by_seed_and_placed_last():
+    labels = np.tile(np.arange(2), 50)
+    clients = np.split(np.arange(100), 10)
+
+    def unseen(seed):
+        data = assemble(labels, clients, unseen_fraction=0.3, seed=seed)
+        assert data.num_unseen == 3 and data.num_participants == 7
+        return [rows_of(data, "train", client)[0] // 10 for client in (7, 8, 9)]
+
+    assert unseen(0) == unseen(0)
+    assert len({tuple(unseen(seed)) for seed in range(8)}) > 1
+    assert assemble(labels, clients, unseen_fraction=0.01).num_unseen == 1
+
+
+def test_the_split_does_not_depend_on_who_is_unseen():
+    labels = np.tile(np.arange(2), 50)
+    clients = np.split(np.arange(100), 10)
+
+    def tests(unseen_fraction):
+        data = assemble(labels, clients, unseen_fraction=unseen_fraction)
+        return {tuple(rows_of(data, "test", client)) for client in range(10)}
+
+    assert tests(0.0) == tests(0.5)
+
+
+def test_a_client_too_small_is_named():
+    with pytest.raises(UserError, match="Client 1 has 1 examples"):
+        assemble([0, 1, 0], [np.array([0, 1]), np.array([2])])
+    assemble([0, 1, 0, 1], [np.array([0, 1]), np.array([2, 3])], test_fraction=0.9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"test_fraction": 0.0},
+        {"test_fraction": 1.0},
+        {"test_fraction": "half"},
+        {"validation_fraction": 1.0},
+        {"validation_fraction": -0.1},
+        {"validation_fraction": float("nan")},
+        {"unseen_fraction": 1.0},
+        {"seed": -1},
+        {"seed": 0.5},
+    ],
+)
+def test_arguments_that_make_no_sense(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        assemble([0, 1, 0, 1], [np.arange(4)], **changes)
+
+
+def test_the_only_client_cannot_be_unseen():
+    with pytest.raises(UserError, match="only one"):
+        assemble([0, 1, 0, 1], [np.arange(4)], unseen_fraction=0.5)
