@@ -6,7 +6,7 @@ Chunks of one are not vmapped at all: on a CPU a plain matrix product beats a ba
 
 from __future__ import annotations
 
-import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +40,45 @@ def replicate(values: PyTree, devices: Sequence[jax.Device] | None = None) -> Py
     return jax.device_put(values, jax.NamedSharding(local_mesh(devices), jax.P()))
 
 
+class Program:
+    """A function compiled once, at its first call, for the shapes of that call.
+
+    Attributes:
+      compile_seconds: of tracing, lowering and compiling; 0 before the first call.
+      device_bytes: what a device needs for arguments, results and in between, as XLA plans it.
+    """
+
+    def __init__(self, function: Callable, positions: jax.Array):
+        self._function = function
+        self._positions = positions
+        self._compiled = None
+        self.compile_seconds = 0.0
+        self.device_bytes: int | None = None
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Returns the program before XLA compiles it, for those who want to read it."""
+        return self._function.lower(self._positions, *args)
+
+    def compile(self, *args: Any) -> jax.stages.Compiled:
+        """Compiles for the shapes of `args`, the first time; returns the compiled program."""
+        if self._compiled is None:
+            begin = time.perf_counter()
+            self._compiled = self.lower(*args).compile()
+            self.compile_seconds = time.perf_counter() - begin
+            plan = self._compiled.memory_analysis()
+            if plan is not None:
+                self.device_bytes = (
+                    plan.argument_size_in_bytes
+                    + plan.output_size_in_bytes
+                    + plan.temp_size_in_bytes
+                    - plan.alias_size_in_bytes
+                )
+        return self._compiled
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compile(*args)(self._positions, *args)
+
+
 def over_devices(
     program: Callable,
     *,
@@ -47,8 +86,8 @@ def over_devices(
     out_axes: Any,
     donate: tuple[int, ...] = (),
     devices: Sequence[jax.Device] | None = None,
-) -> Callable:
-    """Compiles `program` to run on all devices at once, each with its slice of the inputs.
+) -> Program:
+    """Prepares `program` to run on all devices at once, each with its slice of the inputs.
 
     Args:
       program: may call the collectives below.
@@ -68,7 +107,7 @@ def over_devices(
         donate_argnums=tuple(argument + 1 for argument in donate),
         devices=devices,
     )
-    return functools.partial(mapped, positions)
+    return Program(mapped, positions)
 
 
 def device_index() -> jax.Array:

@@ -23,9 +23,7 @@ def build_start(algorithm: Algorithm, *, devices: Sequence[jax.Device] | None = 
     """
 
     def program(examples, key):
-        server = algorithm.init_server(
-            jax.random.fold_in(key, _SERVER_KEY), examples.population()
-        )
+        server = algorithm.init_server(jax.random.fold_in(key, _SERVER_KEY), examples.population())
 
         def one(client_id):
             profile = examples.profile(client_id)

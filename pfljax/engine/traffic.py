@@ -40,11 +40,7 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
         return output.sum, output.each
 
     program, uploaded = jax.make_jaxpr(update, return_shape=True)(server, client, jnp.int32(0))
-    read = {
-        id(variable)
-        for equation in program.jaxpr.eqns
-        for variable in equation.invars
-    }
+    read = {id(variable) for equation in program.jaxpr.eqns for variable in equation.invars}
     read.update(id(variable) for variable in program.jaxpr.outvars)
     leaves = jax.tree.leaves(server)
     arguments = program.jaxpr.invars[: len(leaves)]

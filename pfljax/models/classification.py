@@ -10,9 +10,7 @@ from pfljax.core import Task
 from pfljax.models.model import Model
 
 
-def classification(
-    model: Model, *, num_classes: int, mean: float = 0.0, std: float = 1.0
-) -> Task:
+def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: float = 1.0) -> Task:
     """Returns the task of classifying with `model`.
 
         L(theta, batch) = mean over real examples of -log softmax(f_theta((x - mean) / std))_y

@@ -48,9 +48,7 @@ def patches(x: jax.Array, height: int, width: int) -> jax.Array:
       width: of a window.
     """
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    windows = [
-        x[:, i : i + rows, j : j + columns, :] for i in range(height) for j in range(width)
-    ]
+    windows = [x[:, i : i + rows, j : j + columns, :] for i in range(height) for j in range(width)]
     return jnp.concatenate(windows, axis=-1)
 
 
@@ -104,7 +102,9 @@ def _max_pool_backward(x, gradient):
     left = jnp.where(upper, a >= b, c >= d)
     zero = jnp.zeros_like(gradient)
     columns = [
-        jnp.stack([jnp.where(row & left, gradient, zero), jnp.where(row & ~left, gradient, zero)], 3)
+        jnp.stack(
+            [jnp.where(row & left, gradient, zero), jnp.where(row & ~left, gradient, zero)], 3
+        )
         for row in (upper, ~upper)
     ]
     return (jnp.stack(columns, axis=2).reshape(x.shape),)

@@ -122,9 +122,7 @@ class Checkpoints:
         """
         newest = self.latest_round()
         if newest is None:
-            raise UserError(
-                f"There is no checkpoint in {self._directory}; start without --resume."
-            )
+            raise UserError(f"There is no checkpoint in {self._directory}; start without --resume.")
         template = to_host(like, num_clients)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(template)

@@ -139,9 +139,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
         )
     if not 0 <= config.cohort.dropout < 1:
-        raise UserError(
-            f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1)."
-        )
+        raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1).")
     if not config.seeds:
         raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
     if not config.algorithms:

@@ -93,9 +93,7 @@ def build_algorithm(config: ml_collections.ConfigDict, task: Task) -> Algorithm:
     return factory(task, build_local_training(config), **arguments)
 
 
-def build_plan(
-    config: ml_collections.ConfigDict, dataset: FederatedDataset
-) -> sampling.CohortPlan:
+def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
     """Checks the config's cohort against the population."""
     cohort = config.cohort
     config_lib.require_known("cohort.sampling", cohort.sampling, sampling.SAMPLINGS)
@@ -127,9 +125,7 @@ def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
     return mapping.replicate(examples, devices)
 
 
-def build(
-    config: ml_collections.ConfigDict, dataset: FederatedDataset | None = None
-) -> Experiment:
+def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = None) -> Experiment:
     """Checks a config and makes everything a run needs.
 
     Args:

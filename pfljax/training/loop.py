@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pfljax import metrics
@@ -36,7 +35,7 @@ def run(
     Args:
       experiment: what to run.
       directory: the work directory; made where it does not exist.
-      resume: go on from the newest checkpoint in it.
+      resume: go on from the newest checkpoint in it, if there is one.
       progress: is told how far the run is.
 
     Returns:
@@ -49,12 +48,16 @@ def run(
     workdir.claim(directory, config, resume=resume)
     counter = runtime.CompilationCounter()
     checkpoints = Checkpoints(directory / "checkpoints")
-    num_rounds = jnp.int32(config.rounds)
-    # One copy on every device, as the programs return it: no transfer, no second compilation.
+    num_rounds = np.int32(config.rounds)
     state = experiment.start(examples, jax.random.key(config.seed))
-    if resume:
+    if resume and checkpoints.latest_round() is not None:
         state = checkpoints.restore(state, examples.num_clients, experiment.devices)
     done = int(state.round)
+    if done > config.rounds:
+        raise UserError(
+            f"{directory} holds a run of {done} rounds and config.rounds is {config.rounds}; raise "
+            "it, or name another --workdir."
+        )
     rows = [row for row in writers.read_rows(directory / "metrics.jsonl") if row["round"] <= done]
     first_process = jax.process_index() == 0
     writer = writers.MetricsWriter(directory, rows) if first_process else None
@@ -106,6 +109,7 @@ class _Clock:
 
     def __init__(self, counter: runtime.CompilationCounter):
         self._counter = counter
+        self.compile_seconds = 0.0
         self.round_seconds: list[float] = []
         self.evaluation_seconds: list[float] = []
         self.round_compilations = 0
@@ -113,22 +117,20 @@ class _Clock:
         self.examples: list[float] = []
         self.slots: list[float] = []
 
-    @property
-    def compile_seconds(self) -> float:
-        return self._counter.seconds
-
-    def _timed(self, function):
-        programs, seconds = self._counter.programs, self._counter.seconds
+    def _timed(self, program, *args):
+        """Runs a program; returns its result, its seconds, and how many programs it compiled."""
+        programs = self._counter.programs
+        if program.compile_seconds == 0:
+            program.compile(*args)
+            self.compile_seconds += program.compile_seconds
         begin = time.perf_counter()
-        result = jax.block_until_ready(function())
-        elapsed = time.perf_counter() - begin
-        compiled = self._counter.programs - programs
-        return result, elapsed - (self._counter.seconds - seconds), compiled
+        result = jax.block_until_ready(program(*args))
+        return result, time.perf_counter() - begin, self._counter.programs - programs
 
     def run_rounds(self, experiment, state, num_rounds, now):
         first = not self.round_seconds
         (state, history), seconds, compiled = self._timed(
-            lambda: experiment.run_rounds(state, experiment.examples, num_rounds, jnp.int32(now))
+            experiment.run_rounds, state, experiment.examples, num_rounds, np.int32(now)
         )
         history = {name: np.asarray(values)[:now] for name, values in history.items()}
         self.round_seconds.append(seconds / now)
@@ -140,7 +142,7 @@ class _Clock:
 
     def evaluate(self, experiment, state, num_rounds):
         evaluation, seconds, compiled = self._timed(
-            lambda: experiment.evaluate(state, experiment.examples, num_rounds)
+            experiment.evaluate, state, experiment.examples, num_rounds
         )
         self.later_compilations += compiled if self.evaluation_seconds else 0
         self.evaluation_seconds.append(seconds)
@@ -248,12 +250,12 @@ def _result(experiment: Experiment, state, rows, clock: _Clock) -> dict[str, Any
         "global_accuracy": _accuracy(rows, "global"),
         "seconds_compile": clock.compile_seconds,
         "seconds_per_round": seconds,
-        "seconds_per_evaluation": _median(
-            clock.evaluation_seconds[1:] or clock.evaluation_seconds
-        ),
+        "seconds_per_evaluation": _median(clock.evaluation_seconds[1:] or clock.evaluation_seconds),
         "examples_per_second": examples / seconds if seconds and examples else None,
         "padding_fraction": 1 - examples / slots if slots else None,
-        "peak_device_bytes": runtime.peak_device_bytes(experiment.devices),
+        "peak_device_bytes": runtime.peak_device_bytes(
+            experiment.devices, [experiment.run_rounds, experiment.evaluate]
+        ),
         "peak_host_bytes": runtime.peak_host_bytes(),
         "upload_bytes": bytes_of.upload,
         "download_bytes": bytes_of.download,

@@ -42,9 +42,7 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
         )
     factory = getattr(optax, config.name)
     arguments = {
-        name: value
-        for name, value in config.items()
-        if name not in _OWN_KEYS and value is not None
+        name: value for name, value in config.items() if name not in _OWN_KEYS and value is not None
     }
     taken = inspect.signature(factory).parameters
     for name in arguments:

@@ -10,14 +10,8 @@ from collections.abc import Sequence
 
 import jax
 
+from pfljax.engine import mapping
 from pfljax.errors import UserError
-
-_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
-_COMPILE_STAGES = (
-    "/jax/core/compile/jaxpr_trace_duration",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    _BACKEND_COMPILE,
-)
 
 
 def available_cores() -> int:
@@ -106,28 +100,29 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def peak_device_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """Returns the most memory one device has held; None where the backend does not say (CPU)."""
+def peak_device_bytes(
+    devices: Sequence[jax.Device], programs: Sequence[mapping.Program]
+) -> int | None:
+    """Returns the most memory one device has held; where it does not say (CPU), XLA's plan."""
     peaks = [
         (device.memory_stats() or {}).get("peak_bytes_in_use")
         for device in devices
         if device.process_index == jax.process_index()
     ]
-    return max((peak for peak in peaks if peak is not None), default=None)
+    peaks = [peak for peak in peaks if peak is not None]
+    peaks = peaks or [program.device_bytes for program in programs if program.device_bytes]
+    return max(peaks, default=None)
 
 
 class CompilationCounter:
-    """Counts the XLA programs compiled, and the seconds of tracing, lowering and compiling."""
+    """Counts the XLA programs compiled while it is open."""
 
     def __init__(self):
         self.programs = 0
-        self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, seconds: float, **_):
-        if event in _COMPILE_STAGES:
-            self.seconds += seconds
-        if event == _BACKEND_COMPILE:
+        if event == "/jax/core/compile/backend_compile_duration":
             self.programs += 1
 
     def close(self) -> None:

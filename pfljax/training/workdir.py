@@ -47,32 +47,35 @@ def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
     return None
 
 
+def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` where the run in a work directory was started with another config."""
+    difference = first_difference(writers.read_json(directory / "config.json"), settings(config))
+    if difference:
+        raise UserError(
+            f"{directory} holds a run with another config: {difference}; name another --workdir."
+        )
+
+
 def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
     """Makes the work directory this run's own.
 
     Args:
       directory: made where it does not exist.
       config: of the run; written to `config.json`.
-      resume: the directory must hold an earlier part of the same run.
+      resume: the directory may hold an earlier part of the same run.
 
     Raises:
-      UserError: it holds another run, or one that was not asked to be resumed, or none to resume.
+      UserError: it holds another run, or one that was not asked to be resumed.
     """
     path = directory / "config.json"
     if path.exists():
-        difference = first_difference(writers.read_json(path), settings(config))
-        if difference:
-            raise UserError(
-                f"{directory} holds a run with another config: {difference}; name another --workdir."
-            )
+        require_same(directory, config)
         has_checkpoints = any((directory / "checkpoints").glob("[0-9]*"))
         if has_checkpoints and not resume:
             raise UserError(
                 f"{directory} holds this run already; add --resume to go on with it, or name "
                 "another --workdir."
             )
-    elif resume:
-        raise UserError(f"{directory} holds no run to resume; start without --resume.")
     if jax.process_index() == 0:
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,18 @@
+"""All methods on the digits of scikit-learn, which need no download.
+
+1,797 images of 8x8 pixels, 20 clients with Dirichlet(0.1) label skew, an MLP 64-100-10, 60 rounds
+of one local epoch, two seeds.
+
+    python experiments/compare.py --config=configs/quickstart.py --workdir=WORKDIR
+"""
+
+from pfljax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.rounds = 60
+    config.eval_every = 5
+    config.checkpoint_every = 0
+    config.seeds = (0, 1)
+    return config

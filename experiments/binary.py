@@ -1,0 +1,122 @@
+"""What every binary does: flags, processes, progress, and errors told in one sentence.
+
+Exit status: 0 done, 2 a mistake of the user's (one sentence on standard error), anything else a
+fault of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+import rich.console
+import rich.progress
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from pfljax.errors import UserError
+from pfljax.training import runtime
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The study: a file such as configs/quickstart.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go.")
+_QUIET = flags.DEFINE_bool("quiet", False, "No progress bar and no table, only errors.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a SLURM, MPI or Cloud TPU job."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where nothing is detected by itself."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
+
+# All that parsing flags and loading a config file may meet through a typo.
+_TYPOS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError)
+
+console = rich.console.Console()
+if not console.is_terminal:  # A log file has room for the whole table.
+    console = rich.console.Console(width=100)
+
+
+def run(main: Callable) -> None:
+    """Parses the flags, prepares JAX and calls `main(config, workdir)`; ends the process."""
+    try:
+        config, workdir = _parse(sys.argv)
+        joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
+        local_processes = _NUM_PROCESSES.value if _COORDINATOR.value else 1
+        runtime.start(devices=config.engine.devices, processes=local_processes or 1)
+        if joined:
+            runtime.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        main(config, workdir)
+        if joined:
+            jax.distributed.shutdown()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(argv: list[str]):
+    app.define_help_flags()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = flags.FLAGS(argv)
+    except _TYPOS as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"The command line cannot be meant: {message}") from error
+    if len(rest) > 1:
+        raise UserError(f"Unexpected argument {rest[1]!r}; options begin with two dashes.")
+    if _CONFIG.value is None:
+        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    if _WORKDIR.value is None:
+        raise UserError("Name a directory for the results with --workdir=DIR.")
+    return _CONFIG.value, pathlib.Path(_WORKDIR.value)
+
+
+def say(what) -> None:
+    """Prints to standard output, from the first process and unless `--quiet`."""
+    if not _QUIET.value and jax.process_index() == 0:
+        console.print(what)
+
+
+@contextlib.contextmanager
+def progress(rounds: int) -> Iterator[Callable[[str], Callable[[int, dict[str, float]], None]]]:
+    """Shows a bar for each run, with rounds per second and the current accuracies.
+
+    Args:
+      rounds: of every run.
+
+    Yields:
+      `name -> report`, where `report(rounds_done, scores)` moves the bar of that name.
+    """
+    columns = (
+        rich.progress.TextColumn("{task.description:<14}"),
+        rich.progress.BarColumn(bar_width=24),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[speed]:>12}"),
+        rich.progress.TextColumn("{task.fields[scores]}"),
+    )
+    hidden = _QUIET.value or jax.process_index() != 0
+    with rich.progress.Progress(*columns, console=console, disable=hidden) as bars:
+
+        def add(name):
+            bar = bars.add_task(name, total=rounds, speed="", scores="")
+
+            def report(done, scores):
+                speed = bars.tasks[bar].speed
+                bars.update(
+                    bar,
+                    completed=done,
+                    speed=f"{speed:.1f} rounds/s" if speed else "",
+                    scores="  ".join(f"{who} {value:.1%}" for who, value in scores.items()),
+                )
+
+            return report
+
+        yield add

@@ -1,0 +1,90 @@
+"""Runs several methods with several seeds on one federated data set, and compares them.
+
+    python experiments/compare.py --config=configs/quickstart.py --workdir=WORKDIR \
+        --config.algorithms="('local','fedavg','ditto')" --config.seeds="(0,1,2)"
+
+Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
+repeated and interrupted ones go on, so the same command continues after a preemption, and a
+method added to it costs only itself. At the end: the table, `comparison.md`, `comparison.csv`,
+`curves.png` and `clients.png`.
+"""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+
+import binary
+import jax
+
+from pfljax.training import experiment, loop, report, workdir, writers
+
+
+def _finished(directory: pathlib.Path, config) -> bool:
+    """Whether this very run has been done; raises a UserError where another one has."""
+    result = directory / "result.json"
+    if not result.exists():
+        return False
+    workdir.require_same(directory, config)
+    return writers.read_json(result)["rounds"] == config.rounds
+
+
+def _variant(config, algorithm: str, seed: int):
+    variant = copy.deepcopy(config)
+    with variant.unlocked():
+        variant.algorithm, variant.seed = algorithm, seed
+    return variant
+
+
+def main(config, directory):
+    places = {
+        (name, seed): directory / name / f"seed_{seed}"
+        for name in config.algorithms
+        for seed in config.seeds
+    }
+    open_runs = [
+        run for run, place in places.items() if not _finished(place, _variant(config, *run))
+    ]
+    # Every method is built before the first one runs, so that no mistake shows up after an hour.
+    dataset = experiment.build_dataset(config) if open_runs else None
+    built = {
+        name: experiment.build(_variant(config, name, config.seeds[0]), dataset)
+        for name in dict.fromkeys(name for name, _ in open_runs)
+    }
+    with binary.progress(config.rounds) as add_bar:
+        for name, seed in open_runs:
+            loop.run(
+                built[name]._replace(config=_variant(config, name, seed)),
+                places[name, seed],
+                resume=True,
+                progress=add_bar(f"{name}, seed {seed}"),
+            )
+    if jax.process_index() == 0:
+        _report(config, directory, places)
+
+
+def _report(config, directory: pathlib.Path, places) -> None:
+    runs = {
+        name: [report.read_run(places[name, seed]) for seed in config.seeds]
+        for name in config.algorithms
+    }
+    first = runs[config.algorithms[0]][0].result
+    skew = {
+        "dirichlet": f"Dirichlet({config.data.alpha:g})",
+        "pathological": f"{config.data.classes_per_client} classes each",
+    }.get(first["partition"], first["partition"])
+    title = (
+        f"{first['dataset']}, {first['num_clients']} clients, {skew}, {first['model']}, "
+        f"{config.rounds} rounds, {len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    )
+    report.write_markdown(directory / "comparison.md", runs, title)
+    report.write_csv(directory / "comparison.csv", runs)
+    report.plot_curves(directory / "curves.png", runs, title)
+    report.plot_clients(directory / "clients.png", runs, title)
+    binary.say(report.table(runs, title))
+    binary.say(report.EXPLANATION)
+    binary.say(f"comparison.md, comparison.csv, curves.png and clients.png are in {directory}")
+
+
+if __name__ == "__main__":
+    binary.run(main)

@@ -1,0 +1,36 @@
+"""Trains and evaluates one method.
+
+    python experiments/train.py --config=configs/quickstart.py --workdir=WORKDIR \
+        --config.algorithm=ditto --config.hparams.ditto.lam=0.5
+
+The work directory then holds `config.json`, `metrics.jsonl`, `clients.npz`, `checkpoints/`,
+`result.json` and TensorBoard events. The same command with `--resume` goes on after a preemption.
+"""
+
+from __future__ import annotations
+
+import binary
+from absl import flags
+
+from pfljax.training import experiment, loop
+
+_RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, if there is one.")
+
+
+def main(config, workdir):
+    built = experiment.build(config)
+    with binary.progress(config.rounds) as add_bar:
+        result = loop.run(built, workdir, resume=_RESUME.value, progress=add_bar(config.algorithm))
+    for model in ("personal", "global"):
+        accuracy = result[f"{model}_accuracy"]
+        if accuracy is not None:
+            binary.say(
+                f"{config.algorithm}, {model} model: test accuracy {accuracy['last']:.2%} after "
+                f"{config.rounds} rounds, {accuracy['worst_decile']:.2%} for the worst tenth of the "
+                "clients"
+            )
+    binary.say(f"results in {workdir}")
+
+
+if __name__ == "__main__":
+    binary.run(main)

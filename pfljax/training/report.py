@@ -1,0 +1,224 @@
+"""Tables and plots of finished runs, side by side."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import rich.box
+import rich.table
+from matplotlib import figure
+
+from pfljax.training import writers
+
+
+class Run(NamedTuple):
+    """One finished run.
+
+    Attributes:
+      result: the content of `result.json`.
+      rows: of `metrics.jsonl`.
+      clients: the arrays of `clients.npz`.
+    """
+
+    result: dict[str, Any]
+    rows: list[dict[str, Any]]
+    clients: dict[str, np.ndarray]
+
+
+class Column(NamedTuple):
+    """A column of the comparison.
+
+    Attributes:
+      title: its heading.
+      path: where the number stands in `result.json`.
+      unit: of the number shown: '%', 'ms' or 'kB'.
+      scale: factor from the stored unit to the shown one.
+    """
+
+    title: str
+    path: tuple[str, ...]
+    unit: str
+    scale: float
+
+
+COLUMNS = (
+    Column("personal", ("personal_accuracy", "last"), "%", 100),
+    Column("validated", ("personal_accuracy", "at_best_validation"), "%", 100),
+    Column("worst tenth", ("personal_accuracy", "worst_decile"), "%", 100),
+    Column("unseen", ("personal_accuracy", "unseen_last"), "%", 100),
+    Column("global", ("global_accuracy", "last"), "%", 100),
+    Column("round", ("seconds_per_round",), "ms", 1000),
+    Column("up", ("upload_bytes",), "kB", 1e-3),
+    Column("down", ("download_bytes",), "kB", 1e-3),
+)
+
+EXPLANATION = (
+    "Test accuracies weighted by test examples, mean ± standard deviation over seeds. personal: of "
+    "the personalized models after the last round; validated: in the round that the validation "
+    "examples choose; worst tenth: mean over the worst tenth of the clients; unseen: over clients "
+    "that never trained with the others; global: of the global model. round: median time of one; "
+    "up, down: what a client sends and receives in a round."
+)
+
+
+def read_run(directory: pathlib.Path) -> Run:
+    """Reads what a finished run left in its work directory."""
+    with np.load(directory / "clients.npz") as clients:
+        arrays = dict(clients)
+    return Run(
+        writers.read_json(directory / "result.json"),
+        writers.read_rows(directory / "metrics.jsonl"),
+        arrays,
+    )
+
+
+def _number(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    value: Any = result
+    for key in path:
+        value = None if value is None else value.get(key)
+    return value
+
+
+def _values(runs: Sequence[Run], column: Column) -> list[float] | None:
+    values = [_number(run.result, column.path) for run in runs]
+    return None if any(value is None for value in values) else values
+
+
+def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
+    """Returns the columns in which at least one method has a number."""
+    return [
+        column
+        for column in COLUMNS
+        if any(_values(seeds, column) is not None for seeds in runs.values())
+    ]
+
+
+def cell(runs: Sequence[Run], column: Column) -> str:
+    """Returns a method's entry: the mean over seeds, and the standard deviation where there are several.
+
+    The deviation is the sample's (n - 1); times and bytes are shown without one.
+    """
+    values = _values(runs, column)
+    if values is None:
+        return "-"
+    mean = np.mean(values) * column.scale
+    if column.unit == "%" and len(values) > 1:
+        return f"{mean:.2f} ± {np.std(values, ddof=1) * column.scale:.2f}"
+    return f"{mean:.2f}" if column.unit == "%" else f"{mean:.4g}"
+
+
+def heading(column: Column) -> str:
+    """Returns a column's title with its unit."""
+    return f"{column.title} ({column.unit})"
+
+
+def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
+    """Returns the comparison as a table for a terminal.
+
+    Args:
+      runs: `{method: [one run per seed]}`.
+      title: above the table.
+    """
+    columns = columns_of(runs)
+    view = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    view.add_column("method")
+    for column in columns:
+        view.add_column(f"{column.title}\n({column.unit})", justify="right", no_wrap=True)
+    for method, seeds in runs.items():
+        view.add_row(method, *(cell(seeds, column) for column in columns))
+    return view
+
+
+def write_markdown(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
+    """Writes the comparison as a Markdown table."""
+    columns = columns_of(runs)
+    lines = [
+        f"# {title}",
+        "",
+        "| method | " + " | ".join(heading(column) for column in columns) + " |",
+        "|---" + "|---:" * len(columns) + "|",
+    ]
+    lines += [
+        f"| {method} | " + " | ".join(cell(seeds, column) for column in columns) + " |"
+        for method, seeds in runs.items()
+    ]
+    path.write_text("\n".join([*lines, "", EXPLANATION, ""]))
+
+
+def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
+    """Writes one line per run, with every number of `result.json`, unrounded."""
+
+    def flat(result, prefix=""):
+        for key, value in result.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    lines = [dict(flat(run.result)) for seeds in runs.values() for run in seeds]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _colors(count: int):
+    palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    return [palette(index % palette.N) for index in range(count)]
+
+
+def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
+    """Draws test accuracy against rounds: a line for each method, a band of one deviation over seeds."""
+    key = "personal/test_accuracy_weighted"
+    picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = picture.subplots()
+    for (method, seeds), color in zip(runs.items(), _colors(len(runs)), strict=True):
+        rounds = [row["round"] for row in seeds[0].rows]
+        curves = 100 * np.array([[row[key] for row in run.rows] for run in seeds])
+        mean = curves.mean(axis=0)
+        axes.plot(rounds, mean, label=method, color=color, linewidth=1.8)
+        if len(seeds) > 1:
+            std = curves.std(axis=0, ddof=1)
+            axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlabel("round")
+    axes.set_ylabel("test accuracy of the personalized models (%)")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    picture.savefig(path, dpi=150)
+
+
+def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
+    """Draws, for each method, one point per client and seed, and the quartiles across them."""
+    picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = picture.subplots()
+    scatter = np.random.default_rng(0)
+    for place, (seeds, color) in enumerate(
+        zip(runs.values(), _colors(len(runs)), strict=True), start=1
+    ):
+        accuracy = 100 * np.concatenate([run.clients["personal_test_accuracy"] for run in seeds])
+        accuracy = accuracy[np.isfinite(accuracy)]
+        axes.boxplot(
+            accuracy,
+            positions=[place],
+            widths=0.55,
+            showfliers=False,
+            medianprops={"color": "black"},
+        )
+        places = place + scatter.uniform(-0.18, 0.18, len(accuracy))
+        axes.plot(places, accuracy, ".", color=color, alpha=0.6, markersize=5)
+    axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
+    axes.set_ylabel("test accuracy of each client (%)")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.3, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
+    picture.savefig(path, dpi=150)
