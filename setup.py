@@ -1,0 +1,44 @@
+"""Installs pfljax; the reason for each requirement stands in third_party/README.md."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "pfljax/__init__.py").read_text()).group(1)
+
+setuptools.setup(
+    name="pfljax",
+    version=VERSION,
+    description="Personalized federated learning in JAX: a whole round in one XLA program.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["pfljax", "pfljax.*"]),
+    package_data={"pfljax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tensorflow-datasets>=4.9.10",
+        "array_record>=0.8",
+        "importlib_resources>=6",
+        "ml_collections>=1.1",
+        "absl-py>=2.3",
+        "numpy>=2",
+        "scipy>=1.13",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+        "rich>=13",
+        "tensorboardX>=2.6.4",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
+        "dp": ["dp-accounting>=0.6", "jax-privacy>=2"],
+        "peers": ["torch>=2.6"],
+        "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
+    },
+)
