@@ -227,7 +227,8 @@ def _read_tfds(
         option = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(
             f"No {name} in {where}: name in data.dir a directory that holds "
-            f"{', '.join(file + '.gz' for file in IDX_FILES)}, or, where TensorFlow is installed, run `tfds build {name} --file_format=array_record"
-            f"{option}` (TFDS now says: {reason})."
+            f"{', '.join(file + '.gz' for file in IDX_FILES)}, or, where TensorFlow is installed, "
+            f"run `tfds build {name} --file_format=array_record{option}` "
+            f"(TFDS now says: {reason})."
         ) from error
     return parts
