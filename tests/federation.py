@@ -132,7 +132,7 @@ def run(
 
 
 def same_on_every_device(leaf: jax.Array) -> np.ndarray:
-    """Returns a replicated array, having checked that every device's copy is the same bit by bit."""
+    """Returns a replicated array, having checked that all devices' copies agree bit by bit."""
     copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
     for copy in copies[1:]:
         np.testing.assert_array_equal(copies[0], copy)

@@ -33,7 +33,7 @@ def fedper(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal heads on a common body.
 

@@ -43,7 +43,7 @@ def scaffold(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Stochastic controlled averaging.
 

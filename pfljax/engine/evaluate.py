@@ -132,7 +132,7 @@ def build_evaluation(
         )
 
         def by_id(leaf):
-            """`[rows]` on each device -> `[num_clients]`, client i in row i // devices of its own."""
+            """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
             stacked = mapping.stack_over_devices(leaf[: ids.shape[0]])
             return stacked.reshape(-1, ids.shape[0]).T.reshape(-1)[: examples.num_clients]
 

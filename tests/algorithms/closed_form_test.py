@@ -1,8 +1,8 @@
 """Methods on quadratics, where a round can be written down.
 
 The loss of a client with examples `x_i` is `1/2 mean_i ||theta - x_i||^2`; a full-batch gradient
-step with rate `eta` is `theta <- theta - eta (theta - m_k)` with `m_k` the client's mean, so that `E` steps
-give `theta - m_k` a factor `(1 - eta)^E`.
+step with rate `eta` is `theta <- theta - eta (theta - m_k)` with `m_k` the client's mean, so that
+`E` steps give `theta - m_k` a factor `(1 - eta)^E`.
 """
 
 import federation
