@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from pfljax.errors import UserError
 from pfljax.models.layers import Conv, Dense, max_pool
 from pfljax.models.model import Model, from_flax
 
@@ -61,10 +62,19 @@ def cnn(input_shape: tuple[int, ...], num_classes: int) -> Model:
 
     28x28x1, 10 classes: 582,026 parameters; 32x32x3, 10 classes: 878,538.
 
+    Raises:
+      UserError: the images do not leave an even number of rows and columns for each pooling.
+
     References:
       McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
       Networks from Decentralized Data", 2017, https://arxiv.org/abs/1602.05629.
     """
+    for side in input_shape[:2]:
+        if side < 16 or (side - 4) % 4:
+            raise UserError(
+                f"The model cnn wants images of 16, 20, 24, 28, 32 ... pixels a side, and these "
+                f"have {'x'.join(map(str, input_shape[:2]))}; name another model, such as mlp."
+            )
     return from_flax(TwoConvolutions(), Dense(num_classes), input_shape)
 
 
