@@ -20,10 +20,6 @@ from ml_collections import config_flags
 from pfljax.errors import UserError
 from pfljax.training import runtime
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The study: a file such as configs/quickstart.py.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go.")
 _QUIET = flags.DEFINE_bool("quiet", False, "No progress bar and no table, only errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a SLURM, MPI or Cloud TPU job."
@@ -42,16 +38,34 @@ if not console.is_terminal:  # A log file has room for the whole table.
     console = rich.console.Console(width=100)
 
 
-def run(main: Callable) -> None:
-    """Parses the flags, prepares JAX and calls `main(config, workdir)`; ends the process."""
+def define_study() -> None:
+    """Defines `--config` and `--workdir`, which `study` reads."""
+    config_flags.DEFINE_config_file(
+        "config", None, "The study: a file such as configs/quickstart.py.", lock_config=True
+    )
+    flags.DEFINE_string("workdir", None, "Where the results go.")
+
+
+def study():
+    """Returns the config and the work directory that the command line names."""
+    if flags.FLAGS.config is None:
+        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    if flags.FLAGS.workdir is None:
+        raise UserError("Name a directory for the results with --workdir=DIR.")
+    return flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, prepares JAX and calls `main`; ends the process."""
     try:
-        config, workdir = _parse(sys.argv)
+        _parse(sys.argv)
+        config = flags.FLAGS.config
         joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
-        local_processes = _NUM_PROCESSES.value if _COORDINATOR.value else 1
-        runtime.start(devices=config.engine.devices, processes=local_processes or 1)
+        neighbours = (_NUM_PROCESSES.value or 1) if _COORDINATOR.value else 1
+        runtime.start(devices=config.engine.devices if config else 0, processes=neighbours)
         if joined:
             runtime.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        main(config, workdir)
+        main()
         if joined:
             jax.distributed.shutdown()
     except UserError as error:
@@ -62,7 +76,7 @@ def run(main: Callable) -> None:
         sys.exit(130)
 
 
-def _parse(argv: list[str]):
+def _parse(argv: list[str]) -> None:
     app.define_help_flags()
     logging.set_verbosity(logging.WARNING)
     try:
@@ -72,11 +86,6 @@ def _parse(argv: list[str]):
         raise UserError(f"The command line cannot be meant: {message}") from error
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; options begin with two dashes.")
-    if _CONFIG.value is None:
-        raise UserError("Name a study, such as --config=configs/quickstart.py.")
-    if _WORKDIR.value is None:
-        raise UserError("Name a directory for the results with --workdir=DIR.")
-    return _CONFIG.value, pathlib.Path(_WORKDIR.value)
 
 
 def say(what) -> None:

@@ -19,6 +19,8 @@ import jax
 
 from pfljax.training import experiment, loop, report, workdir, writers
 
+binary.define_study()
+
 
 def _finished(directory: pathlib.Path, config) -> bool:
     """Whether this very run has been done; raises a UserError where another one has."""
@@ -36,7 +38,8 @@ def _variant(config, algorithm: str, seed: int):
     return variant
 
 
-def main(config, directory):
+def main():
+    config, directory = binary.study()
     places = {
         (name, seed): directory / name / f"seed_{seed}"
         for name in config.algorithms

@@ -14,10 +14,12 @@ from absl import flags
 
 from pfljax.training import experiment, loop
 
+binary.define_study()
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, if there is one.")
 
 
-def main(config, workdir):
+def main():
+    config, workdir = binary.study()
     built = experiment.build(config)
     with binary.progress(config.rounds) as add_bar:
         result = loop.run(built, workdir, resume=_RESUME.value, progress=add_bar(config.algorithm))
@@ -26,8 +28,8 @@ def main(config, workdir):
         if accuracy is not None:
             binary.say(
                 f"{config.algorithm}, {model} model: test accuracy {accuracy['last']:.2%} after "
-                f"{config.rounds} rounds, {accuracy['worst_decile']:.2%} for the worst tenth of the "
-                "clients"
+                f"{config.rounds} rounds, {accuracy['worst_decile']:.2%} for the worst tenth of "
+                "the clients"
             )
     binary.say(f"results in {workdir}")
 

@@ -15,7 +15,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import tree
+from pfljax.core import averaging, tree
 
 
 def ditto(
@@ -24,7 +24,7 @@ def ditto(
     *,
     lam: float = 0.1,
     personal_epochs: int = 1,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal models beside a global one.
 

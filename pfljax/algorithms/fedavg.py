@@ -27,7 +27,7 @@ def fedavg(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging.
 

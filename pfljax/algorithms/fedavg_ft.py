@@ -18,6 +18,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import averaging
 
 
 def fedavg_ft(
@@ -25,7 +26,7 @@ def fedavg_ft(
     local: core.LocalTraining,
     *,
     fine_tuning_epochs: int = 1,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging, evaluated after fine-tuning.
 

@@ -16,6 +16,7 @@ import optax
 
 from pfljax import core
 from pfljax.core import averaging, partition, tree
+from pfljax.errors import UserError
 
 
 class BodyServer(NamedTuple):
@@ -32,7 +33,7 @@ def fedper(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal heads on a common body.
 
@@ -50,6 +51,10 @@ def fedper(
 
     def init_server(key, population):
         head, body = partition.split(task.init(key), task.is_head)
+        if not body:
+            raise UserError(
+                "The model is all head; FedPer and FedRep share a body, so name another."
+            )
         return BodyServer(averaging.start(body, server_optimizer), head)
 
     def init_client(server, profile, key):

@@ -14,7 +14,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import tree
+from pfljax.core import averaging, tree
 
 
 def fedprox(
@@ -22,7 +22,7 @@ def fedprox(
     local: core.LocalTraining,
     *,
     mu: float = 0.1,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging with a proximal term.
 

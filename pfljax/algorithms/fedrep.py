@@ -14,7 +14,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import partition, tree
+from pfljax.core import averaging, partition, tree
 
 
 def fedrep(
@@ -22,7 +22,7 @@ def fedrep(
     local: core.LocalTraining,
     *,
     head_epochs: int = 10,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal heads on a common body, in alternation.
 

@@ -43,7 +43,7 @@ def scaffold(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    server_optimizer: optax.GradientTransformation = optax.sgd(1.0),
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Stochastic controlled averaging.
 
@@ -82,7 +82,7 @@ def scaffold(
         start = server.average.model
         trained = core.train(task.loss, start, data, context, local, optimizer=optimizer)
         steps = local.epochs * core.steps_per_epoch(data.size, local)
-        mean_gradient = tree.scale(1 / jnp.maximum(steps, 1), trained.optimizer_state[0])
+        mean_gradient = tree.divide(trained.optimizer_state[0], jnp.maximum(steps, 1))
         control = tree.where(steps > 0, mean_gradient, client)
         return core.ClientOutput(
             state=control,
@@ -96,8 +96,8 @@ def scaffold(
     def server_update(server, uploads, cohort, context):
         change, control_change = uploads.total
         average = averaging.step(server.average, change, server_optimizer)
-        control_change = tree.scale(1 / cohort.num_clients, control_change)
-        return ScaffoldServer(average, tree.add(server.control, control_change))
+        control = tree.add(server.control, tree.divide(control_change, cohort.num_clients))
+        return ScaffoldServer(average, control)
 
     return core.Algorithm(
         init_server=init_server,

@@ -20,6 +20,9 @@ from pfljax.core import tree
 from pfljax.core.messages import Weighted, mean
 from pfljax.core.types import Model, PyTree
 
+# The weighted average of the clients' models, as FedAvg takes it.
+PLAIN = optax.sgd(1.0)
+
 
 class ModelServer(NamedTuple):
     """Server state: a model, or the part of one that clients share.

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pfljax.core import tree as tree_lib
+
 PyTree = Any
 
 
@@ -35,9 +37,6 @@ def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
 
 
 def mean(total: Weighted) -> PyTree:
-    """Returns `sum_k w_k x_k / sum_k w_k` from the cohort's total; zeros where no weight came in."""
-    some = total.weight > 0
-    divisor = jnp.where(some, total.weight, 1)
-    return jax.tree.map(
-        lambda leaf: jnp.where(some, leaf / divisor.astype(leaf.dtype), 0), total.value
-    )
+    """Returns `sum_k w_k x_k / sum_k w_k` from the cohort's total; zeros where no weight came."""
+    # Without weight the value is zero too, so any divisor leaves it so.
+    return tree_lib.divide(total.value, jnp.where(total.weight > 0, total.weight, 1))

@@ -17,6 +17,11 @@ scale = optax.tree.scale
 zeros_like = optax.tree.zeros_like
 
 
+def divide(tree: PyTree, number: jax.Array) -> PyTree:
+    """Returns `tree / number`, each leaf in its own dtype whatever that of the scalar `number`."""
+    return jax.tree.map(lambda leaf: leaf / jnp.asarray(number, leaf.dtype), tree)
+
+
 def squared_norm(tree: PyTree) -> jax.Array:
     """Returns `[]`, the sum of the squares of all entries; its gradient at zero is zero."""
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), start=0.0)

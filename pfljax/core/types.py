@@ -58,7 +58,7 @@ class ClientData:
     max_size: int = dataclasses.field(metadata={"static": True})
 
     def take(self, indices: jax.Array) -> Batch:
-        """Returns the client's examples at `indices` `[B]`; those outside `[0, size)` are masked."""
+        """Returns the examples at `indices` `[B]`; those outside `[0, size)` are masked."""
         mask = (indices >= 0) & (indices < self.size)
         rows = self.offset + jnp.where(mask, indices, 0)
         return Batch(

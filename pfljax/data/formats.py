@@ -375,5 +375,4 @@ def _unpickle_array(archive: zipfile.ZipFile) -> Any:
         if dtype != np.dtype(object):
             return None
         array = _ArrayUnpickler(member).load()
-        member.read()  # The checksum is compared only at the end of the member.
     return array.item() if isinstance(array, np.ndarray) and array.size == 1 else None

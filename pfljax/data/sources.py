@@ -203,7 +203,11 @@ def _read_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nda
 def _read_tfds(
     name: str, data_dir: str, searched: list[Path]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns images and labels of both splits through TFDS's data sources, without TensorFlow."""
+    """Returns images and labels of both splits through TFDS's data sources, without TensorFlow.
+
+    They come in TFDS's order, which is not that of the idx files: the same seed deals them out
+    differently.
+    """
     parts = []
     try:
         import tensorflow_datasets as tfds
@@ -218,10 +222,13 @@ def _read_tfds(
                 )
             )
     except Exception as error:  # TFDS raises a different type for each thing that is missing.
-        where = " or ".join(map(str, searched)) or "an unnamed directory (data.dir is empty)"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where = " or ".join(map(str, searched)) or "data.dir, which is empty"
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        option = f" --data_dir={data_dir}" if data_dir else ""
         raise UserError(
-            f"No {name} in {where}: put {', '.join(file + '.gz' for file in IDX_FILES)} there, or "
-            f"prepare it with `tfds build {name} --file_format=array_record` (TFDS: {reason})."
+            f"No {name} in {where}: name in data.dir a directory that holds "
+            f"{', '.join(file + '.gz' for file in IDX_FILES)}, or, where TensorFlow is installed, "
+            f"run `tfds build {name} --file_format=array_record{option}` "
+            f"(TFDS now says: {reason})."
         ) from error
     return parts

@@ -113,11 +113,11 @@ def build_evaluation(
     def program(state: FederatedState, examples, num_rounds):
         moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
         ids = store.owned_ids(examples.num_clients)
-        fill = -ids.shape[0] % clients_per_chunk
-        padded_ids = jnp.pad(ids, (0, fill), constant_values=-1)
-        padded = jax.tree.map(
-            lambda leaf: jnp.pad(leaf, ((0, fill),) + ((0, 0),) * (leaf.ndim - 1)), state.clients
-        )
+        padded_ids, padded = ids, state.clients
+        if fill := -ids.shape[0] % clients_per_chunk:
+            padded_ids = jnp.pad(ids, (0, fill), constant_values=-1)
+            rows = jnp.minimum(jnp.arange(ids.shape[0] + fill), ids.shape[0] - 1)
+            padded = jax.tree.map(lambda leaf: leaf[rows], state.clients)
 
         def one(row):
             client_id, client = row
@@ -132,7 +132,7 @@ def build_evaluation(
         )
 
         def by_id(leaf):
-            """`[rows]` on each device -> `[num_clients]`: client i is row i // devices of its own."""
+            """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
             stacked = mapping.stack_over_devices(leaf[: ids.shape[0]])
             return stacked.reshape(-1, ids.shape[0]).T.reshape(-1)[: examples.num_clients]
 

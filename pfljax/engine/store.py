@@ -22,7 +22,7 @@ def rows_per_device(num_clients: int, num_devices: int) -> int:
 
 
 def owned_ids(num_clients: int) -> jax.Array:
-    """Returns `[rows]` int32, the ids of this device's clients in stored order, -1 past the last."""
+    """Returns `[rows]` int32, the ids of this device's clients as stored, -1 past the last."""
     devices = mapping.num_devices()
     rows = jnp.arange(rows_per_device(num_clients, devices), dtype=jnp.int32)
     ids = rows * devices + mapping.device_index()
@@ -34,7 +34,7 @@ def fetch(clients: PyTree, ids: jax.Array) -> PyTree:
 
     Args:
       clients: this device's clients, `[rows, ...]`.
-      ids: `[share]` int32, the clients this device wants; -1 reads zeros.
+      ids: `[share]` int32, the clients this device wants; -1 reads anything.
 
     Returns:
       `[share, ...]`.
@@ -53,9 +53,8 @@ def fetch(clients: PyTree, ids: jax.Array) -> PyTree:
 
         return jax.tree.map(choose, clients, rows)
 
-    empty = jax.tree.map(
-        lambda leaf: jnp.zeros((ids.shape[0], *leaf.shape[1:]), leaf.dtype), clients
-    )
+    anything = jnp.zeros(ids.shape, jnp.int32)
+    empty = jax.tree.map(lambda leaf: leaf[anything], clients)
     if devices == 1:
         return fill(ids, empty)
 

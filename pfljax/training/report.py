@@ -99,9 +99,9 @@ def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
 
 
 def cell(runs: Sequence[Run], column: Column) -> str:
-    """Returns a method's entry: the mean over seeds, and the standard deviation where there are several.
+    """Returns a method's entry: the mean over seeds and, for accuracies, the standard deviation.
 
-    The deviation is the sample's (n - 1); times and bytes are shown without one.
+    The deviation is the sample's (n - 1), for two seeds or more.
     """
     values = _values(runs, column)
     if values is None:
@@ -176,7 +176,7 @@ def _colors(count: int):
 
 
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test accuracy against rounds: a line for each method, a band of one deviation over seeds."""
+    """Draws test accuracy against rounds: a line per method, a band of one deviation over seeds."""
     key = "personal/test_accuracy_weighted"
     picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = picture.subplots()

@@ -95,6 +95,16 @@ def test_pfllib_validation_comes_from_training(tmp_path):
         assert np.all(numbers < 50)
 
 
+def test_pfllib_validation_has_the_clients_mixture_of_labels(tmp_path):
+    write_pfllib(tmp_path)
+    for index in range(3):
+        data = client(60) | {"y": np.repeat([0, 1, 2], [40, 15, 5])}
+        write_client(tmp_path / "train" / f"{index}.npz", data)
+    data = read_pfllib(tmp_path, validation_fraction=0.2)
+    for offset, size in zip(*data.validation, strict=True):
+        assert np.bincount(data.targets[offset : offset + size]).tolist() == [8, 3, 1]
+
+
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 def test_pickles_of_older_and_newer_numpy_are_read(tmp_path, module):
     array = np.empty((), object)
@@ -155,6 +165,18 @@ def flip_bytes(root):
     content[len(content) // 2] ^= 0xFF
     file.write_bytes(content)
     return file, "damaged"
+
+
+def flip_a_pixel(root):
+    """The pickle stays readable; only the archive's checksum tells."""
+    file = root / "test" / "2.npz"
+    data = client(5000, 250)
+    with file.open("wb") as stream:
+        np.savez(stream, data=data)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file, "truncated or damaged"
 
 
 def no_zip(root):
@@ -247,6 +269,7 @@ def text(root):
 PFLLIB_FAULTS = [
     truncate,
     flip_bytes,
+    flip_a_pixel,
     no_zip,
     no_pickle,
     other_key,

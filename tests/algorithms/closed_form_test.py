@@ -1,0 +1,174 @@
+"""Methods on quadratics, where a round can be written down.
+
+The loss of a client with examples `x_i` is `1/2 mean_i ||theta - x_i||^2`; a full-batch gradient
+step with rate `eta` is `theta <- theta - eta (theta - m_k)` with `m_k` the client's mean, so that
+`E` steps give `theta - m_k` a factor `(1 - eta)^E`.
+"""
+
+import federation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pfljax import core
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import sampling
+
+ETA, STEPS = 0.2, 3
+SIZES = np.array([4, 2, 6])
+DRAW = np.random.default_rng(3)
+POINTS = DRAW.normal(size=(SIZES.sum(), 4)).astype(np.float32)
+ENDS = np.cumsum(SIZES)
+MEANS = np.stack([POINTS[e - n : e].mean(axis=0) for e, n in zip(ENDS, SIZES, strict=True)])
+DATA = federation.examples_of(POINTS, np.zeros(SIZES.sum(), np.int32), SIZES, num_classes=1)
+PLAN = sampling.CohortPlan(num_clients=3, size=3)
+START = np.zeros(4, np.float32)
+SHARE = SIZES / SIZES.sum()
+
+
+def flat(model):
+    return jnp.concatenate([model["body"]["w"], model["head"]["w"]])
+
+
+def quadratic() -> core.Task:
+    def loss(model, batch, key):
+        gaps = jnp.sum((flat(model) - batch.inputs) ** 2, axis=-1)
+        return 0.5 * jnp.sum(gaps * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    return core.Task(
+        init=lambda key: {"body": {"w": jnp.zeros(2)}, "head": {"w": jnp.zeros(2)}},
+        loss=loss,
+        predict=lambda model, inputs: inputs - flat(model),
+        features=lambda model, inputs: inputs,
+        head=lambda model, features: features,
+        is_head=lambda path: path[0] == "head",
+        metrics=lambda outputs, batch: {
+            "accuracy": jnp.sum(batch.mask),
+            "loss": jnp.sum(outputs * batch.mask[:, None]),
+        },
+        num_classes=1,
+    )
+
+
+def run(name, rounds, **hyperparameters):
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
+    algorithm = ALGORITHMS[name](quadratic(), local, **hyperparameters)
+    outcome = federation.run(
+        algorithm, data=DATA, plan=PLAN, rounds=rounds, score=quadratic(), devices=2
+    )
+    return outcome
+
+
+def vector(model):
+    return np.concatenate([model["body"]["w"], model["head"]["w"]], axis=-1)
+
+
+def steps_towards(start, target, rate=ETA, steps=STEPS):
+    return target + (1 - rate) ** steps * (start - target)
+
+
+def near(a, b):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_local():
+    near(vector(run("local", 2).clients), steps_towards(START, MEANS, steps=2 * STEPS))
+
+
+def test_fedavg():
+    w = START
+    for _ in range(3):
+        w = SHARE @ steps_towards(w, MEANS)
+    near(vector(run("fedavg", 3).server.model), w)
+
+
+def test_fedavg_with_server_momentum():
+    w, velocity = START, 0
+    for _ in range(3):
+        change = SHARE @ steps_towards(w, MEANS) - w
+        velocity = 0.5 * velocity + change
+        w = w + 0.7 * velocity
+    optimizer = optax.sgd(0.7, momentum=0.5)
+    near(vector(run("fedavg", 3, server_optimizer=optimizer).server.model), w)
+
+
+def test_fedavg_ft():
+    outcome = run("fedavg_ft", 1, fine_tuning_epochs=2)
+    w = SHARE @ steps_towards(START, MEANS)
+    tuned = steps_towards(w, MEANS, steps=2)
+    gaps = [
+        (POINTS[e - n : e] - theta).sum() for e, n, theta in zip(ENDS, SIZES, tuned, strict=True)
+    ]
+    near(outcome.scores["personal"]["test"]["loss"], gaps)
+
+
+def test_fedprox():
+    mu, w = 0.5, START
+    for _ in range(2):
+        # The gradient (theta - m) + mu (theta - w) vanishes at (m + mu w) / (1 + mu).
+        w = SHARE @ steps_towards(w, (MEANS + mu * w) / (1 + mu), rate=ETA * (1 + mu))
+    near(vector(run("fedprox", 2, mu=mu).server.model), w)
+
+
+def test_ditto():
+    lam, w, v = 0.8, START, np.tile(START, (3, 1))
+    for _ in range(2):
+        v = steps_towards(v, (MEANS + lam * w) / (1 + lam), rate=ETA * (1 + lam), steps=4)
+        w = SHARE @ steps_towards(w, MEANS)
+    outcome = run("ditto", 2, lam=lam, personal_epochs=4)
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients), v)
+
+
+def test_scaffold():
+    rate, w, c, c_k = 0.5, START, START, np.zeros((3, 4))
+    for _ in range(3):
+        theta = np.tile(w, (3, 1))
+        for _ in range(STEPS):
+            theta = theta - ETA * ((theta - MEANS) + c - c_k)
+        new = c_k - c + (w - theta) / (STEPS * ETA)  # option II of the paper
+        w = w + rate * (theta - w).mean(axis=0)
+        c, c_k = c + (new - c_k).mean(axis=0), new
+    outcome = run("scaffold", 3, server_optimizer=optax.sgd(rate))
+    near(vector(outcome.server.average.model), w)
+    near(vector(outcome.server.control), c)
+    near(vector(outcome.clients), c_k)
+
+
+def test_fedper():
+    body, head = START[:2], np.zeros((3, 2))
+    for _ in range(2):
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+        head = steps_towards(head, MEANS[:, 2:])
+    outcome = run("fedper", 2)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.clients["head"]["w"], head)
+
+
+def test_fedrep():
+    body, head = START[:2], np.zeros((3, 2))
+    for _ in range(2):
+        head = steps_towards(head, MEANS[:, 2:], steps=5)
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+    outcome = run("fedrep", 2, head_epochs=5)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.clients["head"]["w"], head)
+
+
+def test_every_method_has_a_closed_form_here():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert set(ALGORITHMS) <= tested
+
+
+def test_learning_rate_schedule():
+    local = core.LocalTraining(
+        optax.sgd(ETA), batch_size=8, schedule=lambda round: jnp.power(0.5, round)
+    )
+    algorithm = ALGORITHMS["local"](quadratic(), local)
+    outcome = federation.run(algorithm, data=DATA, plan=PLAN, rounds=3, score=quadratic())
+    theta = START
+    for round in range(3):
+        theta = steps_towards(theta, MEANS, rate=ETA * 0.5**round, steps=1)
+    near(vector(outcome.clients), theta)
+    assert jax.tree.leaves(outcome.clients)[0].shape[0] == 3

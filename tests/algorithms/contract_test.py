@@ -1,0 +1,127 @@
+"""What the engine promises of every method of the table; a new method is tested by being listed."""
+
+import functools
+
+import federation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import mapping
+from pfljax.engine.reference import reference_round
+from pfljax.engine.round import build_rounds
+from pfljax.engine.start import build_start
+from pfljax.training.checkpoint import Checkpoints, to_host
+from pfljax.training.runtime import CompilationCounter
+
+methods = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@functools.cache
+def on_one_device(name):
+    """The outcome of a method on one device, one client at a time; shared by the tests."""
+    return federation.run(federation.make(name))
+
+
+@functools.cache
+def on_two_devices(name):
+    """The programs of a method on two devices, shared by the tests: `(start, step, examples)`."""
+    devices = jax.devices()[:2]
+    algorithm = federation.make(name)
+    step = build_rounds(
+        algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=2, devices=devices
+    )
+    examples = mapping.replicate(federation.examples(), devices)
+    return build_start(algorithm, devices=devices), step, examples
+
+
+@methods
+def test_engine_equals_the_plain_loop(name):
+    algorithm = federation.make(name)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    start = build_start(algorithm, devices=jax.devices()[:1])
+    state = start(federation.examples(), jax.random.key(0))
+    rows = to_host(state, examples.num_clients).clients
+    clients = [jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(examples.num_clients)]
+    state = state._replace(clients=clients)
+    for _ in range(federation.NUM_ROUNDS):
+        state = reference_round(algorithm, federation.PLAN, state, examples, federation.NUM_ROUNDS)
+    outcome = on_one_device(name)
+    federation.assert_close(outcome.server, jax.tree.map(np.asarray, state.server))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *state.clients)
+    federation.assert_close(outcome.clients, stacked)
+
+
+@methods
+def test_devices_chunks_and_padding_change_nothing(name):
+    # Five clients on four devices in chunks of two: eight places, three of them padding.
+    # That the server's state is the same on all four devices, `federation.run` asserts.
+    spread = federation.run(federation.make(name), devices=4, chunk=2)
+    outcome = on_one_device(name)
+    federation.assert_close(outcome.server, spread.server)
+    federation.assert_close(outcome.clients, spread.clients)
+    federation.assert_close(outcome.scores, spread.scores, tolerance=1e-5)
+    for metric in set(outcome.metrics) - {"slots"}:
+        federation.assert_close(outcome.metrics[metric], spread.metrics[metric])
+
+
+@methods
+def test_training_helps_and_stays_finite(name):
+    outcome = on_one_device(name)
+    assert np.all(outcome.metrics["cohort"] == federation.PLAN.size)
+    for leaf in jax.tree.leaves(outcome):
+        assert np.all(np.isfinite(leaf))
+    before = outcome.untrained_scores["personal"]["test"]["accuracy"].sum()
+    assert outcome.scores["personal"]["test"]["accuracy"].sum() > before
+
+
+@methods
+def test_one_program_serves_any_number_of_rounds(name):
+    start, step, examples = on_two_devices(name)
+    state = start(examples, jax.random.key(0))
+    state, _ = step(state, examples, np.int32(5), np.int32(2))
+    counter = CompilationCounter()
+    for now in (1, 2):
+        state, _ = step(state, examples, np.int32(5), np.int32(now))
+    counter.close()
+    assert counter.programs == 0
+    assert int(state.round) == 5
+
+
+@methods
+def test_state_keeps_its_form_and_the_callers_arrays_survive(name):
+    start, step, examples = on_two_devices(name)
+    key = jax.random.key(0)
+    state = start(examples, key)
+    before = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    after, _ = step(state, examples, np.int32(1), np.int32(1))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == before
+    assert not examples.inputs.is_deleted() and not key.is_deleted()
+    private = jax.tree.leaves(state.clients)
+    assert all(leaf.is_deleted() for leaf in private), "the round copies the state"
+
+
+@methods
+def test_resuming_is_exact_and_works_on_other_devices(name, tmp_path):
+    start, step, examples = on_two_devices(name)
+    devices, count = jax.devices()[:2], examples.num_clients
+    state = start(examples, jax.random.key(0))
+    state, _ = step(state, examples, np.int32(3), np.int32(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, count)
+    saved = to_host(state, count)
+    straight, _ = step(state, examples, np.int32(3), np.int32(2))
+
+    restored = checkpoints.restore(start(examples, jax.random.key(1)), count, devices)
+    resumed, _ = step(restored, examples, np.int32(3), np.int32(2))
+    jax.tree.map(np.testing.assert_array_equal, to_host(straight, count), to_host(resumed, count))
+
+    three = jax.devices()[:3]
+    like = build_start(federation.make(name), devices=three)(
+        mapping.replicate(federation.examples(), three), jax.random.key(1)
+    )
+    elsewhere = to_host(checkpoints.restore(like, count, three), count)
+    jax.tree.map(np.testing.assert_array_equal, saved, elsewhere)
+    checkpoints.close()

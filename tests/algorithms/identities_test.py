@@ -1,0 +1,102 @@
+"""Methods that become one another at a special value, and differ at others."""
+
+import federation
+import numpy as np
+import optax
+import pytest
+
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import sampling
+from pfljax.errors import UserError
+
+EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
+
+
+def run(name, **options):
+    hyperparameters = {
+        key: options.pop(key) for key in list(options) if key not in ("task", "local", "plan")
+    }
+    task = options.pop("task", federation.task())
+    local = options.pop("local", federation.local_training(shuffle=False))
+    algorithm = ALGORITHMS[name](task, local, **hyperparameters)
+    return federation.run(algorithm, score=task, **options)
+
+
+def test_fedprox_without_pull_is_fedavg():
+    average = run("fedavg").server.model
+    federation.assert_close(run("fedprox", mu=0.0).server.model, average)
+    assert federation.differ(run("fedprox", mu=1.0).server.model, average)
+
+
+def test_ditto_without_pull_is_local_training_beside_fedavg():
+    ditto = run("ditto", lam=0.0, personal_epochs=2)
+    federation.assert_close(ditto.server.model, run("fedavg").server.model)
+    federation.assert_close(ditto.clients, run("local").clients)
+    assert federation.differ(run("ditto", lam=1.0, personal_epochs=2).clients, ditto.clients)
+
+
+def test_fine_tuning_for_no_epoch_is_fedavg():
+    average = run("fedavg", plan=EVERYBODY)
+    tuned = run("fedavg_ft", plan=EVERYBODY, fine_tuning_epochs=0)
+    federation.assert_close(tuned.scores, average.scores)
+    more = run("fedavg_ft", plan=EVERYBODY, fine_tuning_epochs=3)
+    federation.assert_close(more.scores["global"], average.scores["global"])
+    assert federation.differ(more.scores["personal"], average.scores["personal"])
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+def test_without_a_head_the_body_is_averaged_as_in_fedavg(name):
+    headless = federation.task()._replace(is_head=lambda path: False)
+    federation.assert_close(
+        run(name, task=headless).server.average.model, run("fedavg").server.model
+    )
+
+
+def test_fedper_wants_a_body():
+    everything = federation.task()._replace(is_head=lambda path: True)
+    with pytest.raises(UserError, match="body"):
+        run("fedper", task=everything)
+
+
+def test_fedper_and_fedrep_differ():
+    per, rep = run("fedper"), run("fedrep", head_epochs=2)
+    assert federation.differ(per.server.average.model, rep.server.average.model)
+
+
+def test_fedrep_moves_the_head_only_in_the_head_epochs():
+    frozen = run("fedrep", head_epochs=0)
+    head = frozen.server.initial_head["head"]["kernel"]
+    for client in range(8):
+        np.testing.assert_array_equal(frozen.clients["head"]["kernel"][client], head)
+    moved = run("fedrep", head_epochs=1)
+    assert federation.differ(moved.clients, frozen.clients)
+
+
+def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
+    # In the first round every control variate is zero; clients of one size have one weight.
+    draw = np.random.default_rng(1)
+    targets = draw.integers(0, 3, 40).astype(np.int32)
+    inputs = draw.normal(size=(40, federation.NUM_FEATURES)).astype(np.float32) + targets[:, None]
+    data = federation.examples_of(inputs, targets, np.full(5, 8), num_classes=3)
+    plan = sampling.CohortPlan(num_clients=5, size=5)
+
+    def models(rounds):
+        local = federation.local_training(shuffle=False)
+        scaffold = ALGORITHMS["scaffold"](federation.task(), local)
+        average = ALGORITHMS["fedavg"](federation.task(), local)
+        return (
+            federation.run(scaffold, data=data, plan=plan, rounds=rounds).server.average.model,
+            federation.run(average, data=data, plan=plan, rounds=rounds).server.model,
+        )
+
+    federation.assert_close(*models(1))
+    assert federation.differ(*models(3))
+
+
+def test_server_optimizers_are_configurations_of_fedavg():
+    plain = run("fedavg")
+    half = run("fedavg", server_optimizer=optax.sgd(0.5))
+    adam = run("fedavg", server_optimizer=optax.adam(0.05))
+    momentum = run("fedavg", server_optimizer=optax.sgd(1.0, momentum=0.9))
+    for other in (half, adam, momentum):
+        assert federation.differ(plain.server.model, other.server.model)

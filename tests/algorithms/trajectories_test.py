@@ -1,0 +1,218 @@
+"""PFLlib's own trajectories, in float64, where its code is the method or a keyword away from it.
+
+The folder is taken from the environment variable `PFLJAX_TRAJECTORIES`; without it, from the
+distilled files in `third_party/pfllib_trajectories`. Data, initial weights and hyper-parameters are
+read from the files, so that any other set in the same format is accepted.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import federation
+import jax
+import numpy as np
+import optax
+import pytest
+
+from pfljax import core, models
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import mapping, sampling
+from pfljax.engine.round import build_rounds
+from pfljax.engine.start import build_start
+from pfljax.training.checkpoint import to_host
+
+DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
+FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
+TOLERANCE = 1e-8
+
+
+class Case(NamedTuple):
+    """How a method stands in PFLlib's files.
+
+    Attributes:
+      file: name without ending.
+      hyperparameters: `(PFLlib's) -> ours`.
+      server: `(our server state) -> {name of PFLlib's: tree}`.
+      client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
+      global_logits: the key of the global model's test logits, where PFLlib records them.
+    """
+
+    file: str
+    hyperparameters: object = lambda theirs: {}
+    server: object = lambda server: {"global": server.model}
+    client: object = lambda clients: {}
+    global_logits: str | None = "test_logits"
+
+
+CASES = {
+    "fedavg": Case("FedAvg"),
+    "local": Case(
+        "Local",
+        server=lambda server: {},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fedprox": Case("FedProx", hyperparameters=lambda theirs: {"mu": theirs["mu"]}),
+    "scaffold": Case(
+        "SCAFFOLD",
+        hyperparameters=lambda theirs: {
+            "server_optimizer": optax.sgd(theirs["server_learning_rate"])
+        },
+        server=lambda server: {"global": server.average.model, "server/global_c": server.control},
+        client=lambda clients: {"client_c": clients},
+    ),
+    "ditto": Case(
+        "Ditto",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["mu"],
+            "personal_epochs": theirs["plocal_epochs"],
+        },
+        client=lambda clients: {"model_per": clients},
+        global_logits="test_logits_global",
+    ),
+    "fedper": Case(
+        "FedPer", server=lambda server: {"global": server.average.model}, global_logits=None
+    ),
+    "fedrep": Case(
+        "FedRep",
+        hyperparameters=lambda theirs: {"head_epochs": theirs["plocal_epochs"]},
+        server=lambda server: {"global": server.average.model},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+}
+
+
+def read(name):
+    path = FOLDER / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not in {FOLDER.name}")
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def model_from(arrays, prefix):
+    """PFLlib's 'base' is our body."""
+    return {
+        "body": {"Dense_0": {k: arrays[f"{prefix}base/{k}"] for k in ("kernel", "bias")}},
+        "head": {k: arrays[f"{prefix}head/{k}"] for k in ("kernel", "bias")},
+    }
+
+
+def their_names(model):
+    """`(path in PFLlib's files, array)` of each array of one of our trees."""
+    for part, name in (("body", "base"), ("head", "head")):
+        for kind in ("kernel", "bias"):
+            if part in model:
+                node = model[part]
+                yield f"{name}/{kind}", node["Dense_0"][kind] if part == "body" else node[kind]
+
+
+def build_examples(data):
+    clients = sum(key.endswith("/train_x") for key in data)
+    columns = {
+        kind: [data[f"client{i}/train_{kind}"] for i in range(clients)]
+        + [data[f"client{i}/test_{kind}"] for i in range(clients)]
+        for kind in "xy"
+    }
+    sizes = np.array([len(y) for y in columns["y"]], np.int32)
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    labels = np.concatenate(columns["y"]).astype(np.int32)
+    examples = federation.examples_of(
+        np.concatenate(columns["x"]).astype(np.float64),
+        labels,
+        sizes,
+        num_classes=int(labels.max()) + 1,
+    )
+    train, test = slice(clients), slice(clients, None)
+    return dataclasses.replace(
+        examples,
+        offsets={"train": offsets[train], "validation": offsets[train], "test": offsets[test]},
+        sizes={"train": sizes[train], "validation": 0 * sizes[train], "test": sizes[test]},
+        class_counts=examples.class_counts[train],
+        max_train_size=int(sizes[train].max()),
+        num_participants=clients,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trajectory(name):
+    case = CASES[name]
+    data, theirs = read("data"), read(f"{case.file}.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    assert settings["join_ratio"] == 1.0, "written for full participation"
+    with jax.enable_x64(True):
+        compared = follow(name, case, data, theirs, settings)
+    assert compared >= 4
+
+
+def follow(name, case, data, theirs, settings):
+    """Trains as long as the file goes, comparing after every round; returns how many rounds."""
+    examples = build_examples(data)
+    clients = examples.num_clients
+    initial = model_from(theirs, "init/global/")
+    width, classes = initial["head"]["kernel"].shape
+    network = models.mlp(examples.inputs.shape[1:], classes, widths=(width,))
+    task = models.classification(network, num_classes=classes)._replace(
+        init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
+    )
+    local = core.LocalTraining(
+        optax.sgd(settings["local_learning_rate"]),
+        batch_size=settings["batch_size"],
+        epochs=settings["local_epochs"],
+        drop_remainder=True,
+        shuffle=False,
+    )
+    algorithm = ALGORITHMS[name](task, local, **case.hyperparameters(settings))
+    devices = jax.devices()[:2]
+    placed = mapping.replicate(examples, devices)
+    step = build_rounds(
+        algorithm,
+        sampling.CohortPlan(clients, clients),
+        clients_per_chunk=1,
+        rounds_per_call=1,
+        devices=devices,
+    )
+    state = build_start(algorithm, devices=devices)(placed, jax.random.key(0))
+    rounds = 0
+    while f"round{rounds}/test_logits/client0" in theirs:
+        compare_logits(case, algorithm, task, state, data, theirs, rounds, clients)
+        state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
+        compare_state(case, state, theirs, rounds, clients)
+        rounds += 1
+    return rounds
+
+
+def same(ours, theirs):
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def compare_logits(case, algorithm, task, state, data, theirs, round, clients):
+    """PFLlib evaluates before it trains: what the clients would deploy after `round` rounds."""
+    host = to_host(state, clients)
+    for i in range(clients):
+        private = jax.tree.map(lambda leaf, i=i: leaf[i], host.clients)
+        inputs = data[f"client{i}/test_x"].astype(np.float64)
+        personal = algorithm.personalize(host.server, private, None, None)
+        same(
+            np.asarray(task.predict(personal, inputs)),
+            theirs[f"round{round}/test_logits/client{i}"],
+        )
+        if case.global_logits:
+            logits = task.predict(algorithm.global_model(host.server), inputs)
+            same(np.asarray(logits), theirs[f"round{round}/{case.global_logits}/client{i}"])
+
+
+def compare_state(case, state, theirs, round, clients):
+    host = to_host(state, clients)
+    for prefix, model in case.server(host.server).items():
+        for path, array in their_names(model):
+            same(array, theirs[f"round{round}/{prefix}/{path}"])
+    for kind, stacked in case.client(host.clients).items():
+        for path, array in their_names(stacked):
+            for i in range(clients):
+                same(array[i], theirs[f"round{round}/client{i}/{kind}/{path}"])

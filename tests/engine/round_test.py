@@ -1,0 +1,168 @@
+"""The round itself: cohorts, the two upload channels, exchange, and the form of the program."""
+
+from typing import NamedTuple
+
+import federation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax import core
+from pfljax.engine import mapping, sampling
+from pfljax.engine.reference import reference_round
+from pfljax.engine.round import build_rounds, one_round
+from pfljax.engine.start import build_start
+from pfljax.training.checkpoint import to_host
+
+
+class Notes(NamedTuple):
+    """The private state of `gossip`: what a client wrote down, of several dtypes."""
+
+    mark: jax.Array  # [2] float32
+    visits: jax.Array  # [] int32
+    flag: jax.Array  # [] bool
+    key: jax.Array  # [] typed key
+
+
+def gossip() -> core.Algorithm:
+    """A method without a model: clients send their id through both channels, and exchange."""
+
+    def client_update(server, client, data, context):
+        row = data.size * jnp.ones(2)
+        visits = client.visits + 1
+        state = Notes(client.mark, visits, ~client.flag, jax.random.fold_in(client.key, visits))
+        return core.ClientOutput(
+            state, sum=core.weighted({"size": row}, 1.0), each=row, metrics={"loss": row[0]}
+        )
+
+    def exchange(server, client, uploads, cohort, member, context):
+        others = uploads.each.sum(axis=0) - uploads.each[member]
+        return client._replace(mark=others + server)
+
+    def init_client(server, profile, key):
+        return Notes(jnp.zeros(2), jnp.int32(0), jnp.bool_(False), key)
+
+    return core.Algorithm(
+        init_server=lambda key, population: jnp.zeros(()),
+        init_client=init_client,
+        client_update=client_update,
+        server_update=lambda server, uploads, cohort, context: (
+            core.mean(uploads.total)["size"][0] + 0 * jnp.sum(cohort.sizes)
+        ),
+        personalize=lambda server, client, data, context: federation.task().init(jax.random.key(0)),
+        exchange=exchange,
+    )
+
+
+def cohort_of_first_round(plan, examples):
+    state_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 2**32 - 1)
+    ids = np.asarray(sampling.sample(plan, state_key))
+    return ids[ids >= 0]
+
+
+@pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 1), (4, 2)])
+def test_rows_of_every_dtype_travel_and_members_see_the_others(devices, chunk):
+    outcome = federation.run(gossip(), devices=devices, chunk=chunk, rounds=1)
+    ids = cohort_of_first_round(federation.PLAN, federation.examples())
+    sizes = federation.SIZES[ids]
+    assert len(set(ids)) == 5
+    mean = sizes.mean()
+    np.testing.assert_allclose(outcome.server, mean, rtol=1e-6)
+    for client in range(9):
+        if client in ids:
+            others = sizes.sum() - federation.SIZES[client]
+            np.testing.assert_allclose(outcome.clients.mark[client], others + mean, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(outcome.clients.mark[client], 0)
+        assert outcome.clients.visits[client] == (client in ids)
+        assert outcome.clients.flag[client] == (client in ids)
+    np.testing.assert_allclose(outcome.metrics["loss"], [mean], rtol=1e-6)
+    assert outcome.metrics["examples"][0] == sizes.sum()
+
+
+def test_exchange_equals_the_plain_loop():
+    algorithm, count = gossip(), 9
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    state = build_start(algorithm, devices=jax.devices()[:1])(examples, jax.random.key(0))
+    rows = jax.tree.map(lambda leaf: leaf[0], state.clients)
+    state = state._replace(
+        clients=[jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(count)]
+    )
+    for _ in range(2):
+        state = reference_round(algorithm, federation.PLAN, state, examples, 2)
+    outcome = federation.run(algorithm, devices=2, rounds=2)
+    marks = np.stack([client.mark for client in state.clients])
+    np.testing.assert_allclose(outcome.clients.mark, marks, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "ditto"])
+def test_dropped_clients_and_empty_cohorts_leave_no_trace(name):
+    everyone_fails = sampling.CohortPlan(num_clients=8, size=3, dropout=1 - 1e-9)
+    outcome = federation.run(federation.make(name), plan=everyone_fails, devices=2, rounds=2)
+    assert np.all(outcome.metrics["cohort"] == 0)
+    fresh = build_start(federation.make(name), devices=jax.devices()[:2])(
+        mapping.replicate(federation.examples(), jax.devices()[:2]), jax.random.key(0)
+    )
+    untouched = to_host(fresh, 9)
+    federation.assert_close(outcome.server, untouched.server, tolerance=0)
+    federation.assert_close(outcome.clients, untouched.clients, tolerance=0)
+
+
+def test_unseen_clients_never_train_but_join_when_evaluated():
+    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    outcome = federation.run(federation.make("local"), plan=everybody, rounds=4)
+    start = federation.make("local").init_server(
+        jax.random.fold_in(jax.random.key(0), 2**32 - 1), None
+    )
+    federation.assert_close(jax.tree.map(lambda leaf: leaf[8], outcome.clients), start, tolerance=0)
+    # One local update before it is scored: better than the model that it started from.
+    logits = federation.task().predict(start, federation.examples().inputs[-6:])
+    untouched = (np.argmax(logits, -1) == federation.examples().targets[-6:]).sum()
+    loss = outcome.scores["personal"]["test"]["loss"][8]
+    losses = -jax.nn.log_softmax(logits)[np.arange(6), federation.examples().targets[-6:]]
+    assert loss < losses.sum()
+    assert outcome.scores["personal"]["test"]["accuracy"][8] >= untouched
+
+
+def test_the_pmap_form_equals_the_shard_map_form():
+    algorithm = federation.make("ditto")
+    placed = mapping.replicate(federation.examples())
+    step = build_rounds(algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=1)
+    state = build_start(algorithm)(placed, jax.random.key(0))
+
+    def body(state, examples):
+        own = state._replace(clients=jax.tree.map(lambda leaf: leaf[0], state.clients))
+        after, _ = one_round(algorithm, federation.PLAN, 1, own, examples, jnp.int32(1))
+        return after._replace(clients=jax.tree.map(lambda leaf: leaf[None], after.clients))
+
+    spec = jax.tree.map(
+        lambda axis: jax.P() if axis is None else jax.P(mapping.AXIS),
+        mapping.STATE_AXES,
+        is_leaf=lambda axis: axis is None,
+    )
+    mapped = jax.jit(
+        jax.shard_map(
+            body,
+            mesh=mapping.local_mesh(),
+            in_specs=(spec, jax.P()),
+            out_specs=spec,
+            check_vma=False,
+        )
+    )
+    by_shard_map = to_host(mapped(state, placed), 9)
+    by_pmap = to_host(step(state, placed, np.int32(1), np.int32(1))[0], 9)
+    jax.tree.map(np.testing.assert_array_equal, by_shard_map, by_pmap)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ditto", "fedrep"])
+def test_no_client_model_is_gathered(name):
+    """Only the ring moves private rows, and only one sum goes to the server."""
+    algorithm = federation.make(name)
+    placed = mapping.replicate(federation.examples())
+    state = build_start(algorithm)(placed, jax.random.key(0))
+    step = build_rounds(algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=1)
+    text = step.compile(state, placed, np.int32(1), np.int32(1)).as_text()
+    assert "all-gather" not in text
+    assert "all-reduce" in text
+    assert ("collective-permute" in text) == (name != "fedavg")

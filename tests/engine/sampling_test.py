@@ -1,0 +1,70 @@
+"""Cohorts: their sizes, their distribution, and how they are dealt over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfljax.engine import sampling
+
+
+def draws(plan, count):
+    keys = jax.random.split(jax.random.key(0), count)
+    return np.asarray(jax.vmap(lambda key: sampling.sample(plan, key))(keys))
+
+
+def test_full_participation_takes_everybody():
+    ids = sampling.sample(sampling.CohortPlan(num_clients=7, size=7), jax.random.key(0))
+    np.testing.assert_array_equal(np.sort(ids), np.arange(7))
+
+
+def test_fixed_cohorts_are_uniform_without_replacement():
+    ids = draws(sampling.CohortPlan(num_clients=10, size=4), 2000)
+    assert ids.shape == (2000, 4)
+    assert all(len(set(row)) == 4 for row in ids)
+    frequency = np.bincount(ids.ravel(), minlength=10) / 2000
+    np.testing.assert_allclose(frequency, 0.4, atol=0.05)
+
+
+def test_poisson_cohorts_have_the_right_size_and_independent_members():
+    plan = sampling.CohortPlan(num_clients=20, size=5, sampling="poisson")
+    ids = draws(plan, 4000)
+    assert plan.places < 20 or ids.shape[1] == 20
+    present = np.stack([(ids == client).any(axis=1) for client in range(20)], axis=1)
+    counts = present.sum(axis=1)
+    np.testing.assert_array_equal(counts, (ids >= 0).sum(axis=1))
+    np.testing.assert_allclose(present.mean(axis=0), 0.25, atol=0.04)
+    np.testing.assert_allclose(counts.var(), 20 * 0.25 * 0.75, rtol=0.1)
+    together = (present[:, 0] & present[:, 1]).mean()
+    np.testing.assert_allclose(together, 0.25**2, atol=0.02)
+
+
+def test_dropout_empties_places():
+    ids = draws(sampling.CohortPlan(num_clients=10, size=10, dropout=0.3), 1000)
+    np.testing.assert_allclose((ids < 0).mean(), 0.3, atol=0.03)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    devices=st.integers(1, 5),
+    chunk=st.integers(1, 3),
+)
+def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk):
+    ids = jnp.arange(len(sizes), dtype=jnp.int32)
+    hands = np.asarray(sampling.deal(ids, jnp.array(sizes), num_devices=devices, chunk=chunk))
+    assert hands.shape[0] == devices and hands.shape[1] % chunk == 0
+    np.testing.assert_array_equal(np.sort(hands[hands >= 0]), np.arange(len(sizes)))
+    loads = np.where(hands >= 0, np.array(sizes)[hands], 0).sum(axis=1)
+    assert loads.max() - loads.min() <= max(sizes)
+    for hand in hands:
+        own = [sizes[i] for i in hand if i >= 0]
+        assert own == sorted(own, reverse=True)
+
+
+@pytest.mark.parametrize("size", [1, 3, 19])
+def test_poisson_places_hold_nearly_every_draw(size):
+    plan = sampling.CohortPlan(num_clients=20, size=size, sampling="poisson")
+    assert size <= plan.places <= 20

@@ -1,0 +1,153 @@
+"""A tiny federation that tests share: nine clients of uneven size, one of them unseen."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pfljax import core, models
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import mapping, sampling
+from pfljax.engine.evaluate import build_evaluation
+from pfljax.engine.examples import Examples
+from pfljax.engine.round import build_rounds
+from pfljax.engine.start import build_start
+from pfljax.training.checkpoint import to_host
+
+SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
+NUM_CLASSES = 3
+NUM_FEATURES = 5
+NUM_ROUNDS = 3
+
+
+def examples_of(
+    inputs: np.ndarray, targets: np.ndarray, sizes: np.ndarray, *, num_classes: int, unseen: int = 0
+) -> Examples:
+    """Lays out rows that belong to clients in turn; every client is tested on its training rows."""
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    sizes = sizes.astype(np.int32)
+    counts = np.stack(
+        [
+            np.bincount(targets[o : o + n].astype(int), minlength=num_classes)
+            for o, n in zip(offsets, sizes, strict=True)
+        ]
+    )
+    return Examples(
+        inputs=inputs,
+        targets=targets,
+        offsets={"train": offsets, "validation": offsets, "test": offsets},
+        sizes={"train": sizes, "validation": 0 * sizes, "test": sizes},
+        class_counts=counts.astype(np.int32),
+        max_train_size=int(sizes.max()),
+        num_participants=len(sizes) - unseen,
+    )
+
+
+@functools.cache
+def examples() -> Examples:
+    """The nine clients' examples on the host: each draws its labels unevenly."""
+    draw = np.random.default_rng(0)
+    total = int(SIZES.sum())
+    targets = draw.integers(0, NUM_CLASSES, total).astype(np.int32)
+    centres = draw.normal(size=(NUM_CLASSES, NUM_FEATURES))
+    inputs = (centres[targets] + draw.normal(size=(total, NUM_FEATURES))).astype(np.float32)
+    return examples_of(inputs, targets, SIZES, num_classes=NUM_CLASSES, unseen=1)
+
+
+@functools.cache
+def task() -> core.Task:
+    """A 5-4-3 MLP."""
+    model = models.mlp((NUM_FEATURES,), NUM_CLASSES, widths=(4,))
+    return models.classification(model, num_classes=NUM_CLASSES)
+
+
+def local_training(**changes) -> core.LocalTraining:
+    """SGD, batches of 4, two epochs."""
+    return core.LocalTraining(optax.sgd(0.1), batch_size=4, epochs=2)._replace(**changes)
+
+
+def make(name: str, **hyperparameters) -> core.Algorithm:
+    """A method of the table on the tiny federation."""
+    return ALGORITHMS[name](task(), local_training(), **hyperparameters)
+
+
+class Outcome(NamedTuple):
+    """What running rounds gave, on the host.
+
+    Attributes:
+      server: the last server state.
+      clients: the clients' states, `[num_clients, ...]`.
+      untrained_scores: the evaluation before the first round.
+      scores: the evaluation after the last.
+      metrics: of each round.
+    """
+
+    server: core.PyTree
+    clients: core.PyTree
+    untrained_scores: core.PyTree
+    scores: core.PyTree
+    metrics: dict[str, np.ndarray]
+
+
+PLAN = sampling.CohortPlan(num_clients=8, size=5)
+
+
+def run(
+    algorithm: core.Algorithm,
+    *,
+    devices: int = 1,
+    chunk: int = 1,
+    plan: sampling.CohortPlan = PLAN,
+    rounds: int = NUM_ROUNDS,
+    data: Examples | None = None,
+    score: core.Task | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Runs rounds in the engine and gathers everything on the host."""
+    used = jax.devices()[:devices]
+    placed = mapping.replicate(data or examples(), used)
+    num_rounds = np.int32(rounds)
+    state = build_start(algorithm, devices=used)(placed, jax.random.key(seed))
+    step = build_rounds(
+        algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
+    )
+    evaluate = build_evaluation(
+        algorithm, score or task(), batch_size=4, clients_per_chunk=chunk, devices=used
+    )
+    untrained_scores = jax.tree.map(np.asarray, evaluate(state, placed, num_rounds))
+    state, metrics = step(state, placed, num_rounds, num_rounds)
+    scores = evaluate(state, placed, num_rounds)
+    return Outcome(
+        server=jax.tree.map(same_on_every_device, state.server),
+        clients=to_host(state, placed.num_clients).clients,
+        untrained_scores=untrained_scores,
+        scores=jax.tree.map(np.asarray, scores),
+        metrics=jax.tree.map(np.asarray, metrics),
+    )
+
+
+def same_on_every_device(leaf: jax.Array) -> np.ndarray:
+    """Returns a replicated array, having checked that all devices' copies agree bit by bit."""
+    copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    for copy in copies[1:]:
+        np.testing.assert_array_equal(copies[0], copy)
+    return copies[0]
+
+
+def assert_close(a: core.PyTree, b: core.PyTree, tolerance: float = 2e-6) -> None:
+    """Asserts that two trees of one structure hold the same numbers, to rounding."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b
+    )
+
+
+def differ(a: core.PyTree, b: core.PyTree, least: float = 1e-4) -> bool:
+    """Whether some number differs by more than `least`."""
+    gaps = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), a, b)
+    return max(jax.tree.leaves(gaps)) > least
