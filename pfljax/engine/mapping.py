@@ -76,7 +76,11 @@ class Program:
         return self._compiled
 
     def __call__(self, *args: Any) -> Any:
-        return self.compile(*args)(self._positions, *args)
+        program = self.compile(*args)
+        if jax.process_count() > 1:
+            # Only `pmap` itself takes each process's arrays for its part of the whole.
+            program = self._function
+        return program(self._positions, *args)
 
 
 def over_devices(
