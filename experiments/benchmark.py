@@ -131,6 +131,7 @@ def measure(workload: Workload, engine: ml_collections.ConfigDict, rounds: int) 
     Returns:
       The figures, for JSON.
     """
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be real
     counter = runtime.CompilationCounter()
     built = experiment.build(study(workload, engine), synthetic(workload))
     total = np.int32(rounds)
