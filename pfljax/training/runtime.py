@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import resource
@@ -14,6 +16,18 @@ from pfljax.engine import mapping
 from pfljax.errors import UserError
 
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+
+
+# Beyond this many, vmapped clients cost memory and gain little.
+_MOST_TOGETHER = 64
+
+
+def _only_cpu() -> bool:
+    """Whether JAX can have no other device: no plugin for one is installed, or none is wanted."""
+    if os.environ.get("JAX_PLATFORMS"):
+        return os.environ["JAX_PLATFORMS"] == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def available_cores() -> int:
@@ -33,12 +47,13 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
       devices: how many the run wants in all; 0 means all there are.
       processes: that share this machine's cores, for runs of several processes on one host.
     """
-    # Each CPU device computes on a thread of its own; sharing every product between the devices'
-    # threads costs a tenth of the speed. Both settings count before JAX's first use only.
-    os.environ.setdefault("NPROC", "1")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _ONE_THREAD.split("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}".strip()
+    if _only_cpu():
+        # Each device computes on a thread of its own; sharing every product between the devices'
+        # threads costs a tenth of the speed. Both settings count before JAX's first use only.
+        os.environ.setdefault("NPROC", "1")
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _ONE_THREAD.split("=")[0] not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}".strip()
     wanted = -(-devices // processes) if devices else max(1, available_cores() // processes)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
@@ -99,7 +114,7 @@ def clients_per_chunk(setting: str, devices: Sequence[jax.Device], share: int) -
     if setting != "auto":
         return min(int(setting), share)
     # One client at a time keeps plain matrix products, which a CPU does best.
-    return 1 if devices[0].platform == "cpu" else share
+    return 1 if devices[0].platform == "cpu" else min(share, _MOST_TOGETHER)
 
 
 def peak_host_bytes() -> int:
