@@ -1,0 +1,144 @@
+"""What a run reports: a row per evaluation, and `result.json` made of them."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from pfljax import metrics
+from pfljax.core import FederatedState
+from pfljax.engine import traffic
+from pfljax.training import runtime
+from pfljax.training.clock import Clock
+from pfljax.training.experiment import Experiment
+
+
+def metrics_row(
+    experiment: Experiment,
+    done: int,
+    evaluation: dict[str, Any],
+    history: list[dict[str, np.ndarray]],
+) -> dict[str, Any]:
+    """Returns a line of `metrics.jsonl`; flat, so that any reader of tables takes it.
+
+    Args:
+      experiment: that ran.
+      done: rounds.
+      evaluation: sums per client, after them.
+      history: the metrics of the rounds since the last evaluation, one dict per call.
+    """
+    row: dict[str, Any] = {"round": done}
+    for name in history[0] if history else ():
+        values = np.concatenate([call[name] for call in history])
+        row[f"train/{name}"] = float(np.mean(values))
+    for model in evaluation:
+        for split in ("test", "validation"):
+            seen, unseen = _summaries(experiment, evaluation, model, split)
+            for who, summary in (("", seen), ("unseen_", unseen)):
+                if summary is not None:
+                    for field, value in summary._asdict().items():
+                        row[f"{model}/{who}{split}_accuracy_{field}"] = value
+            count = max(1, getattr(experiment.dataset, split).sizes.sum())
+            row[f"{model}/{split}_loss"] = float(evaluation[model][split]["loss"].sum() / count)
+    return row
+
+
+def _summaries(experiment: Experiment, evaluation, model: str, split: str):
+    """The accuracy of the participants, and of the unseen clients."""
+    sums = evaluation[model][split]["accuracy"]
+    sizes = getattr(experiment.dataset, split).sizes
+    seen = experiment.dataset.num_participants
+    return metrics.summarize(sums[:seen], sizes[:seen]), metrics.summarize(
+        sums[seen:], sizes[seen:]
+    )
+
+
+def scores(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row that a progress bar shows."""
+    return {
+        model: row[f"{model}/test_accuracy_weighted"]
+        for model in ("personal", "global")
+        if f"{model}/test_accuracy_weighted" in row
+    }
+
+
+def _accuracy(rows: list[dict[str, Any]], model: str) -> dict[str, float | None] | None:
+    """The accuracies of `result.json`, from the rows alone, so that resuming changes nothing."""
+
+    def summary(row, name):
+        prefix = f"{model}/{name}_accuracy_"
+        if f"{prefix}weighted" not in row:
+            return None
+        return metrics.Summary(**{field: row[prefix + field] for field in metrics.Summary._fields})
+
+    if summary(rows[-1], "test") is None:
+        return None
+    return metrics.over_rounds(
+        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test"))
+    )
+
+
+def summarize(
+    experiment: Experiment, state: FederatedState, rows: list[dict[str, Any]], clock: Clock
+) -> dict[str, Any]:
+    """Returns the content of `result.json`.
+
+    Args:
+      experiment: that ran.
+      state: after the last round.
+      rows: of `metrics.jsonl`.
+      clock: that ran the programs.
+    """
+    config, dataset = experiment.config, experiment.dataset
+    one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
+    bytes_of = traffic.count(experiment.algorithm, state.server, one_client, experiment.examples)
+    return {
+        "algorithm": config.algorithm,
+        "hyperparameters": dict(config.hparams[config.algorithm]),
+        "dataset": dataset.name,
+        "partition": config.data.partition,
+        "model": config.model.name,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "num_clients": dataset.num_clients,
+        "cohort_size": experiment.plan.size,
+        "num_devices": len(experiment.devices),
+        "platform": experiment.devices[0].device_kind,
+        "personal_accuracy": _accuracy(rows, "personal"),
+        "global_accuracy": _accuracy(rows, "global"),
+        "seconds_compile": clock.compile_seconds,
+        "seconds_per_round": clock.seconds_per_round,
+        "seconds_per_evaluation": clock.seconds_per_evaluation,
+        "examples_per_second": clock.examples_per_second,
+        "padding_fraction": clock.padding_fraction,
+        "peak_device_bytes": runtime.peak_device_bytes(
+            experiment.devices, [experiment.run_rounds, experiment.evaluate]
+        ),
+        "peak_host_bytes": runtime.peak_host_bytes(),
+        "upload_bytes": bytes_of.upload,
+        "download_bytes": bytes_of.download,
+        "compilations": clock.round_compilations,
+        "compilations_after_first_round": clock.later_compilations,
+    }
+
+
+def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[str, Any]) -> None:
+    """Writes per-client arrays of an evaluation, row i for client i."""
+    dataset = experiment.dataset
+    arrays = {
+        "train_size": dataset.train.sizes,
+        "test_size": dataset.test.sizes,
+        "class_counts": dataset.class_counts(),
+        "unseen": np.arange(dataset.num_clients) >= dataset.num_participants,
+    }
+    for model, splits in evaluation.items():
+        for split, sums in splits.items():
+            sizes = getattr(dataset, split).sizes
+            for name, values in sums.items():
+                mean = np.divide(values, sizes, out=np.full(len(sizes), math.nan), where=sizes > 0)
+                arrays[f"{model}_{split}_{name}"] = mean
+    np.savez_compressed(path, **arrays)
