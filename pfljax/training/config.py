@@ -92,7 +92,7 @@ def default_config() -> ml_collections.ConfigDict:
         "devices": 0,  # 0: all; on CPU one for each core
         "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
         "rounds_per_call": 10,  # the most rounds between two looks from the host
-        "eval_batch_size": 128,
+        "eval_batch_size": 32,  # examples scored together; larger ones outgrow a CPU's cache
     }
     return config
 
