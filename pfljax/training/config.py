@@ -87,6 +87,8 @@ def default_config() -> ml_collections.ConfigDict:
         "validation_fraction": 0.1,
         "unseen_fraction": 0.0,
     }
+    # Examples that the Dirichlet partition must give every client; None for its own rule.
+    config.data.least = config_dict.placeholder(int)
     config.model = {"name": "mlp"}
     config.engine = {
         "devices": 0,  # 0: all; on CPU one for each core
