@@ -26,7 +26,7 @@ def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Matrix product `[m, k] @ [k, n] -> [m, n]`, whose gradient is laid out for XLA's CPU products.
+    """Matrix product `[m, k] @ [k, n] -> [m, n]`, its gradient laid out for XLA's CPU products.
 
     XLA turns `x^T g` into a product with a transposed left factor, which on CPU is up to half as
     slow again. Transposing whichever is smaller, the input or the result, and keeping it so with a

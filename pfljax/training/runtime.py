@@ -13,7 +13,6 @@ import jax
 from pfljax.engine import mapping
 from pfljax.errors import UserError
 
-
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
