@@ -101,9 +101,8 @@ def test_compare_runs_every_method_with_every_seed(comparison):
     for name in runs:
         result = writers.read_json(comparison.place / name)
         assert name == f"{result['algorithm']}/seed_{result['seed']}/result.json"
-    assert (
-        "local" in comparison.first.stdout and "digits, 4 clients, iid" in comparison.first.stdout
-    )
+    assert "local" in comparison.first.stdout
+    assert "digits, 4 clients, iid" in comparison.first.stdout
 
 
 def test_the_same_command_repeats_nothing(comparison):
