@@ -30,9 +30,6 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
 
-# All that parsing flags and loading a config file may meet through a typo.
-_TYPOS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError)
-
 console = rich.console.Console()
 if not console.is_terminal:  # A log file has room for the whole table.
     console = rich.console.Console(width=100)
@@ -59,10 +56,12 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags, prepares JAX and calls `main`; ends the process."""
     try:
         _parse(sys.argv)
-        config = flags.FLAGS.config
+        engine = (flags.FLAGS.config or {}).get("engine", {})
         joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
+        if not joined and (_NUM_PROCESSES.value, _PROCESS_ID.value) != (None, None):
+            raise UserError("--num_processes and --process_id go with --coordinator=HOST:PORT.")
         neighbours = (_NUM_PROCESSES.value or 1) if _COORDINATOR.value else 1
-        runtime.start(devices=config.engine.devices if config else 0, processes=neighbours)
+        runtime.start(devices=engine.get("devices", 0), processes=neighbours)
         if joined:
             runtime.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         main()
@@ -78,14 +77,32 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: list[str]) -> None:
     app.define_help_flags()
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
-    except _TYPOS as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"The command line cannot be meant: {message}") from error
+        if flags.FLAGS.config is not None:
+            flags.FLAGS.config.get("engine")  # Only now does a missing file say so.
+    except SystemExit:  # absl has printed the help, and calls that an error.
+        sys.exit(0)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"The config file cannot be read: {reason}") from error
+    except Exception as error:  # A typo in a flag, or whatever goes wrong in a config file.
+        raise UserError(
+            f"The command line or its config file cannot be meant: {_told(error)}"
+        ) from error
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; options begin with two dashes.")
+
+
+def _told(error: Exception) -> str:
+    """Returns an error in one line."""
+    if error.args and isinstance(error.args[0], KeyError):  # ml_collections' unknown key
+        error = error.args[0]
+    if isinstance(error, flags.Error):
+        return " ".join(str(error).split())
+    what = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(f"{type(error).__name__}: {what}".split())
 
 
 def say(what) -> None:

@@ -17,6 +17,7 @@ import pathlib
 import binary
 import jax
 
+from pfljax.training import config as config_lib
 from pfljax.training import experiment, loop, report, workdir, writers
 
 binary.define_study()
@@ -40,6 +41,7 @@ def _variant(config, algorithm: str, seed: int):
 
 def main():
     config, directory = binary.study()
+    config_lib.check(config)
     places = {
         (name, seed): directory / name / f"seed_{seed}"
         for name in config.algorithms

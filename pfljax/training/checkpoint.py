@@ -8,6 +8,7 @@ host, and written while the next rounds run.
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -87,16 +88,20 @@ class Checkpoints:
     Args:
       directory: made where it does not exist.
       keep: how many of the newest stay.
+
+    Raises:
+      UserError: it is no directory, or cannot be written.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int = 2):
         self._directory = directory.resolve()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, create=True
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, create=True
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(f"{self._directory} cannot be used ({error.strerror}).") from error
 
     def latest_round(self) -> int | None:
         """Returns the round of the newest checkpoint; None where there is none."""
@@ -124,19 +129,24 @@ class Checkpoints:
         if newest is None:
             raise UserError(f"There is no checkpoint in {self._directory}; start without --resume.")
         template = to_host(like, num_clients)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _as_dict(template)
-        )
+        folder = self._directory / str(newest)
         try:
-            restored = self._manager.restore(newest, args=ocp.args.StandardRestore(abstract))
+            # Given shapes, Orbax would cut and pad arrays to fit them.
+            restored = self._manager.restore(newest, args=ocp.args.StandardRestore())
+            leaves = [np.asarray(restored[name]) for name in sorted(restored)]
         except Exception as error:  # Orbax raises whatever its storage meets.
+            _silence_abandoned_reads()
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"The checkpoint of round {newest} in {self._directory} cannot be read "
-                f"({str(error).splitlines()[0][:200]}); remove the folder "
-                f"{self._directory / str(newest)} to resume from the one before, or start anew in "
-                "another work directory."
+                f"The checkpoint of round {newest} cannot be read ({reason}); remove the folder "
+                f"{folder} to resume from the one before, or start anew in another work directory."
             ) from error
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
+        wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
+        if [(leaf.shape, leaf.dtype) for leaf in leaves] != wanted:
+            raise UserError(
+                f"The checkpoint of round {newest} in {folder} is of another model, method or "
+                "number of clients; name another --workdir."
+            )
         host = jax.tree.unflatten(jax.tree.structure(template), leaves)
         return to_devices(host, like, devices)
 
@@ -144,6 +154,17 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _silence_abandoned_reads() -> None:
+    """Keeps reads that Orbax gave up from complaining on standard error that nobody waits."""
+    report = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _as_dict(state: FederatedState) -> dict[str, PyTree]:

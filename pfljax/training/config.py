@@ -114,8 +114,30 @@ def require_known(what: str, word: str, known: Iterable[str]) -> None:
         )
 
 
+# Their keys become arguments, and are held against the signature of what takes them.
+_OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
+
+
+def _require_keys(config, default, prefix: str = "config.") -> None:
+    """Raises a `UserError` where a config lacks a key, or has one that nothing reads."""
+    for name, value in default.items():
+        if name not in config:
+            raise UserError(
+                f"{prefix}{name} is missing; begin with pfljax.training.config.default_config()."
+            )
+        if isinstance(value, ml_collections.ConfigDict):
+            if not isinstance(config[name], ml_collections.ConfigDict):
+                raise UserError(f"{prefix}{name} is {config[name]!r}; it must have keys.")
+            if name not in _OPEN_KEYS:
+                _require_keys(config[name], value, f"{prefix}{name}.")
+    for name in config:
+        if name not in default:
+            raise UserError(f"Nothing reads the key {prefix}{name}.{suggest(name, default)}")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
+    _require_keys(config, default_config())
     require_known("algorithm", config.algorithm, ALGORITHMS)
     for name in config.algorithms:
         require_known("algorithm", name, ALGORITHMS)
@@ -125,7 +147,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         "checkpoint_every": 0,
         "batch_size": 1,
         "local_epochs": 1,
-        "seed": 0,
     }.items():
         if config[key] < least:
             raise UserError(f"config.{key} is {config[key]}; it must be at least {least}.")
@@ -142,6 +163,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if not 0 <= config.cohort.dropout < 1:
         raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1).")
+    for seed in (config.seed, *config.seeds):
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"{seed!r} cannot be a seed; take whole numbers from 0 to 2**32 - 1.")
     if not config.seeds:
         raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
     if not config.algorithms:

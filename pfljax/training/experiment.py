@@ -62,8 +62,15 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     """Makes the config's model for a data set."""
     config_lib.require_known("model", config.model.name, models.MODELS)
     shape = dataset.inputs.shape[1:]
+    factory = models.MODELS[config.model.name]
     arguments = {name: value for name, value in config.model.items() if name != "name"}
-    model = models.MODELS[config.model.name](shape, dataset.num_classes, **arguments)
+    for name in arguments:
+        config_lib.require_known(
+            f"argument of the model {config.model.name}",
+            name,
+            list(inspect.signature(factory).parameters)[2:],
+        )
+    model = factory(shape, dataset.num_classes, **arguments)
     return models.classification(
         model, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
     )
@@ -142,6 +149,13 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     plan = build_plan(config, dataset)
     task = build_task(config, dataset)
     algorithm = build_algorithm(config, task)
+    examples = place(dataset, devices)
+    # A method may refuse the model, and says so here, before anything is compiled.
+    jax.eval_shape(
+        lambda key, examples: algorithm.init_server(key, examples.population()),
+        jax.eval_shape(jax.random.key, 0),
+        examples,
+    )
     share = -(-plan.places // len(devices))
     chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, share)
     owned = -(-dataset.num_clients // len(devices))
@@ -149,7 +163,7 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     return Experiment(
         config=config,
         dataset=dataset,
-        examples=place(dataset, devices),
+        examples=examples,
         task=task,
         algorithm=algorithm,
         plan=plan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import jax
 import ml_collections
 import optax
 
@@ -19,7 +20,8 @@ def known_optimizers() -> list[str]:
     return [
         name
         for name in dir(optax)
-        if inspect.isfunction(getattr(optax, name))
+        if not name.startswith(("_", "scale_by_"))
+        and inspect.isfunction(getattr(optax, name))
         and "learning_rate" in inspect.signature(getattr(optax, name)).parameters
     ]
 
@@ -32,7 +34,8 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
       key: where the config stands, for error messages.
 
     Raises:
-      UserError: optax has no such optimizer, or it does not take an argument that is set.
+      UserError: optax has no such optimizer, it does not take an argument that is set, or it
+        wants more than gradients.
     """
     known = known_optimizers()
     if config.name not in known:
@@ -55,4 +58,13 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
         raise UserError(
             f"config.{key}.learning_rate is {config.learning_rate}; it must be positive."
         )
-    return factory(**arguments)
+    try:
+        optimizer = factory(**arguments)
+        model = {"kernel": jax.ShapeDtypeStruct((2, 2), float)}
+        jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), model)
+    except Exception as error:  # Line searches want the loss itself, and each says so in its way.
+        raise UserError(
+            f"config.{key}: optax.{config.name} cannot be used so ({error}); take another, such "
+            "as sgd or adam."
+        ) from error
+    return optimizer

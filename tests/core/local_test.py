@@ -1,0 +1,200 @@
+"""Local training: how many steps, on which examples, in which order, and what moves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pfljax import core
+
+BATCH = 4
+MAX_SIZE = 10
+OFFSET = 3  # the client's examples lie between those of two others
+
+
+def client(size, max_size=MAX_SIZE):
+    """A client whose example `i` is the number `i`; the rows of others are far away."""
+    rows = jnp.arange(OFFSET + max_size + 2, dtype=jnp.float32) - OFFSET
+    rows = jnp.where((rows >= 0) & (rows < size), rows, 1e6)
+    return core.ClientData(rows, rows, jnp.int32(OFFSET), jnp.int32(size), jnp.zeros(1), max_size)
+
+
+def context(seed=0, round=0):
+    return core.Context(jax.random.key(seed), jnp.int32(round), jnp.int32(9))
+
+
+SGD = optax.sgd(0.1)
+
+
+def local(**changes):
+    return core.LocalTraining(SGD, batch_size=BATCH)._replace(**changes)
+
+
+@functools.cache
+def program(local, epochs, max_size):
+    """`(size, key) -> what each step sees`, one row a step, and the number of steps."""
+    places = 40
+
+    def step(carry, batch, key):
+        seen, count = carry
+        return seen.at[count].set(jnp.where(batch.mask, batch.inputs, -1)), count + 1
+
+    def run(size, key):
+        empty = jnp.full((places, local.batch_size), -2.0), jnp.int32(0)
+        moment = core.Context(key, jnp.int32(0), jnp.int32(9))
+        return core.for_each_batch(
+            step, empty, client(size, max_size), moment, local, epochs=epochs
+        )
+
+    return jax.jit(run)
+
+
+def batches(size, local, *, seed=0, epochs=None, max_size=MAX_SIZE):
+    """The examples that each step sees, as lists: `[[2, 0, 1, 4], [3]]`."""
+    seen, count = program(local, epochs, max_size)(size, jax.random.key(seed))
+    seen, count = np.asarray(seen), int(count)
+    assert count < len(seen) and np.all(seen[count:] == -2), "a step is missing from the log"
+    return [[int(i) for i in row if i >= 0] for row in seen[:count]]
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("size", [0, 1, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH, MAX_SIZE])
+def test_a_client_takes_the_steps_its_own_examples_need(size, drop_remainder):
+    training = local(drop_remainder=drop_remainder)
+    lengths = [len(batch) for batch in batches(size, training)]
+    full, rest = divmod(size, BATCH)
+    expected = [BATCH] * full + [rest] * (rest > 0 and not drop_remainder)
+    assert lengths == expected
+    assert int(core.steps_per_epoch(jnp.int32(size), training)) == len(expected)
+
+
+def test_a_batch_larger_than_every_client():
+    assert sorted(batches(5, local(batch_size=32))[0]) == [0, 1, 2, 3, 4]
+    assert batches(5, local(batch_size=32, drop_remainder=True)) == []
+
+
+@pytest.mark.parametrize("size", [1, 5, 8, 10])
+def test_every_example_once_per_epoch_in_a_new_order(size):
+    seen = batches(size, local(epochs=3))
+    steps = -(-size // BATCH)
+    epochs = [sum(seen[i * steps : (i + 1) * steps], []) for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(size))
+    if size >= 8:
+        assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_key_decides_the_order():
+    first = batches(10, local(), seed=1)
+    assert first == batches(10, local(), seed=1)
+    assert first != batches(10, local(), seed=2)
+
+
+def test_the_order_does_not_depend_on_the_largest_client():
+    assert batches(7, local(), max_size=8) == batches(7, local(), max_size=30)
+
+
+def test_every_example_comes_at_every_place():
+    counts = np.zeros((6, 6))
+    for seed in range(60):
+        for place, example in enumerate(sum(batches(6, local(), seed=seed), [])):
+            counts[place, example] += 1
+    assert counts.min() >= 2  # 10 are expected; fewer than 2 anywhere: 1 in 100
+
+
+def test_the_stored_order():
+    assert batches(6, local(shuffle=False, epochs=2)) == [[0, 1, 2, 3], [4, 5]] * 2
+
+
+def test_epochs_override():
+    assert len(batches(5, local(epochs=1), epochs=3)) == 3 * 2
+    assert batches(5, local(epochs=2), epochs=0) == []
+
+
+def test_every_step_has_a_key_of_its_own():
+    def step(carry, batch, key):
+        keys, count = carry
+        return keys.at[count].set(jax.random.key_data(key)), count + 1
+
+    start = jnp.zeros((6, 2), jnp.uint32), jnp.int32(0)
+    keys, _ = core.for_each_batch(step, start, client(5), context(), local(epochs=3))
+    assert len({tuple(row) for row in np.asarray(keys).tolist()}) == 6
+
+
+def objective(model, batch, key):
+    """Half the mean squared distance to the real examples, for both arrays."""
+    gaps = (model["a"] - batch.inputs) ** 2 + (model["b"]["c"] - batch.inputs) ** 2
+    return 0.5 * jnp.sum(gaps * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+
+def model(value=0.0):
+    return {"a": jnp.float32(value), "b": {"c": jnp.float32(value)}}
+
+
+def train(size, training, **options):
+    return core.train(objective, model(), client(size), context(), training, **options)
+
+
+def test_the_masked_last_batch_counts_as_the_mean_of_what_it_has():
+    trained = train(6, local(shuffle=False))
+    theta, losses = 0.0, []
+    for batch in (np.array([0, 1, 2, 3.0]), np.array([4, 5.0])):
+        losses.append(np.mean((theta - batch) ** 2))  # two arrays, each with half
+        theta -= 0.1 * np.mean(theta - batch)
+    np.testing.assert_allclose(trained.model["a"], theta, rtol=1e-6)
+    np.testing.assert_allclose(trained.metrics["loss"], np.mean(losses), rtol=1e-6)
+
+
+def test_a_client_without_examples_keeps_its_model():
+    trained = train(0, local(optimizer=optax.adam(0.1), epochs=2))
+    assert trained.model == model()
+    assert trained.metrics["loss"] == 0
+
+
+def test_clients_of_all_sizes_side_by_side():
+    """Under vmap a client that is done waits unharmed for the larger ones."""
+    sizes = jnp.arange(MAX_SIZE + 1, dtype=jnp.int32)
+    rows = jnp.arange(MAX_SIZE, dtype=jnp.float32)
+
+    def one(size):
+        data = core.ClientData(rows, rows, jnp.int32(0), size, jnp.zeros(1), MAX_SIZE)
+        return core.train(objective, model(), data, context(), local(epochs=2))
+
+    together = jax.jit(jax.vmap(one))(sizes)
+    alone = [jax.jit(one)(size) for size in sizes]
+    np.testing.assert_allclose(together.model["a"], [t.model["a"] for t in alone], rtol=1e-6)
+    np.testing.assert_allclose(
+        together.metrics["loss"], [t.metrics["loss"] for t in alone], rtol=1e-6
+    )
+
+
+def test_trainable_moves_nothing_else():
+    adam = local(optimizer=optax.adam(0.1))
+    trained = train(5, adam, trainable=lambda path: path == ("b", "c"))
+    assert trained.model["a"] == 0
+    assert abs(trained.model["b"]["c"]) > 0.05
+    assert set(trained.optimizer_state[0].mu) == {"b"}, "frozen arrays have gradients"
+
+
+def test_another_optimizer():
+    slow = train(5, local(shuffle=False), optimizer=optax.sgd(0.0))
+    assert slow.model == model()
+
+
+def test_the_schedule_scales_the_updates():
+    halved = local(shuffle=False, batch_size=16, schedule=lambda round: 0.5**round)
+    plain = train(6, local(shuffle=False, batch_size=16)).model["a"]
+    for round in (0, 1, 3):
+        trained = core.train(objective, model(), client(6), context(round=round), halved)
+        np.testing.assert_allclose(trained.model["a"], plain * 0.5**round, rtol=1e-6)
+
+
+def test_training_keeps_dtypes():
+    """Also of a half-precision model with a schedule: state must keep its form in the engine."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), model())
+    training = local(schedule=lambda round: jnp.power(0.9, round))
+    trained = core.train(objective, half, client(5), context(), training)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.model)} == {jnp.float16.dtype}

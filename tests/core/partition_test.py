@@ -1,0 +1,59 @@
+"""Cutting models by path, and joining them again."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfljax.core import partition
+
+names = st.sampled_from(["body", "head", "kernel", "bias"])
+models = st.dictionaries(
+    names,
+    st.recursive(st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1)),
+)
+
+
+def paths(model, prefix=()):
+    if not isinstance(model, dict):
+        return {prefix: model}
+    return {
+        path: leaf
+        for name, child in model.items()
+        for path, leaf in paths(child, (*prefix, name)).items()
+    }
+
+
+@given(models, st.data())
+def test_join_undoes_split(model, data):
+    everything = paths(model)
+    chosen = data.draw(st.sets(st.sampled_from(sorted(everything)))) if everything else set()
+    selected, others = partition.split(model, lambda path: path in chosen)
+    assert paths(selected) == {path: everything[path] for path in chosen}
+    assert paths(others) == {p: leaf for p, leaf in everything.items() if p not in chosen}
+    assert partition.join(selected, others) == model
+    assert partition.join(others, selected) == model
+
+
+def test_nothing_and_everything():
+    model = {"body": {"w": 1}, "head": {"w": 2}}
+    assert partition.split(model, lambda path: False) == ({}, model)
+    assert partition.split(model, lambda path: True) == (model, {})
+
+
+def test_the_whole_path_is_seen():
+    seen = []
+    partition.split({"a": {"b": {"c": 1}}, "d": 2}, lambda path: seen.append(path) or True)
+    assert seen == [("a", "b", "c"), ("d",)]
+
+
+def test_parts_that_overlap_are_refused():
+    with pytest.raises(ValueError, match="Both parts hold 'w'"):
+        partition.join({"a": {"w": 1}}, {"a": {"w": 2}})
+    with pytest.raises(ValueError, match="Both parts hold 'a'"):
+        partition.join({"a": 1}, {"a": {"w": 2}})
+
+
+def test_the_parts_given_stay_as_they_are():
+    body, head = {"x": {"w": 1}}, {"x": {"b": 2}}
+    partition.join(body, head)
+    assert (body, head) == ({"x": {"w": 1}}, {"x": {"b": 2}})

@@ -1,0 +1,45 @@
+"""One client's view of the shared examples, and the small helpers of the vocabulary."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax import core
+
+
+def view(offset, size):
+    rows = jnp.arange(10, dtype=jnp.uint8)
+    return core.ClientData(
+        rows[:, None], rows % 3, jnp.int32(offset), jnp.int32(size), jnp.zeros(3), 6
+    )
+
+
+def test_take_gives_the_clients_own_rows():
+    batch = view(offset=4, size=3).take(jnp.array([2, 0, 1]))
+    np.testing.assert_array_equal(batch.inputs[:, 0], [6, 4, 5])
+    np.testing.assert_array_equal(batch.targets, [0, 1, 2])
+    assert batch.mask.tolist() == [True, True, True]
+    assert batch.inputs.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize("offset, size", [(4, 3), (0, 2), (7, 3), (9, 1), (10, 0), (0, 0)])
+def test_take_masks_what_is_not_the_clients(offset, size):
+    indices = jnp.array([-7, -1, 0, size - 1, size, size + 1, 100, 2**31 - 1])
+    batch = view(offset, size).take(indices)
+    wanted = np.asarray(indices)
+    expected = (wanted >= 0) & (wanted < size)
+    assert batch.mask.tolist() == expected.tolist()
+    np.testing.assert_array_equal(batch.inputs[expected, 0], offset + wanted[expected])
+
+
+def test_a_cohort_counts_those_who_came():
+    cohort = core.Cohort(jnp.array([3, -1, 0, -1]), jnp.array([5, 0, 1, 0]), num_clients=9)
+    assert int(cohort.count) == 2
+
+
+def test_children_of_a_context_draw_apart():
+    context = core.Context(jax.random.key(0), jnp.int32(2), jnp.int32(5))
+    keys = [context.key, context.child(0).key, context.child(1).key, context.child(0).child(0).key]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+    assert context.child(3).round == 2 and context.child(3).num_rounds == 5

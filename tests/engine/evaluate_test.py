@@ -1,0 +1,114 @@
+"""Evaluation of every client in one program equals a plain loop over clients."""
+
+import dataclasses
+import functools
+
+import federation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax import core
+from pfljax.engine.evaluate import SPLITS
+from pfljax.engine.round import EVALUATION_KEY
+
+
+@functools.cache
+def examples():
+    """The tiny federation, each client's rows cut in three; client 3 has one example in all."""
+    whole = federation.examples()
+    start, size = whole.offsets["train"], whole.sizes["train"]
+    train = np.maximum(1, size // 4).astype(np.int32)
+    validation = ((size - train) // 3).astype(np.int32)
+    test = size - train - validation
+    return dataclasses.replace(
+        whole,
+        offsets={"train": start, "validation": start + train, "test": start + train + validation},
+        sizes={"train": train, "validation": validation, "test": test},
+        max_train_size=int(train.max()),
+    )
+
+
+@functools.cache
+def engine(name, devices):
+    """Nine clients in chunks of two: neither one device nor three devices come out even."""
+    return federation.run(federation.make(name), data=examples(), devices=devices, chunk=2)
+
+
+def plain_loop(algorithm, outcome):
+    """Scores client after client, and all of a client's examples at once."""
+    data = jax.tree.map(jnp.asarray, examples())
+    moment = jax.random.fold_in(jax.random.key(0), federation.NUM_ROUNDS)
+    moment = jax.random.fold_in(moment, EVALUATION_KEY)
+    join = jax.jit(algorithm.client_update)
+    personalize = jax.jit(algorithm.personalize)
+    rows = []
+    for i in range(data.num_clients):
+        rounds = jnp.int32(federation.NUM_ROUNDS)
+        context = core.Context(jax.random.fold_in(moment, i), rounds, rounds)
+        client = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.clients)
+        own = data.of_client(jnp.int32(i))
+        if i >= data.num_participants:
+            client = join(outcome.server, client, own, context.child(0)).state
+        models = {"personal": personalize(outcome.server, client, own, context.child(1))}
+        if algorithm.global_model is not None:
+            models["global"] = algorithm.global_model(outcome.server)
+        rows.append(
+            {
+                name: {split: score(model, i, split) for split in SPLITS}
+                for name, model in models.items()
+            }
+        )
+    return jax.tree.map(lambda *leaves: np.array(leaves), *rows)
+
+
+@functools.cache
+def predict_program():
+    return jax.jit(federation.task().predict)
+
+
+def score(model, i, split):
+    data = examples()
+    rows = slice(data.offsets[split][i], data.offsets[split][i] + data.sizes[split][i])
+    targets = data.targets[rows]
+    if len(targets) == 0:
+        return {"accuracy": 0.0, "loss": 0.0}
+    logits = np.asarray(predict_program()(model, data.inputs))[rows]
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(targets)), targets]
+    return {"accuracy": float(np.sum(logits.argmax(axis=1) == targets)), "loss": losses.sum()}
+
+
+@functools.cache
+def expected(name):
+    return plain_loop(federation.make(name), engine(name, 1))
+
+
+def test_the_loop_has_something_to_say():
+    """Sizes that differ, clients without validation or test examples, models that differ."""
+    sizes = examples().sizes
+    assert len(set(sizes["test"].tolist())) > 4
+    assert 0 in sizes["test"] and 0 in sizes["validation"]
+    assert max(sizes["test"]) > 4, "no client has more than one batch"
+    scores = expected("ditto")
+    assert not np.allclose(scores["personal"]["test"]["loss"], scores["global"]["test"]["loss"])
+    assert "global" not in expected("local")
+
+
+@pytest.mark.parametrize(
+    "name, devices",
+    [("fedavg_ft", 1), ("fedavg_ft", 3), ("ditto", 1), ("ditto", 3), ("local", 3)],
+)
+def test_sums_equal_a_plain_loop(name, devices):
+    federation.assert_close(engine(name, devices).scores, expected(name), tolerance=2e-5)
+
+
+def test_only_personal_models_answer_in_the_methods_own_way():
+    """FedAvg's two models are one, so that only the answers can differ."""
+
+    def upside_down(model, inputs, key):
+        return -federation.task().predict(model, inputs)
+
+    algorithm = federation.make("fedavg")._replace(predict=upside_down)
+    scores = federation.run(algorithm, data=examples(), rounds=1).scores
+    assert federation.differ(scores["personal"], scores["global"])

@@ -1,0 +1,56 @@
+"""What a client sends and receives, by hand for a 5-4-3 MLP."""
+
+import federation
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from pfljax import core
+from pfljax.engine import traffic
+
+FLOAT = 4
+BODY = FLOAT * (5 * 4 + 4)
+HEAD = FLOAT * (4 * 3 + 3)
+MODEL = BODY + HEAD
+WEIGHT = FLOAT
+
+
+def count(algorithm):
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    key = jax.random.key(0)
+    server = algorithm.init_server(key, examples.population())
+    client = algorithm.init_client(server, examples.profile(jnp.int32(0)), key)
+    return traffic.count(algorithm, server, client, examples)
+
+
+@pytest.mark.parametrize(
+    "name, upload, download",
+    [
+        ("local", 0, 0),
+        ("fedavg", MODEL + WEIGHT, MODEL),
+        ("fedprox", MODEL + WEIGHT, MODEL),
+        ("fedavg_ft", MODEL + WEIGHT, MODEL),
+        ("ditto", MODEL + WEIGHT, MODEL),
+        ("scaffold", 2 * MODEL + WEIGHT, 2 * MODEL),
+        ("fedper", BODY + WEIGHT, BODY),
+        ("fedrep", BODY + WEIGHT, BODY),
+    ],
+)
+def test_bytes_of_one_client(name, upload, download):
+    assert count(federation.make(name)) == traffic.Traffic(upload, download)
+
+
+def test_the_servers_optimizer_stays_at_the_server():
+    adam = count(federation.make("fedavg", server_optimizer=optax.adam(0.1)))
+    assert adam == count(federation.make("fedavg"))
+
+
+def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
+    def client_update(server, client, data, context):
+        return core.ClientOutput((), sum=server["passed_on"], each=jnp.zeros(3, jnp.float16))
+
+    server = {"passed_on": jnp.zeros(5, jnp.int8), "unread": jnp.zeros(1000)}
+    algorithm = federation.make("local")._replace(client_update=client_update)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5)

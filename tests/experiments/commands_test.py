@@ -1,0 +1,287 @@
+"""The binaries as users run them: what they leave behind, and how they refuse a mistake."""
+
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pfljax import data
+from pfljax.training import writers
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = "--config=configs/quickstart.py"
+SMALL = [
+    QUICK,
+    "--config.data.num_clients=4",
+    "--config.data.partition=iid",
+    "--config.rounds=2",
+    "--config.eval_every=1",
+    "--config.engine.devices=2",
+]
+
+
+def python(*command, **options):
+    """Runs Python in the repository's root, as a user does, with the tests' compilation cache."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def succeed(*command):
+    done = python(*command)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of train.py: its work directory and its output."""
+    place = tmp_path_factory.mktemp("trained") / "run"
+    return place, succeed("experiments/train.py", *SMALL, f"--workdir={place}")
+
+
+def test_train_leaves_a_run_behind(trained):
+    place, done = trained
+    result = writers.read_json(place / "result.json")
+    assert (result["algorithm"], result["rounds"], result["num_clients"]) == ("fedavg", 2, 4)
+    assert f"test accuracy {result['personal_accuracy']['last']:.2%} after 2" in done.stdout
+    assert done.stderr == ""
+
+
+# comparing
+
+
+class Comparison:
+    """compare.py, run three times in one place."""
+
+    def __init__(self, place):
+        self.place = place
+        self.command = ["experiments/compare.py", *SMALL, f"--workdir={place}"]
+        self.command.append("--config.seeds=(0,1)")
+        self.first = succeed(*self.command, "--config.algorithms=('local','fedavg')")
+        self.times = self.results()
+        self.second = succeed(*self.command, "--config.algorithms=('local','fedavg')", "--quiet")
+        self.times_again = self.results()
+        self.third = succeed(*self.command, "--config.algorithms=('local','fedavg','ditto')")
+        self.times_at_last = self.results()
+
+    def results(self):
+        """When each result was written."""
+        return {
+            file.relative_to(self.place).as_posix(): file.stat().st_mtime_ns
+            for file in self.place.rglob("result.json")
+        }
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    return Comparison(tmp_path_factory.mktemp("comparison"))
+
+
+def test_compare_runs_every_method_with_every_seed(comparison):
+    runs = {f"{name}/seed_{seed}/result.json" for name in ("local", "fedavg") for seed in (0, 1)}
+    assert set(comparison.times) == runs
+    for name in runs:
+        result = writers.read_json(comparison.place / name)
+        assert name == f"{result['algorithm']}/seed_{result['seed']}/result.json"
+    assert "local" in comparison.first.stdout
+    assert "digits, 4 clients, iid" in comparison.first.stdout
+
+
+def test_the_same_command_repeats_nothing(comparison):
+    assert comparison.times_again == comparison.times
+
+
+def test_quiet_says_nothing(comparison):
+    assert (comparison.second.stdout, comparison.second.stderr) == ("", "")
+
+
+def test_a_method_added_costs_only_itself(comparison):
+    last = comparison.times_at_last
+    added = {"ditto/seed_0/result.json", "ditto/seed_1/result.json"}
+    assert set(last) - set(comparison.times) == added
+    assert {name: last[name] for name in comparison.times} == comparison.times
+
+
+def test_the_comparison_stands_in_files(comparison):
+    lines = (comparison.place / "comparison.md").read_text().splitlines()
+    methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert methods == ["method", "local", "fedavg", "ditto"]
+    assert len((comparison.place / "comparison.csv").read_text().splitlines()) == 1 + 3 * 2
+    for name in ("curves.png", "clients.png"):
+        assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
+
+
+# mistakes
+
+
+def broken_configs(place):
+    """Config files with one fault each."""
+    (place / "syntax.py").write_text("def get_config(:\n")
+    (place / "import.py").write_text("import pfljax_of_tomorrow\n")
+    (place / "fails.py").write_text("def get_config():\n    return {}['absent']\n")
+    (place / "bare.py").write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n    return ConfigDict({'rounds': 1})\n"
+    )
+    for name, line in {
+        "key": "config.round = 3",
+        "inner": "config.data.alhpa = 3.0",
+        "model": "config.model.width = (3,)",
+    }.items():
+        (place / f"{name}.py").write_text(
+            "from pfljax.training.config import default_config\n\n\n"
+            f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+        )
+
+
+def broken_data(place):
+    """Data files with one fault each."""
+    fashion = place / "fashion"
+    fashion.mkdir()
+    for name in data.sources.IDX_FILES:
+        dimensions = 3 if "images" in name else 1
+        shape = (20, 28, 28)[:dimensions]
+        header = bytes([0, 0, 8, dimensions]) + np.array(shape, ">u4").tobytes()
+        content = gzip.compress(header + bytes(int(np.prod(shape))))
+        if name.startswith("train-images"):
+            content = content[: len(content) // 2]
+        (fashion / f"{name}.gz").write_bytes(content)
+
+    digits = data.load(name="digits", num_clients=4, partition="iid")
+    data.save_npz(str(place / "good.npz"), digits)
+    arrays = dict(np.load(place / "good.npz"))
+    labels = arrays["targets"].copy()
+    labels[5] = 10
+    np.savez(place / "label.npz", **{**arrays, "targets": labels})
+    sizes, offsets = arrays["train_sizes"].copy(), arrays["validation_offsets"].copy()
+    offsets[2] -= sizes[2]
+    sizes[2] = 0
+    empty = {"train_sizes": sizes, "validation_offsets": offsets}
+    np.savez(place / "empty.npz", **{**arrays, **empty})
+
+
+TRAIN = ["train.py", QUICK, "--workdir={place}/run"]
+COMPARE = ["compare.py", QUICK, "--workdir={place}/run"]
+OPTIMIZER = "--config.client_optimizer"
+
+
+def with_config(path):
+    return ["train.py", f"--config={path}", "--workdir={place}/run"]
+
+
+def with_data(name, folder):
+    return [*TRAIN, f"--config.data.name={name}", f"--config.data.dir={{place}}/{folder}"]
+
+
+# Commands with one mistake each, and what the refusal must name.
+MISTAKES = {
+    "unknown key": ([*TRAIN, "--config.round=3"], '"rounds"'),
+    "unknown inner key": ([*TRAIN, "--config.data.alhpa=3"], '"alpha"'),
+    "unknown hyper-parameter": ([*TRAIN, "--config.hparams.ditto.lamb=1"], '"lam"'),
+    "unknown option": ([*TRAIN, "--resum"], "resume"),
+    "wrong type": ([*TRAIN, "--config.rounds=many"], "--config.rounds=many"),
+    "half a round": ([*TRAIN, "--config.rounds=1.5"], "--config.rounds=1.5"),
+    "no round": ([*TRAIN, "--config.rounds=0"], "config.rounds is 0"),
+    "unknown method": ([*TRAIN, "--config.algorithm=ditoo"], "'ditto'"),
+    "unknown model": ([*TRAIN, "--config.model.name=mlpp"], "'mlp'"),
+    "model for other images": ([*TRAIN, "--config.model.name=cnn"], "8x8"),
+    "model that is all head": (
+        [*TRAIN, "--config.model.name=logistic", "--config.algorithm=fedper"],
+        "all head",
+    ),
+    "unknown optimizer": ([*TRAIN, f"{OPTIMIZER}.name=adamm"], "'adam'"),
+    "optimizer that wants the loss": ([*TRAIN, f"{OPTIMIZER}.name=lbfgs"], "lbfgs"),
+    "another optimizer's argument": (
+        [*TRAIN, f"{OPTIMIZER}.name=adam", f"{OPTIMIZER}.momentum=0.5"],
+        "takes no 'momentum'",
+    ),
+    "negative learning rate": ([*TRAIN, f"{OPTIMIZER}.learning_rate=-1"], "learning_rate is -1.0"),
+    "seed out of range": ([*TRAIN, "--config.seed=99999999999999999999"], "seed"),
+    "unknown data set": ([*TRAIN, "--config.data.name=digit"], "'digits'"),
+    "missing data": (with_data("fashion_mnist", "nothing"), "train-images-idx3-ubyte.gz"),
+    "truncated data": (with_data("fashion_mnist", "fashion"), "train-images-idx3-ubyte.gz is"),
+    "label out of range": (with_data("npz", "label.npz"), "label 10 but 10 classes"),
+    "client without examples": (with_data("npz", "empty.npz"), "client 2"),
+    "cohort too large": ([*TRAIN, "--config.cohort.size=21"], "20 clients take part"),
+    "another run's directory": (
+        ["train.py", *SMALL, "--workdir={trained}", "--resume", "--config.batch_size=7"],
+        "batch_size is 7 here and 10 there",
+    ),
+    "directory in use": (["train.py", *SMALL, "--workdir={trained}"], "--resume"),
+    "directory that is a file": (["train.py", QUICK, "--workdir={place}/file"], "/file"),
+    "positional argument": ([*TRAIN, "ditto"], "'ditto'"),
+    "no config": (["train.py", "--workdir={place}/run"], "--config="),
+    "no workdir": (["train.py", QUICK], "--workdir="),
+    "missing config file": (with_config("configs/quikstart.py"), "'configs/quikstart.py'"),
+    "config file that is a folder": (with_config("configs"), "'configs'"),
+    "syntax error": (with_config("{place}/syntax.py"), "syntax.py, line 1"),
+    "config that imports what is not": (with_config("{place}/import.py"), "pfljax_of_tomorrow"),
+    "config that fails": (with_config("{place}/fails.py"), "KeyError: absent"),
+    "config that lacks keys": (with_config("{place}/bare.py"), "is missing"),
+    "config with an unknown key": (with_config("{place}/key.py"), "'rounds'"),
+    "config with an unknown inner key": (with_config("{place}/inner.py"), "'alpha'"),
+    "config with an argument the model lacks": (with_config("{place}/model.py"), "'widths'"),
+    "process without a coordinator": ([*TRAIN, "--num_processes=2"], "--coordinator"),
+    "unknown method among several": ([*COMPARE, "--config.algorithms=('dito',)"], "'ditto'"),
+    "no method": ([*COMPARE, "--config.algorithms=()"], "algorithms is empty"),
+    "seed that is a word": ([*COMPARE, "--config.seeds=('a',)"], "'a'"),
+    "unknown workload": (["benchmark.py", "--workload=r4-mpl"], "'r4-mlp'"),
+    "unknown opponent": (["benchmark.py", "--against=pytorch"], "'eager_pytorch'"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, trained):
+    """What each mistaken command ended with; see commands.py."""
+    place = tmp_path_factory.mktemp("mistakes")
+    broken_configs(place)
+    broken_data(place)
+    (place / "nothing").mkdir()
+    (place / "file").write_text("")
+    commands = {
+        name: [word.format(place=place, trained=trained[0]) for word in command]
+        for name, (command, _) in MISTAKES.items()
+    }
+    commands["help"] = ["train.py", "--help"]
+    done = python("tests/experiments/commands.py", input=json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_one_line(outcomes, name):
+    outcome = outcomes[name]
+    assert outcome["stderr"].startswith("error: ") and outcome["stderr"].count("\n") == 1
+    assert MISTAKES[name][1] in outcome["stderr"]
+    assert "Traceback" not in outcome["stderr"] + outcome["stdout"]
+    assert outcome["status"] == 2
+    assert outcome["compiled"] == 0, "the mistake was found after something was compiled"
+
+
+def test_a_refused_command_leaves_the_run_alone(outcomes, trained):
+    result = writers.read_json(trained[0] / "result.json")
+    assert writers.read_json(trained[0] / "config.json")["batch_size"] == 10
+    assert result["rounds"] == 2
+
+
+def test_help_is_no_error(outcomes):
+    assert outcomes["help"]["status"] == 0
+    assert "--workdir" in outcomes["help"]["stdout"]

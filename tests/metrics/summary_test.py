@@ -1,0 +1,73 @@
+"""From per-client sums to the numbers of a table."""
+
+import numpy as np
+import pytest
+
+from pfljax.metrics import Summary, over_rounds, summarize
+
+
+def test_by_hand():
+    summary = summarize(np.array([8.0, 1.0, 3.0]), np.array([10, 2, 4]))
+    assert summary.weighted == pytest.approx(12 / 16)
+    means = [0.8, 0.5, 0.75]
+    assert summary.unweighted == pytest.approx(sum(means) / 3)
+    mean = sum(means) / 3
+    assert summary.std == pytest.approx((sum((m - mean) ** 2 for m in means) / 3) ** 0.5)
+    assert summary.worst_decile == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("clients, worst", [(1, 1), (9, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
+def test_the_worst_tenth_is_rounded_up(clients, worst):
+    order = np.random.default_rng(0).permutation(clients)
+    summary = summarize(order / clients, np.ones(clients))
+    assert summary.worst_decile == pytest.approx(np.arange(worst).mean() / clients)
+
+
+def test_clients_without_examples_are_left_out():
+    some = summarize(np.array([8.0, 1.0]), np.array([10, 2]))
+    assert summarize(np.array([0, 8.0, 0, 1.0]), np.array([0, 10, 0, 2])) == some
+    assert summarize(np.array([0.0, 0.0]), np.array([0, 0])) is None
+    assert summarize(np.array([]), np.array([])) is None
+
+
+def test_single_precision_sums_are_added_in_double():
+    sums = np.full(300_000, 0.1, np.float32)
+    summary = summarize(sums, np.ones(len(sums), np.int32))
+    assert summary.weighted == pytest.approx(float(np.float32(0.1)), abs=1e-12)
+
+
+def rounds(*weighted):
+    return [None if w is None else Summary(w, w - 0.1, 0.01, w - 0.3) for w in weighted]
+
+
+def test_the_round_is_chosen_on_validation_examples():
+    result = over_rounds(
+        rounds(0.5, 0.9, 0.7, 0.6), rounds(0.1, 0.3, 0.8, 0.2), rounds(*[None] * 4)
+    )
+    assert result == pytest.approx(
+        {
+            "last": 0.6,
+            "at_best_validation": 0.7,
+            "max_over_rounds": 0.9,
+            "unweighted_last": 0.5,
+            "std": 0.01,
+            "worst_decile": 0.3,
+        }
+    )
+
+
+def test_the_first_of_equally_good_rounds_is_chosen():
+    result = over_rounds(rounds(0.5, 0.9, 0.7), rounds(0.1, 0.8, 0.8), rounds(None, None, None))
+    assert result["at_best_validation"] == 0.9
+
+
+def test_without_validation_examples_nothing_is_chosen():
+    result = over_rounds(rounds(0.5, 0.9), rounds(None, None), rounds(None, None))
+    assert result["at_best_validation"] is None
+    assert "unseen_last" not in result
+
+
+def test_unseen_clients_have_their_own_number():
+    result = over_rounds(rounds(0.5, 0.9), rounds(0.5, 0.4), rounds(0.2, 0.3))
+    assert result["unseen_last"] == 0.3
+    assert result["last"] == 0.9

@@ -1,0 +1,175 @@
+"""The keys of a config, and the sentences that refuse what cannot be meant."""
+
+import re
+
+import jax
+import optax
+import pytest
+
+from pfljax.algorithms import ALGORITHMS
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import experiment, optimizers, runtime
+
+
+def test_hyperparameters_stand_in_the_signature():
+    def method(task, local, *, lam=0.5, steps=3, exact=True, kind="soft", server_optimizer=None):
+        pass
+
+    expected = {"lam": 0.5, "steps": 3, "exact": True, "kind": "soft"}
+    assert config_lib.hyperparameters(method) == expected
+
+
+def test_every_method_has_its_hyperparameters_in_the_config():
+    config = config_lib.default_config()
+    assert set(config.hparams) == set(ALGORITHMS) == set(config.algorithms)
+    for name, factory in ALGORITHMS.items():
+        assert dict(config.hparams[name]) == config_lib.hyperparameters(factory)
+
+
+def test_the_default_can_be_meant():
+    config_lib.check(config_lib.default_config())
+
+
+def changed(**changes):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("algorithm", "fedavgg", "Unknown algorithm 'fedavgg'.* Did you mean 'fedavg'?"),
+        ("algorithms", ("ditto", "fedpar"), "'fedpar'.* Did you mean 'fedper'?"),
+        ("algorithms", (), "algorithms is empty"),
+        ("rounds", 0, "config.rounds is 0; it must be at least 1"),
+        ("eval_every", 0, "config.eval_every is 0"),
+        ("checkpoint_every", -1, "config.checkpoint_every is -1; it must be at least 0"),
+        ("batch_size", 0, "config.batch_size is 0"),
+        ("local_epochs", 0, "config.local_epochs is 0"),
+        ("seed", -1, "-1 cannot be a seed"),
+        ("seed", 2**32, "cannot be a seed"),
+        ("seeds", (), "seeds is empty"),
+        ("seeds", (0, "one"), "'one' cannot be a seed"),
+        ("engine.devices", -1, "config.engine.devices is -1; it must be at least 0"),
+        ("engine.rounds_per_call", 0, "config.engine.rounds_per_call is 0"),
+        ("engine.eval_batch_size", 0, "config.engine.eval_batch_size is 0"),
+        ("engine.clients_per_chunk", "all", "must be 'auto' or a positive number"),
+        ("engine.clients_per_chunk", "0", "must be 'auto' or a positive number"),
+        ("cohort.dropout", 1.0, re.escape("config.cohort.dropout is 1.0; it must lie in [0, 1)")),
+        ("cohort.dropout", float("nan"), "config.cohort.dropout is nan"),
+        ("data.alhpa", 1.0, "Nothing reads the key config.data.alhpa. Did you mean 'alpha'?"),
+    ],
+)
+def test_what_cannot_be_meant(key, value, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.check(changed(**{key: value}))
+
+
+def test_a_missing_key():
+    config = config_lib.default_config()
+    del config.engine.devices
+    with pytest.raises(UserError, match="config.engine.devices is missing"):
+        config_lib.check(config)
+
+
+def test_a_value_in_place_of_keys():
+    config = config_lib.default_config()
+    del config.cohort
+    config.cohort = 5
+    with pytest.raises(UserError, match="config.cohort is 5; it must have keys"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize("chunk", ["auto", "1", "12"])
+def test_chunks_that_can_be_meant(chunk):
+    config_lib.check(changed(**{"engine.clients_per_chunk": chunk}))
+
+
+# optimizers
+
+
+def optimizer(name="sgd", learning_rate=0.1, **arguments):
+    config = config_lib.optimizer_config(name, learning_rate)
+    config.update(arguments)
+    return optimizers.build(config, "client_optimizer")
+
+
+@pytest.mark.filterwarnings("ignore")  # optax warns of some of its own
+@pytest.mark.parametrize("name", optimizers.known_optimizers())
+def test_an_optimizer_is_built_or_refused(name):
+    try:
+        built = optimizer(name)
+    except UserError as refusal:
+        assert name == "lbfgs" and "config.client_optimizer" in str(refusal)
+    else:
+        assert isinstance(built, optax.GradientTransformation)
+
+
+def test_arguments_reach_optax():
+    momentum = optimizer(momentum=0.5)
+    state = momentum.init({"w": 0.0})
+    update, state = momentum.update({"w": 1.0}, state)
+    update, _ = momentum.update({"w": 1.0}, state)
+    assert update["w"] == pytest.approx(-0.1 * 1.5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(name="sdg"), "config.client_optimizer.name is 'sdg'.*Did you mean 'sgd'?"),
+        (dict(name="chain"), "no optimizer of optax"),
+        (dict(name="_deprecated_dpsgd"), "no optimizer of optax"),
+        (dict(name="adam", momentum=0.9), "momentum is set, but optax.adam takes no 'momentum'"),
+        (dict(learning_rate=-0.1), "config.client_optimizer.learning_rate is -0.1"),
+        (dict(learning_rate=0.0), "must be positive"),
+        (dict(learning_rate=float("nan")), "must be positive"),
+    ],
+)
+def test_optimizers_that_cannot_be_meant(arguments, message):
+    with pytest.raises(UserError, match=message):
+        optimizer(**arguments)
+
+
+# what an experiment checks when it is built
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.name": "resnet"}, "Unknown model 'resnet'"),
+        ({"model.depth": 3}, "Unknown argument of the model mlp 'depth'; known are widths"),
+        ({"cohort.size": 9}, "config.cohort.size is 9, but 8 clients take part"),
+        ({"cohort.size": -1}, "config.cohort.size is -1"),
+        ({"cohort.sampling": "poison"}, "Did you mean 'poisson'?"),
+        ({"client_optimizer.decay": 1.5}, "config.client_optimizer.decay is 1.5"),
+        ({"client_optimizer.decay": 0.0}, "config.client_optimizer.decay is 0.0"),
+        ({"server_optimizer.name": "sgdd"}, "config.server_optimizer.name is 'sgdd'"),
+        ({"engine.devices": 5}, "config.engine.devices is 5, but there are 4 cpu devices"),
+        ({"algorithm": "fedrep", "model.name": "logistic"}, "all head"),
+    ],
+)
+def test_an_experiment_that_cannot_be_meant(changes, message):
+    data = {"data.num_clients": 10, "data.partition": "iid", "data.unseen_fraction": 0.2}
+    config = changed(**data)
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        node = config
+        for part in path:
+            node = node[part]
+        node[name] = value
+    counter = runtime.CompilationCounter()
+    with pytest.raises(UserError, match=message):
+        experiment.build(config)
+    counter.close()
+    assert counter.programs == 0
+
+
+def test_further_arguments_reach_the_model():
+    config = config_lib.default_config()
+    config.model.widths = (7, 3)
+    built = experiment.build(config)
+    shapes = jax.eval_shape(built.task.init, jax.random.key(0))
+    kernels = {leaf.shape for leaf in jax.tree.leaves(shapes) if leaf.ndim == 2}
+    assert kernels == {(64, 7), (7, 3), (3, 10)}

@@ -1,0 +1,213 @@
+"""A run: the files it leaves, the numbers in them, and how it goes on after an interruption."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from pfljax.core import tree
+from pfljax.errors import UserError
+from pfljax.training import experiment, loop, writers
+from pfljax.training.config import default_config
+
+ROUNDS = 6
+
+
+def config(**changes):
+    """Ditto (private state) on the digits of five clients, one of them unseen."""
+    made = default_config()
+    settings = {
+        "algorithm": "ditto",
+        "rounds": ROUNDS,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "cohort.size": 3,
+        "data.num_clients": 5,
+        "data.alpha": 1.0,
+        "data.unseen_fraction": 0.2,
+        "engine.devices": 2,
+        "engine.rounds_per_call": 2,
+        "engine.clients_per_chunk": "2",
+    }
+    made.update_from_flattened_dict(settings | changes)
+    made.model.widths = (8,)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built():
+    """The programs, which all runs here share."""
+    return experiment.build(config())
+
+
+@pytest.fixture(scope="module")
+def straight(built, tmp_path_factory):
+    """A run from beginning to end: its directory, its result, and what it told of its progress."""
+    directory, told = tmp_path_factory.mktemp("straight"), []
+    result = loop.run(built, directory, progress=lambda *news: told.append(news))
+    return directory, result, told
+
+
+def test_the_files(straight):
+    directory, result, _ = straight
+    names = {file.name for file in directory.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    files = {"config.json", "metrics.jsonl", "clients.npz", "result.json", "checkpoints"}
+    assert names - events == files and len(events) == 1
+    assert (directory / events.pop()).stat().st_size > 500
+    assert json.loads((directory / "result.json").read_text()) == result
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_the_result_has_every_key_of_the_design(straight):
+    _, result, _ = straight
+    identity = "algorithm dataset partition model seed rounds num_clients cohort_size".split()
+    assert [result[name] for name in identity] == [
+        *("ditto", "digits", "dirichlet", "mlp", 0, ROUNDS, 5, 3)
+    ]
+    assert result["hyperparameters"]["lam"] == 0.1
+
+    shares = "last at_best_validation max_over_rounds unweighted_last worst_decile unseen_last"
+    for model in ("personal", "global"):
+        accuracy = result[f"{model}_accuracy"]
+        assert set(accuracy) == {*shares.split(), "std"}
+        assert all(0 <= accuracy[name] <= 1 for name in shares.split())
+        assert accuracy["worst_decile"] <= accuracy["unweighted_last"]
+        assert accuracy["max_over_rounds"] >= accuracy["last"] > 0.3
+        assert 0 <= accuracy["std"] <= 0.5
+
+    positive = "seconds_per_round seconds_per_evaluation examples_per_second peak_host_bytes"
+    for name in [*positive.split(), "peak_device_bytes"]:
+        assert result[name] > 0 and math.isfinite(result[name]), name
+    assert 0 <= result["seconds_compile"] < 600
+    assert 0 <= result["padding_fraction"] < 0.9
+    model_bytes = 4 * (64 * 8 + 8 + 8 * 10 + 10)
+    assert (result["upload_bytes"], result["download_bytes"]) == (model_bytes + 4, model_bytes)
+    assert result["compilations"] <= 1 and result["compilations_after_first_round"] == 0
+
+
+def test_the_rows(straight):
+    directory, result, _ = straight
+    rows = writers.read_rows(directory / "metrics.jsonl")
+    assert [row["round"] for row in rows] == [0, 3, 6]
+    assert {frozenset(row) for row in rows[1:]} == {frozenset(rows[1])}
+    assert rows[-1]["personal/test_accuracy_weighted"] == result["personal_accuracy"]["last"]
+    assert (
+        rows[-1]["global/unseen_test_accuracy_weighted"]
+        == (result["global_accuracy"]["unseen_last"])
+    )
+    assert rows[1]["train/cohort"] == 3 and rows[1]["train/loss"] > 0
+    assert rows[2]["personal/test_loss"] < rows[0]["personal/test_loss"]
+
+
+def test_the_clients(straight, built):
+    directory, result, _ = straight
+    clients = dict(np.load(directory / "clients.npz"))
+    assert clients["unseen"].tolist() == [False] * 4 + [True]
+    np.testing.assert_array_equal(clients["class_counts"].sum(axis=1), clients["train_size"])
+    np.testing.assert_array_equal(clients["test_size"], built.dataset.test.sizes)
+    seen = ~clients["unseen"]
+    accuracy, sizes = clients["personal_test_accuracy"][seen], clients["test_size"][seen]
+    assert np.average(accuracy, weights=sizes) == pytest.approx(result["personal_accuracy"]["last"])
+    assert accuracy.std() == pytest.approx(result["personal_accuracy"]["std"])
+
+
+def test_the_progress(straight):
+    _, result, told = straight
+    assert [done for done, _ in told] == [0, 2, 3, 4, 6]
+    assert told[-1][1] == {
+        model: result[f"{model}_accuracy"]["last"] for model in ("personal", "global")
+    }
+
+
+def assert_same_run(directory, result, straight):
+    """Everything but the time it took is the same, bit for bit."""
+    other, expected, _ = straight
+    assert writers.read_rows(directory / "metrics.jsonl") == writers.read_rows(
+        other / "metrics.jsonl"
+    )
+    for model in ("personal", "global"):
+        assert result[f"{model}_accuracy"] == expected[f"{model}_accuracy"]
+    assert result["rounds"] == expected["rounds"]
+    clients, wanted = np.load(directory / "clients.npz"), np.load(other / "clients.npz")
+    assert set(clients) == set(wanted)
+    for name in wanted:
+        np.testing.assert_array_equal(clients[name], wanted[name])
+
+
+def test_more_rounds_continue_a_shorter_run(straight, built, tmp_path):
+    first = loop.run(built._replace(config=config(rounds=3)), tmp_path)
+    assert first["rounds"] == 3
+    result = loop.run(built, tmp_path, resume=True)
+    assert_same_run(tmp_path, result, straight)
+
+
+@pytest.mark.parametrize("last", [2, 3, 4])
+def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
+    """Also one between a checkpoint and the next: round 3 is repeated from round 2."""
+
+    def interrupt(done, scores):
+        if done == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(built, tmp_path, progress=interrupt)
+    assert not (tmp_path / "result.json").exists()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "pers')  # a row cut short, as a preemption leaves it
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+
+
+def test_resuming_where_nothing_is_begins_at_the_beginning(straight, built, tmp_path):
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+
+
+def test_resuming_a_finished_run_changes_nothing(straight, built, tmp_path):
+    first = loop.run(built._replace(config=config(rounds=3)), tmp_path)
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    again = loop.run(built._replace(config=config(rounds=3)), tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+    assert again["personal_accuracy"] == first["personal_accuracy"]
+    with pytest.raises(UserError, match="holds a run of 3 rounds and config.rounds is 2"):
+        loop.run(built._replace(config=config(rounds=2)), tmp_path, resume=True)
+
+
+def test_a_run_is_not_written_over(straight, built):
+    directory, result, _ = straight
+    with pytest.raises(UserError, match="--resume"):
+        loop.run(built, directory)
+    assert writers.read_json(directory / "result.json") == result
+
+
+def test_an_unusable_checkpoint_is_named(built, tmp_path):
+    loop.run(built._replace(config=config(rounds=3)), tmp_path)
+    narrow = config()
+    narrow.model.widths = (4,)
+    other = experiment.build(narrow)._replace(config=config())  # as if nobody had noticed
+    with pytest.raises(UserError, match="checkpoints/3 is of another model"):
+        loop.run(other, tmp_path, resume=True)
+
+
+def test_divergence_keeps_the_checkpoint_before(built, tmp_path):
+    loop.run(built._replace(config=config(rounds=3)), tmp_path)
+    wild = experiment.build(config(**{"client_optimizer.learning_rate": 1e30}))
+    with pytest.raises(UserError, match="loss of ditto is no finite number in round [456]; lower"):
+        loop.run(wild._replace(config=config()), tmp_path, resume=True)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    rows = writers.read_rows(tmp_path / "metrics.jsonl")
+    assert [row["round"] for row in rows] == [0, 3]
+    loop.run(built, tmp_path, resume=True)
+
+
+def test_divergence_in_the_first_round(tmp_path):
+    wild = config(**{"client_optimizer.learning_rate": 1e30})
+    with pytest.raises(UserError, match="lower config.client_optimizer.learning_rate.*none was"):
+        loop.run(experiment.build(wild), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_no_array_of_the_caller_is_lost(built, straight):
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(built.examples))
+    assert tree.num_bytes(built.examples.inputs) == 1797 * 64

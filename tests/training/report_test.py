@@ -1,0 +1,131 @@
+"""Tables and plots of finished runs, from runs written by hand."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import rich.console
+
+from pfljax.training import report, writers
+
+
+def write_run(directory, *, seed, last, global_last, seconds=0.0123, unseen=None):
+    """Leaves what a finished run leaves."""
+    directory.mkdir(parents=True)
+    personal = {"last": last, "at_best_validation": last - 0.01, "worst_decile": last / 2}
+    if unseen is not None:
+        personal["unseen_last"] = unseen
+    result = {
+        "algorithm": directory.name,
+        "seed": seed,
+        "personal_accuracy": personal,
+        "global_accuracy": None if global_last is None else {"last": global_last},
+        "seconds_per_round": seconds,
+        "upload_bytes": 12345,
+        "download_bytes": 0,
+    }
+    writers.write_json(directory / "result.json", result)
+    rows = [
+        {"round": round, "personal/test_accuracy_weighted": last * round / 10}
+        for round in (0, 5, 10)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    accuracy = np.array([last, last / 2, np.nan])  # the last client has no test examples
+    np.savez(directory / "clients.npz", personal_test_accuracy=accuracy)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in (0, 1):
+        place = tmp_path / str(seed)
+        write_run(place / "ditto", seed=seed, last=0.8 + 0.02 * seed, global_last=0.5)
+        write_run(place / "local", seed=seed, last=0.7, global_last=None)
+    return {
+        name: [report.read_run(tmp_path / str(seed) / name) for seed in (0, 1)]
+        for name in ("ditto", "local")
+    }
+
+
+def columns(runs):
+    return {column.title: column for column in report.columns_of(runs)}
+
+
+def test_cells(runs):
+    by_title = columns(runs)
+    ditto = {title: report.cell(runs["ditto"], column) for title, column in by_title.items()}
+    deviation = 100 * np.std([0.8, 0.82], ddof=1)
+    assert ditto == {
+        "personal": f"81.00 ± {deviation:.2f}",
+        "validated": f"80.00 ± {deviation:.2f}",
+        "worst tenth": f"40.50 ± {deviation / 2:.2f}",
+        "global": "50.00 ± 0.00",
+        "round": "12.3",
+        "up": "12.35",
+        "down": "0",
+    }
+    assert report.cell(runs["local"], by_title["global"]) == "-"
+    assert report.cell(runs["local"][:1], by_title["personal"]) == "70.00"
+
+
+def test_a_column_that_nobody_fills_is_left_out(runs, tmp_path):
+    assert "unseen" not in columns(runs)
+    write_run(tmp_path / "unseen" / "fedavg", seed=0, last=0.5, global_last=0.5, unseen=0.25)
+    runs["fedavg"] = [report.read_run(tmp_path / "unseen" / "fedavg")]
+    assert report.cell(runs["fedavg"], columns(runs)["unseen"]) == "25.00"
+    assert report.cell(runs["ditto"], columns(runs)["unseen"]) == "-"
+
+
+def test_the_table_for_a_terminal(runs):
+    console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(report.table(runs, "A title"))
+    text = console.export_text()
+    assert "A title" in text and "81.00 ± 1.41" in text and "(kB)" in text
+
+
+def test_markdown(runs, tmp_path):
+    report.write_markdown(tmp_path / "c.md", runs, "A title")
+    text = (tmp_path / "c.md").read_text()
+    lines = text.splitlines()
+    assert lines[0] == "# A title"
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1, "the rows have unequal lengths"
+    assert table[2].startswith("| ditto | 81.00 ± 1.41 | 80.00 ± 1.41 |")
+    assert report.EXPLANATION in text
+
+
+def test_csv(runs, tmp_path):
+    report.write_csv(tmp_path / "c.csv", runs)
+    with (tmp_path / "c.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["algorithm"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("ditto", "local") for seed in ("0", "1")
+    ]
+    assert float(rows[1]["personal_accuracy.last"]) == 0.8 + 0.02
+    assert rows[2]["global_accuracy"] == "" and rows[0]["global_accuracy.last"] == "0.5"
+
+
+@pytest.mark.parametrize("plot", [report.plot_curves, report.plot_clients])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_plots(runs, tmp_path, plot, seeds):
+    from matplotlib import image
+
+    some = {name: all[:seeds] for name, all in runs.items()}
+    plot(tmp_path / "plot.png", some, "A title")
+    pixels = image.imread(tmp_path / "plot.png")
+    assert min(pixels.shape[:2]) > 300
+    colors = np.unique((255 * pixels[..., :3]).astype(np.uint8).reshape(-1, 3), axis=0)
+    reached = {tuple(color) for color in colors.tolist()}
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    assert any(np.abs(np.subtract(blue, color)).max() < 60 for color in reached)
+    assert any(np.abs(np.subtract(orange, color)).max() < 60 for color in reached)
+    white = np.mean(np.all(pixels[..., :3] > 0.98, axis=-1))
+    assert 0.5 < white < 0.99
+
+
+def test_methods_beyond_ten_have_colors(runs, tmp_path):
+    many = {f"method {number}": runs["ditto"] for number in range(25)}
+    report.plot_curves(tmp_path / "curves.png", many, "A title")
+    report.plot_clients(tmp_path / "clients.png", many, "A title")
+    assert (tmp_path / "clients.png").stat().st_size > 10_000
