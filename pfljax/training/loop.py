@@ -61,22 +61,20 @@ def run(
         if jax.process_index() == 0:
             writer = writers.MetricsWriter(directory, rows)
 
-        evaluation, history = None, []
+        evaluation, history = None, {}
         while True:
             if not rows or (done > rows[-1]["round"] and _is_due(done, config.eval_every, config)):
                 evaluation = clock.evaluate(state)
                 rows.append(result.metrics_row(experiment, done, evaluation, history))
-                history = []
                 if writer:
                     writer.write(rows[-1])
             progress(done, result.scores(rows[-1]))
             if done == config.rounds:
                 break
             now = min(_next_stop(done, config) - done, config.engine.rounds_per_call)
-            state, metrics = clock.run_rounds(state, now)
+            state, history = clock.run_rounds(state, now)
             done += now
-            history.append(metrics)
-            _require_finite(metrics, done, config, checkpoints)
+            _require_finite(history, done, config, checkpoints)
             if _is_due(done, config.checkpoint_every, config):
                 checkpoints.save(state, num_clients)
         if evaluation is None:  # A finished run, resumed: nothing was left to do.
@@ -110,13 +108,13 @@ def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
 
 
 def _require_finite(
-    metrics: dict[str, np.ndarray],
+    history: dict[str, np.ndarray],
     done: int,
     config: ml_collections.ConfigDict,
     checkpoints: Checkpoints,
 ) -> None:
     """Stops a run that diverged, before a checkpoint is written of it."""
-    for name, values in metrics.items():
+    for name, values in history.items():
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             saved = checkpoints.latest_round()

@@ -21,7 +21,7 @@ def metrics_row(
     experiment: Experiment,
     done: int,
     evaluation: dict[str, Any],
-    history: list[dict[str, np.ndarray]],
+    history: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """Returns a line of `metrics.jsonl`; flat, so that any reader of tables takes it.
 
@@ -29,11 +29,11 @@ def metrics_row(
       experiment: that ran.
       done: rounds.
       evaluation: sums per client, after them.
-      history: the metrics of the rounds since the last evaluation, one dict per call.
+      history: the metrics of the last rounds that one call ran. Not of all since the evaluation
+        before: a run resumed from a checkpoint in between does not have those.
     """
     row: dict[str, Any] = {"round": done}
-    for name in history[0] if history else ():
-        values = np.concatenate([call[name] for call in history])
+    for name, values in history.items():
         row[f"train/{name}"] = float(np.mean(values))
     for model in evaluation:
         for split in ("test", "validation"):
