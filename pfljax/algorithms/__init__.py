@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
+from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
@@ -25,4 +26,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ditto": ditto,
     "fedper": fedper,
     "fedrep": fedrep,
+    "fedbabu": fedbabu,
 }

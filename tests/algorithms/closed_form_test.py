@@ -156,6 +156,23 @@ def test_fedrep():
     near(outcome.clients["head"]["w"], head)
 
 
+def personal_gaps(thetas):
+    """What the evaluation's 'loss' sums up for the models `thetas` `[clients, 4]`."""
+    rows = zip(ENDS, SIZES, thetas, strict=True)
+    return [(POINTS[e - n : e] - theta).sum() for e, n, theta in rows]
+
+
+def test_fedbabu():
+    body, head = START[:2], START[2:]
+    for _ in range(2):
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+    outcome = run("fedbabu", 2, fine_tuning_epochs=4)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.initial_head["head"]["w"], head)
+    tuned = steps_towards(np.concatenate([body, head]), MEANS, steps=4)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(tuned))
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

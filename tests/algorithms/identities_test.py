@@ -72,6 +72,24 @@ def test_fedrep_moves_the_head_only_in_the_head_epochs():
     assert federation.differ(moved.clients, frozen.clients)
 
 
+def test_fedbabu_without_a_head_is_fedavg_with_fine_tuning():
+    headless = federation.task()._replace(is_head=lambda path: False)
+    babu = run("fedbabu", task=headless, fine_tuning_epochs=1)
+    tuned = run("fedavg_ft", task=headless, fine_tuning_epochs=1)
+    federation.assert_close(babu.server.average.model, tuned.server.model)
+    federation.assert_close(babu.scores, tuned.scores)
+
+
+def test_fedbabu_never_moves_the_head_and_so_trains_another_body():
+    babu, rep = run("fedbabu", fine_tuning_epochs=0), run("fedrep", head_epochs=0)
+    federation.assert_close(babu.server, rep.server)  # FedRep without head epochs: the same head
+    federation.assert_close(babu.scores["personal"], babu.scores["global"])
+    assert federation.differ(babu.server.average.model, run("fedper").server.average.model)
+    more = run("fedbabu", fine_tuning_epochs=2)
+    federation.assert_close(more.server, babu.server)
+    assert federation.differ(more.scores["personal"], babu.scores["personal"])
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)
