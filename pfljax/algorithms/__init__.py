@@ -14,6 +14,7 @@ from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
+from pfljax.algorithms.perfedavg import perfedavg
 from pfljax.algorithms.scaffold import scaffold
 from pfljax.core import Algorithm
 
@@ -27,4 +28,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedper": fedper,
     "fedrep": fedrep,
     "fedbabu": fedbabu,
+    "perfedavg": perfedavg,
 }

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
@@ -171,6 +172,53 @@ def test_fedbabu():
     near(outcome.server.initial_head["head"]["w"], head)
     tuned = steps_towards(np.concatenate([body, head]), MEANS, steps=4)
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(tuned))
+
+
+def cut_means(points, parts):
+    """The mean of each of `parts` pieces of a client's examples, in stored order."""
+    cuts = [i * len(points) // parts for i in range(parts + 1)]
+    return [points[a:b].mean(axis=0) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+@pytest.mark.parametrize("hessian_free", [False, True])
+def test_perfedavg(hessian_free):
+    # On a quadratic the gradient after the inner step is (1 - alpha) (theta - m1) + m1 - m2; the
+    # Hessian is the identity, so that its term is a factor 1 - alpha.
+    alpha, w = 0.3, START
+    sizes = np.array([4, 3, 5])
+    ends = np.cumsum(sizes)
+    points = [POINTS[e - n : e] for e, n in zip(ends, sizes, strict=True)]
+    data = federation.examples_of(
+        POINTS[: ends[-1]], np.zeros(ends[-1], np.int32), sizes, num_classes=1
+    )
+    parts = 3 if hessian_free else 2
+    for _ in range(2):
+        models = []
+        for own in points:
+            *_, m1, m2 = cut_means(own, parts)
+            theta = w
+            for _ in range(STEPS):
+                gradient = (1 - alpha) * (theta - m1) + m1 - m2
+                theta = theta - ETA * (1 - alpha if hessian_free else 1) * gradient
+            models.append(theta)
+        w = np.mean(models, axis=0)
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=6, epochs=STEPS, shuffle=False)
+    outcome = federation.run(
+        ALGORITHMS["perfedavg"](quadratic(), local, alpha=alpha, hessian_free=hessian_free),
+        data=data,
+        plan=PLAN,
+        rounds=2,
+        score=quadratic(),
+    )
+    # The finite differences lose digits of float32.
+    np.testing.assert_allclose(vector(outcome.server.model), w, rtol=1e-3, atol=1e-4)
+    w = vector(outcome.server.model)
+    first = np.stack([own[: 6 // parts].mean(axis=0) for own in points])
+    gaps = [
+        (own - theta).sum()
+        for own, theta in zip(points, steps_towards(w, first, rate=alpha, steps=1), strict=True)
+    ]
+    near(outcome.scores["personal"]["test"]["loss"], gaps)
 
 
 def test_every_method_has_a_closed_form_here():

@@ -94,6 +94,17 @@ CASES = {
         hyperparameters=lambda theirs: {"fine_tuning_epochs": 0},
         server=lambda server: {"global": server.average.model},
     ),
+    "perfedavg": Case(  # PFLlib's batches are of two halves, and its epochs run twice
+        "PerAvg",
+        hyperparameters=lambda theirs: {
+            "alpha": theirs["local_learning_rate"],
+            "weight_by_size": True,
+        },
+        global_logits=None,
+        local=lambda local: local._replace(
+            batch_size=2 * local.batch_size, epochs=2 * local.epochs
+        ),
+    ),
 }
 
 
