@@ -15,6 +15,7 @@ from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
 from pfljax.algorithms.perfedavg import perfedavg
+from pfljax.algorithms.pfedme import pfedme
 from pfljax.algorithms.scaffold import scaffold
 from pfljax.core import Algorithm
 
@@ -29,4 +30,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedrep": fedrep,
     "fedbabu": fedbabu,
     "perfedavg": perfedavg,
+    "pfedme": pfedme,
 }

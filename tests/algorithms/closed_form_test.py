@@ -221,6 +221,22 @@ def test_perfedavg(hessian_free):
     near(outcome.scores["personal"]["test"]["loss"], gaps)
 
 
+def test_pfedme():
+    lam, inner_rate, beta, w = 2.0, 0.1, 1.5, START
+    for _ in range(2):
+        own = theta = np.tile(w, (3, 1))
+        for _ in range(STEPS):
+            # The gradient (theta - m) + lam (theta - w) vanishes at (m + lam w) / (1 + lam).
+            middle, rate = (MEANS + lam * own) / (1 + lam), inner_rate * (1 + lam)
+            theta = steps_towards(theta, middle, rate=rate, steps=4)
+            own = own - ETA * lam * (own - theta)
+        w = (1 - beta) * w + beta * own.mean(axis=0)
+    outcome = run("pfedme", 2, lam=lam, inner_steps=4, inner_rate=inner_rate, beta=beta)
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients), theta)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(theta))
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

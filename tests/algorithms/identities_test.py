@@ -14,13 +14,11 @@ from pfljax.errors import UserError
 
 EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 
+OPTIONS = ("task", "local", "plan", "data", "rounds")
+
 
 def run(name, **options):
-    hyperparameters = {
-        key: options.pop(key)
-        for key in list(options)
-        if key not in ("task", "local", "plan", "data")
-    }
+    hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
@@ -153,6 +151,28 @@ def test_the_hessian_term_of_perfedavg_is_the_derivative_of_the_inner_step():
     first_order = ALGORITHMS["perfedavg"](task, local, alpha=alpha)
     change = core.mean(first_order.client_update(server, (), data, context).sum)
     assert federation.differ(change, exact, least=1e-2)
+
+
+def test_pfedme_with_one_inner_step_on_one_batch_is_fedavg():
+    # theta is then a step away from w, and w goes 0.1 * lam of that step.
+    once = federation.local_training(shuffle=False, batch_size=16, epochs=1)
+    settings = {"lam": 2.0, "inner_rate": 0.5, "weight_by_size": True}
+    average = run("fedavg", local=once).server.model
+    moreau = run("pfedme", local=once, inner_steps=1, **settings)
+    federation.assert_close(moreau.server.model, average)
+    for change in ({"inner_steps": 2}, {"beta": 2.0}, {"weight_by_size": False}):
+        other = run("pfedme", local=once, **{"inner_steps": 1, **settings, **change})
+        assert federation.differ(other.server.model, average)
+
+
+def test_pfedme_without_pull_is_local_training_beside_a_server_at_rest():
+    moreau = run("pfedme", rounds=1, lam=0.0, inner_steps=1, inner_rate=0.1)
+    federation.assert_close(moreau.clients, run("local", rounds=1).clients)
+    untouched = run("pfedme", rounds=3, beta=0.0)
+    federation.assert_close(untouched.server.model, moreau.server.model)
+    pulled = run("pfedme", rounds=1, lam=1.0, inner_steps=1, inner_rate=0.1)
+    assert federation.differ(pulled.clients, moreau.clients)
+    assert federation.differ(pulled.server.model, moreau.server.model)
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

@@ -105,6 +105,18 @@ CASES = {
             batch_size=2 * local.batch_size, epochs=2 * local.epochs
         ),
     ),
+    "pfedme": Case(  # PFLlib evaluates the global model in place of the personal ones
+        "pFedMe",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "inner_steps": theirs["K"],
+            "inner_rate": theirs["p_learning_rate"],
+            "beta": theirs["beta"],
+            "weight_decay": 0.001,
+            "weight_by_size": True,
+        },
+        personal=None,
+    ),
 }
 
 
