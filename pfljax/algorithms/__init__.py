@@ -11,6 +11,7 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedper import fedper
+from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
@@ -31,4 +32,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedbabu": fedbabu,
     "perfedavg": perfedavg,
     "pfedme": pfedme,
+    "fedproto": fedproto,
 }

@@ -237,6 +237,68 @@ def test_pfedme():
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(theta))
 
 
+def linear_features() -> core.Task:
+    """Features `x W`, a head that never matters, and no loss but what a method adds."""
+    start = np.random.default_rng(5).normal(size=(4, 2)).astype(np.float32)
+    return core.Task(
+        init=lambda key: {"body": {"w": jnp.array(start)}, "head": {"kernel": jnp.ones((2, 4))}},
+        loss=lambda model, batch, key: jnp.sum(model["head"]["kernel"]) * 0,
+        predict=lambda model, inputs: inputs @ model["body"]["w"] @ model["head"]["kernel"],
+        features=lambda model, inputs: inputs @ model["body"]["w"],
+        head=lambda model, features: features @ model["head"]["kernel"],
+        is_head=lambda path: path[0] == "head",
+        metrics=lambda outputs, batch: {
+            "accuracy": jnp.sum((jnp.argmax(outputs, axis=-1) == batch.targets) * batch.mask),
+            "loss": jnp.sum(outputs * batch.mask[:, None]),
+        },
+        num_classes=4,
+    )
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_fedproto(by_size):
+    # Nobody has class 3; the second client lacks class 0, the first class 2.
+    labels, lam, rounds = np.array([0, 0, 0, 1, 1, 2, 0, 1, 1, 2, 2, 0]), 0.7, 3
+    own = [(POINTS[e - n : e], labels[e - n : e]) for e, n in zip(ENDS, SIZES, strict=True)]
+    task = linear_features()
+    w = [np.asarray(task.init(None)["body"]["w"], np.float64)] * 3
+    prototypes, seen = np.zeros((4, 2)), np.zeros(4, bool)
+    for _ in range(rounds):
+        sums, weights = np.zeros((4, 2)), np.zeros(4)
+        for k, (x, y) in enumerate(own):
+            for _ in range(STEPS):
+                gap = (x @ w[k] - prototypes[y]) * seen[y][:, None]
+                w[k] = w[k] - ETA * lam * 2 / gap.size * x.T @ gap
+            for c in np.unique(y):
+                weight = np.sum(y == c) if by_size else 1
+                sums[c] += weight * (x @ w[k])[y == c].mean(axis=0)
+                weights[c] += weight
+        seen = weights > 0
+        prototypes[seen] = sums[seen] / weights[seen][:, None]
+    assert list(seen) == [True, True, True, False]
+
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
+    data = federation.examples_of(POINTS, labels.astype(np.int32), SIZES, num_classes=4)
+    outcome = federation.run(
+        ALGORITHMS["fedproto"](task, local, lam=lam, weight_by_size=by_size),
+        data=data,
+        plan=PLAN,
+        rounds=rounds,
+        score=task,
+        devices=2,
+    )
+    near(outcome.server.prototypes, prototypes)
+    np.testing.assert_array_equal(outcome.server.seen, seen)
+    near(outcome.clients["body"]["w"], np.stack(w))
+    right, outputs = [], []
+    for (x, y), matrix in zip(own, w, strict=True):
+        distances = (((x @ matrix)[:, None] - prototypes[:3]) ** 2).sum(axis=-1)
+        right.append(np.sum(distances.argmin(axis=1) == y))
+        outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
+    near(outcome.scores["personal"]["test"]["accuracy"], right)
+    near(outcome.scores["personal"]["test"]["loss"], outputs)
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

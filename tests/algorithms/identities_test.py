@@ -175,6 +175,35 @@ def test_pfedme_without_pull_is_local_training_beside_a_server_at_rest():
     assert federation.differ(pulled.server.model, moreau.server.model)
 
 
+def test_fedproto_without_pull_is_local_training():
+    alone = run("local")
+    apart = run("fedproto", lam=0.0)
+    federation.assert_close(apart.clients, alone.clients)
+    # Before the first round the head answers, as it does in local training; later the prototypes.
+    federation.assert_close(apart.untrained_scores, alone.untrained_scores)
+    assert federation.differ(apart.scores, alone.scores)
+    assert federation.differ(run("fedproto", lam=1.0).clients, alone.clients)
+
+
+def test_prototypes_of_fedproto_in_training_and_after_it():
+    at_rest = federation.local_training(shuffle=False, optimizer=optax.sgd(0.0))
+    for local, same in ((at_rest, True), (federation.local_training(shuffle=False), False)):
+        during, after = (
+            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes
+            for flag in (True, False)
+        )
+        if same:
+            federation.assert_close(during, after)
+        else:
+            assert federation.differ(during, after)
+
+
+def test_fedproto_wants_classes_and_a_head():
+    headless = federation.task()._replace(is_head=lambda path: False)
+    with pytest.raises(UserError, match="head"):
+        run("fedproto", task=headless)
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)

@@ -40,8 +40,8 @@ class Case(NamedTuple):
       client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
       global_logits: the key of the global model's test logits, where PFLlib records them.
       local: `(our local training) -> local training`, where PFLlib's batches differ.
-      personal: `(our client's outputs) -> PFLlib's test_logits`; None where it deploys another
-        model than we do.
+      personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
+        deploys another model than we do.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Case(NamedTuple):
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
-    personal: object = lambda outputs: outputs
+    personal: object = lambda outputs, server: outputs
 
 
 CASES = {
@@ -116,6 +116,18 @@ CASES = {
             "weight_by_size": True,
         },
         personal=None,
+    ),
+    "fedproto": Case(  # PFLlib's scores are distances, divided by the number of features
+        "FedProto",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "prototypes_in_training": True,
+            "weight_by_size": False,
+        },
+        server=lambda server: {"server/global_protos": server.prototypes},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+        personal=lambda outputs, server: -outputs / server.prototypes.shape[1],
     ),
 }
 
@@ -250,7 +262,7 @@ def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs,
         key = f"round{round}/test_logits/client{i}"
         if case.personal and key in theirs:
             outputs = deployed(host.server, private, rows.of_client(i), inputs)
-            same(np.asarray(case.personal(outputs)), theirs[key])
+            same(np.asarray(case.personal(outputs, host.server)), theirs[key])
         key = f"round{round}/{case.global_logits}/client{i}"
         if key in theirs:  # PFLlib's files have them for Ditto; the distilled ones leave them out.
             logits = task.predict(algorithm.global_model(host.server), inputs)
