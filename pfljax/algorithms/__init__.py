@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
+from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedper import fedper
+from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
+from pfljax.algorithms.perfedavg import perfedavg
+from pfljax.algorithms.pfedme import pfedme
 from pfljax.algorithms.scaffold import scaffold
 from pfljax.core import Algorithm
 
@@ -25,4 +29,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "ditto": ditto,
     "fedper": fedper,
     "fedrep": fedrep,
+    "fedbabu": fedbabu,
+    "perfedavg": perfedavg,
+    "pfedme": pfedme,
+    "fedproto": fedproto,
 }

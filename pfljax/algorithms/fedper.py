@@ -53,7 +53,7 @@ def fedper(
         head, body = partition.split(task.init(key), task.is_head)
         if not body:
             raise UserError(
-                "The model is all head; FedPer and FedRep share a body, so name another."
+                "The model is all head; FedPer, FedRep and FedBABU share a body, so name another."
             )
         return BodyServer(averaging.start(body, server_optimizer), head)
 

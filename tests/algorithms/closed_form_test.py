@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
@@ -154,6 +155,148 @@ def test_fedrep():
     outcome = run("fedrep", 2, head_epochs=5)
     near(outcome.server.average.model["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
+
+
+def personal_gaps(thetas):
+    """What the evaluation's 'loss' sums up for the models `thetas` `[clients, 4]`."""
+    rows = zip(ENDS, SIZES, thetas, strict=True)
+    return [(POINTS[e - n : e] - theta).sum() for e, n, theta in rows]
+
+
+def test_fedbabu():
+    body, head = START[:2], START[2:]
+    for _ in range(2):
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+    outcome = run("fedbabu", 2, fine_tuning_epochs=4)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.initial_head["head"]["w"], head)
+    tuned = steps_towards(np.concatenate([body, head]), MEANS, steps=4)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(tuned))
+
+
+def cut_means(points, parts):
+    """The mean of each of `parts` pieces of a client's examples, in stored order."""
+    cuts = [i * len(points) // parts for i in range(parts + 1)]
+    return [points[a:b].mean(axis=0) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+@pytest.mark.parametrize("hessian_free", [False, True])
+def test_perfedavg(hessian_free):
+    # On a quadratic the gradient after the inner step is (1 - alpha) (theta - m1) + m1 - m2; the
+    # Hessian is the identity, so that its term is a factor 1 - alpha.
+    alpha, w = 0.3, START
+    sizes = np.array([4, 3, 5])
+    ends = np.cumsum(sizes)
+    points = [POINTS[e - n : e] for e, n in zip(ends, sizes, strict=True)]
+    data = federation.examples_of(
+        POINTS[: ends[-1]], np.zeros(ends[-1], np.int32), sizes, num_classes=1
+    )
+    parts = 3 if hessian_free else 2
+    for _ in range(2):
+        models = []
+        for own in points:
+            *_, m1, m2 = cut_means(own, parts)
+            theta = w
+            for _ in range(STEPS):
+                gradient = (1 - alpha) * (theta - m1) + m1 - m2
+                theta = theta - ETA * (1 - alpha if hessian_free else 1) * gradient
+            models.append(theta)
+        w = np.mean(models, axis=0)
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=6, epochs=STEPS, shuffle=False)
+    outcome = federation.run(
+        ALGORITHMS["perfedavg"](quadratic(), local, alpha=alpha, hessian_free=hessian_free),
+        data=data,
+        plan=PLAN,
+        rounds=2,
+        score=quadratic(),
+    )
+    # The finite differences lose digits of float32.
+    np.testing.assert_allclose(vector(outcome.server.model), w, rtol=1e-3, atol=1e-4)
+    w = vector(outcome.server.model)
+    first = np.stack([own[: 6 // parts].mean(axis=0) for own in points])
+    gaps = [
+        (own - theta).sum()
+        for own, theta in zip(points, steps_towards(w, first, rate=alpha, steps=1), strict=True)
+    ]
+    near(outcome.scores["personal"]["test"]["loss"], gaps)
+
+
+def test_pfedme():
+    lam, inner_rate, beta, w = 2.0, 0.1, 1.5, START
+    for _ in range(2):
+        own = theta = np.tile(w, (3, 1))
+        for _ in range(STEPS):
+            # The gradient (theta - m) + lam (theta - w) vanishes at (m + lam w) / (1 + lam).
+            middle, rate = (MEANS + lam * own) / (1 + lam), inner_rate * (1 + lam)
+            theta = steps_towards(theta, middle, rate=rate, steps=4)
+            own = own - ETA * lam * (own - theta)
+        w = (1 - beta) * w + beta * own.mean(axis=0)
+    outcome = run("pfedme", 2, lam=lam, inner_steps=4, inner_rate=inner_rate, beta=beta)
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients), theta)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(theta))
+
+
+def linear_features() -> core.Task:
+    """Features `x W`, a head that never matters, and no loss but what a method adds."""
+    start = np.random.default_rng(5).normal(size=(4, 2)).astype(np.float32)
+    return core.Task(
+        init=lambda key: {"body": {"w": jnp.array(start)}, "head": {"kernel": jnp.ones((2, 4))}},
+        loss=lambda model, batch, key: jnp.sum(model["head"]["kernel"]) * 0,
+        predict=lambda model, inputs: inputs @ model["body"]["w"] @ model["head"]["kernel"],
+        features=lambda model, inputs: inputs @ model["body"]["w"],
+        head=lambda model, features: features @ model["head"]["kernel"],
+        is_head=lambda path: path[0] == "head",
+        metrics=lambda outputs, batch: {
+            "accuracy": jnp.sum((jnp.argmax(outputs, axis=-1) == batch.targets) * batch.mask),
+            "loss": jnp.sum(outputs * batch.mask[:, None]),
+        },
+        num_classes=4,
+    )
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_fedproto(by_size):
+    # Nobody has class 3; the second client lacks class 0, the first class 2.
+    labels, lam, rounds = np.array([0, 0, 0, 1, 1, 2, 0, 1, 1, 2, 2, 0]), 0.7, 3
+    own = [(POINTS[e - n : e], labels[e - n : e]) for e, n in zip(ENDS, SIZES, strict=True)]
+    task = linear_features()
+    w = [np.asarray(task.init(None)["body"]["w"], np.float64)] * 3
+    prototypes, seen = np.zeros((4, 2)), np.zeros(4, bool)
+    for _ in range(rounds):
+        sums, weights = np.zeros((4, 2)), np.zeros(4)
+        for k, (x, y) in enumerate(own):
+            for _ in range(STEPS):
+                gap = (x @ w[k] - prototypes[y]) * seen[y][:, None]
+                w[k] = w[k] - ETA * lam * 2 / gap.size * x.T @ gap
+            for c in np.unique(y):
+                weight = np.sum(y == c) if by_size else 1
+                sums[c] += weight * (x @ w[k])[y == c].mean(axis=0)
+                weights[c] += weight
+        seen = weights > 0
+        prototypes[seen] = sums[seen] / weights[seen][:, None]
+    assert list(seen) == [True, True, True, False]
+
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
+    data = federation.examples_of(POINTS, labels.astype(np.int32), SIZES, num_classes=4)
+    outcome = federation.run(
+        ALGORITHMS["fedproto"](task, local, lam=lam, weight_by_size=by_size),
+        data=data,
+        plan=PLAN,
+        rounds=rounds,
+        score=task,
+        devices=2,
+    )
+    near(outcome.server.prototypes, prototypes)
+    np.testing.assert_array_equal(outcome.server.seen, seen)
+    near(outcome.clients["body"]["w"], np.stack(w))
+    right, outputs = [], []
+    for (x, y), matrix in zip(own, w, strict=True):
+        distances = (((x @ matrix)[:, None] - prototypes[:3]) ** 2).sum(axis=-1)
+        right.append(np.sum(distances.argmin(axis=1) == y))
+        outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
+    near(outcome.scores["personal"]["test"]["accuracy"], right)
+    near(outcome.scores["personal"]["test"]["loss"], outputs)
 
 
 def test_every_method_has_a_closed_form_here():

@@ -1,21 +1,24 @@
 """Methods that become one another at a special value, and differ at others."""
 
 import federation
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
 EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 
+OPTIONS = ("task", "local", "plan", "data", "rounds")
+
 
 def run(name, **options):
-    hyperparameters = {
-        key: options.pop(key) for key in list(options) if key not in ("task", "local", "plan")
-    }
+    hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
@@ -70,6 +73,135 @@ def test_fedrep_moves_the_head_only_in_the_head_epochs():
         np.testing.assert_array_equal(frozen.clients["head"]["kernel"][client], head)
     moved = run("fedrep", head_epochs=1)
     assert federation.differ(moved.clients, frozen.clients)
+
+
+def test_fedbabu_without_a_head_is_fedavg_with_fine_tuning():
+    headless = federation.task()._replace(is_head=lambda path: False)
+    babu = run("fedbabu", task=headless, fine_tuning_epochs=1)
+    tuned = run("fedavg_ft", task=headless, fine_tuning_epochs=1)
+    federation.assert_close(babu.server.average.model, tuned.server.model)
+    federation.assert_close(babu.scores, tuned.scores)
+
+
+def test_fedbabu_never_moves_the_head_and_so_trains_another_body():
+    babu, rep = run("fedbabu", fine_tuning_epochs=0), run("fedrep", head_epochs=0)
+    federation.assert_close(babu.server, rep.server)  # FedRep without head epochs: the same head
+    federation.assert_close(babu.scores["personal"], babu.scores["global"])
+    assert federation.differ(babu.server.average.model, run("fedper").server.average.model)
+    more = run("fedbabu", fine_tuning_epochs=2)
+    federation.assert_close(more.server, babu.server)
+    assert federation.differ(more.scores["personal"], babu.scores["personal"])
+
+
+def twins():
+    """Clients each of whose batches of four holds two examples twice, one copy in each half."""
+    draw = np.random.default_rng(2)
+    targets = draw.integers(0, 3, (5, 4, 1, 2)).astype(np.int32)
+    inputs = draw.normal(size=(5, 4, 1, 2, federation.NUM_FEATURES)).astype(np.float32)
+    targets, inputs = np.repeat(targets, 2, axis=2), np.repeat(inputs, 2, axis=2)
+    return federation.examples_of(
+        inputs.reshape(80, -1), targets.reshape(80), np.full(5, 16), num_classes=3
+    )
+
+
+def test_perfedavg_without_inner_step_is_fedavg():
+    plan = sampling.CohortPlan(num_clients=5, size=5)
+    average = run("fedavg", data=twins(), plan=plan)
+    meta = run("perfedavg", data=twins(), plan=plan, alpha=0.0)
+    federation.assert_close(meta.server.model, average.server.model)
+    federation.assert_close(meta.scores["personal"], average.scores["global"])
+    other = run("perfedavg", data=twins(), plan=plan, alpha=0.5)
+    assert federation.differ(other.server.model, average.server.model)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_perfedavg_adapts_as_often_as_asked():
+    # Six steps are one epoch and more of any client; none is the common model.
+    none, one, six = (run("perfedavg", alpha=0.5, adaptation_steps=n) for n in (0, 1, 6))
+    federation.assert_close(none.server, six.server)
+    federation.assert_close(none.scores["personal"], none.scores["global"])
+    assert federation.differ(one.scores["personal"], none.scores["personal"])
+    assert federation.differ(six.scores["personal"], one.scores["personal"])
+
+
+def test_the_hessian_term_of_perfedavg_is_the_derivative_of_the_inner_step():
+    # Where the three parts hold the same examples, it is the gradient of the loss after the step.
+    alpha, task = 0.4, federation.task()
+    thrice = federation.examples_of(
+        np.tile(federation.examples().inputs[:2], (3, 1)),
+        np.tile(federation.examples().targets[:2], 3),
+        np.array([6]),
+        num_classes=3,
+    )
+    data = jax.tree.map(jnp.asarray, thrice).of_client(jnp.int32(0))
+    local = core.LocalTraining(optax.sgd(1.0), batch_size=6, shuffle=False)
+    algorithm = ALGORITHMS["perfedavg"](task, local, alpha=alpha, hessian_free=True)
+    server = algorithm.init_server(jax.random.key(0), None)
+    context = core.Context(jax.random.key(1), jnp.int32(0), jnp.int32(1))
+    change = core.mean(algorithm.client_update(server, (), data, context).sum)
+
+    def after_a_step(model):
+        batch = data.take(jnp.arange(2))
+        gradient = jax.grad(task.loss)(model, batch, context.key)
+        moved = jax.tree.map(lambda leaf, g: leaf - alpha * g, model, gradient)
+        return task.loss(moved, batch, context.key)
+
+    exact = jax.tree.map(jnp.negative, jax.grad(after_a_step)(server.model))
+    federation.assert_close(change, exact, tolerance=2e-4)
+    first_order = ALGORITHMS["perfedavg"](task, local, alpha=alpha)
+    change = core.mean(first_order.client_update(server, (), data, context).sum)
+    assert federation.differ(change, exact, least=1e-2)
+
+
+def test_pfedme_with_one_inner_step_on_one_batch_is_fedavg():
+    # theta is then a step away from w, and w goes 0.1 * lam of that step.
+    once = federation.local_training(shuffle=False, batch_size=16, epochs=1)
+    settings = {"lam": 2.0, "inner_rate": 0.5, "weight_by_size": True}
+    average = run("fedavg", local=once).server.model
+    moreau = run("pfedme", local=once, inner_steps=1, **settings)
+    federation.assert_close(moreau.server.model, average)
+    for change in ({"inner_steps": 2}, {"beta": 2.0}, {"weight_by_size": False}):
+        other = run("pfedme", local=once, **{"inner_steps": 1, **settings, **change})
+        assert federation.differ(other.server.model, average)
+
+
+def test_pfedme_without_pull_is_local_training_beside_a_server_at_rest():
+    moreau = run("pfedme", rounds=1, lam=0.0, inner_steps=1, inner_rate=0.1)
+    federation.assert_close(moreau.clients, run("local", rounds=1).clients)
+    untouched = run("pfedme", rounds=3, beta=0.0)
+    federation.assert_close(untouched.server.model, moreau.server.model)
+    pulled = run("pfedme", rounds=1, lam=1.0, inner_steps=1, inner_rate=0.1)
+    assert federation.differ(pulled.clients, moreau.clients)
+    assert federation.differ(pulled.server.model, moreau.server.model)
+
+
+def test_fedproto_without_pull_is_local_training():
+    alone = run("local")
+    apart = run("fedproto", lam=0.0)
+    federation.assert_close(apart.clients, alone.clients)
+    # Before the first round the head answers, as it does in local training; later the prototypes.
+    federation.assert_close(apart.untrained_scores, alone.untrained_scores)
+    assert federation.differ(apart.scores, alone.scores)
+    assert federation.differ(run("fedproto", lam=1.0).clients, alone.clients)
+
+
+def test_prototypes_of_fedproto_in_training_and_after_it():
+    at_rest = federation.local_training(shuffle=False, optimizer=optax.sgd(0.0))
+    for local, same in ((at_rest, True), (federation.local_training(shuffle=False), False)):
+        during, after = (
+            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes
+            for flag in (True, False)
+        )
+        if same:
+            federation.assert_close(during, after)
+        else:
+            assert federation.differ(during, after)
+
+
+def test_fedproto_wants_classes_and_a_head():
+    headless = federation.task()._replace(is_head=lambda path: False)
+    with pytest.raises(UserError, match="head"):
+        run("fedproto", task=headless)
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

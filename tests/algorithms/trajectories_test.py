@@ -6,6 +6,7 @@ read from the files, so that any other set in the same format is accepted.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -38,6 +39,9 @@ class Case(NamedTuple):
       server: `(our server state) -> {name of PFLlib's: tree}`.
       client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
       global_logits: the key of the global model's test logits, where PFLlib records them.
+      local: `(our local training) -> local training`, where PFLlib's batches differ.
+      personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
+        deploys another model than we do.
     """
 
     file: str
@@ -45,6 +49,8 @@ class Case(NamedTuple):
     server: object = lambda server: {"global": server.model}
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
+    local: object = lambda local: local
+    personal: object = lambda outputs, server: outputs
 
 
 CASES = {
@@ -82,6 +88,46 @@ CASES = {
         server=lambda server: {"global": server.average.model},
         client=lambda clients: {"model": clients},
         global_logits=None,
+    ),
+    "fedbabu": Case(  # PFLlib fine-tunes after the last round only
+        "FedBABU",
+        hyperparameters=lambda theirs: {"fine_tuning_epochs": 0},
+        server=lambda server: {"global": server.average.model},
+    ),
+    "perfedavg": Case(  # PFLlib's batches are of two halves, and its epochs run twice
+        "PerAvg",
+        hyperparameters=lambda theirs: {
+            "alpha": theirs["local_learning_rate"],
+            "weight_by_size": True,
+        },
+        global_logits=None,
+        local=lambda local: local._replace(
+            batch_size=2 * local.batch_size, epochs=2 * local.epochs
+        ),
+    ),
+    "pfedme": Case(  # PFLlib evaluates the global model in place of the personal ones
+        "pFedMe",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "inner_steps": theirs["K"],
+            "inner_rate": theirs["p_learning_rate"],
+            "beta": theirs["beta"],
+            "weight_decay": 0.001,
+            "weight_by_size": True,
+        },
+        personal=None,
+    ),
+    "fedproto": Case(  # PFLlib's scores are distances, divided by the number of features
+        "FedProto",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "prototypes_in_training": True,
+            "weight_by_size": False,
+        },
+        server=lambda server: {"server/global_protos": server.prototypes},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+        personal=lambda outputs, server: -outputs / server.prototypes.shape[1],
     ),
 }
 
@@ -149,13 +195,11 @@ def test_trajectory(name):
     assert compared >= 4
 
 
-def follow(name, case, data, theirs, settings):
-    """Trains as long as the file goes, comparing after every round; returns how many rounds."""
-    examples = build_examples(data)
-    clients = examples.num_clients
+def set_up(data, theirs, settings):
+    """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
     initial = model_from(theirs, "init/global/")
     width, classes = initial["head"]["kernel"].shape
-    network = models.mlp(examples.inputs.shape[1:], classes, widths=(width,))
+    network = models.mlp(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = models.classification(network, num_classes=classes)._replace(
         init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
     )
@@ -166,7 +210,15 @@ def follow(name, case, data, theirs, settings):
         drop_remainder=True,
         shuffle=False,
     )
-    algorithm = ALGORITHMS[name](task, local, **case.hyperparameters(settings))
+    return task, local
+
+
+def follow(name, case, data, theirs, settings):
+    """Trains as long as the file goes, comparing after every round; returns how many rounds."""
+    examples = build_examples(data)
+    clients = examples.num_clients
+    task, local = set_up(data, theirs, settings)
+    algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
     devices = jax.devices()[:2]
     placed = mapping.replicate(examples, devices)
     step = build_rounds(
@@ -178,8 +230,9 @@ def follow(name, case, data, theirs, settings):
     )
     state = build_start(algorithm, devices=devices)(placed, jax.random.key(0))
     rounds = 0
-    while f"round{rounds}/test_logits/client0" in theirs:
-        compare_logits(case, algorithm, task, state, data, theirs, rounds, clients)
+    deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
+    while any(key.startswith(f"round{rounds}/") for key in theirs):
+        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
         compare_state(case, state, theirs, rounds, clients)
         rounds += 1
@@ -191,17 +244,25 @@ def same(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def compare_logits(case, algorithm, task, state, data, theirs, round, clients):
+def outputs_of(algorithm, task, server, private, client_data, inputs):
+    """What the model says that a client would deploy."""
+    context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+    model = algorithm.personalize(server, private, client_data, context)
+    predict = algorithm.predict or (lambda model, inputs, key: task.predict(model, inputs))
+    return predict(model, inputs, context.key)
+
+
+def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round):
     """PFLlib evaluates before it trains: what the clients would deploy after `round` rounds."""
-    host = to_host(state, clients)
-    for i in range(clients):
+    host = to_host(state, placed.num_clients)
+    rows = jax.tree.map(federation.same_on_every_device, placed)
+    for i in range(placed.num_clients):
         private = jax.tree.map(lambda leaf, i=i: leaf[i], host.clients)
         inputs = data[f"client{i}/test_x"].astype(np.float64)
-        personal = algorithm.personalize(host.server, private, None, None)
-        same(
-            np.asarray(task.predict(personal, inputs)),
-            theirs[f"round{round}/test_logits/client{i}"],
-        )
+        key = f"round{round}/test_logits/client{i}"
+        if case.personal and key in theirs:
+            outputs = deployed(host.server, private, rows.of_client(i), inputs)
+            same(np.asarray(case.personal(outputs, host.server)), theirs[key])
         key = f"round{round}/{case.global_logits}/client{i}"
         if key in theirs:  # PFLlib's files have them for Ditto; the distilled ones leave them out.
             logits = task.predict(algorithm.global_model(host.server), inputs)
@@ -211,9 +272,35 @@ def compare_logits(case, algorithm, task, state, data, theirs, round, clients):
 def compare_state(case, state, theirs, round, clients):
     host = to_host(state, clients)
     for prefix, model in case.server(host.server).items():
+        if not isinstance(model, dict):
+            same(model, theirs[f"round{round}/{prefix}"])
+            continue
         for path, array in their_names(model):
             same(array, theirs[f"round{round}/{prefix}/{path}"])
     for kind, stacked in case.client(host.clients).items():
         for path, array in their_names(stacked):
             for i in range(clients):
                 same(array[i], theirs[f"round{round}/client{i}/{kind}/{path}"])
+
+
+def test_fine_tuning_of_fedbabu():
+    """PFLlib fine-tunes from the client's last own body: so do we, if that is the server's."""
+    data, theirs = read("data"), read("FedBABU.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    last = settings["loop_iterations"] - 1
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedbabu"](
+            task, local, fine_tuning_epochs=settings["fine_tuning_epochs"]
+        )
+        server = algorithm.init_server(jax.random.key(0), None)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        for i in range(examples.num_clients):
+            own = model_from(theirs, f"round{last}/client{i}/model/")
+            body = server.average._replace(model={"body": own["body"]})
+            tuned = algorithm.personalize(
+                server._replace(average=body), (), examples.of_client(i), context
+            )
+            for path, array in their_names(jax.tree.map(np.asarray, tuned)):
+                same(array, theirs[f"final/client{i}/model/{path}"])

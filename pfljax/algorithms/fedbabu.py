@@ -1,0 +1,73 @@
+"""FedBABU: a common body trained against a head that nobody trains, then fine-tuned by each client.
+
+Server: the body, and the initial head. Client: nothing.
+Down: the body. Up: the body's change, weighted by examples (`sum`).
+Cost per client and round: one local training of the body; per evaluation `fine_tuning_epochs` more.
+
+References:
+  Oh, Kim, Yun, "FedBABU: Toward Enhanced Representation for Federated Image Classification", 2022,
+  https://arxiv.org/abs/2106.06042 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedper import fedper
+from pfljax.core import averaging, partition, tree
+
+
+def fedbabu(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    fine_tuning_epochs: int = 5,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Body averaging with one frozen head, evaluated after fine-tuning.
+
+        body_k = local training on L_k(b, h) from body, with h the initial head
+        body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
+        theta_k = fine_tuning_epochs of training on L_k from (body, h), for evaluation only
+
+    Args:
+      task: model and loss.
+      local: how clients train, and fine-tune.
+      fine_tuning_epochs: passes over a client's training examples, body and head together, before
+        it is evaluated; 1 to 20; 0 evaluates the common model.
+      server_optimizer: as in FedAvg, for the body.
+
+    Returns:
+      The method; its server state is FedPer's, and its global model the body with the initial head.
+
+    Notes:
+      Clients fine-tune from the aggregated body, and whenever they are evaluated. PFLlib fine-tunes
+      once, after the last round, from the body that the client trained itself in that round; the
+      last aggregate is never used. Its rounds before that are those of `fine_tuning_epochs=0`.
+    """
+
+    def is_body(path):
+        return not task.is_head(path)
+
+    def common_model(server):
+        return partition.join(server.average.model, server.initial_head)
+
+    def client_update(server, client, data, context):
+        model = common_model(server)
+        trained = core.train(task.loss, model, data, context, local, trainable=is_body)
+        _, body = partition.split(trained.model, task.is_head)
+        change = core.weighted(tree.subtract(body, server.average.model), data.size)
+        return core.ClientOutput(state=client, sum=change, metrics=trained.metrics)
+
+    def personalize(server, client, data, context):
+        model = common_model(server)
+        return core.train(task.loss, model, data, context, local, epochs=fine_tuning_epochs).model
+
+    together = fedper(task, local, server_optimizer=server_optimizer)
+    return together._replace(
+        init_client=lambda server, profile, key: (),
+        client_update=client_update,
+        personalize=personalize,
+        global_model=common_model,
+    )

@@ -1,0 +1,151 @@
+"""FedProto: clients exchange the mean feature of each class, and never a model.
+
+Server: a prototype for each class, which classes have one, the initial model. Client: its model.
+Down: the prototypes. Up: the mean feature of each class, weighted by examples (`sum`).
+Cost per client and round: one local training and a pass without gradients; `C (d + 1)` numbers.
+
+References:
+  Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", 2022,
+  https://arxiv.org/abs/2105.00243 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.core import partition, tree
+from pfljax.errors import UserError
+
+
+class FedProtoServer(NamedTuple):
+    """Attributes:
+    initial_model: the model that a client starts with; never changes.
+    prototypes: `[C, d]`, zeros for a class without one.
+    seen: `[C]` bool, the classes that have one.
+    """
+
+    initial_model: core.Model
+    prototypes: jax.Array
+    seen: jax.Array
+
+
+def no_prototypes(task: core.Task, model: core.Model) -> jax.Array:
+    """Returns zeros `[C, d]`; `d` is that length of the head's arrays which the head takes."""
+    head = jax.tree.leaves(partition.split(model, task.is_head)[0])
+    dtype = jnp.result_type(*jax.tree.leaves(model))
+    for size in sorted({length for leaf in head for length in leaf.shape}):
+        try:
+            logits = jax.eval_shape(task.head, model, jax.ShapeDtypeStruct((1, size), dtype))
+        except Exception:  # whatever a network raises for features of another size
+            continue
+        if logits.shape == (1, task.num_classes):
+            return jnp.zeros((task.num_classes, size), dtype)
+    raise UserError("FedProto needs classes and a head on flat features; name another model.")
+
+
+def fedproto(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    lam: float = 1.0,
+    prototypes_in_training: bool = False,
+    weight_by_size: bool = True,
+) -> core.Algorithm:
+    """Models of their own for the clients, whose features are pulled to common prototypes.
+
+        theta_k <- local training on L_k + lam mean_i [y_i seen] ||z_i - P_{y_i}||^2 / d
+        P_c <- sum_k n_kc mean(z_i: y_i = c) / sum_k n_kc,   over the clients that have class c
+        predicted class of z: the nearest prototype
+
+    Args:
+      task: model and loss, for classification.
+      local: how clients train.
+      lam: weight of the pull to the prototypes, 0.1 to 4; 0 is local training.
+      prototypes_in_training: average the features that the training steps saw; False takes those of
+        the trained model, in a pass of its own.
+      weight_by_size: average with weights `n_kc`; False weighs all clients with the class alike.
+
+    Returns:
+      The method; a client's state is its model. What it deploys are model, prototypes and which are
+      seen; its outputs are negative squared distances `[B, C]`. There is no global model.
+
+    Notes:
+      The paper as printed divides the weighted mean again by the number of clients; not so here.
+      Before any prototype the head answers; later a class without one scores 1 below the others.
+      PFLlib averages uniformly what training saw, and forgets classes that the cohort lacks.
+    """
+    classes = task.num_classes
+
+    def add_up(totals, features, batch):
+        """Adds a batch to the sums `[C, d]` and counts `[C]` of the classes' features."""
+        member = jax.nn.one_hot(batch.targets, classes, dtype=features.dtype) * batch.mask[:, None]
+        return totals[0] + member.T @ features, totals[1] + jnp.sum(member, axis=0)
+
+    def init_server(key, population):
+        model = task.init(key)
+        return FedProtoServer(model, no_prototypes(task, model), jnp.zeros(classes, bool))
+
+    def client_update(server, client, data, context):
+        factor = 1.0 if local.schedule is None else local.schedule(context.round)
+
+        def objective(model, batch, key):
+            features = task.features(model, batch.inputs)
+            gaps = jnp.mean((features - server.prototypes[batch.targets]) ** 2, axis=-1)
+            pulled = batch.mask & server.seen[batch.targets]
+            pull = jnp.sum(gaps * pulled) / jnp.maximum(jnp.sum(batch.mask), 1)
+            return task.loss(model, batch, key) + lam * pull, features
+
+        graded = jax.value_and_grad(objective, has_aux=True)
+
+        def step(carry, batch, key):
+            model, state, totals, loss_sum, count = carry
+            (loss, features), gradient = graded(model, batch, key)
+            updates, state = local.optimizer.update(gradient, state, model)
+            model = optax.apply_updates(model, optax.tree.scale(factor, updates))
+            return model, state, add_up(totals, features, batch), loss_sum + loss, count + 1
+
+        def look(totals, batch, key):
+            return add_up(totals, task.features(model, batch.inputs), batch)
+
+        none = tree.zeros_like((server.prototypes, server.prototypes[:, 0]))
+        zero = jnp.zeros((), jnp.result_type(float))
+        carry = (client, local.optimizer.init(client), none, zero, jnp.int32(0))
+        model, _, totals, loss_sum, count = core.for_each_batch(step, carry, data, context, local)
+        if not prototypes_in_training:
+            whole = local._replace(drop_remainder=False, epochs=1)
+            totals = core.for_each_batch(look, none, data, context, whole)
+        sums, counts = totals
+        share = jnp.where(weight_by_size, 1, 1 / jnp.maximum(counts, 1))  # 1 / n_kc: all alike
+        metrics = {"loss": loss_sum / jnp.maximum(count, 1)}
+        return core.ClientOutput(model, (share[:, None] * sums, share * counts), metrics=metrics)
+
+    def server_update(server, uploads, cohort, context):
+        sums, weights = uploads.total
+        here = weights > 0
+        means = sums / jnp.where(here, weights, 1)[:, None]
+        prototypes = jnp.where(here[:, None], means, server.prototypes)
+        return server._replace(prototypes=prototypes, seen=server.seen | here)
+
+    def predict(model, inputs, key):
+        features, seen = task.features(model["model"], inputs), model["seen"]
+        gaps = features[:, None] - model["prototypes"]
+        scores = jnp.where(seen, -jnp.sum(gaps**2, axis=-1), 0)
+        scores = jnp.where(seen, scores, jnp.min(scores, axis=-1, keepdims=True) - 1)
+        return jnp.where(jnp.any(seen), scores, task.head(model["model"], features))
+
+    def personalize(server, client, data, context):
+        return {"model": client, "prototypes": server.prototypes, "seen": server.seen}
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=lambda server, profile, key: server.initial_model,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=personalize,
+        predict=predict,
+    )

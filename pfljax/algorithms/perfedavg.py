@@ -1,0 +1,132 @@
+"""Per-FedAvg: a common model that is good after each client has taken a gradient step from it.
+
+Server: FedAvg's. Client: nothing.
+Down: `w`. Up: `theta_k - w`, with uniform weights (`sum`).
+Cost per client and round: one local training in the first-order variant, four thirds of one in the
+Hessian-free; per evaluation one epoch more.
+
+References:
+  Fallah, Mokhtari, Ozdaglar, "Personalized Federated Learning: A Meta-Learning Approach", 2020,
+  https://arxiv.org/abs/2002.07948 (algorithm 1, with the FO and HF approximations).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import averaging, tree
+
+
+def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
+    """Returns one of `parts` equal pieces of a batch, in rows; only the last is never empty.
+
+    A batch that is not full is cut by its real examples, which stand in front.
+    """
+    size = jnp.sum(batch.mask, dtype=jnp.int32)
+    start, end = index * size // parts, (index + 1) * size // parts
+    rows = start + jnp.arange(-(-batch.mask.shape[0] // parts), dtype=jnp.int32)
+    inputs, targets = (
+        jnp.take(leaf, rows, axis=0, mode="clip") for leaf in (batch.inputs, batch.targets)
+    )
+    return core.Batch(inputs, targets, rows < end)
+
+
+def perfedavg(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    alpha: float = 0.01,
+    hessian_free: bool = False,
+    delta: float = 0.001,
+    adaptation_steps: int = 1,
+    weight_by_size: bool = False,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Federated averaging of meta-gradients.
+
+        v = g(theta - alpha g(theta; b1); b2)   for a batch in parts b1, b2; and if hessian_free
+        v <- v - alpha (g(theta + delta v; b3) - g(theta - delta v; b3)) / (2 delta)
+        theta <- theta - beta v,   beta the rate of local.optimizer;   w as in FedAvg
+        theta_k = adaptation_steps times theta <- theta - alpha g(theta; b) from w, for evaluation
+
+    Args:
+      task: model and loss.
+      local: how clients train; SGD's learning rate is the paper's `beta`. A batch holds all its
+        parts, two of them or (hessian_free) three.
+      alpha: rate of the inner step, and of the adaptation, 0.001 to 0.1; 0 is FedAvg on `b2`.
+      hessian_free: adds the Hessian term by finite differences on a third part; False leaves it out
+        (first order).
+      delta: how far the finite differences reach, 0.0001 to 0.01.
+      adaptation_steps: gradient steps of a client before it is evaluated, 1 to 10, each on as many
+        examples as an inner step sees; 0 evaluates the common model.
+      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method; its server state is FedAvg's.
+
+    Notes:
+      The paper draws the parts independently; here they are pieces of one batch, so that an epoch
+      sees each example once. A lone example goes to the outer gradient. PFLlib has the first-order
+      variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
+    """
+    parts = 3 if hessian_free else 2
+
+    def outer_gradient(model, batch, key):
+        """Returns the loss after the inner step, and the meta-gradient."""
+        inner_key, outer_key, hessian_key = jax.random.split(key, 3)
+
+        def gradient(model, index, key):
+            return jax.value_and_grad(task.loss)(model, part(batch, index, parts), key)
+
+        inner = gradient(model, parts - 2, inner_key)[1]
+        adapted = tree.subtract(model, tree.scale(alpha, inner))
+        loss, outer = gradient(adapted, parts - 1, outer_key)
+        if hessian_free:
+            reach = tree.scale(delta, outer)
+            ahead = gradient(tree.add(model, reach), 0, hessian_key)[1]
+            behind = gradient(tree.subtract(model, reach), 0, hessian_key)[1]
+            curvature = tree.divide(tree.subtract(ahead, behind), 2 * delta)
+            outer = tree.subtract(outer, tree.scale(alpha, curvature))
+        return loss, outer
+
+    def client_update(server, client, data, context):
+        factor = 1.0 if local.schedule is None else local.schedule(context.round)
+
+        def step(carry, batch, key):
+            model, state, loss_sum, count = carry
+            loss, gradient = outer_gradient(model, batch, key)
+            updates, state = local.optimizer.update(gradient, state, model)
+            model = optax.apply_updates(model, optax.tree.scale(factor, updates))
+            return model, state, loss_sum + loss, count + 1
+
+        zero = jnp.zeros((), jnp.result_type(float))
+        start = (server.model, local.optimizer.init(server.model), zero, jnp.int32(0))
+        model, _, loss_sum, count = core.for_each_batch(step, start, data, context, local)
+        weight = jnp.where(weight_by_size, data.size, 1)
+        return core.ClientOutput(
+            state=client,
+            sum=core.weighted(tree.subtract(model, server.model), weight),
+            metrics={"loss": loss_sum / jnp.maximum(count, 1)},
+        )
+
+    def personalize(server, client, data, context):
+        few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)
+
+        def step(carry, batch, key):
+            model, count = carry
+            inner = jax.grad(task.loss)(model, batch, key)
+            moved = tree.subtract(model, tree.scale(alpha, inner))
+            return tree.where(count < adaptation_steps, moved, model), count + 1
+
+        batches = jnp.maximum(core.steps_per_epoch(data.size, few), 1)
+        epochs = (adaptation_steps + batches - 1) // batches
+        start = (server.model, jnp.int32(0))
+        return core.for_each_batch(step, start, data, context, few, epochs=epochs)[0]
+
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+    return average._replace(client_update=client_update, personalize=personalize)
