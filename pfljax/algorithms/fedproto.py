@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import partition, tree
+from pfljax.core import tree
 from pfljax.errors import UserError
 
 
@@ -32,20 +32,6 @@ class FedProtoServer(NamedTuple):
     initial_model: core.Model
     prototypes: jax.Array
     seen: jax.Array
-
-
-def no_prototypes(task: core.Task, model: core.Model) -> jax.Array:
-    """Returns zeros `[C, d]`; `d` is that length of the head's arrays which the head takes."""
-    head = jax.tree.leaves(partition.split(model, task.is_head)[0])
-    dtype = jnp.result_type(*jax.tree.leaves(model))
-    for size in sorted({length for leaf in head for length in leaf.shape}):
-        try:
-            logits = jax.eval_shape(task.head, model, jax.ShapeDtypeStruct((1, size), dtype))
-        except Exception:  # whatever a network raises for features of another size
-            continue
-        if logits.shape == (1, task.num_classes):
-            return jnp.zeros((task.num_classes, size), dtype)
-    raise UserError("FedProto needs classes and a head on flat features; name another model.")
 
 
 def fedproto(
@@ -87,8 +73,12 @@ def fedproto(
         return totals[0] + member.T @ features, totals[1] + jnp.sum(member, axis=0)
 
     def init_server(key, population):
+        if not classes or not task.num_features:
+            raise UserError("FedProto needs classes and a head on features; name another model.")
         model = task.init(key)
-        return FedProtoServer(model, no_prototypes(task, model), jnp.zeros(classes, bool))
+        dtype = jnp.result_type(*jax.tree.leaves(model))
+        prototypes = jnp.zeros((classes, task.num_features), dtype)
+        return FedProtoServer(model, prototypes, jnp.zeros(classes, bool))
 
     def client_update(server, client, data, context):
         factor = 1.0 if local.schedule is None else local.schedule(context.round)

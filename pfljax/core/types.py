@@ -178,6 +178,7 @@ class Task(NamedTuple):
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
       num_classes: `C`; 0 for a task without classes.
+      num_features: `d`; 0 for a task whose features are not rows of numbers.
     """
 
     init: Callable[[jax.Array], Model]
@@ -188,6 +189,7 @@ class Task(NamedTuple):
     is_head: Callable[[Path], bool]
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     num_classes: int
+    num_features: int = 0
 
 
 class Algorithm(NamedTuple):

@@ -51,4 +51,5 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
         is_head=model.is_head,
         metrics=metrics,
         num_classes=num_classes,
+        num_features=model.num_features,
     )

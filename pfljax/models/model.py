@@ -20,12 +20,14 @@ class Model(NamedTuple):
       features: `(parameters, inputs [B, ...]) -> [B, d]`, the body.
       head: `(parameters, features [B, d]) -> outputs`.
       is_head: `path -> bool`.
+      num_features: `d`.
     """
 
     init: Callable[[jax.Array], Any]
     features: Callable[[Any, jax.Array], jax.Array]
     head: Callable[[Any, jax.Array], jax.Array]
     is_head: Callable[[Path], bool]
+    num_features: int
 
 
 class Split(nn.Module):
@@ -57,4 +59,8 @@ def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) ->
     def apply_head(parameters, features):
         return head.apply({"params": parameters["head"]}, features)
 
-    return Model(init, features, apply_head, is_head=lambda path: path[0] == "head")
+    def features_of_one():
+        return features(init(jax.random.key(0)), jnp.zeros((1, *input_shape)))
+
+    num_features = jax.eval_shape(features_of_one).shape[1]
+    return Model(init, features, apply_head, lambda path: path[0] == "head", num_features)

@@ -252,6 +252,7 @@ def linear_features() -> core.Task:
             "loss": jnp.sum(outputs * batch.mask[:, None]),
         },
         num_classes=4,
+        num_features=2,
     )
 
 

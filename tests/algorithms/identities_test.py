@@ -198,10 +198,10 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
             assert federation.differ(during, after)
 
 
-def test_fedproto_wants_classes_and_a_head():
-    headless = federation.task()._replace(is_head=lambda path: False)
-    with pytest.raises(UserError, match="head"):
-        run("fedproto", task=headless)
+@pytest.mark.parametrize("lacking", ["num_classes", "num_features"])
+def test_fedproto_wants_classes_and_features(lacking):
+    with pytest.raises(UserError, match="FedProto needs"):
+        run("fedproto", task=federation.task()._replace(**{lacking: 0}))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
