@@ -82,13 +82,9 @@ def patches(x: jax.Array, size: int) -> jax.Array:
     Returns:
       `[B, H - size + 1, W - size + 1, size * size * channels]`.
     """
-    batch, height, width, channels = x.shape
-    rows, columns = height - size + 1, width - size + 1
-    # A window's row is contiguous in an image's row: cut those first, then stack them.
-    lines = x.reshape(batch, height, width * channels)
-    cuts = [lines[:, :, j * channels : (j + size) * channels] for j in range(columns)]
-    across = jnp.stack(cuts, axis=2)
-    return jnp.concatenate([across[:, i : i + rows] for i in range(size)], axis=-1)
+    rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
+    windows = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+    return jnp.concatenate(windows, axis=-1)
 
 
 def _patches_forward(x, size):
