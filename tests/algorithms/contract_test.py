@@ -37,6 +37,13 @@ def on_two_devices(name):
     return build_start(algorithm, devices=devices), step, examples
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drop_shared_programs():
+    yield
+    on_one_device.cache_clear()
+    on_two_devices.cache_clear()
+
+
 @methods
 def test_engine_equals_the_plain_loop(name):
     algorithm = federation.make(name)
