@@ -9,9 +9,12 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # the shared fixtures of federation.py
 
+# One piece of code for each program instead of 32: hundreds of programs are alive at once, every
+# piece holds memory maps, and a process that runs out of its some 65,000 crashes.
+_ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_PIECE}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
-# The binaries that tests start share a compilation cache. The tests' own process writes none: with
-# hundreds of programs alive, JAX 0.10.2 has crashed while it serialized one.
+# The binaries that tests start share a compilation cache; the tests' own process writes none.
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
     pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "pfljax-tests"
 )
@@ -21,6 +24,6 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 @pytest.fixture(scope="module", autouse=True)
 def drop_compiled_programs():
-    """Every compiled program holds memory maps, of which a process may have some 65,000."""
+    """Gives the memory maps of a file's programs back."""
     yield
     jax.clear_caches()
