@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pfljax import core
 from pfljax.core import tree
@@ -81,8 +80,6 @@ def fedproto(
         return FedProtoServer(model, prototypes, jnp.zeros(classes, bool))
 
     def client_update(server, client, data, context):
-        factor = 1.0 if local.schedule is None else local.schedule(context.round)
-
         def objective(model, batch, key):
             features = task.features(model, batch.inputs)
             gaps = jnp.mean((features - server.prototypes[batch.targets]) ** 2, axis=-1)
@@ -90,29 +87,25 @@ def fedproto(
             pull = jnp.sum(gaps * pulled) / jnp.maximum(jnp.sum(batch.mask), 1)
             return task.loss(model, batch, key) + lam * pull, features
 
-        graded = jax.value_and_grad(objective, has_aux=True)
-
-        def step(carry, batch, key):
-            model, state, totals, loss_sum, count = carry
-            (loss, features), gradient = graded(model, batch, key)
-            updates, state = local.optimizer.update(gradient, state, model)
-            model = optax.apply_updates(model, optax.tree.scale(factor, updates))
-            return model, state, add_up(totals, features, batch), loss_sum + loss, count + 1
+        def gradient(model, totals, batch, key):
+            graded = jax.value_and_grad(objective, has_aux=True)
+            (loss, features), slope = graded(model, batch, key)
+            return loss, slope, add_up(totals, features, batch)
 
         def look(totals, batch, key):
             return add_up(totals, task.features(model, batch.inputs), batch)
 
         none = tree.zeros_like((server.prototypes, server.prototypes[:, 0]))
-        zero = jnp.zeros((), jnp.result_type(float))
-        carry = (client, local.optimizer.init(client), none, zero, jnp.int32(0))
-        model, _, totals, loss_sum, count = core.for_each_batch(step, carry, data, context, local)
+        trained = core.descend(gradient, client, none, data, context, local)
+        model, totals = trained.model, trained.carry
         if not prototypes_in_training:
             whole = local._replace(drop_remainder=False, epochs=1)
             totals = core.for_each_batch(look, none, data, context, whole)
         sums, counts = totals
         share = jnp.where(weight_by_size, 1, 1 / jnp.maximum(counts, 1))  # 1 / n_kc: all alike
-        metrics = {"loss": loss_sum / jnp.maximum(count, 1)}
-        return core.ClientOutput(model, (share[:, None] * sums, share * counts), metrics=metrics)
+        return core.ClientOutput(
+            state=model, sum=(share[:, None] * sums, share * counts), metrics=trained.metrics
+        )
 
     def server_update(server, uploads, cohort, context):
         sums, weights = uploads.total

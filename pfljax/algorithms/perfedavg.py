@@ -76,7 +76,7 @@ def perfedavg(
     """
     parts = 3 if hessian_free else 2
 
-    def outer_gradient(model, batch, key):
+    def outer_gradient(model, carry, batch, key):
         """Returns the loss after the inner step, and the meta-gradient."""
         inner_key, outer_key, hessian_key = jax.random.split(key, 3)
 
@@ -92,41 +92,24 @@ def perfedavg(
             behind = gradient(tree.subtract(model, reach), 0, hessian_key)[1]
             curvature = tree.divide(tree.subtract(ahead, behind), 2 * delta)
             outer = tree.subtract(outer, tree.scale(alpha, curvature))
-        return loss, outer
+        return loss, outer, carry
 
     def client_update(server, client, data, context):
-        factor = 1.0 if local.schedule is None else local.schedule(context.round)
-
-        def step(carry, batch, key):
-            model, state, loss_sum, count = carry
-            loss, gradient = outer_gradient(model, batch, key)
-            updates, state = local.optimizer.update(gradient, state, model)
-            model = optax.apply_updates(model, optax.tree.scale(factor, updates))
-            return model, state, loss_sum + loss, count + 1
-
-        zero = jnp.zeros((), jnp.result_type(float))
-        start = (server.model, local.optimizer.init(server.model), zero, jnp.int32(0))
-        model, _, loss_sum, count = core.for_each_batch(step, start, data, context, local)
+        trained = core.descend(outer_gradient, server.model, (), data, context, local)
+        change = tree.subtract(trained.model, server.model)
         weight = jnp.where(weight_by_size, data.size, 1)
         return core.ClientOutput(
-            state=client,
-            sum=core.weighted(tree.subtract(model, server.model), weight),
-            metrics={"loss": loss_sum / jnp.maximum(count, 1)},
+            state=client, sum=core.weighted(change, weight), metrics=trained.metrics
         )
 
     def personalize(server, client, data, context):
         few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)
 
-        def step(carry, batch, key):
-            model, count = carry
+        def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
-            moved = tree.subtract(model, tree.scale(alpha, inner))
-            return tree.where(count < adaptation_steps, moved, model), count + 1
+            return tree.subtract(model, tree.scale(alpha, inner))
 
-        batches = jnp.maximum(core.steps_per_epoch(data.size, few), 1)
-        epochs = (adaptation_steps + batches - 1) // batches
-        start = (server.model, jnp.int32(0))
-        return core.for_each_batch(step, start, data, context, few, epochs=epochs)[0]
+        return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 
     average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(client_update=client_update, personalize=personalize)

@@ -62,44 +62,34 @@ def pfedme(
     """
 
     def client_update(server, client, data, context):
-        factor = 1.0 if local.schedule is None else local.schedule(context.round)
-
-        def solve(theta, model, batch, key):
-            """Returns theta after the inner steps on a batch, and the loss before the last."""
+        def gradient(model, theta, batch, key):
+            """Solves for theta on a batch; returns the loss before the last inner step too."""
 
             def inner(index, carry):
                 theta, _ = carry
-                loss, gradient = jax.value_and_grad(task.loss)(
+                loss, slope = jax.value_and_grad(task.loss)(
                     theta, batch, jax.random.fold_in(key, index)
                 )
                 theta = jax.tree.map(
                     lambda t, g, w: t - inner_rate * (g + lam * (t - w) + weight_decay * t),
                     theta,
-                    gradient,
+                    slope,
                     model,
                 )
                 return theta, loss
 
             zero = jnp.zeros((), jnp.result_type(float))
-            return jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))
-
-        def step(carry, batch, key):
-            model, theta, state, loss_sum, count = carry
-            theta, loss = solve(theta, model, batch, key)
-            gradient = tree.scale(lam, tree.subtract(model, theta))
-            updates, state = local.optimizer.update(gradient, state, model)
-            model = optax.apply_updates(model, optax.tree.scale(factor, updates))
-            return model, theta, state, loss_sum + loss, count + 1
+            theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))
+            return loss, tree.scale(lam, tree.subtract(model, theta)), theta
 
         start = server.model
-        zero = jnp.zeros((), jnp.result_type(float))
-        carry = (start, start, local.optimizer.init(start), zero, jnp.int32(0))
-        model, theta, _, loss_sum, count = core.for_each_batch(step, carry, data, context, local)
+        trained = core.descend(gradient, start, start, data, context, local)
+        has_batches = core.steps_per_epoch(data.size, local) > 0
         weight = jnp.where(weight_by_size, data.size, 1)
         return core.ClientOutput(
-            state=tree.where(count > 0, theta, client),
-            sum=core.weighted(tree.subtract(model, start), weight),
-            metrics={"loss": loss_sum / jnp.maximum(count, 1)},
+            state=tree.where(has_batches, trained.carry, client),
+            sum=core.weighted(tree.subtract(trained.model, start), weight),
+            metrics=trained.metrics,
         )
 
     average = fedavg(task, local, server_optimizer=optax.sgd(beta))

@@ -40,6 +40,10 @@ class LocalTraining(NamedTuple):
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
 
+    def factor(self, round: jax.Array) -> jax.Array | None:
+        """What multiplies the updates of a round; None for nothing."""
+        return None if self.schedule is None else self.schedule(round)
+
 
 class Trained(NamedTuple):
     """What local training returns.
@@ -48,11 +52,13 @@ class Trained(NamedTuple):
       model: the trained model, frozen arrays included.
       metrics: `{'loss': []}`, the mean objective over the steps.
       optimizer_state: the optimizer's state after the last step.
+      carry: what the method's own rule handed on, see `descend`.
     """
 
     model: Model
     metrics: dict[str, jax.Array]
     optimizer_state: PyTree
+    carry: PyTree = ()
 
 
 def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
@@ -68,7 +74,8 @@ def for_each_batch(
     context: Context,
     local: LocalTraining,
     *,
-    epochs: int | None = None,
+    epochs: int | jax.Array | None = None,
+    steps: int | jax.Array | None = None,
 ) -> PyTree:
     """Runs `carry = step(carry, batch, key)` over a client's batches, epoch after epoch.
 
@@ -78,15 +85,20 @@ def for_each_batch(
       data: the client's examples.
       context: its key decides the order of the examples and the steps' keys.
       local: batch size, epochs, order, last batch.
-      epochs: replaces `local.epochs` (static).
+      epochs: replaces `local.epochs`.
+      steps: replaces both: as many batches, in as many epochs as that takes.
 
     Returns:
       The carry after the last step; the one given where the client has no batch.
     """
     batch_size = local.batch_size
-    steps = steps_per_epoch(data.size, local)
+    per_epoch = steps_per_epoch(data.size, local)
     positions = jnp.arange(-(-data.max_size // batch_size) * batch_size, dtype=jnp.int32)
     order_key, step_key = jax.random.split(context.key)
+    if steps is not None:
+        epochs = -(-steps // jnp.maximum(per_epoch, 1))
+    elif epochs is None:
+        epochs = local.epochs
 
     def epoch(index, carry):
         if local.shuffle:
@@ -101,12 +113,63 @@ def for_each_batch(
 
         def body(number, carry):
             indices = jax.lax.dynamic_slice(order, (number * batch_size,), (batch_size,))
-            key = jax.random.fold_in(step_key, index * steps + number)
+            key = jax.random.fold_in(step_key, index * per_epoch + number)
             return step(carry, data.take(indices), key)
 
-        return jax.lax.fori_loop(0, steps, body, carry)
+        left = per_epoch if steps is None else jnp.minimum(per_epoch, steps - index * per_epoch)
+        return jax.lax.fori_loop(0, left, body, carry)
 
-    return jax.lax.fori_loop(0, local.epochs if epochs is None else epochs, epoch, carry)
+    return jax.lax.fori_loop(0, epochs, epoch, carry)
+
+
+def descend(
+    gradient: Callable[[Model, PyTree, Batch, jax.Array], tuple[jax.Array, Model, PyTree]],
+    model: Model,
+    carry: PyTree,
+    data: ClientData,
+    context: Context,
+    local: LocalTraining,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int | None = None,
+) -> Trained:
+    """Local training by a rule of the method's own in place of the gradient of an objective.
+
+        (loss, g, carry) <- gradient(theta, carry, batch, key)
+        theta <- theta + schedule(round) * u(g)
+
+    Args:
+      gradient: `(model, carry, batch, key) -> (loss [], gradient, carry)`.
+      model: nested dict of arrays to start from.
+      carry: what the rule hands on from step to step; keeps its structure, shapes and dtypes.
+      data: the client's examples.
+      context: its key decides everything random.
+      local: optimizer, batch size, epochs.
+      optimizer: replaces `local.optimizer`.
+      epochs: replaces `local.epochs`.
+
+    Returns:
+      The trained model, `{'loss': []}`, the optimizer's last state, and the last carry.
+    """
+    optimizer = local.optimizer if optimizer is None else optimizer
+    factor = local.factor(context.round)
+
+    def step(state, batch, key):
+        model, optimizer_state, carry, loss_sum, count = state
+        loss, direction, carry = gradient(model, carry, batch, key)
+        updates, optimizer_state = optimizer.update(direction, optimizer_state, model)
+        if factor is not None:
+            updates = optax.tree.scale(factor, updates)
+        model = optax.apply_updates(model, updates)
+        return model, optimizer_state, carry, loss_sum + loss, count + 1
+
+    zero = jnp.zeros((), jnp.result_type(float))
+    state = (model, optimizer.init(model), carry, zero, jnp.zeros((), jnp.int32))
+    model, optimizer_state, carry, loss_sum, count = for_each_batch(
+        step, state, data, context, local, epochs=epochs
+    )
+    metrics = {"loss": loss_sum / jnp.maximum(count, 1)}
+    return Trained(model, metrics, optimizer_state, carry)
 
 
 def train(
@@ -140,25 +203,15 @@ def train(
     Returns:
       The trained model, `{'loss': []}`, and the optimizer's last state.
     """
-    optimizer = local.optimizer if optimizer is None else optimizer
     moving, frozen = (model, {}) if trainable is None else partition.split(model, trainable)
-    factor = None if local.schedule is None else local.schedule(context.round)
 
-    def step(carry, batch, key):
-        moving, state, loss_sum, count = carry
-        loss, gradient = jax.value_and_grad(
+    def gradient(moving, carry, batch, key):
+        loss, direction = jax.value_and_grad(
             lambda part: objective(partition.join(part, frozen), batch, key)
         )(moving)
-        updates, state = optimizer.update(gradient, state, moving)
-        if factor is not None:
-            updates = optax.tree.scale(factor, updates)
-        moving = optax.apply_updates(moving, updates)
-        return moving, state, loss_sum + loss, count + 1
+        return loss, direction, carry
 
-    zero = jnp.zeros((), jnp.result_type(float))
-    carry = (moving, optimizer.init(moving), zero, jnp.zeros((), jnp.int32))
-    moving, state, loss_sum, count = for_each_batch(
-        step, carry, data, context, local, epochs=epochs
+    trained = descend(
+        gradient, moving, (), data, context, local, optimizer=optimizer, epochs=epochs
     )
-    metrics = {"loss": loss_sum / jnp.maximum(count, 1)}
-    return Trained(partition.join(moving, frozen), metrics, state)
+    return trained._replace(model=partition.join(trained.model, frozen))

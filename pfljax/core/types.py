@@ -67,6 +67,17 @@ class ClientData:
             mask,
         )
 
+    def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:
+        """Returns a view of the examples `start` to `stop` only; both lie in `[0, size]`.
+
+        `class_counts` stay those of all the client's examples.
+        """
+        return dataclasses.replace(
+            self,
+            offset=self.offset + jnp.asarray(start, jnp.int32),
+            size=jnp.asarray(stop, jnp.int32) - jnp.asarray(start, jnp.int32),
+        )
+
 
 class ClientProfile(NamedTuple):
     """What is known of one client before it trains.
@@ -124,11 +135,13 @@ class Context(NamedTuple):
       key: typed PRNG key, of its own for each client and round.
       round: `[]` int32, counted from 0.
       num_rounds: `[]` int32, the planned length of the run.
+      client_id: `[]` int32, whose function this is; -1 where it is the server's.
     """
 
     key: jax.Array
     round: jax.Array
     num_rounds: jax.Array
+    client_id: jax.Array | int = -1
 
     def child(self, index: int) -> Context:
         """The same moment with an independent key: one child for each use of randomness."""
@@ -171,7 +184,8 @@ class Task(NamedTuple):
 
     Attributes:
       init: `key -> model`.
-      loss: `(model, batch, key) -> []`, the mean over the batch's real examples.
+      losses: `(model, batch, key) -> [B]`, the loss of each example, whatever its mask.
+      loss: `(model, batch, key) -> []`, the mean of the losses over the batch's real examples.
       predict: `(model, inputs) -> outputs` (for classification, logits `[B, C]`).
       features: `(model, inputs) -> [B, d]`, the input of the head.
       head: `(model, features) -> outputs`, so `predict = head after features`.
@@ -182,6 +196,7 @@ class Task(NamedTuple):
     """
 
     init: Callable[[jax.Array], Model]
+    losses: Callable[[Model, Batch, jax.Array], jax.Array]
     loss: Callable[[Model, Batch, jax.Array], jax.Array]
     predict: Callable[[Model, jax.Array], jax.Array]
     features: Callable[[Model, jax.Array], jax.Array]
@@ -200,13 +215,16 @@ class Algorithm(NamedTuple):
     Attributes:
       init_server: `(key, Population) -> Server`.
       init_client: `(Server, ClientProfile, key) -> Client`; `()` for a stateless client.
-      client_update: `(Server, Client, ClientData, Context) -> ClientOutput`.
+      client_update: `(Download, Client, ClientData, Context) -> ClientOutput`, where Download is
+        what `download` returns, or the server's state.
       server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
         server when nobody took part.
       personalize: `(Server, Client, ClientData, Context) -> Model`, what this client would
         deploy now; `ClientData` holds its training examples, for methods that fine-tune.
       predict: `(Model, inputs, key) -> outputs`; None means `Task.predict`.
       global_model: `Server -> Model`; None where the method has no global model.
+      download: `(Server, Context) -> Download`, what the server sends to the client
+        `context.client_id` in a round; None sends of its state whatever `client_update` reads.
       exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
         member of the cohort after the server's update, `member` being its row in
         `uploads.each`; None unless clients learn from each other.
@@ -219,7 +237,15 @@ class Algorithm(NamedTuple):
     personalize: Callable[..., Model]
     predict: Callable[..., jax.Array] | None = None
     global_model: Callable[..., Model] | None = None
+    download: Callable[..., PyTree] | None = None
     exchange: Callable[..., PyTree] | None = None
+
+    def update_client(
+        self, server: PyTree, client: PyTree, data: ClientData, context: Context
+    ) -> ClientOutput:
+        """One client's part of a round: download, then update."""
+        received = server if self.download is None else self.download(server, context)
+        return self.client_update(received, client, data, context)
 
 
 class FederatedState(NamedTuple):

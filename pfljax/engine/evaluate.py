@@ -51,7 +51,7 @@ def evaluate_client(
         unseen = client_id >= examples.num_participants
         # Clients that took part are given no examples here, so that the update costs nothing.
         joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
-        joined = algorithm.client_update(server, client, joining, context.child(0)).state
+        joined = algorithm.update_client(server, client, joining, context.child(0)).state
         client = tree.where(unseen, joined, client)
 
     models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
@@ -121,7 +121,8 @@ def build_evaluation(
 
         def one(row):
             client_id, client = row
-            context = Context(jax.random.fold_in(moment, client_id), state.round, num_rounds)
+            key = jax.random.fold_in(moment, client_id)
+            context = Context(key, state.round, num_rounds, client_id)
             scores = evaluate_client(
                 algorithm, task, batch_size, state.server, client, client_id, examples, context
             )

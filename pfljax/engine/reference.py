@@ -33,17 +33,18 @@ def reference_round(
     """
     round_key = jax.random.fold_in(state.key, state.round)
 
-    def context(stream):
-        return Context(jax.random.fold_in(round_key, stream), state.round, jnp.int32(num_rounds))
+    def context(stream, client_id=-1):
+        key = jax.random.fold_in(round_key, stream)
+        return Context(key, state.round, jnp.int32(num_rounds), jnp.int32(client_id))
 
     ids = sampling.sample(plan, jax.random.fold_in(round_key, COHORT_KEY))
     ids = [int(client_id) for client_id in ids if client_id >= 0]
     if not ids:
         return state._replace(round=state.round + 1)
 
-    update = jax.jit(algorithm.client_update)  # once for all clients: it is the loop that is plain
+    update = jax.jit(algorithm.update_client)  # once for all clients: it is the loop that is plain
     outputs = [
-        update(state.server, state.clients[i], examples.of_client(jnp.int32(i)), context(i))
+        update(state.server, state.clients[i], examples.of_client(jnp.int32(i)), context(i, i))
         for i in ids
     ]
     total = outputs[0].sum
@@ -59,6 +60,6 @@ def reference_round(
         clients[i] = output.state
         if algorithm.exchange is not None:
             clients[i] = algorithm.exchange(
-                server, output.state, uploads, cohort, jnp.int32(member), context(i).child(1)
+                server, output.state, uploads, cohort, jnp.int32(member), context(i, i).child(1)
             )
     return FederatedState(server, clients, state.round + 1, state.key)

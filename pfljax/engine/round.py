@@ -52,8 +52,9 @@ def one_round(
     """
     round_key = jax.random.fold_in(state.key, state.round)
 
-    def context(stream):
-        return Context(jax.random.fold_in(round_key, stream), state.round, num_rounds)
+    def context(stream, client_id=-1):
+        key = jax.random.fold_in(round_key, stream)
+        return Context(key, state.round, num_rounds, client_id)
 
     def sizes_of(ids):
         return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
@@ -67,9 +68,8 @@ def one_round(
 
     def update(client):
         client_id, private = client
-        output = algorithm.client_update(
-            state.server, private, examples.of_client(client_id), context(client_id)
-        )
+        data = examples.of_client(client_id)
+        output = algorithm.update_client(state.server, private, data, context(client_id, client_id))
         present = client_id >= 0
         uploaded = (output.sum, output.metrics, jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
@@ -92,7 +92,12 @@ def one_round(
         def exchange(client):
             member, client_id, private = client
             moved = algorithm.exchange(
-                server, private, uploads, cohort, member, context(client_id).child(1)
+                server,
+                private,
+                uploads,
+                cohort,
+                member,
+                context(client_id, client_id).child(1),
             )
             return moved, ()
 

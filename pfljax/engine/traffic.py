@@ -17,7 +17,8 @@ class Traffic(NamedTuple):
 
     Attributes:
       upload: of `ClientOutput.sum` and `ClientOutput.each`.
-      download: of those arrays of the server state that `client_update` reads.
+      download: of those arrays of what the server sends that `client_update` reads; without
+        `Algorithm.download` that is the server's state.
     """
 
     upload: int
@@ -33,16 +34,19 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
       client: one client's state, or its shapes.
       examples: of all clients.
     """
-    context = Context(jax.random.key(0), jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32))
+    context = Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), jnp.int32(0))
 
-    def update(server, client, client_id):
-        output = algorithm.client_update(server, client, examples.of_client(client_id), context)
+    def update(received, client, client_id):
+        output = algorithm.client_update(received, client, examples.of_client(client_id), context)
         return output.sum, output.each
 
-    program, uploaded = jax.make_jaxpr(update, return_shape=True)(server, client, jnp.int32(0))
+    received = server
+    if algorithm.download is not None:
+        received = jax.eval_shape(algorithm.download, server, context)
+    program, uploaded = jax.make_jaxpr(update, return_shape=True)(received, client, jnp.int32(0))
     read = {id(variable) for equation in program.jaxpr.eqns for variable in equation.invars}
     read.update(id(variable) for variable in program.jaxpr.outvars)
-    leaves = jax.tree.leaves(server)
+    leaves = jax.tree.leaves(received)
     arguments = program.jaxpr.invars[: len(leaves)]
     download = sum(
         tree.num_bytes(leaf)

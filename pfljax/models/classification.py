@@ -29,21 +29,25 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
     def predict(parameters, inputs):
         return model.head(parameters, features(parameters, inputs))
 
-    def loss(parameters, batch, key):
+    def losses(parameters, batch, key):
         logits = predict(parameters, batch.inputs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-        return jnp.sum(losses * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+
+    def loss(parameters, batch, key):
+        each = losses(parameters, batch, key)
+        return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 
     def metrics(logits, batch):
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         right = jnp.argmax(logits, axis=-1) == batch.targets
         return {
-            "accuracy": jnp.sum(right * batch.mask, dtype=losses.dtype),
-            "loss": jnp.sum(losses * batch.mask),
+            "accuracy": jnp.sum(right * batch.mask, dtype=each.dtype),
+            "loss": jnp.sum(each * batch.mask),
         }
 
     return Task(
         init=model.init,
+        losses=losses,
         loss=loss,
         predict=predict,
         features=features,

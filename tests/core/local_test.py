@@ -34,7 +34,7 @@ def local(**changes):
 
 
 @functools.cache
-def program(local, epochs, max_size):
+def program(local, epochs, steps, max_size):
     """`(size, key) -> what each step sees`, one row a step, and the number of steps."""
     places = 40
 
@@ -46,15 +46,15 @@ def program(local, epochs, max_size):
         empty = jnp.full((places, local.batch_size), -2.0), jnp.int32(0)
         moment = core.Context(key, jnp.int32(0), jnp.int32(9))
         return core.for_each_batch(
-            step, empty, client(size, max_size), moment, local, epochs=epochs
+            step, empty, client(size, max_size), moment, local, epochs=epochs, steps=steps
         )
 
     return jax.jit(run)
 
 
-def batches(size, local, *, seed=0, epochs=None, max_size=MAX_SIZE):
+def batches(size, local, *, seed=0, epochs=None, steps=None, max_size=MAX_SIZE):
     """The examples that each step sees, as lists: `[[2, 0, 1, 4], [3]]`."""
-    seen, count = program(local, epochs, max_size)(size, jax.random.key(seed))
+    seen, count = program(local, epochs, steps, max_size)(size, jax.random.key(seed))
     seen, count = np.asarray(seen), int(count)
     assert count < len(seen) and np.all(seen[count:] == -2), "a step is missing from the log"
     return [[int(i) for i in row if i >= 0] for row in seen[:count]]
@@ -85,6 +85,26 @@ def test_every_example_once_per_epoch_in_a_new_order(size):
         assert sorted(epoch) == list(range(size))
     if size >= 8:
         assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("size, steps", [(10, 2), (10, 3), (10, 7), (3, 5), (10, 0), (0, 4)])
+def test_a_number_of_steps_takes_as_many_epochs_as_it_needs(size, steps):
+    seen = batches(size, local(), steps=steps)
+    everything = batches(size, local(), epochs=8)
+    assert seen == everything[: steps if size else 0]
+
+
+def test_descend_steps_along_the_rule_of_the_method_and_hands_its_carry_on():
+    def gradient(model, carry, batch, key):
+        return jnp.float32(3), {"w": model["w"] - 5}, carry + jnp.sum(batch.mask)
+
+    start, halved = {"w": jnp.float32(1)}, local(schedule=lambda round: 0.5**round)
+    trained = core.descend(gradient, start, jnp.int32(0), client(10), context(round=1), halved)
+    assert int(trained.carry) == 10
+    np.testing.assert_allclose(trained.model["w"], 5 - 4 * 0.95**3, rtol=1e-6)
+    assert float(trained.metrics["loss"]) == 3
+    nothing = core.descend(gradient, start, jnp.int32(7), client(0), context(), local())
+    assert int(nothing.carry) == 7 and float(nothing.model["w"]) == 1
 
 
 def test_the_key_decides_the_order():

@@ -43,3 +43,23 @@ def test_children_of_a_context_draw_apart():
     keys = [context.key, context.child(0).key, context.child(1).key, context.child(0).child(0).key]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
     assert context.child(3).round == 2 and context.child(3).num_rounds == 5
+
+
+def test_rows_are_a_view_of_some_of_the_clients_examples():
+    middle = view(offset=4, size=3).rows(1, jnp.int32(3))
+    assert int(middle.size) == 2
+    batch = middle.take(jnp.array([0, 1, 2]))
+    np.testing.assert_array_equal(batch.inputs[:2, 0], [5, 6])
+    assert batch.mask.tolist() == [True, True, False]
+
+
+def test_a_client_receives_what_the_server_sends_it():
+    def client_update(received, client, data, context):
+        return core.ClientOutput(state=(received, client))
+
+    unused = dict.fromkeys(("init_server", "init_client", "server_update", "personalize"))
+    sends_all = core.Algorithm(client_update=client_update, **unused)
+    sends_one = sends_all._replace(download=lambda server, context: server[context.client_id])
+    context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), client_id=2)
+    assert sends_all.update_client((7, 8, 9), "mine", None, context).state == ((7, 8, 9), "mine")
+    assert sends_one.update_client((7, 8, 9), "mine", None, context).state == (9, "mine")

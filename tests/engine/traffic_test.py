@@ -54,3 +54,16 @@ def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
     algorithm = federation.make("local")._replace(client_update=client_update)
     examples = jax.tree.map(jnp.asarray, federation.examples())
     assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5)
+
+
+def test_only_what_is_sent_to_the_client_is_downloaded():
+    def client_update(received, client, data, context):
+        return core.ClientOutput((), sum=received["mine"] * 1)
+
+    def download(server, context):
+        return {"mine": server[context.client_id], "others": server}
+
+    algorithm = federation.make("local")._replace(client_update=client_update, download=download)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    sent = traffic.count(algorithm, jnp.zeros((9, 4)), (), examples)
+    assert sent == traffic.Traffic(16, 16)
