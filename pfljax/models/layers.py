@@ -1,17 +1,12 @@
-"""Layers whose weights may differ from client to client, and PyTorch's default initialization.
-
-Under `vmap` over clients an ordinary convolution becomes a grouped one, and inside a loop XLA's
-fast CPU convolution is not used at all. A convolution written as patches times a matrix stays a
-(batched) matrix product in both cases. `docs/performance.md` has the measurements.
-"""
+"""Layers whose weights may differ from client to client, with PyTorch's default initialization."""
 
 from __future__ import annotations
-
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from pfljax.models.convolution import convolution, product
 
 
 def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -22,36 +17,6 @@ def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Matrix product `[m, k] @ [k, n] -> [m, n]` with a gradient laid out for XLA on CPU.
-
-    XLA turns `x^T g` into a product with a transposed left factor, which on CPU is up to half as
-    slow again. Transposing whichever is smaller, the input or the result, and keeping it so with a
-    barrier, avoids that.
-    """
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(residuals, gradient):
-    x, kernel = residuals
-    inputs, outputs = kernel.shape
-    if x.shape[0] <= outputs:
-        for_kernel = jax.lax.optimization_barrier(x.T) @ gradient
-    elif inputs >= outputs:
-        for_kernel = jax.lax.optimization_barrier(gradient.T @ x).T
-    else:
-        for_kernel = x.T @ gradient
-    return gradient @ kernel.T, for_kernel
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nn.Module):
@@ -71,45 +36,6 @@ class Dense(nn.Module):
         return product(x, kernel) + bias
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def patches(x: jax.Array, size: int) -> jax.Array:
-    """Returns every `size` x `size` window of images.
-
-    Args:
-      x: `[B, H, W, channels]`.
-      size: height and width of a window.
-
-    Returns:
-      `[B, H - size + 1, W - size + 1, size * size * channels]`.
-    """
-    rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
-    windows = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
-    return jnp.concatenate(windows, axis=-1)
-
-
-def _patches_forward(x, size):
-    return patches(x, size), None
-
-
-def _patches_backward(size, _, windows):
-    """Adds every window's entries up where they came from, one direction after the other."""
-    batch, rows, columns, entries = windows.shape
-    channels = entries // size**2
-    height, width = rows + size - 1, columns + size - 1
-    windows = windows.reshape(batch, rows, columns, size, size * channels)
-    down = jnp.zeros((batch, height, columns, size * channels), windows.dtype)
-    for i in range(size):
-        down = down.at[:, i : i + rows].add(windows[:, :, :, i])
-    down = down.reshape(batch, height, columns, size, channels)
-    x = jnp.zeros((batch, height, width, channels), windows.dtype)
-    for j in range(size):
-        x = x.at[:, :, j : j + columns].add(down[:, :, :, j])
-    return (x,)
-
-
-patches.defvjp(_patches_forward, _patches_backward)
-
-
 class Conv(nn.Module):
     """Convolution without padding, stride 1: `[B, H, W, c] -> [B, H', W', features]`.
 
@@ -123,13 +49,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        fan_in = self.size * self.size * x.shape[-1]
-        init = uniform_by_fan_in(fan_in)
+        init = uniform_by_fan_in(self.size * self.size * x.shape[-1])
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        windows = patches(x, self.size)
-        out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, self.features))
-        return out.reshape(*windows.shape[:-1], self.features) + bias
+        return convolution(x, kernel) + bias
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:

@@ -9,7 +9,7 @@ import pytest
 from pfljax import models
 from pfljax.core import Batch
 from pfljax.errors import UserError
-from pfljax.models.layers import Conv, max_pool, patches, product
+from pfljax.models.layers import max_pool
 
 COUNTS = {
     ("logistic", (28, 28, 1), 10): (7_850, 7_850),
@@ -126,33 +126,3 @@ def test_pooling_sends_the_gradient_to_the_first_of_equal_entries():
         for pool in (max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     )
     np.testing.assert_allclose(ours, plain, rtol=1e-6)
-
-
-@pytest.mark.parametrize("size, channels", [(3, 2), (5, 1)])
-def test_patches_are_windows_in_reading_order_and_their_transpose_adds_up(size, channels):
-    x = jax.random.normal(jax.random.key(0), (2, 7, 8, channels))
-    windows = patches(x, size)
-    np.testing.assert_array_equal(windows[1, 2, 3], x[1, 2 : 2 + size, 3 : 3 + size].reshape(-1))
-    cotangent = jax.random.normal(jax.random.key(1), windows.shape)
-    back = jax.vjp(lambda x: patches(x, size), x)[1](cotangent)[0]
-    np.testing.assert_allclose(jnp.vdot(windows, cotangent), jnp.vdot(x, back), rtol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(4, 9, 6), (50, 9, 6), (50, 6, 9)])
-def test_product_has_the_gradient_of_a_matrix_product(shape):
-    rows, inputs, outputs = shape
-    x = jax.random.normal(jax.random.key(0), (rows, inputs))
-    kernel = jax.random.normal(jax.random.key(1), (inputs, outputs))
-    ours = jax.grad(lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1))(x, kernel)
-    plain = jax.grad(lambda x, k: jnp.sum(jnp.sin(x @ k)), argnums=(0, 1))(x, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, plain)
-
-
-def test_no_grouped_convolution_under_vmap():
-    images = jnp.ones((3, 2, 8, 8, 1))
-    layer = Conv(4, 3)
-    parameters = jax.vmap(lambda key: layer.init(key, images[0]))(
-        jax.random.split(jax.random.key(0), 3)
-    )
-    text = jax.jit(jax.vmap(layer.apply)).lower(parameters, images).as_text()
-    assert "convolution" not in text and "dot_general" in text

@@ -1,0 +1,185 @@
+"""Convolutions as matrix products, which stay fast inside loops and with weights for each client.
+
+Under `vmap` over clients an ordinary convolution becomes a grouped one, and inside a loop XLA's
+fast CPU convolution is not used at all. Two forms avoid both:
+
+- patches: every window of the image is a row, and one product with the kernel gives all outputs;
+- minimal filtering (Winograd's): tiles of the image and the kernel are transformed so that 4x4
+  outputs of a 5x5 kernel take 64 multiplications instead of 400, those of a 3x3 kernel 36 instead
+  of 144. In float32 its rounding errors are some ten times those of the sum itself, which is why
+  only CPUs use it: accelerators shorten the factors of their products to bfloat16 or TF32.
+
+Batches of 10 in a loop on one core, forward and both gradients, in microseconds:
+
+| kernel | input | patches | minimal filtering |
+|---|---|---:|---:|
+| 5x5x32x64 | 12x12x32 | 2066 | 867 |
+
+References:
+  Winograd, "Arithmetic Complexity of Computations", 1980,
+  https://epubs.siam.org/doi/book/10.1137/1.9781611970364.
+  Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", 2016,
+  https://arxiv.org/abs/1509.09308.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Outputs of a tile, each way; larger tiles save more and round worse.
+_TILE = 4
+# Points at which the polynomials behind minimal filtering are evaluated, and infinity.
+_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+# With fewer channels the transforms cost more than the products they save.
+_LEAST_CHANNELS = 8
+
+
+def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves without padding, stride 1, in the form that is fastest on the device.
+
+        y[b, i, j, o] = sum_{p, q, c} x[b, i + p, j + q, c] kernel[p, q, c, o]
+
+    Args:
+      x: `[B, H, W, c]`.
+      kernel: `[size, size, c, features]`.
+
+    Returns:
+      `[B, H - size + 1, W - size + 1, features]`.
+    """
+    size, channels, features = kernel.shape[1:]
+    if size not in (3, 5) or min(channels, features) < _LEAST_CHANNELS:
+        return by_patches(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_minimal_filtering, default=by_patches)
+
+
+def by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolution` as one product of all windows with the kernel."""
+    windows = patches(x, kernel.shape[0])
+    fan_in, features = windows.shape[-1], kernel.shape[-1]
+    out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, features))
+    return out.reshape(*windows.shape[:-1], features)
+
+
+def by_minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolution` as one small product for each point of the transformed tiles.
+
+        Y = A^T [(G g G^T) * (B^T d B)] A   for a tile d of the image and a kernel g
+
+    The transforms of both directions are one matrix, the Kronecker product of two.
+    """
+    size, _, channels, features = kernel.shape
+    batch, height, width, _ = x.shape
+    for_output, for_kernel, for_input = (
+        np.kron(matrix, matrix).astype(x.dtype) for matrix in _filtering_matrices(size)
+    )
+    side = _TILE + size - 1
+    down, across = (-(-(length - size + 1) // _TILE) for length in (height, width))
+    missing = [(0, tiles * _TILE + size - 1 - n) for tiles, n in ((down, height), (across, width))]
+    x = jnp.pad(x, ((0, 0), *missing, (0, 0))).transpose(1, 2, 0, 3)
+    x = jnp.stack([x[i * _TILE : i * _TILE + side] for i in range(down)], axis=2)
+    x = jnp.stack([x[:, j * _TILE : j * _TILE + side] for j in range(across)], axis=3)
+    # [side, side, down, across, batch, channels]
+    tiles = (for_input @ x.reshape(side**2, -1)).reshape(side**2, -1, channels)
+    weights = (for_kernel @ kernel.reshape(size**2, -1)).reshape(side**2, channels, features)
+    products = jnp.einsum("ptc,pcf->ptf", tiles, weights)
+    y = for_output @ products.reshape(side**2, -1)
+    y = y.reshape(_TILE, _TILE, down, across, batch, features).transpose(4, 2, 0, 3, 1, 5)
+    y = y.reshape(batch, down * _TILE, across * _TILE, features)
+    return y[:, : height - size + 1, : width - size + 1]
+
+
+@functools.cache
+def _filtering_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns `A^T` `[4, n]`, `G` `[n, size]` and `B^T` `[n, n]`, with `n = size + 3`.
+
+    A product of polynomials is their values' product, interpolated again: with `V_k` the values
+    at the points of the `k` monomials, `V_n^{-1} [(V_size g) * (V_4 y)]`. Filtering is the
+    transpose of that in `y`.
+    """
+    n = _TILE + size - 1
+    points = np.array(_POINTS[: n - 1])
+
+    def values(length):
+        matrix = np.zeros((n, length))
+        matrix[:-1] = points[:, None] ** np.arange(length)
+        matrix[-1, -1] = 1  # at infinity the leading coefficient is left
+        return matrix
+
+    # The rows of G and B^T may trade a factor; this one makes B^T small whole numbers, nearly.
+    factors = [np.prod([p - q for q in points if q != p]) for p in points]
+    factors = np.array([*factors, 1.0])[:, None]
+    for_input = np.linalg.inv(values(n)).T * factors
+    return values(_TILE).T, values(size) / factors, for_input
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Matrix product `[m, k] @ [k, n] -> [m, n]` with a gradient laid out for XLA on CPU.
+
+    XLA turns `x^T g` into a product with a transposed left factor, which on CPU is up to half as
+    slow again. Transposing whichever is smaller, the input or the result, and keeping it so with a
+    barrier, avoids that.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, gradient):
+    x, kernel = residuals
+    inputs, outputs = kernel.shape
+    if x.shape[0] <= outputs:
+        for_kernel = jax.lax.optimization_barrier(x.T) @ gradient
+    elif inputs >= outputs:
+        for_kernel = jax.lax.optimization_barrier(gradient.T @ x).T
+    else:
+        for_kernel = x.T @ gradient
+    return gradient @ kernel.T, for_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def patches(x: jax.Array, size: int) -> jax.Array:
+    """Returns every `size` x `size` window of images.
+
+    Args:
+      x: `[B, H, W, channels]`.
+      size: height and width of a window.
+
+    Returns:
+      `[B, H - size + 1, W - size + 1, size * size * channels]`.
+    """
+    rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
+    windows = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+    return jnp.concatenate(windows, axis=-1)
+
+
+def _patches_forward(x, size):
+    return patches(x, size), None
+
+
+def _patches_backward(size, _, windows):
+    """Adds every window's entries up where they came from, one direction after the other."""
+    batch, rows, columns, entries = windows.shape
+    channels = entries // size**2
+    height, width = rows + size - 1, columns + size - 1
+    windows = windows.reshape(batch, rows, columns, size, size * channels)
+    down = jnp.zeros((batch, height, columns, size * channels), windows.dtype)
+    for i in range(size):
+        down = down.at[:, i : i + rows].add(windows[:, :, :, i])
+    down = down.reshape(batch, height, columns, size, channels)
+    x = jnp.zeros((batch, height, width, channels), windows.dtype)
+    for j in range(size):
+        x = x.at[:, :, j : j + columns].add(down[:, :, :, j])
+    return (x,)
+
+
+patches.defvjp(_patches_forward, _patches_backward)

@@ -1,0 +1,114 @@
+"""Convolutions as matrix products, against the sums that define them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax.models.convolution import (
+    by_minimal_filtering,
+    by_patches,
+    convolution,
+    patches,
+    product,
+)
+from pfljax.models.layers import Conv
+
+plain = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=(1, 1),
+    padding="VALID",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+)
+
+
+def draw(shape, kernel_shape):
+    x_key, kernel_key = jax.random.split(jax.random.key(0))
+    x, kernel = jax.random.normal(x_key, shape), jax.random.normal(kernel_key, kernel_shape)
+    return x, kernel / np.prod(kernel_shape[:3]) ** 0.5
+
+
+# Outputs of 8x8, of 7x6 (cut from two tiles each way), of 1x2, and of 3x3 kernels.
+SHAPES = [
+    ((2, 12, 12, 8), (5, 5, 8, 9)),
+    ((3, 11, 10, 8), (5, 5, 8, 8)),
+    ((1, 5, 6, 16), (5, 5, 16, 8)),
+    ((2, 10, 7, 9), (3, 3, 9, 8)),
+]
+
+
+@pytest.mark.parametrize("form", [by_patches, by_minimal_filtering, convolution])
+@pytest.mark.parametrize("shape, kernel_shape", SHAPES)
+def test_outputs_and_both_gradients_are_those_of_a_convolution(form, shape, kernel_shape):
+    x, kernel = draw(shape, kernel_shape)
+    y, back = jax.vjp(form, x, kernel)
+    expected, plain_back = jax.vjp(plain, x, kernel)
+    np.testing.assert_allclose(y, expected, atol=4e-5)
+    cotangent = jax.random.normal(jax.random.key(1), y.shape)
+    for ours, theirs in zip(back(cotangent), plain_back(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_minimal_filtering_is_exact_but_for_rounding(size):
+    with jax.enable_x64(True):
+        x, kernel = draw((2, 9, 12, 8), (size, size, 8, 8))
+        np.testing.assert_allclose(
+            by_minimal_filtering(x, kernel), plain(x, kernel), rtol=0, atol=1e-13
+        )
+
+
+def test_minimal_filtering_rounds_at_most_ten_times_worse_than_the_sum():
+    x, kernel = draw((10, 12, 12, 32), (5, 5, 32, 64))
+    with jax.enable_x64(True):
+        exact = plain(jnp.asarray(x, jnp.float64), jnp.asarray(kernel, jnp.float64))
+        exact = np.asarray(exact)
+    errors = [
+        np.sqrt(np.mean((np.asarray(form(x, kernel)) - exact) ** 2))
+        for form in (by_patches, by_minimal_filtering)
+    ]
+    assert errors[1] < 10 * errors[0]
+
+
+def test_accelerators_take_patches_and_cpus_take_minimal_filtering():
+    x, kernel = draw((2, 12, 12, 8), (5, 5, 8, 8))
+    programs = {
+        platform: jax.jit(convolution).trace(x, kernel).lower(lowering_platforms=(platform,))
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    points = "tensor<64x8x8xf32>"  # a kernel for each of the 8x8 points of a tile
+    assert points in programs["cpu"].as_text()
+    assert points not in programs["cuda"].as_text() + programs["tpu"].as_text()
+
+
+@pytest.mark.parametrize("size, channels", [(3, 2), (5, 1)])
+def test_patches_are_windows_in_reading_order_and_their_transpose_adds_up(size, channels):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 8, channels))
+    windows = patches(x, size)
+    np.testing.assert_array_equal(windows[1, 2, 3], x[1, 2 : 2 + size, 3 : 3 + size].reshape(-1))
+    cotangent = jax.random.normal(jax.random.key(1), windows.shape)
+    back = jax.vjp(lambda x: patches(x, size), x)[1](cotangent)[0]
+    np.testing.assert_allclose(jnp.vdot(windows, cotangent), jnp.vdot(x, back), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 6), (50, 9, 6), (50, 6, 9)])
+def test_product_has_the_gradient_of_a_matrix_product(shape):
+    rows, inputs, outputs = shape
+    x = jax.random.normal(jax.random.key(0), (rows, inputs))
+    kernel = jax.random.normal(jax.random.key(1), (inputs, outputs))
+    ours = jax.grad(lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1))(x, kernel)
+    plain = jax.grad(lambda x, k: jnp.sum(jnp.sin(x @ k)), argnums=(0, 1))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, plain)
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+def test_no_grouped_convolution_under_vmap(channels):
+    images = jnp.ones((3, 2, 8, 8, channels))
+    layer = Conv(8, 3)
+    parameters = jax.vmap(lambda key: layer.init(key, images[0]))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    text = jax.jit(jax.vmap(layer.apply)).lower(parameters, images).as_text()
+    assert "convolution" not in text and "dot_general" in text
