@@ -56,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags, prepares JAX and calls `main`; ends the process."""
     try:
         _parse(sys.argv)
-        engine = (flags.FLAGS.config or {}).get("engine", {})
+        engine = (getattr(flags.FLAGS, "config", None) or {}).get("engine", {})
         joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
         if not joined and (_NUM_PROCESSES.value, _PROCESS_ID.value) != (None, None):
             raise UserError("--num_processes and --process_id go with --coordinator=HOST:PORT.")
@@ -80,7 +80,7 @@ def _parse(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
-        if flags.FLAGS.config is not None:
+        if getattr(flags.FLAGS, "config", None) is not None:
             flags.FLAGS.config.get("engine")  # Only now does a missing file say so.
     except SystemExit:  # absl has printed the help, and calls that an error.
         sys.exit(0)

@@ -34,3 +34,13 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "pfedme": pfedme,
     "fedproto": fedproto,
 }
+
+# What the methods make personal, and how; each method stands in one family.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "no federation": ("local",),
+    "one model": ("fedavg", "fedprox", "scaffold"),
+    "one model, adapted": ("fedavg_ft", "perfedavg"),
+    "second model": ("ditto", "pfedme"),
+    "body and head": ("fedper", "fedrep", "fedbabu"),
+    "messages without a model": ("fedproto",),
+}

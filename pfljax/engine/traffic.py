@@ -19,10 +19,12 @@ class Traffic(NamedTuple):
       upload: of `ClientOutput.sum` and `ClientOutput.each`.
       download: of those arrays of what the server sends that `client_update` reads; without
         `Algorithm.download` that is the server's state.
+      upload_each: of `ClientOutput.each` alone, which the server sees client by client.
     """
 
     upload: int
     download: int
+    upload_each: int = 0
 
 
 def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) -> Traffic:
@@ -43,7 +45,9 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
     received = server
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
-    program, uploaded = jax.make_jaxpr(update, return_shape=True)(received, client, jnp.int32(0))
+    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
+        received, client, jnp.int32(0)
+    )
     read = {id(variable) for equation in program.jaxpr.eqns for variable in equation.invars}
     read.update(id(variable) for variable in program.jaxpr.outvars)
     leaves = jax.tree.leaves(received)
@@ -53,4 +57,5 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
         for leaf, variable in zip(leaves, arguments, strict=True)
         if id(variable) in read
     )
-    return Traffic(tree.num_bytes(uploaded), download)
+    upload_each = tree.num_bytes(seen)
+    return Traffic(tree.num_bytes(summed) + upload_each, download, upload_each)

@@ -53,7 +53,7 @@ def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
     server = {"passed_on": jnp.zeros(5, jnp.int8), "unread": jnp.zeros(1000)}
     algorithm = federation.make("local")._replace(client_update=client_update)
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5)
+    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5, 6)
 
 
 def test_only_what_is_sent_to_the_client_is_downloaded():
