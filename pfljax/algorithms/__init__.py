@@ -7,6 +7,7 @@ arguments, from whose names and defaults the configs are made.
 from collections.abc import Callable
 
 from pfljax.algorithms.ditto import ditto
+from pfljax.algorithms.fedala import fedala
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
@@ -33,4 +34,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "perfedavg": perfedavg,
     "pfedme": pfedme,
     "fedproto": fedproto,
+    "fedala": fedala,
 }

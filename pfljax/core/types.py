@@ -193,6 +193,7 @@ class Task(NamedTuple):
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
+      layers: where the layers stand in a model, in the order in which inputs pass them.
     """
 
     init: Callable[[jax.Array], Model]
@@ -205,6 +206,7 @@ class Task(NamedTuple):
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     num_classes: int
     num_features: int = 0
+    layers: tuple[Path, ...] = ()
 
 
 class Algorithm(NamedTuple):

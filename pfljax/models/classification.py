@@ -56,4 +56,5 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
         metrics=metrics,
         num_classes=num_classes,
         num_features=model.num_features,
+        layers=model.layers,
     )

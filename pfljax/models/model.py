@@ -21,6 +21,7 @@ class Model(NamedTuple):
       head: `(parameters, features [B, d]) -> outputs`.
       is_head: `path -> bool`.
       num_features: `d`.
+      layers: where each layer's arrays stand, in the order in which inputs pass them.
     """
 
     init: Callable[[jax.Array], Any]
@@ -28,6 +29,7 @@ class Model(NamedTuple):
     head: Callable[[Any, jax.Array], jax.Array]
     is_head: Callable[[Path], bool]
     num_features: int
+    layers: tuple[Path, ...]
 
 
 class Split(nn.Module):
@@ -38,6 +40,22 @@ class Split(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.head(self.body(x))
+
+
+def layer_types(network: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, type[nn.Module]]:
+    """Returns path and type of each module that owns arrays, in the order in which inputs pass."""
+    types, owners = {}, set()
+
+    def record(call, args, kwargs, context):
+        types.setdefault(context.module.path, type(context.module))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        example = jnp.zeros((1, *input_shape))
+        variables = jax.eval_shape(network.init, jax.random.key(0), example)
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables):
+        owners.add(tuple(part.key for part in path[1:-1]))
+    return {path: kind for path, kind in types.items() if path in owners}
 
 
 def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) -> Model:
@@ -63,4 +81,5 @@ def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) ->
         return features(init(jax.random.key(0)), jnp.zeros((1, *input_shape)))
 
     num_features = jax.eval_shape(features_of_one).shape[1]
-    return Model(init, features, apply_head, lambda path: path[0] == "head", num_features)
+    layers = tuple(layer_types(network, input_shape))
+    return Model(init, features, apply_head, lambda path: path[0] == "head", num_features, layers)

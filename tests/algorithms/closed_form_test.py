@@ -53,6 +53,7 @@ def quadratic() -> core.Task:
             "loss": jnp.sum(outputs * batch.mask[:, None]),
         },
         num_classes=1,
+        layers=(("body",), ("head",)),
     )
 
 
@@ -303,6 +304,51 @@ def test_fedproto(by_size):
         outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
     near(outcome.scores["personal"]["test"]["accuracy"], right)
     near(outcome.scores["personal"]["test"]["loss"], outputs)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_fedala(layers):
+    eta, most, upper = 2.0, 14, slice(4 - 2 * layers, 4)
+    w, theta, weights = START, np.zeros((3, 4)), np.ones((3, 4))
+    spread = [
+        np.mean((POINTS[e - n : e] - m) ** 2, axis=0)
+        for e, n, m in zip(ENDS, SIZES, MEANS, strict=True)
+    ]
+
+    def mix(k, passes):
+        """The mixture of client `k`; one full batch is a pass over all examples."""
+        losses = []
+        gap = w[upper] - theta[k, upper]
+        mixed = w.copy()
+        mixed[upper] = theta[k, upper] + weights[k, upper] * gap
+        while len(losses) < passes:
+            losses.append(0.5 * np.sum((mixed - MEANS[k]) ** 2 + spread[k]))
+            slope = (mixed - MEANS[k])[upper] * gap
+            weights[k, upper] = np.clip(weights[k, upper] - eta * slope, 0, 1)
+            mixed[upper] = theta[k, upper] + weights[k, upper] * gap
+            if len(losses) > 10 and np.std(losses[-10:]) < settled:
+                break
+        return mixed, len(losses)
+
+    settled, counts = 0.02, []
+    for round in range(3):
+        passes = 0 if round == 0 else most if round == 1 else 1
+        mixed, count = zip(*(mix(k, passes) for k in range(3)), strict=True)
+        counts.append(count)
+        theta = steps_towards(np.stack(mixed), MEANS)
+        w = SHARE @ theta
+    assert counts[1] != (11, 11, 11) and counts[1] != (most,) * 3, "nothing of interest happens"
+    outcome = run(
+        "fedala", 3, eta=eta, share=1.0, layers=layers, first_passes=most, settled=settled
+    )
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients.model), theta)
+    learned = (
+        vector(outcome.clients.weights) if layers == 2 else outcome.clients.weights["head"]["w"]
+    )
+    near(learned, weights[:, upper])
+    deployed = [mix(k, 1)[0] for k in range(3)]
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
 
 
 def test_every_method_has_a_closed_form_here():

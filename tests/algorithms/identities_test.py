@@ -204,6 +204,34 @@ def test_fedproto_wants_classes_and_features(lacking):
         run("fedproto", task=federation.task()._replace(**{lacking: 0}))
 
 
+@pytest.mark.parametrize("special", [{"eta": 0.0}, {"layers": 0}])
+def test_fedala_that_learns_no_weights_is_fedavg(special):
+    average, adaptive = run("fedavg"), run("fedala", **special)
+    federation.assert_close(adaptive.server, average.server)
+    federation.assert_close(adaptive.scores["personal"], average.scores["global"], 1e-5)
+    other = run("fedala")
+    assert federation.differ(other.server, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_every_setting_of_fedala_counts():
+    usual = run("fedala").server
+    for change in ({"layers": 2}, {"share": 0.4}, {"first_passes": 3}, {"settled": 1e-6}):
+        assert federation.differ(run("fedala", **change).server, usual, least=1e-6)
+
+
+def test_the_first_phase_of_fedala_begins_where_the_models_part():
+    first = run("fedala", rounds=1).clients
+    assert not np.any(first.started)  # all are at the common start
+    assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(first.weights))
+    assert np.any(run("fedala", rounds=2).clients.started)
+
+
+def test_fedala_wants_layers():
+    with pytest.raises(UserError, match="layers"):
+        run("fedala", task=federation.task()._replace(layers=()))
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)
