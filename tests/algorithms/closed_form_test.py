@@ -351,6 +351,33 @@ def test_fedala(layers):
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
 
 
+@pytest.mark.parametrize("tau, beta", [(0.5, 4.0), (0.5, 0.5), (1.0, 4.0)])
+def test_fedcac(tau, beta):
+    # Each of the two arrays has two entries: one is critical, or (tau = 1) both.
+    w, u, critical, sizes = START, np.zeros((3, 4)), np.zeros((3, 4), bool), set()
+    for round in range(3):
+        start = np.where(critical, u, w)
+        theta = steps_towards(start, MEANS)
+        scores = np.abs((theta - start) * theta).reshape(3, 2, 2)
+        ranks = np.argsort(np.argsort(scores, axis=-1), axis=-1)
+        critical = (ranks >= (1 if tau < 1 else 0)).reshape(3, 4)
+        apart = np.abs(critical[:, None].astype(int) - critical).sum(axis=-1)
+        overlap = 1 - apart / (2 * critical.sum(axis=-1)[:, None])
+        others = overlap[~np.eye(3, dtype=bool)]
+        threshold = others.mean() + (round + 1) / beta * (others.max() - others.mean())
+        group = (overlap >= threshold - 1e-9) | np.eye(3, dtype=bool)
+        sizes |= set(group.sum(axis=1).tolist())
+        u = (group / group.sum(axis=1, keepdims=True)) @ theta
+        w = SHARE @ theta
+    # Groups change; after beta all are alone; where all overlap alike, all stay together.
+    assert sizes == {(0.5, 4.0): {1, 2, 3}, (0.5, 0.5): {1}, (1.0, 4.0): {3}}[tau, beta]
+    outcome = run("fedcac", 3, tau=tau, beta=beta)
+    near(vector(outcome.server.average.model), w)
+    np.testing.assert_array_equal(vector(outcome.clients.critical), critical)
+    near(vector(outcome.clients.model), u)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(np.where(critical, u, w)))
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

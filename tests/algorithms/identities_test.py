@@ -9,6 +9,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedcac import largest, overlaps
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -230,6 +231,39 @@ def test_the_first_phase_of_fedala_begins_where_the_models_part():
 def test_fedala_wants_layers():
     with pytest.raises(UserError, match="layers"):
         run("fedala", task=federation.task()._replace(layers=()))
+
+
+def test_fedcac_without_critical_entries_is_fedavg():
+    average, cautious = run("fedavg"), run("fedcac", tau=0.0)
+    federation.assert_close(cautious.server.average, average.server)
+    federation.assert_close(cautious.scores["personal"], average.scores["global"])
+    other = run("fedcac")
+    assert federation.differ(other.server.average, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_beta_of_fedcac_decides_how_long_clients_share():
+    first, later, never = (run("fedcac", beta=b).clients.model for b in (0.1, 0.2, 100.0))
+    federation.assert_close(first, later)
+    assert federation.differ(first, never)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
+def test_the_critical_entries_of_fedcac_are_the_largest(share):
+    scores = jnp.array([[0.2, 0.0, 0.9], [0.0, 0.5, 0.1]])
+    mask = largest(scores, share)
+    count = min(int(share * 6), 4)  # an entry that did not move is not critical
+    least = np.array([1, 0.9, 0.5, 0.2, 0.1], np.float32)[count]
+    np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
+
+
+def test_a_client_without_a_step_has_no_critical_entries_and_overlaps_are_finite():
+    none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
+    assert not np.any(largest(jnp.zeros(4), 0.5))
+    masks = {"a": jnp.concatenate([none, some, ~some, some])}
+    overlap = overlaps(masks, masks)
+    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
+    assert np.all(np.isfinite(overlap))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

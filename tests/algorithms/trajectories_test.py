@@ -42,6 +42,7 @@ class Case(NamedTuple):
       local: `(our local training) -> local training`, where PFLlib's batches differ.
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
+      first_round: `(our client states after it, initial model) -> what PFLlib has then`.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
     personal: object = lambda outputs, server: outputs
+    first_round: object = lambda clients, initial: clients
 
 
 CASES = {
@@ -138,6 +140,17 @@ CASES = {
         },
         client=lambda clients: {"model": clients.model, "ala_weights": clients.weights},
         global_logits=None,
+    ),
+    "fedcac": Case(  # PFLlib makes no groups in the first round, and keeps the initial model there
+        "FedCAC",
+        hyperparameters=lambda theirs: {"tau": theirs["tau"], "beta": theirs["beta"]},
+        server=lambda server: {"global": server.average.model},
+        client=lambda clients: {
+            "customized_model": clients.model,
+            "local_mask": jax.tree.map(lambda mask: mask.astype(float), clients.critical),
+        },
+        global_logits=None,
+        first_round=lambda clients, initial: clients._replace(model=initial),
     ),
 }
 
@@ -244,9 +257,20 @@ def follow(name, case, data, theirs, settings):
     while any(key.startswith(f"round{rounds}/") for key in theirs):
         compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
+        if rounds == 0:
+            state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
         compare_state(case, state, theirs, rounds, clients)
         rounds += 1
     return rounds
+
+
+def as_after_their_first_round(case, theirs, clients):
+    changed = case.first_round(clients, model_from(theirs, "init/global/"))
+    return jax.tree.map(
+        lambda new, old: jax.device_put(np.broadcast_to(new, old.shape), old.sharding),
+        changed,
+        clients,
+    )
 
 
 def same(ours, theirs):
