@@ -11,6 +11,7 @@ from pfljax.algorithms.fedala import fedala
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
+from pfljax.algorithms.fedbn import fedbn
 from pfljax.algorithms.fedcac import fedcac
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
@@ -37,4 +38,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedproto": fedproto,
     "fedala": fedala,
     "fedcac": fedcac,
+    "fedbn": fedbn,
 }

@@ -54,6 +54,7 @@ def quadratic() -> core.Task:
         },
         num_classes=1,
         layers=(("body",), ("head",)),
+        is_norm=lambda path: path[0] == "head",
     )
 
 
@@ -150,6 +151,18 @@ def test_fedper():
     outcome = run("fedper", 2)
     near(outcome.server.average.model["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
+
+
+def test_fedbn():
+    body, head = START[:2], np.zeros((3, 2))
+    for _ in range(2):
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+        head = steps_towards(head, MEANS[:, 2:])
+    outcome = run("fedbn", 2)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.clients["head"]["w"], head)
+    deployed = np.c_[np.tile(body, (3, 1)), head]
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
 
 
 def test_fedrep():

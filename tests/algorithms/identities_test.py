@@ -22,6 +22,7 @@ def run(name, **options):
     hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
+    local = local._replace(observe=task.observe)
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
     return federation.run(algorithm, score=task, **options)
 
@@ -264,6 +265,24 @@ def test_a_client_without_a_step_has_no_critical_entries_and_overlaps_are_finite
     overlap = overlaps(masks, masks)
     np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
     assert np.all(np.isfinite(overlap))
+
+
+def test_fedbn_is_fedper_with_normalization_for_a_head():
+    task = federation.task("mlp_bn")
+    norm = run("fedbn", task=task)
+    per = run("fedper", task=task._replace(is_head=task.is_norm))
+    federation.assert_close(norm.server, per.server)
+    federation.assert_close(norm.clients, per.clients)
+    average = run("fedavg", task=task).server.model
+    shared = norm.server.average.model
+    assert federation.differ(shared["head"], average["head"])
+    assert set(shared["body"]) == {"Dense_0"}
+    assert set(norm.clients["body"]["BatchNorm_0"]) == {"scale", "bias", "mean", "var"}
+
+
+def test_fedbn_wants_normalization():
+    with pytest.raises(UserError, match="mlp_bn"):
+        run("fedbn")
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

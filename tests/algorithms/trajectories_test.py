@@ -141,6 +141,12 @@ CASES = {
         client=lambda clients: {"model": clients.model, "ala_weights": clients.weights},
         global_logits=None,
     ),
+    "fedbn": Case(
+        "FedBN",
+        server=lambda server: {"global": server.average.model},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
     "fedcac": Case(  # PFLlib makes no groups in the first round, and keeps the initial model there
         "FedCAC",
         hyperparameters=lambda theirs: {"tau": theirs["tau"], "beta": theirs["beta"]},
@@ -164,20 +170,28 @@ def read(name):
 
 
 def model_from(arrays, prefix):
-    """PFLlib's 'base' is our body."""
-    return {
-        "body": {"Dense_0": {k: arrays[f"{prefix}base/{k}"] for k in ("kernel", "bias")}},
-        "head": {k: arrays[f"{prefix}head/{k}"] for k in ("kernel", "bias")},
-    }
+    """PFLlib's 'base' is our body, and so is its 'bn1', if there is one."""
+
+    def layer(name, *kinds):
+        return {kind: arrays[f"{prefix}{name}/{kind}"] for kind in kinds}
+
+    body = {"Dense_0": layer("base", "kernel", "bias")}
+    if f"{prefix}bn1/scale" in arrays:
+        body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
+    return {"body": body, "head": layer("head", "kernel", "bias")}
 
 
 def their_names(model):
     """`(path in PFLlib's files, array)` of each array of one of our trees."""
-    for part, name in (("body", "base"), ("head", "head")):
-        for kind in ("kernel", "bias"):
-            if part in model:
-                node = model[part]
-                yield f"{name}/{kind}", node["Dense_0"][kind] if part == "body" else node[kind]
+    body = model.get("body", {})
+    layers = {
+        "base": body.get("Dense_0", {}),
+        "bn1": body.get("BatchNorm_0", {}),
+        "head": model.get("head", {}),
+    }
+    for name, layer in layers.items():
+        for kind, array in layer.items():
+            yield f"{name}/{kind}", array
 
 
 def build_examples(data):
@@ -222,7 +236,8 @@ def set_up(data, theirs, settings):
     """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
     initial = model_from(theirs, "init/global/")
     width, classes = initial["head"]["kernel"].shape
-    network = models.mlp(data["client0/train_x"].shape[1:], classes, widths=(width,))
+    make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
+    network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = models.classification(network, num_classes=classes)._replace(
         init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
     )
@@ -232,6 +247,7 @@ def set_up(data, theirs, settings):
         epochs=settings["local_epochs"],
         drop_remainder=True,
         shuffle=False,
+        observe=task.observe,
     )
     return task, local
 
