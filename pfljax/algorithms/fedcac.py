@@ -107,8 +107,9 @@ def fedcac(
       The method. A client deploys `v_k`; the global model is `w`.
 
     Notes:
-      An entry that local training did not move is never critical. A client that was not in the
-      cohort keeps its `u_k`, as it keeps its mask. One that never takes part in training (an
+      An entry that local training did not move is never critical. A bias right before batch
+      normalization moves by rounding errors only, and these decide its mask. A client that was not
+      in the cohort keeps its `u_k`, as it keeps its mask. One that never takes part in training (an
       unseen one) belongs to no group: its critical entries are those it trained itself.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)

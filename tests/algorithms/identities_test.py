@@ -280,6 +280,46 @@ def test_fedbn_is_fedper_with_normalization_for_a_head():
     assert set(norm.clients["body"]["BatchNorm_0"]) == {"scale", "bias", "mean", "var"}
 
 
+def small_clients():
+    """Four clients that fit into one batch of four."""
+    sizes = np.array([3, 2, 4, 3])
+    whole = federation.examples()
+    inputs, targets = (leaf[: sizes.sum()] for leaf in (whole.inputs, whole.targets))
+    return federation.examples_of(inputs, targets, sizes, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme", "fedala"],
+)
+def test_methods_keep_running_statistics_of_the_real_examples(name):
+    """Running statistics move, whatever the padding of a batch and of a chunk."""
+    plan = sampling.CohortPlan(num_clients=4, size=4)
+
+    def outcome(*, batch_size=4, **options):
+        task = federation.task("mlp_bn")
+        local = federation.local_training(
+            shuffle=False, batch_size=batch_size, observe=task.observe
+        )
+        # The examples of an adaptation step depend on the size of a batch.
+        settings = {"adaptation_steps": 0} if name == "perfedavg" else {}
+        algorithm = ALGORITHMS[name](task, local, **settings)
+        return federation.run(algorithm, data=small_clients(), plan=plan, score=task, **options)
+
+    tight, padded = outcome(), outcome(batch_size=11, devices=2, chunk=2)
+    federation.assert_close(padded.server, tight.server, tolerance=2e-5)
+    federation.assert_close(padded.clients, tight.clients, tolerance=2e-5)
+    federation.assert_close(padded.scores, tight.scores, tolerance=1e-4)
+    for leaf in jax.tree.leaves(tight):
+        assert np.all(np.isfinite(leaf))
+    statistics = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path((tight.server, tight.clients))
+        if jax.tree_util.keystr(path[-1:]) == "['var']"
+    ]
+    assert statistics and all(np.max(np.abs(leaf - 1)) > 1e-2 for leaf in statistics)
+
+
 def test_fedbn_wants_normalization():
     with pytest.raises(UserError, match="mlp_bn"):
         run("fedbn")

@@ -31,6 +31,14 @@ def test_the_default_can_be_meant():
     config_lib.check(config_lib.default_config())
 
 
+def test_running_statistics_are_kept_where_the_model_has_them():
+    for name in ("mlp", "mlp_bn"):
+        config = changed(**{"model.name": name, "data.num_clients": 5})
+        task = experiment.build_task(config, experiment.build_dataset(config))
+        assert experiment.build_local_training(config, task).observe is task.observe
+        assert (task.observe is None) == (name == "mlp")
+
+
 def changed(**changes):
     config = config_lib.default_config()
     config.update_from_flattened_dict(changes)
