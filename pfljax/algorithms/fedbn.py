@@ -50,7 +50,7 @@ def fedbn(
         if not partition.split(task.init(key), task.is_norm)[0]:
             raise UserError(
                 "The model has no normalization, so that FedBN is FedAvg; name one that has, such "
-                "as mlp_bn."
+                "as mlp_bn, or leave FedBN out."
             )
         return personal.init_server(key, population)
 

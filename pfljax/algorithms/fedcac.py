@@ -55,28 +55,16 @@ def largest(scores: jax.Array, share: float) -> jax.Array:
     return (scores >= least) & (scores > 0) & (count > 0)
 
 
-def common_entries(a: core.PyTree, b: core.PyTree) -> jax.Array:
-    """Returns `[n, m]`, how many entries are True in each of `n` and each of `m` stacked masks."""
-
-    def of_leaf(x, y):
-        x, y = (mask.reshape(mask.shape[0], -1).astype(jnp.float32) for mask in (x, y))
-        return x @ y.T
-
-    return sum(jax.tree.leaves(jax.tree.map(of_leaf, a, b)))
-
-
 def overlaps(masks: core.PyTree, others: core.PyTree) -> jax.Array:
     """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks."""
-
-    def sizes(masks):
-        return sum(
-            jnp.sum(leaf.reshape(leaf.shape[0], -1), axis=1, dtype=jnp.float32)
-            for leaf in jax.tree.leaves(masks)
-        )
-
-    mine, theirs = sizes(masks)[:, None], sizes(others)[None]
-    apart = mine + theirs - 2 * common_entries(masks, others)
-    return 1 - apart / jnp.maximum(2 * mine, 1)
+    rows, columns = (
+        [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(stacked)]
+        for stacked in (masks, others)
+    )
+    common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
+    sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
+    apart = sizes[:, None] + other_sizes - 2 * common
+    return 1 - apart / jnp.maximum(2 * sizes, 1)[:, None]
 
 
 def fedcac(
