@@ -33,7 +33,7 @@ _WRITE = flags.DEFINE_string("write", None, "A file whose table is to be replace
 _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
 # Methods refuse models that they cannot use; the first one that a method takes is counted.
-_MODELS = ("mlp",)
+_MODELS = ("mlp", "mlp_bn")
 
 
 class Row(NamedTuple):

@@ -7,9 +7,12 @@ arguments, from whose names and defaults the configs are made.
 from collections.abc import Callable
 
 from pfljax.algorithms.ditto import ditto
+from pfljax.algorithms.fedala import fedala
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
+from pfljax.algorithms.fedbn import fedbn
+from pfljax.algorithms.fedcac import fedcac
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
@@ -33,6 +36,9 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "perfedavg": perfedavg,
     "pfedme": pfedme,
     "fedproto": fedproto,
+    "fedala": fedala,
+    "fedcac": fedcac,
+    "fedbn": fedbn,
 }
 
 # What the methods make personal, and how; each method stands in one family.
@@ -42,5 +48,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "one model, adapted": ("fedavg_ft", "perfedavg"),
     "second model": ("ditto", "pfedme"),
     "body and head": ("fedper", "fedrep", "fedbabu"),
+    "normalization": ("fedbn",),
+    "element-wise mixing": ("fedala", "fedcac"),
     "messages without a model": ("fedproto",),
 }

@@ -186,6 +186,8 @@ class Task(NamedTuple):
       init: `key -> model`.
       losses: `(model, batch, key) -> [B]`, the loss of each example, whatever its mask.
       loss: `(model, batch, key) -> []`, the mean of the losses over the batch's real examples.
+        Batch normalization uses the batch's statistics in `losses` and `loss`, the running ones
+        elsewhere.
       predict: `(model, inputs) -> outputs` (for classification, logits `[B, C]`).
       features: `(model, inputs) -> [B, d]`, the input of the head.
       head: `(model, features) -> outputs`, so `predict = head after features`.
@@ -193,6 +195,12 @@ class Task(NamedTuple):
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
+      layers: where the layers stand in a model, in the order in which inputs pass them.
+      is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
+        bias, running statistics.
+      observe: `(model, batch) -> statistics`, the running statistics that a training step on the
+        batch leaves behind, at their paths in the model; None for a model without any. Whoever
+        makes a `LocalTraining` hands it on, so that training keeps them.
     """
 
     init: Callable[[jax.Array], Model]
@@ -205,6 +213,9 @@ class Task(NamedTuple):
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     num_classes: int
     num_features: int = 0
+    layers: tuple[Path, ...] = ()
+    is_norm: Callable[[Path], bool] = lambda path: False
+    observe: Callable[[Model, Batch], Model] | None = None
 
 
 class Algorithm(NamedTuple):

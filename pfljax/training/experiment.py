@@ -76,8 +76,8 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     )
 
 
-def build_local_training(config: ml_collections.ConfigDict) -> LocalTraining:
-    """Makes the config's local training."""
+def build_local_training(config: ml_collections.ConfigDict, task: Task) -> LocalTraining:
+    """Makes the config's local training of a task's models."""
     decay = config.client_optimizer.decay
     if not 0 < decay <= 1:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
@@ -87,6 +87,7 @@ def build_local_training(config: ml_collections.ConfigDict) -> LocalTraining:
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
         schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
+        observe=task.observe,
     )
 
 
@@ -97,7 +98,7 @@ def build_algorithm(config: ml_collections.ConfigDict, task: Task) -> Algorithm:
     server_optimizer = optimizers.build(config.server_optimizer, "server_optimizer")
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
-    return factory(task, build_local_training(config), **arguments)
+    return factory(task, build_local_training(config, task), **arguments)
 
 
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:

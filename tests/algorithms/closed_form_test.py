@@ -53,6 +53,8 @@ def quadratic() -> core.Task:
             "loss": jnp.sum(outputs * batch.mask[:, None]),
         },
         num_classes=1,
+        layers=(("body",), ("head",)),
+        is_norm=lambda path: path[0] == "head",
     )
 
 
@@ -149,6 +151,18 @@ def test_fedper():
     outcome = run("fedper", 2)
     near(outcome.server.average.model["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
+
+
+def test_fedbn():
+    body, head = START[:2], np.zeros((3, 2))
+    for _ in range(2):
+        body = SHARE @ steps_towards(body, MEANS[:, :2])
+        head = steps_towards(head, MEANS[:, 2:])
+    outcome = run("fedbn", 2)
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.clients["head"]["w"], head)
+    deployed = np.c_[np.tile(body, (3, 1)), head]
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
 
 
 def test_fedrep():
@@ -303,6 +317,78 @@ def test_fedproto(by_size):
         outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
     near(outcome.scores["personal"]["test"]["accuracy"], right)
     near(outcome.scores["personal"]["test"]["loss"], outputs)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_fedala(layers):
+    eta, most, upper = 2.0, 14, slice(4 - 2 * layers, 4)
+    w, theta, weights = START, np.zeros((3, 4)), np.ones((3, 4))
+    spread = [
+        np.mean((POINTS[e - n : e] - m) ** 2, axis=0)
+        for e, n, m in zip(ENDS, SIZES, MEANS, strict=True)
+    ]
+
+    def mix(k, passes):
+        """The mixture of client `k`; one full batch is a pass over all examples."""
+        losses = []
+        gap = w[upper] - theta[k, upper]
+        mixed = w.copy()
+        mixed[upper] = theta[k, upper] + weights[k, upper] * gap
+        while len(losses) < passes:
+            losses.append(0.5 * np.sum((mixed - MEANS[k]) ** 2 + spread[k]))
+            slope = (mixed - MEANS[k])[upper] * gap
+            weights[k, upper] = np.clip(weights[k, upper] - eta * slope, 0, 1)
+            mixed[upper] = theta[k, upper] + weights[k, upper] * gap
+            if len(losses) > 10 and np.std(losses[-10:]) < settled:
+                break
+        return mixed, len(losses)
+
+    settled, counts = 0.02, []
+    for round in range(3):
+        passes = 0 if round == 0 else most if round == 1 else 1
+        mixed, count = zip(*(mix(k, passes) for k in range(3)), strict=True)
+        counts.append(count)
+        theta = steps_towards(np.stack(mixed), MEANS)
+        w = SHARE @ theta
+    assert counts[1] != (11, 11, 11) and counts[1] != (most,) * 3, "nothing of interest happens"
+    outcome = run(
+        "fedala", 3, eta=eta, share=1.0, layers=layers, first_passes=most, settled=settled
+    )
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients.model), theta)
+    learned = (
+        vector(outcome.clients.weights) if layers == 2 else outcome.clients.weights["head"]["w"]
+    )
+    near(learned, weights[:, upper])
+    deployed = [mix(k, 1)[0] for k in range(3)]
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
+
+
+@pytest.mark.parametrize("tau, beta", [(0.5, 4.0), (0.5, 0.5), (1.0, 4.0)])
+def test_fedcac(tau, beta):
+    # Each of the two arrays has two entries: one is critical, or (tau = 1) both.
+    w, u, critical, sizes = START, np.zeros((3, 4)), np.zeros((3, 4), bool), set()
+    for round in range(3):
+        start = np.where(critical, u, w)
+        theta = steps_towards(start, MEANS)
+        scores = np.abs((theta - start) * theta).reshape(3, 2, 2)
+        ranks = np.argsort(np.argsort(scores, axis=-1), axis=-1)
+        critical = (ranks >= (1 if tau < 1 else 0)).reshape(3, 4)
+        apart = np.abs(critical[:, None].astype(int) - critical).sum(axis=-1)
+        overlap = 1 - apart / (2 * critical.sum(axis=-1)[:, None])
+        others = overlap[~np.eye(3, dtype=bool)]
+        threshold = others.mean() + (round + 1) / beta * (others.max() - others.mean())
+        group = (overlap >= threshold - 1e-9) | np.eye(3, dtype=bool)
+        sizes |= set(group.sum(axis=1).tolist())
+        u = (group / group.sum(axis=1, keepdims=True)) @ theta
+        w = SHARE @ theta
+    # Groups change; after beta all are alone; where all overlap alike, all stay together.
+    assert sizes == {(0.5, 4.0): {1, 2, 3}, (0.5, 0.5): {1}, (1.0, 4.0): {3}}[tau, beta]
+    outcome = run("fedcac", 3, tau=tau, beta=beta)
+    near(vector(outcome.server.average.model), w)
+    np.testing.assert_array_equal(vector(outcome.clients.critical), critical)
+    near(vector(outcome.clients.model), u)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(np.where(critical, u, w)))
 
 
 def test_every_method_has_a_closed_form_here():

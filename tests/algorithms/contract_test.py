@@ -19,10 +19,14 @@ from pfljax.training.runtime import CompilationCounter
 methods = pytest.mark.parametrize("name", ALGORITHMS)
 
 
+def run(name, **options):
+    return federation.run(federation.make(name), score=federation.task_for(name), **options)
+
+
 @functools.cache
 def on_one_device(name):
     """The outcome of a method on one device, one client at a time; shared by the tests."""
-    return federation.run(federation.make(name))
+    return run(name)
 
 
 @functools.cache
@@ -65,7 +69,7 @@ def test_engine_equals_the_plain_loop(name):
 def test_devices_chunks_and_padding_change_nothing(name):
     # Five clients on four devices in chunks of two: eight places, three of them padding.
     # That the server's state is the same on all four devices, `federation.run` asserts.
-    spread = federation.run(federation.make(name), devices=4, chunk=2)
+    spread = run(name, devices=4, chunk=2)
     outcome = on_one_device(name)
     federation.assert_close(outcome.server, spread.server)
     federation.assert_close(outcome.clients, spread.clients)

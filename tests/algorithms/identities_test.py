@@ -9,6 +9,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedcac import largest, overlaps
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -21,6 +22,7 @@ def run(name, **options):
     hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
+    local = local._replace(observe=task.observe)
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
     return federation.run(algorithm, score=task, **options)
 
@@ -202,6 +204,125 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
 def test_fedproto_wants_classes_and_features(lacking):
     with pytest.raises(UserError, match="FedProto needs"):
         run("fedproto", task=federation.task()._replace(**{lacking: 0}))
+
+
+@pytest.mark.parametrize("special", [{"eta": 0.0}, {"layers": 0}])
+def test_fedala_that_learns_no_weights_is_fedavg(special):
+    average, adaptive = run("fedavg"), run("fedala", **special)
+    federation.assert_close(adaptive.server, average.server)
+    federation.assert_close(adaptive.scores["personal"], average.scores["global"], 1e-5)
+    other = run("fedala")
+    assert federation.differ(other.server, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_every_setting_of_fedala_counts():
+    usual = run("fedala").server
+    for change in ({"layers": 2}, {"share": 0.4}, {"first_passes": 3}, {"settled": 1e-6}):
+        assert federation.differ(run("fedala", **change).server, usual, least=1e-6)
+
+
+def test_the_first_phase_of_fedala_begins_where_the_models_part():
+    first = run("fedala", rounds=1).clients
+    assert not np.any(first.started)  # all are at the common start
+    assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(first.weights))
+    assert np.any(run("fedala", rounds=2).clients.started)
+
+
+def test_fedala_wants_layers():
+    with pytest.raises(UserError, match="layers"):
+        run("fedala", task=federation.task()._replace(layers=()))
+
+
+def test_fedcac_without_critical_entries_is_fedavg():
+    average, cautious = run("fedavg"), run("fedcac", tau=0.0)
+    federation.assert_close(cautious.server.average, average.server)
+    federation.assert_close(cautious.scores["personal"], average.scores["global"])
+    other = run("fedcac")
+    assert federation.differ(other.server.average, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_beta_of_fedcac_decides_how_long_clients_share():
+    first, later, never = (run("fedcac", beta=b).clients.model for b in (0.1, 0.2, 100.0))
+    federation.assert_close(first, later)
+    assert federation.differ(first, never)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
+def test_the_critical_entries_of_fedcac_are_the_largest(share):
+    scores = jnp.array([[0.2, 0.0, 0.9], [0.0, 0.5, 0.1]])
+    mask = largest(scores, share)
+    count = min(int(share * 6), 4)  # an entry that did not move is not critical
+    least = np.array([1, 0.9, 0.5, 0.2, 0.1], np.float32)[count]
+    np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
+
+
+def test_a_client_without_a_step_has_no_critical_entries_and_overlaps_are_finite():
+    none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
+    assert not np.any(largest(jnp.zeros(4), 0.5))
+    masks = {"a": jnp.concatenate([none, some, ~some, some])}
+    overlap = overlaps(masks, masks)
+    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
+    assert np.all(np.isfinite(overlap))
+
+
+def test_fedbn_is_fedper_with_normalization_for_a_head():
+    task = federation.task("mlp_bn")
+    norm = run("fedbn", task=task)
+    per = run("fedper", task=task._replace(is_head=task.is_norm))
+    federation.assert_close(norm.server, per.server)
+    federation.assert_close(norm.clients, per.clients)
+    average = run("fedavg", task=task).server.model
+    shared = norm.server.average.model
+    assert federation.differ(shared["head"], average["head"])
+    assert set(shared["body"]) == {"Dense_0"}
+    assert set(norm.clients["body"]["BatchNorm_0"]) == {"scale", "bias", "mean", "var"}
+
+
+def small_clients():
+    """Four clients that fit into one batch of four."""
+    sizes = np.array([3, 2, 4, 3])
+    whole = federation.examples()
+    inputs, targets = (leaf[: sizes.sum()] for leaf in (whole.inputs, whole.targets))
+    return federation.examples_of(inputs, targets, sizes, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme", "fedala"],
+)
+def test_methods_keep_running_statistics_of_the_real_examples(name):
+    """Running statistics move, whatever the padding of a batch and of a chunk."""
+    plan = sampling.CohortPlan(num_clients=4, size=4)
+
+    def outcome(*, batch_size=4, **options):
+        task = federation.task("mlp_bn")
+        local = federation.local_training(
+            shuffle=False, batch_size=batch_size, observe=task.observe
+        )
+        # The examples of an adaptation step depend on the size of a batch.
+        settings = {"adaptation_steps": 0} if name == "perfedavg" else {}
+        algorithm = ALGORITHMS[name](task, local, **settings)
+        return federation.run(algorithm, data=small_clients(), plan=plan, score=task, **options)
+
+    tight, padded = outcome(), outcome(batch_size=11, devices=2, chunk=2)
+    federation.assert_close(padded.server, tight.server, tolerance=2e-5)
+    federation.assert_close(padded.clients, tight.clients, tolerance=2e-5)
+    federation.assert_close(padded.scores, tight.scores, tolerance=1e-4)
+    for leaf in jax.tree.leaves(tight):
+        assert np.all(np.isfinite(leaf))
+    statistics = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path((tight.server, tight.clients))
+        if jax.tree_util.keystr(path[-1:]) == "['var']"
+    ]
+    assert statistics and all(np.max(np.abs(leaf - 1)) > 1e-2 for leaf in statistics)
+
+
+def test_fedbn_wants_normalization():
+    with pytest.raises(UserError, match="mlp_bn"):
+        run("fedbn")
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
