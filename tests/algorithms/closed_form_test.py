@@ -305,6 +305,49 @@ def test_fedproto(by_size):
     near(outcome.scores["personal"]["test"]["loss"], outputs)
 
 
+def starting_apart() -> core.Task:
+    """The quadratic task with a random start."""
+
+    def init(key):
+        w = jax.random.normal(key, (4,))
+        return {"body": {"w": w[:2]}, "head": {"w": w[2:]}}
+
+    return quadratic()._replace(init=init)
+
+
+def test_fedem():
+    task, learners, rounds = starting_apart(), 3, 2
+    own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
+
+    def outcome_of(rate):
+        local = core.LocalTraining(optax.sgd(rate), batch_size=8, epochs=STEPS)
+        algorithm = ALGORITHMS["fedem"](task, local, learners=learners)
+        return federation.run(algorithm, data=DATA, plan=PLAN, rounds=rounds, score=task, devices=2)
+
+    theta = vector(outcome_of(0.0).server.model)  # where the learners begin
+    assert np.ptp(theta, axis=0).min() > 0.1
+    pi = np.full((3, learners), 1 / learners)
+    for _ in range(rounds):
+        total = np.zeros_like(theta)
+        for k, x in enumerate(own):
+            losses = 0.5 * ((x[:, None] - theta) ** 2).sum(axis=-1)
+            q = pi[k] * np.exp(-losses)
+            q = q / q.sum(axis=1, keepdims=True)
+            pi[k] = q.mean(axis=0)
+            target = q.T @ x / q.sum(axis=0)[:, None]
+            rate = ETA * pi[k][:, None]  # the Hessian of a learner's loss is its share of q
+            total += SHARE[k] * steps_towards(theta, target, rate=rate)
+        theta = total
+    outcome = outcome_of(ETA)
+    near(vector(outcome.server.model), theta)
+    near(outcome.clients, pi)
+    logs = []
+    for x, weights in zip(own, pi, strict=True):
+        scores = np.exp(x[:, None] - theta)
+        logs.append(np.log(weights @ (scores / scores.sum(axis=-1, keepdims=True))).sum())
+    near(outcome.scores["personal"]["test"]["loss"], logs)
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

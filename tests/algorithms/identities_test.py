@@ -204,6 +204,44 @@ def test_fedproto_wants_classes_and_features(lacking):
         run("fedproto", task=federation.task()._replace(**{lacking: 0}))
 
 
+def test_fedem_with_one_learner_is_fedavg():
+    fixed = federation.task().init(jax.random.key(7))
+    alike = federation.task()._replace(init=lambda key: fixed)
+    average, single = run("fedavg", task=alike), run("fedem", task=alike, learners=1)
+    learner = jax.tree.map(lambda leaf: leaf[0], single.server.model)
+    federation.assert_close(learner, average.server.model)
+    federation.assert_close(single.scores["personal"], average.scores["personal"], 1e-5)
+    assert np.all(single.clients == 1)
+    # Learners that begin alike are FedAvg's model with a third of its steps, and stay alike.
+    third = federation.local_training(shuffle=False, optimizer=optax.sgd(0.1 / 3))
+    slow = run("fedavg", task=alike, local=third)
+    same = run("fedem", task=alike, learners=3)
+    for number in range(3):
+        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.model)
+        federation.assert_close(learner, slow.server.model, 1e-5)
+    apart = run("fedem", learners=3)
+    assert federation.differ(apart.clients, same.clients)
+    assert federation.differ(apart.scores["personal"], average.scores["personal"])
+
+
+def test_an_unseen_client_of_fedem_learns_how_to_mix():
+    outcome = run("fedem")
+    uniform = np.full(3, 1 / 3, np.float32)
+    np.testing.assert_array_equal(outcome.clients[8], uniform)  # it never took part
+    algorithm = ALGORITHMS["fedem"](federation.task(), federation.local_training())
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(0), jnp.int32(1), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, jnp.asarray(uniform), data, context).state
+    np.testing.assert_allclose(jnp.sum(joined), 1, rtol=1e-6)
+    assert federation.differ(joined, uniform, least=1e-2)
+
+
+def test_fedem_wants_classes():
+    with pytest.raises(UserError, match="classes"):
+        run("fedem", task=federation.task()._replace(num_classes=0))
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)
