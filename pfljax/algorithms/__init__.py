@@ -11,6 +11,7 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedem import fedem
+from pfljax.algorithms.fedfomo import fedfomo
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
@@ -35,4 +36,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "pfedme": pfedme,
     "fedproto": fedproto,
     "fedem": fedem,
+    "fedfomo": fedfomo,
 }

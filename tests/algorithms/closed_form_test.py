@@ -348,6 +348,49 @@ def test_fedem():
     near(outcome.scores["personal"]["test"]["loss"], logs)
 
 
+def test_fedfomo():
+    # Without shuffling, the last half of a client's examples weighs models.
+    points = POINTS + np.float32(0.7)
+    own = [points[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
+    targets = [x[: len(x) // 2].mean(axis=0) for x in own]
+    model, before, affinity = np.zeros((3, 4)), np.zeros((3, 4)), np.eye(3)
+    positive = []
+    for round in range(3):
+        sent = model.copy()
+        for k, x in enumerate(own):
+            held_out = x[len(x) // 2 :]
+
+            def loss(theta, held_out=held_out):
+                return 0.5 * ((held_out - theta) ** 2).sum(axis=-1).mean()
+
+            gain = np.zeros(3)
+            for j in range(3 if round else 0):  # nobody has uploaded a model before
+                distance = np.linalg.norm(sent[j] - before[k])
+                gain[j] = (loss(before[k]) - loss(sent[j])) / (distance + 1e-5)
+            affinity[k] += gain
+            weights = np.maximum(gain, 0)
+            positive.append((weights > 0).sum())
+            before[k] = weights @ sent / weights.sum() if weights.sum() > 0 else model[k]
+            model[k] = steps_towards(before[k], targets[k])
+    assert {0, 1} < set(positive), "nothing of interest happens"
+    algorithm = ALGORITHMS["fedfomo"](
+        quadratic(),
+        core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS, shuffle=False),
+        models=3,
+        validation_share=0.5,
+    )
+    data = federation.examples_of(points, np.zeros(len(points), np.int32), SIZES, num_classes=1)
+    outcome = federation.run(
+        algorithm, data=data, plan=PLAN, rounds=3, score=quadratic(), devices=2
+    )
+    near(vector(outcome.server.models), model)
+    near(vector(outcome.clients.model), model)
+    near(vector(outcome.clients.before), before)
+    near(outcome.server.affinity, affinity)
+    gaps = [(x - theta).sum() for x, theta in zip(own, model, strict=True)]
+    near(outcome.scores["personal"]["test"]["loss"], gaps)
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

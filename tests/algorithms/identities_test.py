@@ -242,6 +242,65 @@ def test_fedem_wants_classes():
         run("fedem", task=federation.task()._replace(num_classes=0))
 
 
+def test_fedfomo_that_weighs_nothing_is_local_training():
+    alone = run("local", rounds=6)
+    apart = run("fedfomo", rounds=6, validation_share=0.0)
+    federation.assert_close(apart.clients.model, alone.clients)
+    federation.assert_close(apart.scores, alone.scores, 1e-5)
+    together = run("fedfomo", rounds=6)
+    single = run("fedfomo", rounds=6, models=1)
+    assert federation.differ(together.clients.model, single.clients.model)
+    off_diagonal = single.server.affinity - np.diag(np.diag(single.server.affinity))
+    assert not np.any(off_diagonal) and np.any(np.diag(single.server.affinity) > 1)
+
+
+@pytest.fixture(scope="module")
+def fedfomo_server():
+    """The method with three models a client, and a server that knows all but the last model."""
+
+    def make(**settings):
+        return ALGORITHMS["fedfomo"](
+            federation.task(), federation.local_training(), models=3, **settings
+        )
+
+    server = make().init_server(jax.random.key(0), federation.examples().population())
+    order = jnp.array([3.0, 9, -1, 7, 0, -2, 1, 5])  # what each client's model is worth
+    uploaded = jnp.arange(8) < 7
+    return make, server._replace(affinity=jnp.tile(order, (8, 1)), uploaded=uploaded)
+
+
+def test_fedfomo_sends_the_models_of_most_affinity(fedfomo_server):
+    make, server = fedfomo_server
+    for client, wanted in ((0, [1, 3]), (1, [3, 0]), (3, [1, 0])):
+        context = core.Context(jax.random.key(client), jnp.int32(0), jnp.int32(1), client)
+        sent = make(exploration=0.0).download(server, context)
+        assert sent.ids.tolist() == wanted and all(sent.usable)
+
+
+def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_server):
+    make, server = fedfomo_server
+
+    def sent_to(client, round, **settings):
+        method = make(**settings)
+
+        def draw(key):
+            context = core.Context(key, jnp.int32(round), jnp.int32(100), jnp.int32(client))
+            return method.download(server, context)
+
+        sent = jax.jit(lambda keys: jax.lax.map(draw, keys))(
+            jax.random.split(jax.random.key(1), 200)
+        )
+        assert np.all(sent.usable) and not np.any(sent.ids == client)
+        return np.asarray(sent.ids)
+
+    for client, exploration in ((0, 1.0), (8, 0.0)):
+        ids = sent_to(client, 0, exploration=exploration)
+        assert set(ids.flat) == set(range(7)) - {client}  # nobody has client 7's
+        assert np.all(ids[:, 0] != ids[:, 1])
+    shares = [np.mean(np.any(sent_to(0, round) != [1, 3], axis=1)) for round in (0, 10, 100)]
+    assert 0.2 < shares[0] < 0.4 and shares[0] > shares[1] > shares[2]
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)

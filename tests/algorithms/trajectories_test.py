@@ -40,6 +40,7 @@ class Case(NamedTuple):
       client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
       global_logits: the key of the global model's test logits, where PFLlib records them.
       local: `(our local training) -> local training`, where PFLlib's batches differ.
+      task: `(our task) -> task`, where PFLlib's losses differ.
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
     """
@@ -50,6 +51,7 @@ class Case(NamedTuple):
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
+    task: object = lambda task: task
     personal: object = lambda outputs, server: outputs
 
 
@@ -128,6 +130,18 @@ CASES = {
         client=lambda clients: {"model": clients},
         global_logits=None,
         personal=lambda outputs, server: -outputs / server.prototypes.shape[1],
+    ),
+    "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
+        "FedFomo",
+        hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.model, "old_model": clients.before},
+        global_logits=None,
+        task=lambda task: task._replace(
+            losses=lambda model, batch, key: (
+                task.losses(model, batch, key) / jax.numpy.maximum(jax.numpy.sum(batch.mask), 1)
+            )
+        ),
     ),
 }
 
@@ -218,6 +232,7 @@ def follow(name, case, data, theirs, settings):
     examples = build_examples(data)
     clients = examples.num_clients
     task, local = set_up(data, theirs, settings)
+    task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
     devices = jax.devices()[:2]
     placed = mapping.replicate(examples, devices)
