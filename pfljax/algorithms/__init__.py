@@ -6,6 +6,7 @@ arguments, from whose names and defaults the configs are made.
 
 from collections.abc import Callable
 
+from pfljax.algorithms.apple import apple
 from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
@@ -37,4 +38,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedproto": fedproto,
     "fedem": fedem,
     "fedfomo": fedfomo,
+    "apple": apple,
 }

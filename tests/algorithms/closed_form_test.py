@@ -315,16 +315,21 @@ def starting_apart() -> core.Task:
     return quadratic()._replace(init=init)
 
 
+def run_apart(name, *, rounds=1, rate=ETA, **hyperparameters):
+    """Runs a method from a random start, which is where it ends at rate 0."""
+    local = core.LocalTraining(optax.sgd(rate), batch_size=8, epochs=STEPS)
+    task = starting_apart()
+    algorithm = ALGORITHMS[name](task, local, **hyperparameters)
+    return federation.run(algorithm, data=DATA, plan=PLAN, rounds=rounds, score=task, devices=2)
+
+
 def test_fedem():
-    task, learners, rounds = starting_apart(), 3, 2
+    learners, rounds = 3, 2
     own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
 
-    def outcome_of(rate):
-        local = core.LocalTraining(optax.sgd(rate), batch_size=8, epochs=STEPS)
-        algorithm = ALGORITHMS["fedem"](task, local, learners=learners)
-        return federation.run(algorithm, data=DATA, plan=PLAN, rounds=rounds, score=task, devices=2)
-
-    theta = vector(outcome_of(0.0).server.model)  # where the learners begin
+    theta = vector(
+        run_apart("fedem", rate=0.0, learners=learners).server.model
+    )  # where the learners begin
     assert np.ptp(theta, axis=0).min() > 0.1
     pi = np.full((3, learners), 1 / learners)
     for _ in range(rounds):
@@ -338,7 +343,7 @@ def test_fedem():
             rate = ETA * pi[k][:, None]  # the Hessian of a learner's loss is its share of q
             total += SHARE[k] * steps_towards(theta, target, rate=rate)
         theta = total
-    outcome = outcome_of(ETA)
+    outcome = run_apart("fedem", rounds=rounds, learners=learners)
     near(vector(outcome.server.model), theta)
     near(outcome.clients, pi)
     logs = []
@@ -389,6 +394,38 @@ def test_fedfomo():
     near(outcome.server.affinity, affinity)
     gaps = [(x - theta).sum() for x, theta in zip(own, model, strict=True)]
     near(outcome.scores["personal"]["test"]["loss"], gaps)
+
+
+@pytest.mark.parametrize("exponential", [False, True])
+def test_apple(exponential):
+    rate, mu, rounds, epsilon = 0.1, 0.5, 3, 0.01
+    start = vector(run_apart("local", rate=0.0).clients)[0]
+    cores, relations = np.tile(start, (3, 1)), np.tile(SHARE, (3, 1))
+    for done in np.arange(rounds) / 2.4:
+        factor = epsilon**done if exponential else 0.5 * (1 + np.cos(np.pi * done))
+        factor = factor if done < 1 else 0
+        sent = cores.copy()
+        for k in range(3):
+            seen, p = sent.copy(), relations[k]
+            for _ in range(STEPS):
+                g = p @ seen - MEANS[k]
+                step = seen @ g + factor * mu * (p - SHARE)
+                seen[k] = seen[k] - 3 * ETA * p[k] * g
+                p = p - rate * step
+            cores[k], relations[k] = seen[k], p
+    assert done < 1
+    outcome = run_apart(
+        "apple",
+        rounds=rounds,
+        relation_rate=rate,
+        mu=mu,
+        duration=0.8,
+        exponential=exponential,
+        epsilon=epsilon,
+    )
+    near(vector(outcome.server.cores), cores)
+    near(outcome.clients, relations)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(relations @ cores))
 
 
 def test_every_method_has_a_closed_form_here():

@@ -301,6 +301,58 @@ def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_se
     assert 0.2 < shares[0] < 0.4 and shares[0] > shares[1] > shares[2]
 
 
+def test_apple_with_relations_at_rest_and_one_step_is_fedavg():
+    # Clients of one size have one share, and every core takes its step of the common gradient.
+    options = {
+        "data": twins(),
+        "plan": sampling.CohortPlan(num_clients=5, size=5),
+        "local": federation.local_training(shuffle=False, batch_size=16, epochs=1),
+    }
+    average = run("fedavg", **options)
+    resting = run("apple", relation_rate=0.0, **options)
+    mixture = jax.tree.map(lambda leaf: leaf.mean(axis=0), resting.server.cores)
+    federation.assert_close(mixture, average.server.model)
+    federation.assert_close(resting.scores["personal"], average.scores["personal"], 1e-5)
+    np.testing.assert_array_equal(resting.clients, np.full((5, 5), 0.2, np.float32))
+    learning = run("apple", relation_rate=0.1, **options)
+    assert federation.differ(learning.clients, resting.clients, least=1e-2)
+    assert federation.differ(learning.scores["personal"], average.scores["personal"])
+
+
+def test_every_setting_of_apple_counts():
+    settings = {"relation_rate": 0.1, "mu": 1.0}
+    usual = run("apple", **settings).clients
+    changes = (
+        {"mu": 0.0},
+        {"duration": 0.5},
+        {"exponential": True},
+        {"exponential": True, "epsilon": 0.5},
+        {"uniform_start": True},
+    )
+    others = [run("apple", **{**settings, **change}).clients for change in changes]
+    for number, other in enumerate(others):
+        for seen in (usual, *others[:number]):
+            assert federation.differ(other, seen)
+    never = run("apple", **{**settings, "duration": 0.0}).clients
+    federation.assert_close(never, others[0])
+
+
+def test_an_unseen_client_of_apple_learns_relations():
+    outcome = run("apple")
+    shares = outcome.server.shares
+    np.testing.assert_array_equal(outcome.clients[8], shares)
+    algorithm = ALGORITHMS["apple"](
+        federation.task(), federation.local_training(), relation_rate=0.1
+    )
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(3), jnp.int32(3), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, server.shares, data, context)
+    assert np.all(np.abs(joined.state - shares) > 1e-4)
+    last = jax.tree.map(lambda leaf: leaf[-1], server.cores)  # whose place it is shown stays alone
+    federation.assert_close(joined.each, last)
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)

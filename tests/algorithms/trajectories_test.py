@@ -20,6 +20,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.apple import annealing
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
@@ -319,3 +320,26 @@ def test_fine_tuning_of_fedbabu():
             )
             for path, array in their_names(jax.tree.map(np.asarray, tuned)):
                 same(array, theirs[f"final/client{i}/model/{path}"])
+
+
+def test_pieces_of_apple():
+    """PFLlib uploads the mixture for the core; the pull to the shares is the paper's.
+
+    PFLlib sets the weight of the pull after training, for the next round.
+    """
+    data, theirs = read("data"), read("APPLE.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        population = jax.tree.map(jax.numpy.asarray, build_examples(data)).population()
+        server = ALGORITHMS["apple"](task, local).init_server(jax.random.key(0), population)
+        same(np.asarray(server.shares), theirs["init/client0/p0"])
+        for round in range(settings["global_rounds"]):
+            weight = annealing(
+                jax.numpy.int32(round),
+                jax.numpy.int32(settings["global_rounds"]),
+                duration=settings["L"],
+                exponential=False,
+                epsilon=0.001,
+            )
+            same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])
