@@ -19,6 +19,7 @@ from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
 from pfljax.algorithms.perfedavg import perfedavg
+from pfljax.algorithms.pfedhn import pfedhn
 from pfljax.algorithms.pfedme import pfedme
 from pfljax.algorithms.scaffold import scaffold
 from pfljax.core import Algorithm
@@ -39,4 +40,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedem": fedem,
     "fedfomo": fedfomo,
     "apple": apple,
+    "pfedhn": pfedhn,
 }

@@ -315,12 +315,12 @@ def starting_apart() -> core.Task:
     return quadratic()._replace(init=init)
 
 
-def run_apart(name, *, rounds=1, rate=ETA, **hyperparameters):
-    """Runs a method from a random start, which is where it ends at rate 0."""
-    local = core.LocalTraining(optax.sgd(rate), batch_size=8, epochs=STEPS)
+def run_apart(name, *, rounds=1, eta=ETA, data=DATA, plan=PLAN, **hyperparameters):
+    """Runs a method from a random start, which is where it ends with `eta` 0."""
+    local = core.LocalTraining(optax.sgd(eta), batch_size=8, epochs=STEPS)
     task = starting_apart()
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
-    return federation.run(algorithm, data=DATA, plan=PLAN, rounds=rounds, score=task, devices=2)
+    return federation.run(algorithm, data=data, plan=plan, rounds=rounds, score=task, devices=2)
 
 
 def test_fedem():
@@ -328,7 +328,7 @@ def test_fedem():
     own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
 
     theta = vector(
-        run_apart("fedem", rate=0.0, learners=learners).server.model
+        run_apart("fedem", eta=0.0, learners=learners).server.model
     )  # where the learners begin
     assert np.ptp(theta, axis=0).min() > 0.1
     pi = np.full((3, learners), 1 / learners)
@@ -399,7 +399,7 @@ def test_fedfomo():
 @pytest.mark.parametrize("exponential", [False, True])
 def test_apple(exponential):
     rate, mu, rounds, epsilon = 0.1, 0.5, 3, 0.01
-    start = vector(run_apart("local", rate=0.0).clients)[0]
+    start = vector(run_apart("local", eta=0.0).clients)[0]
     cores, relations = np.tile(start, (3, 1)), np.tile(SHARE, (3, 1))
     for done in np.arange(rounds) / 2.4:
         factor = epsilon**done if exponential else 0.5 * (1 + np.cos(np.pi * done))
@@ -426,6 +426,41 @@ def test_apple(exponential):
     near(vector(outcome.server.cores), cores)
     near(outcome.clients, relations)
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(relations @ cores))
+
+
+def test_pfedhn():
+    # Without hidden layers the model of an embedding v is `bias + v @ kernel`. The third client
+    # never takes part.
+    rate, momentum, rounds, joining = 0.2, 0.5, 3, 4
+    settings = {"layers": 0, "embedding_size": 2, "spread": 0.5, "joining_rounds": joining}
+    settings["data"] = federation.examples_of(
+        POINTS, np.zeros(len(POINTS), np.int32), SIZES, num_classes=1, unseen=1
+    )
+    settings["plan"] = sampling.CohortPlan(num_clients=2, size=2)
+    start = run_apart("pfedhn", eta=0.0, **settings).server
+    heads = start.network["heads"]
+    kernel, bias = vector(heads["kernel"]), vector(heads["bias"])
+    embeddings = start.embeddings
+    assert np.std(kernel) > 0.01
+    velocity = [0, 0, 0]
+    for _ in range(rounds):
+        theta = bias + embeddings @ kernel
+        change = steps_towards(theta, MEANS[:2]) - theta
+        slopes = change.mean(axis=0), embeddings.T @ change / 2, change @ kernel.T
+        velocity = [momentum * v + g for v, g in zip(velocity, slopes, strict=True)]
+        bias, kernel, embeddings = (
+            x + rate * v for x, v in zip((bias, kernel, embeddings), velocity, strict=True)
+        )
+    outcome = run_apart("pfedhn", rounds=rounds, rate=rate, momentum=momentum, **settings)
+    near(vector(outcome.server.network["heads"]["bias"]), bias)
+    near(vector(outcome.server.network["heads"]["kernel"]), kernel)
+    near(outcome.server.embeddings, embeddings)
+    unseen = embeddings.mean(axis=0)
+    for _ in range(joining):
+        theta = bias + unseen @ kernel
+        unseen = unseen + rate * (steps_towards(theta, MEANS[2]) - theta) @ kernel.T
+    deployed = bias + np.stack([*embeddings, unseen]) @ kernel
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
 
 
 def test_every_method_has_a_closed_form_here():

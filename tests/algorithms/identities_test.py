@@ -9,6 +9,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.pfedhn import generate
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -351,6 +352,57 @@ def test_an_unseen_client_of_apple_learns_relations():
     assert np.all(np.abs(joined.state - shares) > 1e-4)
     last = jax.tree.map(lambda leaf: leaf[-1], server.cores)  # whose place it is shown stays alone
     federation.assert_close(joined.each, last)
+
+
+def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
+    # Only the heads' biases then move, along the mean of clients of one size.
+    options = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5)}
+    fixed = federation.task().init(jax.random.key(7))
+    task = federation.task()._replace(init=lambda key: fixed)
+    local = federation.local_training(shuffle=False)
+    algorithm = ALGORITHMS["pfedhn"](task, local, rate=0.5, layers=0, spread=0.0)
+
+    def init_server(key, population):
+        server = algorithm.init_server(key, population)
+        return server._replace(embeddings=jnp.zeros_like(server.embeddings))
+
+    blind = federation.run(algorithm._replace(init_server=init_server), score=task, **options)
+    momentum = optax.sgd(0.5, momentum=0.9)
+    average = run("fedavg", task=task, server_optimizer=momentum, **options)
+    federation.assert_close(blind.server.network["heads"]["bias"], average.server.model)
+    federation.assert_close(blind.scores["personal"], average.scores["personal"], 1e-5)
+    seeing = federation.run(algorithm, score=task, **options)
+    assert federation.differ(seeing.scores["personal"], blind.scores["personal"])
+
+
+def test_every_setting_of_pfedhn_counts():
+    usual = run("pfedhn").scores["personal"]
+    for change in (
+        {"rate": 0.02},
+        {"momentum": 0.5},
+        {"embedding_size": 2},
+        {"hidden": 50},
+        {"layers": 2},
+        {"spread": 0.2},
+        {"joining_rounds": 3},
+    ):
+        scores = run("pfedhn", **change).scores["personal"]
+        assert federation.differ(scores, usual), change
+    seen, unseen = (
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], (scores, usual))
+        for rows in (slice(8), slice(8, None))
+    )
+    assert not federation.differ(*seen) and federation.differ(*unseen)  # joining_rounds, the last
+
+
+def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
+    algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
+    server = algorithm.init_server(jax.random.key(3), federation.examples().population())
+    models = generate(server.network, server.embeddings)
+    start = server.network["heads"]["bias"]
+    for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
+        scale = np.sqrt(np.mean(own**2))
+        assert 0.01 * scale < np.sqrt(np.mean((made - own) ** 2)) < 0.5 * scale
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
