@@ -6,6 +6,7 @@ arguments, from whose names and defaults the configs are made.
 
 from collections.abc import Callable
 
+from pfljax.algorithms.apple import apple
 from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedala import fedala
 from pfljax.algorithms.fedavg import fedavg
@@ -13,12 +14,15 @@ from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedbn import fedbn
 from pfljax.algorithms.fedcac import fedcac
+from pfljax.algorithms.fedem import fedem
+from pfljax.algorithms.fedfomo import fedfomo
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
 from pfljax.algorithms.fedrep import fedrep
 from pfljax.algorithms.local import local
 from pfljax.algorithms.perfedavg import perfedavg
+from pfljax.algorithms.pfedhn import pfedhn
 from pfljax.algorithms.pfedme import pfedme
 from pfljax.algorithms.scaffold import scaffold
 from pfljax.core import Algorithm
@@ -39,6 +43,10 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedala": fedala,
     "fedcac": fedcac,
     "fedbn": fedbn,
+    "fedem": fedem,
+    "fedfomo": fedfomo,
+    "apple": apple,
+    "pfedhn": pfedhn,
 }
 
 # What the methods make personal, and how; each method stands in one family.
@@ -50,5 +58,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "body and head": ("fedper", "fedrep", "fedbabu"),
     "normalization": ("fedbn",),
     "element-wise mixing": ("fedala", "fedcac"),
+    "mixtures of models": ("fedfomo", "apple", "fedem"),
+    "hypernetwork": ("pfedhn",),
     "messages without a model": ("fedproto",),
 }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core import partition
-from pfljax.core.types import Batch, ClientData, Context, Model, Path
+from pfljax.core.types import Batch, ClientData, Context, Model, Path, random_order
 
 PyTree = Any
 Objective = Callable[[Model, Batch, jax.Array], jax.Array]  # (model, batch, key) -> []
@@ -105,7 +105,7 @@ def for_each_batch(
     """
     batch_size = local.batch_size
     per_epoch = steps_per_epoch(data.size, local)
-    positions = jnp.arange(-(-data.max_size // batch_size) * batch_size, dtype=jnp.int32)
+    length = -(-data.max_size // batch_size) * batch_size
     order_key, step_key = jax.random.split(context.key)
     if steps is not None:
         epochs = -(-steps // jnp.maximum(per_epoch, 1))
@@ -114,14 +114,10 @@ def for_each_batch(
 
     def epoch(index, carry):
         if local.shuffle:
-            # Examples get a random rank and padding the last ones: the first `size` entries
-            # of the sorted positions are then a uniformly random order of the client's rows.
-            bits = jax.random.bits(jax.random.fold_in(order_key, index), positions.shape)
-            last = jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
-            rank = jnp.where(positions < data.size, bits, last)
-            _, order = jax.lax.sort((rank, positions), num_keys=1, is_stable=True)
+            # The client's rows in random order, then padding.
+            order = random_order(jax.random.fold_in(order_key, index), length, data.size)
         else:
-            order = positions
+            order = jnp.arange(length, dtype=jnp.int32)
 
         def body(number, carry):
             indices = jax.lax.dynamic_slice(order, (number * batch_size,), (batch_size,))

@@ -391,6 +391,164 @@ def test_fedcac(tau, beta):
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(np.where(critical, u, w)))
 
 
+def starting_apart() -> core.Task:
+    """The quadratic task with a random start."""
+
+    def init(key):
+        w = jax.random.normal(key, (4,))
+        return {"body": {"w": w[:2]}, "head": {"w": w[2:]}}
+
+    return quadratic()._replace(init=init)
+
+
+def run_apart(name, *, rounds=1, eta=ETA, data=DATA, plan=PLAN, **hyperparameters):
+    """Runs a method from a random start, which is where it ends with `eta` 0."""
+    local = core.LocalTraining(optax.sgd(eta), batch_size=8, epochs=STEPS)
+    task = starting_apart()
+    algorithm = ALGORITHMS[name](task, local, **hyperparameters)
+    return federation.run(algorithm, data=data, plan=plan, rounds=rounds, score=task, devices=2)
+
+
+def test_fedem():
+    learners, rounds = 3, 2
+    own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
+
+    theta = vector(
+        run_apart("fedem", eta=0.0, learners=learners).server.model
+    )  # where the learners begin
+    assert np.ptp(theta, axis=0).min() > 0.1
+    pi = np.full((3, learners), 1 / learners)
+    for _ in range(rounds):
+        total = np.zeros_like(theta)
+        for k, x in enumerate(own):
+            losses = 0.5 * ((x[:, None] - theta) ** 2).sum(axis=-1)
+            q = pi[k] * np.exp(-losses)
+            q = q / q.sum(axis=1, keepdims=True)
+            pi[k] = q.mean(axis=0)
+            target = q.T @ x / q.sum(axis=0)[:, None]
+            rate = ETA * pi[k][:, None]  # the Hessian of a learner's loss is its share of q
+            total += SHARE[k] * steps_towards(theta, target, rate=rate)
+        theta = total
+    outcome = run_apart("fedem", rounds=rounds, learners=learners)
+    near(vector(outcome.server.model), theta)
+    near(outcome.clients, pi)
+    logs = []
+    for x, weights in zip(own, pi, strict=True):
+        scores = np.exp(x[:, None] - theta)
+        logs.append(np.log(weights @ (scores / scores.sum(axis=-1, keepdims=True))).sum())
+    near(outcome.scores["personal"]["test"]["loss"], logs)
+
+
+def test_fedfomo():
+    # Without shuffling, the last half of a client's examples weighs models.
+    points = POINTS + np.float32(0.7)
+    own = [points[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
+    targets = [x[: len(x) // 2].mean(axis=0) for x in own]
+    model, before, affinity = np.zeros((3, 4)), np.zeros((3, 4)), np.eye(3)
+    positive = []
+    for round in range(3):
+        sent = model.copy()
+        for k, x in enumerate(own):
+            held_out = x[len(x) // 2 :]
+
+            def loss(theta, held_out=held_out):
+                return 0.5 * ((held_out - theta) ** 2).sum(axis=-1).mean()
+
+            gain = np.zeros(3)
+            for j in range(3 if round else 0):  # nobody has uploaded a model before
+                distance = np.linalg.norm(sent[j] - before[k])
+                gain[j] = (loss(before[k]) - loss(sent[j])) / (distance + 1e-5)
+            affinity[k] += gain
+            weights = np.maximum(gain, 0)
+            positive.append((weights > 0).sum())
+            before[k] = weights @ sent / weights.sum() if weights.sum() > 0 else model[k]
+            model[k] = steps_towards(before[k], targets[k])
+    assert {0, 1} < set(positive), "nothing of interest happens"
+    algorithm = ALGORITHMS["fedfomo"](
+        quadratic(),
+        core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS, shuffle=False),
+        models=3,
+        validation_share=0.5,
+    )
+    data = federation.examples_of(points, np.zeros(len(points), np.int32), SIZES, num_classes=1)
+    outcome = federation.run(
+        algorithm, data=data, plan=PLAN, rounds=3, score=quadratic(), devices=2
+    )
+    near(vector(outcome.server.models), model)
+    near(vector(outcome.clients.model), model)
+    near(vector(outcome.clients.before), before)
+    near(outcome.server.affinity, affinity)
+    gaps = [(x - theta).sum() for x, theta in zip(own, model, strict=True)]
+    near(outcome.scores["personal"]["test"]["loss"], gaps)
+
+
+@pytest.mark.parametrize("exponential", [False, True])
+def test_apple(exponential):
+    rate, mu, rounds, epsilon = 0.1, 0.5, 3, 0.01
+    start = vector(run_apart("local", eta=0.0).clients)[0]
+    cores, relations = np.tile(start, (3, 1)), np.tile(SHARE, (3, 1))
+    for done in np.arange(rounds) / 2.4:
+        factor = epsilon**done if exponential else 0.5 * (1 + np.cos(np.pi * done))
+        factor = factor if done < 1 else 0
+        sent = cores.copy()
+        for k in range(3):
+            seen, p = sent.copy(), relations[k]
+            for _ in range(STEPS):
+                g = p @ seen - MEANS[k]
+                step = seen @ g + factor * mu * (p - SHARE)
+                seen[k] = seen[k] - 3 * ETA * p[k] * g
+                p = p - rate * step
+            cores[k], relations[k] = seen[k], p
+    assert done < 1
+    outcome = run_apart(
+        "apple",
+        rounds=rounds,
+        relation_rate=rate,
+        mu=mu,
+        duration=0.8,
+        exponential=exponential,
+        epsilon=epsilon,
+    )
+    near(vector(outcome.server.cores), cores)
+    near(outcome.clients, relations)
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(relations @ cores))
+
+
+def test_pfedhn():
+    # Without hidden layers the model of an embedding v is `bias + v @ kernel`. The third client
+    # never takes part.
+    rate, momentum, rounds, joining = 0.2, 0.5, 3, 4
+    settings = {"layers": 0, "embedding_size": 2, "spread": 0.5, "joining_rounds": joining}
+    settings["data"] = federation.examples_of(
+        POINTS, np.zeros(len(POINTS), np.int32), SIZES, num_classes=1, unseen=1
+    )
+    settings["plan"] = sampling.CohortPlan(num_clients=2, size=2)
+    start = run_apart("pfedhn", eta=0.0, **settings).server
+    heads = start.network["heads"]
+    kernel, bias = vector(heads["kernel"]), vector(heads["bias"])
+    embeddings = start.embeddings
+    assert np.std(kernel) > 0.01
+    velocity = [0, 0, 0]
+    for _ in range(rounds):
+        theta = bias + embeddings @ kernel
+        change = steps_towards(theta, MEANS[:2]) - theta
+        slopes = change.mean(axis=0), embeddings.T @ change / 2, change @ kernel.T
+        velocity = [momentum * v + g for v, g in zip(velocity, slopes, strict=True)]
+        bias, kernel, embeddings = (
+            x + rate * v for x, v in zip((bias, kernel, embeddings), velocity, strict=True)
+        )
+    outcome = run_apart("pfedhn", rounds=rounds, rate=rate, momentum=momentum, **settings)
+    near(vector(outcome.server.network["heads"]["bias"]), bias)
+    near(vector(outcome.server.network["heads"]["kernel"]), kernel)
+    near(outcome.server.embeddings, embeddings)
+    unseen = embeddings.mean(axis=0)
+    for _ in range(joining):
+        theta = bias + unseen @ kernel
+        unseen = unseen + rate * (steps_towards(theta, MEANS[2]) - theta) @ kernel.T
+    deployed = bias + np.stack([*embeddings, unseen]) @ kernel
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
+
+
 def test_every_method_has_a_closed_form_here():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert set(ALGORITHMS) <= tested

@@ -10,6 +10,7 @@ import pytest
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.fedcac import largest, overlaps
+from pfljax.algorithms.pfedhn import generate
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -290,7 +291,18 @@ def small_clients():
 
 @pytest.mark.parametrize(
     "name",
-    ["fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme", "fedala"],
+    [
+        "fedavg",
+        "scaffold",
+        "ditto",
+        "fedrep",
+        "fedbabu",
+        "perfedavg",
+        "pfedme",
+        "fedala",
+        "fedem",
+        "fedfomo",
+    ],
 )
 def test_methods_keep_running_statistics_of_the_real_examples(name):
     """Running statistics move, whatever the padding of a batch and of a chunk."""
@@ -320,9 +332,214 @@ def test_methods_keep_running_statistics_of_the_real_examples(name):
     assert statistics and all(np.max(np.abs(leaf - 1)) > 1e-2 for leaf in statistics)
 
 
+def test_apple_wants_no_running_statistics():
+    with pytest.raises(UserError, match="running statistics"):
+        run("apple", task=federation.task("mlp_bn"))
+
+
 def test_fedbn_wants_normalization():
     with pytest.raises(UserError, match="mlp_bn"):
         run("fedbn")
+
+
+def test_fedem_with_one_learner_is_fedavg():
+    fixed = federation.task().init(jax.random.key(7))
+    alike = federation.task()._replace(init=lambda key: fixed)
+    average, single = run("fedavg", task=alike), run("fedem", task=alike, learners=1)
+    learner = jax.tree.map(lambda leaf: leaf[0], single.server.model)
+    federation.assert_close(learner, average.server.model)
+    federation.assert_close(single.scores["personal"], average.scores["personal"], 1e-5)
+    assert np.all(single.clients == 1)
+    # Learners that begin alike are FedAvg's model with a third of its steps, and stay alike.
+    third = federation.local_training(shuffle=False, optimizer=optax.sgd(0.1 / 3))
+    slow = run("fedavg", task=alike, local=third)
+    same = run("fedem", task=alike, learners=3)
+    for number in range(3):
+        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.model)
+        federation.assert_close(learner, slow.server.model, 1e-5)
+    apart = run("fedem", learners=3)
+    assert federation.differ(apart.clients, same.clients)
+    assert federation.differ(apart.scores["personal"], average.scores["personal"])
+
+
+def test_an_unseen_client_of_fedem_learns_how_to_mix():
+    outcome = run("fedem")
+    uniform = np.full(3, 1 / 3, np.float32)
+    np.testing.assert_array_equal(outcome.clients[8], uniform)  # it never took part
+    algorithm = ALGORITHMS["fedem"](federation.task(), federation.local_training())
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(0), jnp.int32(1), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, jnp.asarray(uniform), data, context).state
+    np.testing.assert_allclose(jnp.sum(joined), 1, rtol=1e-6)
+    assert federation.differ(joined, uniform, least=1e-2)
+
+
+def test_fedem_wants_classes():
+    with pytest.raises(UserError, match="classes"):
+        run("fedem", task=federation.task()._replace(num_classes=0))
+
+
+def test_fedfomo_that_weighs_nothing_is_local_training():
+    alone = run("local", rounds=6)
+    apart = run("fedfomo", rounds=6, validation_share=0.0)
+    federation.assert_close(apart.clients.model, alone.clients)
+    federation.assert_close(apart.scores, alone.scores, 1e-5)
+    together = run("fedfomo", rounds=6)
+    single = run("fedfomo", rounds=6, models=1)
+    assert federation.differ(together.clients.model, single.clients.model)
+    off_diagonal = single.server.affinity - np.diag(np.diag(single.server.affinity))
+    assert not np.any(off_diagonal) and np.any(np.diag(single.server.affinity) > 1)
+
+
+@pytest.fixture(scope="module")
+def fedfomo_server():
+    """The method with three models a client, and a server that knows all but the last model."""
+
+    def make(**settings):
+        return ALGORITHMS["fedfomo"](
+            federation.task(), federation.local_training(), models=3, **settings
+        )
+
+    server = make().init_server(jax.random.key(0), federation.examples().population())
+    order = jnp.array([3.0, 9, -1, 7, 0, -2, 1, 5])  # what each client's model is worth
+    uploaded = jnp.arange(8) < 7
+    return make, server._replace(affinity=jnp.tile(order, (8, 1)), uploaded=uploaded)
+
+
+def test_fedfomo_sends_the_models_of_most_affinity(fedfomo_server):
+    make, server = fedfomo_server
+    for client, wanted in ((0, [1, 3]), (1, [3, 0]), (3, [1, 0])):
+        context = core.Context(jax.random.key(client), jnp.int32(0), jnp.int32(1), client)
+        sent = make(exploration=0.0).download(server, context)
+        assert sent.ids.tolist() == wanted and all(sent.usable)
+
+
+def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_server):
+    make, server = fedfomo_server
+
+    def sent_to(client, round, **settings):
+        method = make(**settings)
+
+        def draw(key):
+            context = core.Context(key, jnp.int32(round), jnp.int32(100), jnp.int32(client))
+            return method.download(server, context)
+
+        sent = jax.jit(lambda keys: jax.lax.map(draw, keys))(
+            jax.random.split(jax.random.key(1), 200)
+        )
+        assert np.all(sent.usable) and not np.any(sent.ids == client)
+        return np.asarray(sent.ids)
+
+    for client, exploration in ((0, 1.0), (8, 0.0)):
+        ids = sent_to(client, 0, exploration=exploration)
+        assert set(ids.flat) == set(range(7)) - {client}  # nobody has client 7's
+        assert np.all(ids[:, 0] != ids[:, 1])
+    shares = [np.mean(np.any(sent_to(0, round) != [1, 3], axis=1)) for round in (0, 10, 100)]
+    assert 0.2 < shares[0] < 0.4 and shares[0] > shares[1] > shares[2]
+
+
+def test_apple_with_relations_at_rest_and_one_step_is_fedavg():
+    # Clients of one size have one share, and every core takes its step of the common gradient.
+    options = {
+        "data": twins(),
+        "plan": sampling.CohortPlan(num_clients=5, size=5),
+        "local": federation.local_training(shuffle=False, batch_size=16, epochs=1),
+    }
+    average = run("fedavg", **options)
+    resting = run("apple", relation_rate=0.0, **options)
+    mixture = jax.tree.map(lambda leaf: leaf.mean(axis=0), resting.server.cores)
+    federation.assert_close(mixture, average.server.model)
+    federation.assert_close(resting.scores["personal"], average.scores["personal"], 1e-5)
+    np.testing.assert_array_equal(resting.clients, np.full((5, 5), 0.2, np.float32))
+    learning = run("apple", relation_rate=0.1, **options)
+    assert federation.differ(learning.clients, resting.clients, least=1e-2)
+    assert federation.differ(learning.scores["personal"], average.scores["personal"])
+
+
+def test_every_setting_of_apple_counts():
+    settings = {"relation_rate": 0.1, "mu": 1.0}
+    usual = run("apple", **settings).clients
+    changes = (
+        {"mu": 0.0},
+        {"duration": 0.5},
+        {"exponential": True},
+        {"exponential": True, "epsilon": 0.5},
+        {"uniform_start": True},
+    )
+    others = [run("apple", **{**settings, **change}).clients for change in changes]
+    for number, other in enumerate(others):
+        for seen in (usual, *others[:number]):
+            assert federation.differ(other, seen)
+    never = run("apple", **{**settings, "duration": 0.0}).clients
+    federation.assert_close(never, others[0])
+
+
+def test_an_unseen_client_of_apple_learns_relations():
+    outcome = run("apple")
+    shares = outcome.server.shares
+    np.testing.assert_array_equal(outcome.clients[8], shares)
+    algorithm = ALGORITHMS["apple"](
+        federation.task(), federation.local_training(), relation_rate=0.1
+    )
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(3), jnp.int32(3), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, server.shares, data, context)
+    assert np.all(np.abs(joined.state - shares) > 1e-4)
+    last = jax.tree.map(lambda leaf: leaf[-1], server.cores)  # whose place it is shown stays alone
+    federation.assert_close(joined.each, last)
+
+
+def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
+    # Only the heads' biases then move, along the mean of clients of one size.
+    options = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5)}
+    fixed = federation.task().init(jax.random.key(7))
+    task = federation.task()._replace(init=lambda key: fixed)
+    local = federation.local_training(shuffle=False)
+    algorithm = ALGORITHMS["pfedhn"](task, local, rate=0.5, layers=0, spread=0.0)
+
+    def init_server(key, population):
+        server = algorithm.init_server(key, population)
+        return server._replace(embeddings=jnp.zeros_like(server.embeddings))
+
+    blind = federation.run(algorithm._replace(init_server=init_server), score=task, **options)
+    momentum = optax.sgd(0.5, momentum=0.9)
+    average = run("fedavg", task=task, server_optimizer=momentum, **options)
+    federation.assert_close(blind.server.network["heads"]["bias"], average.server.model)
+    federation.assert_close(blind.scores["personal"], average.scores["personal"], 1e-5)
+    seeing = federation.run(algorithm, score=task, **options)
+    assert federation.differ(seeing.scores["personal"], blind.scores["personal"])
+
+
+def test_every_setting_of_pfedhn_counts():
+    usual = run("pfedhn").scores["personal"]
+    for change in (
+        {"rate": 0.02},
+        {"momentum": 0.5},
+        {"embedding_size": 2},
+        {"hidden": 50},
+        {"layers": 2},
+        {"spread": 0.2},
+        {"joining_rounds": 3},
+    ):
+        scores = run("pfedhn", **change).scores["personal"]
+        assert federation.differ(scores, usual), change
+    seen, unseen = (
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], (scores, usual))
+        for rows in (slice(8), slice(8, None))
+    )
+    assert not federation.differ(*seen) and federation.differ(*unseen)  # joining_rounds, the last
+
+
+def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
+    algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
+    server = algorithm.init_server(jax.random.key(3), federation.examples().population())
+    models = generate(server.network, server.embeddings)
+    start = server.network["heads"]["bias"]
+    for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
+        scale = np.sqrt(np.mean(own**2))
+        assert 0.01 * scale < np.sqrt(np.mean((made - own) ** 2)) < 0.5 * scale
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

@@ -20,6 +20,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.apple import annealing
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
@@ -40,6 +41,7 @@ class Case(NamedTuple):
       client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
       global_logits: the key of the global model's test logits, where PFLlib records them.
       local: `(our local training) -> local training`, where PFLlib's batches differ.
+      task: `(our task) -> task`, where PFLlib's losses differ.
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
       first_round: `(our client states after it, initial model) -> what PFLlib has then`.
@@ -51,6 +53,7 @@ class Case(NamedTuple):
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
+    task: object = lambda task: task
     personal: object = lambda outputs, server: outputs
     first_round: object = lambda clients, initial: clients
 
@@ -158,6 +161,18 @@ CASES = {
         global_logits=None,
         first_round=lambda clients, initial: clients._replace(model=initial),
     ),
+    "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
+        "FedFomo",
+        hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.model, "old_model": clients.before},
+        global_logits=None,
+        task=lambda task: task._replace(
+            losses=lambda model, batch, key: (
+                task.losses(model, batch, key) / jax.numpy.maximum(jax.numpy.sum(batch.mask), 1)
+            )
+        ),
+    ),
 }
 
 
@@ -257,6 +272,7 @@ def follow(name, case, data, theirs, settings):
     examples = build_examples(data)
     clients = examples.num_clients
     task, local = set_up(data, theirs, settings)
+    task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
     devices = jax.devices()[:2]
     placed = mapping.replicate(examples, devices)
@@ -356,3 +372,26 @@ def test_fine_tuning_of_fedbabu():
             )
             for path, array in their_names(jax.tree.map(np.asarray, tuned)):
                 same(array, theirs[f"final/client{i}/model/{path}"])
+
+
+def test_pieces_of_apple():
+    """PFLlib uploads the mixture for the core; the pull to the shares is the paper's.
+
+    PFLlib sets the weight of the pull after training, for the next round.
+    """
+    data, theirs = read("data"), read("APPLE.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        population = jax.tree.map(jax.numpy.asarray, build_examples(data)).population()
+        server = ALGORITHMS["apple"](task, local).init_server(jax.random.key(0), population)
+        same(np.asarray(server.shares), theirs["init/client0/p0"])
+        for round in range(settings["global_rounds"]):
+            weight = annealing(
+                jax.numpy.int32(round),
+                jax.numpy.int32(settings["global_rounds"]),
+                duration=settings["L"],
+                exponential=False,
+                epsilon=0.001,
+            )
+            same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])

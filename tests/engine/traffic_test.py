@@ -14,6 +14,7 @@ BODY = FLOAT * (5 * 4 + 4)
 HEAD = FLOAT * (4 * 3 + 3)
 MODEL = BODY + HEAD
 WEIGHT = FLOAT
+ID, FLAG = 4, 1
 
 
 def count(algorithm):
@@ -35,6 +36,10 @@ def count(algorithm):
         ("scaffold", 2 * MODEL + WEIGHT, 2 * MODEL),
         ("fedper", BODY + WEIGHT, BODY),
         ("fedrep", BODY + WEIGHT, BODY),
+        ("fedem", 3 * MODEL + WEIGHT, 3 * MODEL),
+        ("fedfomo", MODEL + 5 * (FLOAT + ID), 4 * (MODEL + ID + FLAG)),
+        ("apple", MODEL, 8 * (MODEL + FLOAT)),
+        ("pfedhn", MODEL, MODEL),
     ],
 )
 def test_bytes_of_one_client(name, upload, download):
