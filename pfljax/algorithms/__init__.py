@@ -10,6 +10,7 @@ from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
+from pfljax.algorithms.fedpac import fedpac
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
@@ -33,4 +34,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "perfedavg": perfedavg,
     "pfedme": pfedme,
     "fedproto": fedproto,
+    "fedpac": fedpac,
 }

@@ -1,6 +1,6 @@
 """The vocabulary of the library: types, local training, messages, tree arithmetic."""
 
-from pfljax.core import averaging, partition, tree
+from pfljax.core import averaging, partition, prototypes, tree
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -52,6 +52,7 @@ __all__ = [
     "for_each_batch",
     "mean",
     "partition",
+    "prototypes",
     "steps_per_epoch",
     "train",
     "tree",

@@ -5,6 +5,8 @@ step with rate `eta` is `theta <- theta - eta (theta - m_k)` with `m_k` the clie
 `E` steps give `theta - m_k` a factor `(1 - eta)^E`.
 """
 
+import itertools
+
 import federation
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedpac import minimize_on_simplex
 from pfljax.engine import sampling
 
 ETA, STEPS = 0.2, 3
@@ -293,8 +296,8 @@ def test_fedproto(by_size):
         score=task,
         devices=2,
     )
-    near(outcome.server.prototypes, prototypes)
-    np.testing.assert_array_equal(outcome.server.seen, seen)
+    near(outcome.server.prototypes.means, prototypes)
+    np.testing.assert_array_equal(outcome.server.prototypes.seen, seen)
     near(outcome.clients["body"]["w"], np.stack(w))
     right, outputs = [], []
     for (x, y), matrix in zip(own, w, strict=True):
@@ -303,6 +306,88 @@ def test_fedproto(by_size):
         outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
     near(outcome.scores["personal"]["test"]["accuracy"], right)
     near(outcome.scores["personal"]["test"]["loss"], outputs)
+
+
+def personal_means() -> core.Task:
+    """Linear features, and a head whose first row goes to the mean of the client's inputs."""
+
+    def losses(model, batch, key):
+        return 0.5 * jnp.sum((model["head"]["kernel"][0] - batch.inputs) ** 2, axis=-1)
+
+    def loss(model, batch, key):
+        gaps = losses(model, batch, key)
+        return jnp.sum(gaps * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    return linear_features()._replace(losses=losses, loss=loss)
+
+
+def test_fedpac():
+    # Two clients: a_1^2 V_1 + a_2^2 (V_2 + ||H_1 - H_2||^2) is least at weights inverse to these.
+    labels, lam, sizes = np.array([0, 0, 1, 1, 0, 1, 2, 1, 1, 2]).astype(np.int32), 0.7, [4, 6]
+    task, points = personal_means(), [POINTS[:4], POINTS[4:10]]
+    own = [(points[0], labels[:4]), (points[1], labels[4:])]
+    body = np.asarray(task.init(None)["body"]["w"], np.float64)
+    heads, prototypes, seen = np.ones((2, 4)), np.zeros((4, 2)), np.zeros(4, bool)
+    for _ in range(3):
+        bodies, sums, counts, shares, variances = [], np.zeros((4, 2)), np.zeros(4), [], []
+        for k, (x, y) in enumerate(own):
+            z, members = x @ body, np.eye(4)[y]
+            shares.append(members.T @ z / len(y))
+            variances.append(((z**2).sum() / len(y) - (shares[k] ** 2).sum()) / len(y))
+            heads[k] = steps_towards(heads[k], x.mean(axis=0), steps=2)
+            w = body
+            for _ in range(STEPS):
+                gap = (x @ w - prototypes[y]) * seen[y][:, None]
+                w = w - ETA * lam * 2 / gap.size * x.T @ gap
+            bodies.append(w)
+            sums, counts = sums + members.T @ (x @ w), counts + members.sum(axis=0)
+        body = (4 * bodies[0] + 6 * bodies[1]) / 10
+        seen = counts > 0
+        prototypes[seen] = sums[seen] / counts[seen][:, None]
+        others = variances[::-1] + ((shares[0] - shares[1]) ** 2).sum()
+        from_other = variances / (variances + others)
+        heads = heads + from_other[:, None] * (heads[::-1] - heads)
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
+    outcome = federation.run(
+        ALGORITHMS["fedpac"](task, local, lam=lam, head_epochs=2),
+        data=federation.examples_of(POINTS[:10], labels, np.array(sizes), num_classes=4),
+        plan=sampling.CohortPlan(num_clients=2, size=2),
+        rounds=3,
+        score=task,
+        devices=2,
+    )
+    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.prototypes.means, prototypes)
+    near(outcome.clients["head"]["kernel"][:, 0], heads)
+    assert np.all((0.01 < from_other) & (from_other < 0.5)), "the test mixes nothing"
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_head_weights_of_fedpac_are_the_best_on_the_simplex(precision):
+    draw = np.random.default_rng(0)
+    with jax.enable_x64(precision is np.float64):
+        solve = jax.jit(minimize_on_simplex)
+        for trial in range(20):
+            spread = draw.normal(size=(6, draw.integers(1, 9))) + draw.normal()
+            matrix = spread @ spread.T + np.diag(draw.uniform(0.01, 1, 6))
+            allowed = draw.random(6) < 0.8
+            best, least = np.zeros(6), np.inf
+            for support in itertools.product([False, True], repeat=6):
+                chosen = np.array(support)
+                if not chosen.any() or (chosen & ~allowed).any():
+                    continue
+                entries = np.linalg.solve(matrix[chosen][:, chosen], np.ones(chosen.sum()))
+                weights = np.zeros(6)
+                weights[chosen] = entries / entries.sum()
+                if np.all(entries >= 0) and weights @ matrix @ weights < least:
+                    best, least = weights, weights @ matrix @ weights
+            found = solve(matrix.astype(precision), allowed)
+            assert found.dtype == precision
+            tolerance = 1e-3 if precision is np.float32 else 1e-10
+            np.testing.assert_allclose(found, best, rtol=0, atol=tolerance, err_msg=str(trial))
+        everywhere = np.ones(3, bool)
+        np.testing.assert_allclose(solve(np.zeros((3, 3), precision), everywhere), 1 / 3, rtol=1e-6)
+        np.testing.assert_array_equal(solve(np.eye(3, dtype=precision), ~everywhere), 0)
 
 
 def test_every_method_has_a_closed_form_here():

@@ -17,6 +17,9 @@ EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 OPTIONS = ("task", "local", "plan", "data", "rounds")
 
 
+REP_AND_PAC = (("fedrep", {}), ("fedpac", {"lam": 0.0}))
+
+
 def run(name, **options):
     hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
@@ -189,7 +192,7 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
     at_rest = federation.local_training(shuffle=False, optimizer=optax.sgd(0.0))
     for local, same in ((at_rest, True), (federation.local_training(shuffle=False), False)):
         during, after = (
-            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes
+            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes.means
             for flag in (True, False)
         )
         if same:
@@ -202,6 +205,23 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
 def test_fedproto_wants_classes_and_features(lacking):
     with pytest.raises(UserError, match="FedProto needs"):
         run("fedproto", task=federation.task()._replace(**{lacking: 0}))
+
+
+def test_fedpac_without_pull_begins_as_fedrep_and_alone_remains_it():
+    rep, pac = (run(name, rounds=1, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    assert federation.differ(pac.clients, rep.clients)  # these are mixed already
+    alone = sampling.CohortPlan(num_clients=8, size=1)
+    rep, pac = (run(name, plan=alone, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    federation.assert_close(pac.clients, rep.clients)
+    pulled = run("fedpac", plan=alone, head_epochs=1, lam=1.0)
+    assert federation.differ(pulled.server.average, rep.server.average)
+
+
+def test_fedpac_wants_classes():
+    with pytest.raises(UserError, match="FedPAC needs"):
+        run("fedpac", task=federation.task()._replace(num_classes=0))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

@@ -20,6 +20,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedpac import head_weights
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
@@ -124,10 +125,10 @@ CASES = {
             "prototypes_in_training": True,
             "weight_by_size": False,
         },
-        server=lambda server: {"server/global_protos": server.prototypes},
+        server=lambda server: {"server/global_protos": server.prototypes.means},
         client=lambda clients: {"model": clients},
         global_logits=None,
-        personal=lambda outputs, server: -outputs / server.prototypes.shape[1],
+        personal=lambda outputs, server: -outputs / server.prototypes.means.shape[1],
     ),
 }
 
@@ -304,3 +305,55 @@ def test_fine_tuning_of_fedbabu():
             )
             for path, array in their_names(jax.tree.map(np.asarray, tuned)):
                 same(array, theirs[f"final/client{i}/model/{path}"])
+
+
+def stacked_heads(theirs, prefix, clients):
+    """PFLlib's heads of all clients in one tree, `[num_clients, ...]`."""
+    names = [f"{prefix}client{client}/model/head" for client in range(clients)]
+    return {
+        "head": {k: np.stack([theirs[f"{name}/{k}"] for name in names]) for k in ("kernel", "bias")}
+    }
+
+
+def test_rounds_of_fedpac():
+    """Round after round from PFLlib's state: PFLlib mixes the heads one after the other in place.
+
+    It also drops weights below 0.001, and its solver is less exact than ours.
+    """
+    data, theirs = read("data"), read("FedPAC.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    close = functools.partial(federation.assert_close, tolerance=1e-4)
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedpac"](task, local, lam=settings["lamda"], weight_by_size=False)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        clients = examples.num_clients
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(context.key, None)
+        heads = stacked_heads(theirs, "init/", clients)
+        for round in range(settings["loop_iterations"]):
+            now = f"round{round}/"
+            outputs = []
+            for i in range(clients):
+                head = jax.tree.map(lambda leaf, i=i: leaf[i], heads)
+                outputs.append(update(server, head, examples.of_client(i), context))
+                same(outputs[i].each.shares, np.nan_to_num(theirs[f"{now}client{i}/h"]))
+                same(outputs[i].each.variance, theirs[f"{now}client{i}/V"])
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            each = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
+            server = algorithm.server_update(server, core.Uploads(total, each), cohort, context)
+            same(server.prototypes.means, theirs[f"{now}server/global_protos"])
+            for path, array in their_names(server.average.model):
+                same(array, theirs[f"{now}global/{path}"])
+
+            everybody = np.ones(clients, bool)
+            weights = np.stack([head_weights(each, everybody, i) for i in range(clients)])
+            dropped = np.where(weights > 1e-3, weights, 0)
+            close(dropped, theirs[f"{now}server/head_weights"])
+            heads = stacked_heads(theirs, now, clients)
+            for kind, mixed in each.head["head"].items():
+                for i in range(clients):  # later clients take of what the earlier ones mixed
+                    mixed[i] = np.tensordot(dropped[i], mixed, 1)
+                close(mixed, heads["head"][kind])
