@@ -10,6 +10,7 @@ from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
+from pfljax.algorithms.fedkd import fedkd
 from pfljax.algorithms.fedpac import fedpac
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
@@ -35,4 +36,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "pfedme": pfedme,
     "fedproto": fedproto,
     "fedpac": fedpac,
+    "fedkd": fedkd,
 }

@@ -1,6 +1,6 @@
 """The vocabulary of the library: types, local training, messages, tree arithmetic."""
 
-from pfljax.core import averaging, partition, prototypes, tree
+from pfljax.core import averaging, linear, partition, prototypes, tree
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -50,6 +50,7 @@ __all__ = [
     "averaging",
     "descend",
     "for_each_batch",
+    "linear",
     "mean",
     "partition",
     "prototypes",

@@ -16,6 +16,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedkd import compress
 from pfljax.algorithms.fedpac import minimize_on_simplex
 from pfljax.engine import sampling
 
@@ -306,6 +307,107 @@ def test_fedproto(by_size):
         outputs.append(-distances.sum() - (distances.max(axis=1) + 1).sum())  # class 3 behind all
     near(outcome.scores["personal"]["test"]["accuracy"], right)
     near(outcome.scores["personal"]["test"]["loss"], outputs)
+
+
+def linear_classifier() -> core.Task:
+    """Four classes from `x W K`, with the cross-entropy."""
+    task = linear_features()
+    kernel = np.random.default_rng(6).normal(size=(2, 4)).astype(np.float32)
+
+    def losses(model, batch, key):
+        logits = task.predict(model, batch.inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+
+    def loss(model, batch, key):
+        each = losses(model, batch, key)
+        return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    def init(key):
+        return {**task.init(key), "head": {"kernel": jnp.array(kernel)}}
+
+    return task._replace(init=init, losses=losses, loss=loss)
+
+
+LABELS = np.array([0, 0, 1, 3, 1, 2, 0, 1, 3, 2, 2, 0]).astype(np.int32)
+LABELED = federation.examples_of(POINTS, LABELS, SIZES, num_classes=4)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def leading_ranks(matrix, energy):
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    share = np.cumsum(values**2) / max(np.sum(values**2), 1e-30)
+    rank = min(1 + np.sum(share <= energy), len(values))
+    return left[:, :rank] * values[:rank] @ right[:rank], rank
+
+
+def test_fedkd():
+    # The gradient of KL(p || softmax(f)) in f is softmax(f) - p, as for the cross-entropy.
+    task, weight, hidden, energies = linear_classifier(), 0.7, 1.3, (0.6, 0.75)
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
+    algorithm = ALGORITHMS["fedkd"](
+        task, local, distillation=weight, hidden=hidden, energy_start=0.6, energy_end=0.9
+    )
+    server = algorithm.init_server(jax.random.key(0), None)
+    start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(server.model)]  # W, K
+    clients = []
+    for k in range(3):
+        key = jax.random.fold_in(jax.random.key(0), k)
+        bridge = algorithm.init_client(server, None, key).bridge
+        clients.append([*start, np.asarray(bridge, np.float64)])
+    shared, ranks = start, []
+    for energy in energies:
+        changes = []
+        for k, (end, n) in enumerate(zip(ENDS, SIZES, strict=True)):
+            x, hot = POINTS[end - n : end], np.eye(4)[LABELS[end - n : end]]
+            (w, head, bridge), (w_g, head_g) = clients[k], shared
+            for _ in range(STEPS):
+                z, z_g = x @ w, x @ w_g
+                p, p_g = softmax(z @ head), softmax(z_g @ head_g)
+                scale = -np.sum(hot * (np.log(p) + np.log(p_g))) / n
+                logits = (p - hot + weight / scale * (p - p_g)) / n
+                logits_g = (p_g - hot + weight / scale * (p_g - p)) / n
+                gap = hidden * (z - z_g @ bridge) / (n * scale)  # times 2 / d, which is 1
+                w, head, w_g, head_g, bridge = (
+                    w - ETA * x.T @ (logits @ head.T + gap),
+                    head - ETA * z.T @ logits,
+                    w_g - ETA * x.T @ (logits_g @ head_g.T - gap @ bridge.T),
+                    head_g - ETA * z_g.T @ logits_g,
+                    bridge + ETA * z_g.T @ gap,
+                )
+            clients[k] = [w, head, bridge]
+            cut = [
+                leading_ranks(new - old, energy)
+                for new, old in zip((w_g, head_g), shared, strict=True)
+            ]
+            changes.append([matrix for matrix, _ in cut])
+            ranks.append([rank for _, rank in cut])
+        means = [np.mean(matrices, axis=0) for matrices in zip(*changes, strict=True)]
+        cut = [leading_ranks(matrix, energy) for matrix in means]
+        shared = [old + matrix for old, (matrix, _) in zip(shared, cut, strict=True)]
+    assert {1, 2} == set(np.ravel(ranks)), "the test should cut some and keep some"
+    outcome = federation.run(algorithm, data=LABELED, plan=PLAN, rounds=2, score=task, devices=2)
+    for ours, expected in zip(jax.tree.leaves(outcome.server.model), shared, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    states = [outcome.clients.mentor["body"]["w"], outcome.clients.mentor["head"]["kernel"]]
+    for ours, *expected in zip((*states, outcome.clients.bridge), *clients, strict=True):
+        np.testing.assert_allclose(ours, np.stack(expected), rtol=1e-4, atol=1e-5)
+    sent = [sum(min(7 * rank, 8) for rank in row) / 16 for row in ranks]
+    near(outcome.metrics["sent"], np.mean(np.reshape(sent, (2, 3)), axis=1))
+
+
+def test_fedkd_never_sends_nothing():
+    # PFLlib sends zeros for a matrix whose energy all singular values together barely hold.
+    flat, zero = jnp.eye(4), jnp.zeros((3, 2, 5))
+    cut, numbers = compress({"flat": flat, "zero": zero, "vector": jnp.ones(3)}, 0.98)
+    federation.assert_close(cut["flat"], flat)
+    np.testing.assert_array_equal(cut["zero"], zero)
+    assert numbers == 16 + 30 + 3
+    cut, numbers = compress({"flat": jnp.diag(jnp.array([3.0, 1.0]))}, 0.0)
+    federation.assert_close(cut["flat"], jnp.diag(jnp.array([3.0, 0.0])))
 
 
 def personal_means() -> core.Task:

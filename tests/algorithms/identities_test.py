@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core
+from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.errors import UserError
@@ -222,6 +222,37 @@ def test_fedpac_without_pull_begins_as_fedrep_and_alone_remains_it():
 def test_fedpac_wants_classes():
     with pytest.raises(UserError, match="FedPAC needs"):
         run("fedpac", task=federation.task()._replace(num_classes=0))
+
+
+def test_fedkd_without_distillation_is_local_training_beside_fedavg():
+    apart = {"distillation": 0.0, "hidden": 0.0, "energy_start": 1.0, "energy_end": 1.0}
+    fedkd = run("fedkd", weight_by_size=True, **apart)
+    federation.assert_close(fedkd.server.model, run("fedavg").server.model)
+    federation.assert_close(fedkd.clients.mentor, run("local").clients)
+    np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
+    cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
+    assert federation.differ(cut.server.model, fedkd.server.model)
+    assert np.all(cut.metrics["sent"] < 1)
+    for change in ({"distillation": 1.0}, {"hidden": 1.0}):
+        other = run("fedkd", weight_by_size=True, **{**apart, **change})
+        assert federation.differ(other.clients.mentor, fedkd.clients.mentor)
+        assert federation.differ(other.server.model, fedkd.server.model)
+
+
+def test_fedkd_shares_a_smaller_model():
+    small = models.classification(
+        models.mlp((federation.NUM_FEATURES,), 3, widths=(2,)), num_classes=3
+    )
+    outcome = run("fedkd", mentee=small)
+    assert outcome.server.model["head"]["kernel"].shape == (2, 3)
+    assert outcome.clients.mentor["head"]["kernel"].shape == (9, 4, 3)
+    assert outcome.clients.bridge.shape == (9, 2, 4)
+    assert set(outcome.scores) == {"personal"}
+
+
+def test_fedkd_wants_features():
+    with pytest.raises(UserError, match="FedKD needs"):
+        run("fedkd", task=federation.task()._replace(num_features=0))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

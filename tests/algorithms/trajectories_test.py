@@ -20,6 +20,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedkd import compress
 from pfljax.algorithms.fedpac import head_weights
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import build_rounds
@@ -43,6 +44,7 @@ class Case(NamedTuple):
       local: `(our local training) -> local training`, where PFLlib's batches differ.
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
+      start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
     """
 
     file: str
@@ -52,6 +54,12 @@ class Case(NamedTuple):
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
     personal: object = lambda outputs, server: outputs
+    start: object = lambda state, theirs: state
+
+
+def like(leaf, array):
+    """The same array for every client, or on every device, laid out as `leaf` is."""
+    return jax.device_put(np.broadcast_to(array, leaf.shape), leaf.sharding)
 
 
 CASES = {
@@ -129,6 +137,27 @@ CASES = {
         client=lambda clients: {"model": clients},
         global_logits=None,
         personal=lambda outputs, server: -outputs / server.prototypes.means.shape[1],
+    ),
+    "fedkd": Case(  # its divergence is a mean over classes too; our server compresses at once
+        "FedKD",
+        hyperparameters=lambda theirs: {
+            "distillation": 1 / 10,
+            "energy_start": theirs["T_start"],
+            "energy_end": theirs["T_end"],
+            "detach": False,
+            "compress_models": True,
+        },
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.mentor, "W_h/head/kernel": clients.bridge},
+        global_logits=None,
+        local=lambda local: local._replace(
+            optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        ),
+        start=lambda state, theirs: state._replace(
+            clients=state.clients._replace(
+                bridge=like(state.clients.bridge, theirs["init/client0/W_h/head/kernel"])
+            )
+        ),
     ),
 }
 
@@ -229,7 +258,7 @@ def follow(name, case, data, theirs, settings):
         rounds_per_call=1,
         devices=devices,
     )
-    state = build_start(algorithm, devices=devices)(placed, jax.random.key(0))
+    state = case.start(build_start(algorithm, devices=devices)(placed, jax.random.key(0)), theirs)
     rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     while any(key.startswith(f"round{rounds}/") for key in theirs):
@@ -279,6 +308,10 @@ def compare_state(case, state, theirs, round, clients):
         for path, array in their_names(model):
             same(array, theirs[f"round{round}/{prefix}/{path}"])
     for kind, stacked in case.client(host.clients).items():
+        if not isinstance(stacked, dict):
+            for i in range(clients):
+                same(stacked[i], theirs[f"round{round}/client{i}/{kind}"])
+            continue
         for path, array in their_names(stacked):
             for i in range(clients):
                 same(array[i], theirs[f"round{round}/client{i}/{kind}/{path}"])
@@ -305,6 +338,38 @@ def test_fine_tuning_of_fedbabu():
             )
             for path, array in their_names(jax.tree.map(np.asarray, tuned)):
                 same(array, theirs[f"final/client{i}/model/{path}"])
+
+
+def test_what_the_server_of_fedkd_sends():
+    """PFLlib keeps the mean of the mentees, and cuts its ranks when it sends it."""
+    data, theirs = read("data"), read("FedKD.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedkd"](task, local, compress_models=True)
+        server = algorithm.init_server(jax.random.key(0), None)
+        for round in range(settings["loop_iterations"]):
+            moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
+            mentees = [
+                model_from(theirs, f"round{round}/client{i}/global_model/")
+                for i in range(settings["num_clients"])
+            ]
+            energy = theirs[f"round{round}/server/energy"]
+            sent = [compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees]
+            mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
+            for path, array in their_names(mean):
+                same(array, theirs[f"round{round}/global/{path}"])
+            change = core.weighted(core.tree.subtract(mean, server.model), 1)
+            server = algorithm.server_update(server, core.Uploads(change, ()), None, moment)
+            again = truncated(theirs[f"round{round}/global/base/kernel"], energy)
+            same(server.model["body"]["Dense_0"]["kernel"], again)
+
+
+def truncated(matrix, energy):
+    """The least ranks of a matrix that hold more than `energy`."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    rank = 1 + np.sum(np.cumsum(values**2) <= energy * np.sum(values**2))
+    return left[:, :rank] * values[:rank] @ right[:rank]
 
 
 def stacked_heads(theirs, prefix, clients):
