@@ -20,7 +20,7 @@ LAYERS = (
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}
 # Files that may map over other things than clients.
-OTHER_MAPS: frozenset[str] = frozenset()
+OTHER_MAPS: frozenset[str] = frozenset({"pfljax/algorithms/fedgen.py"})
 NOWHERE = {"tensorflow", "clu", "chex"}
 
 

@@ -5,6 +5,7 @@ step with rate `eta` is `theta <- theta - eta (theta - m_k)` with `m_k` the clie
 `E` steps give `theta - m_k` a factor `(1 - eta)^E`.
 """
 
+import importlib
 import itertools
 
 import federation
@@ -397,6 +398,92 @@ def test_fedkd():
         np.testing.assert_allclose(ours, np.stack(expected), rtol=1e-4, atol=1e-5)
     sent = [sum(min(7 * rank, 8) for rank in row) / 16 for row in ranks]
     near(outcome.metrics["sent"], np.mean(np.reshape(sent, (2, 3)), axis=1))
+
+
+@pytest.mark.parametrize("by_label", [True, False])
+def test_fedgen(by_label, monkeypatch):
+    # Always the same draws; the server takes one step of Adam in each of two rounds.
+    draw = np.random.default_rng(8)
+    drawn = {
+        n: (draw.integers(0, 4, n).astype(np.int32), draw.normal(size=(n, 3)).astype(np.float32))
+        for n in (6, 5)  # of a client, of the server
+    }
+    module = importlib.import_module("pfljax.algorithms.fedgen")
+    monkeypatch.setattr(module, "draw", lambda key, shares, count, *rest: drawn[count])
+    weight, decay, diversity, rate = 0.7, 0.5, 0.3, 0.01
+    task = linear_classifier()
+    algorithm = ALGORITHMS["fedgen"](
+        task,
+        core.LocalTraining(optax.sgd(ETA), batch_size=6, epochs=STEPS),
+        weight=weight,
+        decay=decay,
+        diversity=diversity,
+        label_weights=by_label,
+        generator_steps=1,
+        generator_rate=rate,
+        generator_batch=5,
+        noise_size=3,
+        hidden_size=4,
+    )
+    outcome = federation.run(algorithm, data=LABELED, plan=PLAN, rounds=2, score=task)
+
+    def generated(generator, labels, noise):
+        hidden = jnp.concatenate([noise, jnp.eye(4)[labels]], axis=1) @ generator["hidden"]
+        hidden = (hidden - hidden.mean(axis=0)) / jnp.sqrt(hidden.var(axis=0) + 1e-5)
+        hidden = jax.nn.relu(hidden * generator["norm"]["scale"] + generator["norm"]["bias"])
+        return hidden @ generator["features"]["kernel"] + generator["features"]["bias"]
+
+    counts = np.asarray(LABELED.class_counts, np.float64)
+    assert np.any(counts.sum(axis=0) != SIZES.sum() / 4) and np.all(counts.sum(axis=0) > 0)
+    shares = counts / counts.sum(axis=0) if by_label else np.tile(SHARE[:, None], 4)
+
+    def objective(generator, kernels):
+        labels, noise = drawn[5]
+        z = generated(generator, labels, noise)
+        logits = sum(shares[k][labels][:, None] * (z @ kernels[k]) for k in range(3))
+        loss = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(5), labels])
+        exponent = 0.0
+        for i, j in itertools.product(range(5), repeat=2):
+            exponent -= jnp.mean(jnp.abs(z[i] - z[j])) * jnp.mean((noise[i] - noise[j]) ** 2) / 25
+        return loss + diversity * jnp.exp(exponent)
+
+    state = algorithm.init_server(
+        jax.random.fold_in(jax.random.key(0), 2**32 - 1), core.Population(SIZES, counts)
+    )
+    generator = state.generator
+    w, kernel = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average.model))
+    first = second = jax.tree.map(jnp.zeros_like, generator)
+    for round in range(2):
+        labels, noise = drawn[6]
+        z_g, hot_g = np.asarray(generated(generator, labels, noise)), np.eye(4)[labels]
+        models = []
+        for end, n in zip(ENDS, SIZES, strict=True):
+            x, hot, body, head = POINTS[end - n : end], np.eye(4)[LABELS[end - n : end]], w, kernel
+            for _ in range(STEPS):
+                logits = (softmax(x @ body @ head) - hot) / n
+                taught = weight * decay**round * z_g.T @ (softmax(z_g @ head) - hot_g) / 6
+                body, head = (
+                    body - ETA * x.T @ logits @ head.T,
+                    head - ETA * (body.T @ x.T @ logits + taught),
+                )
+            models.append((body, head))
+        slope = jax.grad(objective)(generator, [head for _, head in models])
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, slope)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, slope)
+        m_scale, v_scale = 1 - 0.9 ** (round + 1), 1 - 0.999 ** (round + 1)
+        generator = jax.tree.map(
+            lambda leaf, m, v, a=m_scale, b=v_scale: (
+                leaf - rate * (m / a) / (jnp.sqrt(v / b) + 1e-8)
+            ),
+            generator,
+            first,
+            second,
+        )
+        w, kernel = (np.tensordot(SHARE, np.stack(part), 1) for part in zip(*models, strict=True))
+    federation.assert_close(outcome.server.generator, generator, tolerance=2e-4)
+    np.testing.assert_allclose(outcome.server.average.model["body"]["w"], w, rtol=1e-4, atol=1e-5)
+    kernel_here = outcome.server.average.model["head"]["kernel"]
+    np.testing.assert_allclose(kernel_here, kernel, rtol=1e-4, atol=1e-5)
 
 
 def test_fedkd_never_sends_nothing():

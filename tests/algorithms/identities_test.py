@@ -9,6 +9,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedgen import draw
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -253,6 +254,31 @@ def test_fedkd_shares_a_smaller_model():
 def test_fedkd_wants_features():
     with pytest.raises(UserError, match="FedKD needs"):
         run("fedkd", task=federation.task()._replace(num_features=0))
+
+
+def test_fedgen_without_weight_is_fedavg():
+    small = {"noise_size": 2, "hidden_size": 4, "generator_steps": 2}
+    average = run("fedavg")
+    plain = run("fedgen", weight=0.0, **small)
+    federation.assert_close(plain.server.average, average.server)
+    federation.assert_close(plain.scores, average.scores)
+    taught = run("fedgen", weight=1.0, **small)
+    assert federation.differ(taught.server.average.model, average.server.model)
+
+
+def test_fedgen_draws_no_label_that_nobody_has():
+    shares = jnp.array([0.25, 0.0, 0.75])
+    labels, noise = draw(jax.random.key(0), shares, 400, 2, True)
+    counts = np.bincount(labels, minlength=3)
+    assert counts[1] == 0 and abs(counts[0] - 100) < 40
+    assert noise.shape == (400, 2) and 0 <= noise.min() and noise.max() < 1
+    _, noise = draw(jax.random.key(0), shares, 400, 2, False)
+    assert noise.min() < 0 and abs(noise.std() - 1) < 0.1
+
+
+def test_fedgen_wants_a_head():
+    with pytest.raises(UserError, match="FedGen needs"):
+        run("fedgen", task=federation.task()._replace(is_head=lambda path: False))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

@@ -7,6 +7,7 @@ read from the files, so that any other set in the same format is accepted.
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.fedkd import compress
 from pfljax.algorithms.fedpac import head_weights
 from pfljax.engine import mapping, sampling
-from pfljax.engine.round import build_rounds
+from pfljax.engine.round import SERVER_KEY, build_rounds
 from pfljax.engine.start import build_start
 from pfljax.training.checkpoint import to_host
 
@@ -45,6 +46,8 @@ class Case(NamedTuple):
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
+        method's module in place of ours that draws: it hands out what PFLlib drew.
     """
 
     file: str
@@ -55,11 +58,65 @@ class Case(NamedTuple):
     local: object = lambda local: local
     personal: object = lambda outputs, server: outputs
     start: object = lambda state, theirs: state
+    tape: object = None
 
 
 def like(leaf, array):
     """The same array for every client, or on every device, laid out as `leaf` is."""
     return jax.device_put(np.broadcast_to(array, leaf.shape), leaf.sharding)
+
+
+def step_keys(round, client, steps):
+    """The keys of a client's training steps in a round, where it trains by its context's key."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), client)
+    key = jax.random.split(key)[1]
+    return [jax.random.fold_in(key, step) for step in range(steps)]
+
+
+def lookup(keys, *columns):
+    """Returns `key -> rows`, one of each column, for a key among `keys`, also in a program."""
+    table = np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
+
+    def rows(key):
+        row = jax.numpy.argmax(jax.numpy.all(table == jax.random.key_data(key), axis=-1))
+        return [jax.numpy.asarray(column)[row] for column in columns]
+
+    return rows
+
+
+def fedgen_tape(theirs, settings):
+    """Labels and noise of every step of clients and server."""
+    keys, labels, noise = [], [], []
+    size, steps = settings["batch_size"], settings["server_epochs"]
+    for round in range(settings["loop_iterations"]):
+        names = [f"client{i}/tape/train" for i in range(settings["num_clients"])]
+        for client, name in enumerate([*names, "server/tape/server"]):
+            drawn = {kind: theirs[f"round{round}/{name}/{kind}"] for kind in ("labels", "uniform")}
+            labels.append(drawn["labels"].reshape(-1, size))
+            noise.append(drawn["uniform"].reshape(-1, size, settings["noise_dim"]))
+            if client < len(names):
+                keys += [jax.random.split(k)[1] for k in step_keys(round, client, len(labels[-1]))]
+            else:
+                server = jax.random.fold_in(jax.random.key(0), round)
+                keys += list(jax.random.split(jax.random.fold_in(server, SERVER_KEY), steps))
+    rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
+    return "draw", lambda key, *sizes: rows(key)
+
+
+# PFLlib's names for the arrays of the generator; its first bias has no effect.
+GENERATOR = {
+    "hidden": "fc1/0/kernel",
+    "norm": {"scale": "fc1/1/scale", "bias": "fc1/1/bias"},
+    "features": {"kernel": "fc/kernel", "bias": "fc/bias"},
+}
+
+
+def fedgen_start(state, theirs):
+    def put(leaf, name):
+        return like(leaf, theirs[f"init/server/generative_model/{name}"])
+
+    generator = jax.tree.map(put, state.server.generator, GENERATOR)
+    return state._replace(server=state.server._replace(generator=generator))
 
 
 CASES = {
@@ -138,6 +195,32 @@ CASES = {
         global_logits=None,
         personal=lambda outputs, server: -outputs / server.prototypes.means.shape[1],
     ),
+    "fedgen": Case(
+        "FedGen",
+        hyperparameters=lambda theirs: {
+            "weight": 1.0,
+            "decay": 1.0,
+            "diversity": 0.0,
+            "label_weights": False,
+            "generator_steps": theirs["server_epochs"],
+            "generator_rate": theirs["generator_learning_rate"],
+            "generator_batch": theirs["batch_size"],
+            "noise_size": theirs["noise_dim"],
+            "hidden_size": theirs["hidden_dim"],
+            "uniform_noise": True,
+        },
+        server=lambda server: {
+            "global": server.average.model,
+            **{
+                f"server/generative_model/{name}": array
+                for name, array in zip(
+                    jax.tree.leaves(GENERATOR), jax.tree.leaves(server.generator), strict=True
+                )
+            },
+        },
+        start=fedgen_start,
+        tape=fedgen_tape,
+    ),
     "fedkd": Case(  # its divergence is a mean over classes too; our server compresses at once
         "FedKD",
         hyperparameters=lambda theirs: {
@@ -215,12 +298,15 @@ def build_examples(data):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory(name):
+def test_trajectory(name, monkeypatch):
     case = CASES[name]
     data, theirs = read("data"), read(f"{case.file}.f64")
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
     assert settings["join_ratio"] == 1.0, "written for full participation"
     with jax.enable_x64(True):
+        if case.tape:
+            module = importlib.import_module(f"pfljax.algorithms.{name}")
+            monkeypatch.setattr(module, *case.tape(theirs, settings))
         compared = follow(name, case, data, theirs, settings)
     assert compared >= 4
 
