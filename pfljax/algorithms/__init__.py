@@ -10,6 +10,7 @@ from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
+from pfljax.algorithms.fedcp import fedcp
 from pfljax.algorithms.fedgen import fedgen
 from pfljax.algorithms.fedkd import fedkd
 from pfljax.algorithms.fedpac import fedpac
@@ -39,4 +40,5 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedpac": fedpac,
     "fedkd": fedkd,
     "fedgen": fedgen,
+    "fedcp": fedcp,
 }

@@ -1,6 +1,6 @@
 """The vocabulary of the library: types, local training, messages, tree arithmetic."""
 
-from pfljax.core import averaging, linear, partition, prototypes, tree
+from pfljax.core import averaging, discrepancy, linear, partition, prototypes, tree
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -49,6 +49,7 @@ __all__ = [
     "Weighted",
     "averaging",
     "descend",
+    "discrepancy",
     "for_each_batch",
     "linear",
     "mean",

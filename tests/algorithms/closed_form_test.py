@@ -486,6 +486,71 @@ def test_fedgen(by_label, monkeypatch):
     np.testing.assert_allclose(kernel_here, kernel, rtol=1e-4, atol=1e-5)
 
 
+def test_fedcp(monkeypatch):
+    # The formulas once more, for one client after the other, with the same noise in every step.
+    task, lam = linear_classifier(), 0.8
+    noise = np.random.default_rng(9).gumbel(size=(8, 2, 2)).astype(np.float32)
+    module = importlib.import_module("pfljax.algorithms.fedcp")
+    monkeypatch.setattr(module, "draw", lambda key, shape, dtype: noise[: shape[0]])
+    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS, shuffle=False)
+    algorithm = ALGORITHMS["fedcp"](task, local, lam=lam)
+    outcome = federation.run(algorithm, data=LABELED, plan=PLAN, rounds=2, score=task)
+
+    def split_features(z, policy, direction, noise):
+        hidden = (z * direction / jnp.linalg.norm(direction)) @ policy["linear"]["kernel"]
+        hidden = hidden + policy["linear"]["bias"]
+        hidden = hidden - hidden.mean(axis=1, keepdims=True)
+        hidden = hidden / jnp.sqrt((hidden**2).mean(axis=1, keepdims=True) + 1e-5)
+        hidden = jax.nn.relu(hidden * policy["norm"]["scale"] + policy["norm"]["bias"])
+        own, common = hidden[:, :2] + noise[:, 0], hidden[:, 2:] + noise[:, 1]
+        share = jnp.exp(own) / (jnp.exp(own) + jnp.exp(common))
+        return share * z, (1 - share) * z
+
+    def objective(parts, received, head_g, direction, x, y):
+        w, head, policy = parts
+        z, z_received = x @ w, x @ received
+        own, common = split_features(z, policy, direction, noise[: len(x)])
+        logits = own @ head + common @ head_g
+        loss = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(x)), y])
+        gap = 0.0
+        for i, j in itertools.product(range(len(x)), repeat=2):
+            for s in (10, 15, 20, 50):
+                for a, b, sign in (
+                    (z[i], z[j], 1),
+                    (z_received[i], z_received[j], 1),
+                    (z[i], z_received[j], -2),
+                ):
+                    gap += sign * jnp.exp(-jnp.sum((a - b) ** 2) / (2 * s)) / len(x) ** 2
+        return loss + lam * gap
+
+    state = algorithm.init_server(jax.random.fold_in(jax.random.key(0), 2**32 - 1), None)
+    w, head_g = jax.tree.leaves(state.model["model"])
+    policy, heads, slope = state.model["policy"], [head_g] * 3, jax.jit(jax.grad(objective))
+    for _ in range(2):
+        uploads = []
+        for k, (end, n) in enumerate(zip(ENDS, SIZES, strict=True)):
+            x, y, direction = POINTS[end - n : end], LABELS[end - n : end], heads[k].sum(axis=1)
+            parts = (w, heads[k], policy)
+            for _ in range(STEPS):
+                gradient = slope(parts, w, head_g, direction, x, y)
+                parts = jax.tree.map(lambda leaf, g: leaf - ETA * g, parts, gradient)
+            heads[k] = parts[1]
+            uploads.append((parts[0], (parts[1] + head_g) / 2, parts[2]))
+        w, head_g, policy = jax.tree.map(
+            lambda *leaves: sum(s * leaf for s, leaf in zip(SHARE, leaves, strict=True)), *uploads
+        )
+    expected = {"model": {"body": {"w": w}, "head": {"kernel": head_g}}, "policy": policy}
+    federation.assert_close(outcome.server.model, expected, tolerance=2e-5)
+    near(outcome.clients["head"]["kernel"], np.stack(heads))
+    totals = []
+    for end, n, head in zip(ENDS, SIZES, heads, strict=True):  # without noise
+        own, common = split_features(
+            POINTS[end - n : end] @ w, policy, head.sum(axis=1), np.zeros((n, 2, 2))
+        )
+        totals.append(np.sum(own @ head + common @ head_g))
+    np.testing.assert_allclose(outcome.scores["personal"]["test"]["loss"], totals, rtol=1e-4)
+
+
 def test_fedkd_never_sends_nothing():
     # PFLlib sends zeros for a matrix whose energy all singular values together barely hold.
     flat, zero = jnp.eye(4), jnp.zeros((3, 2, 5))

@@ -281,6 +281,43 @@ def test_fedgen_wants_a_head():
         run("fedgen", task=federation.task()._replace(is_head=lambda path: False))
 
 
+def test_fedcp_draws_noise_in_training_only():
+    quiet = run("fedcp", rounds=1, plan=EVERYBODY)
+    noisy = run("fedcp", rounds=1, plan=EVERYBODY, noisy_evaluation=True)
+    federation.assert_close(noisy.server, quiet.server)
+    federation.assert_close(noisy.clients, quiet.clients)
+    assert federation.differ(noisy.scores, quiet.scores)
+    # At a rate of zero nothing moves, so that the same models are evaluated, with other keys.
+    still = run("fedcp", rounds=1, local=federation.local_training(optimizer=optax.sgd(0.0)))
+    federation.assert_close(still.scores, still.untrained_scores)
+    plain = run("fedcp", rounds=1, plan=EVERYBODY, gumbel=0.0)
+    assert federation.differ(plain.server.model, quiet.server.model)
+
+
+def test_fedcp_without_rounds_answers_as_the_model_where_the_head_is_linear():
+    # The two parts of the features add up to them, and both heads are the same at first.
+    def head(model, features):
+        return features @ model["head"]["kernel"]
+
+    def predict(model, inputs):
+        return head(model, task.features(model, inputs))
+
+    task = federation.task()
+    without_bias = task._replace(head=head, predict=predict)
+    ours, average = (run(name, task=without_bias, rounds=1) for name in ("fedcp", "fedavg"))
+    ours_then, theirs_then = (
+        jax.tree.map(lambda leaf: leaf[:8], outcome.untrained_scores["personal"])  # without joining
+        for outcome in (ours, average)
+    )
+    federation.assert_close(ours_then, theirs_then, tolerance=1e-5)
+    assert federation.differ(ours.scores["personal"], average.scores["personal"])
+
+
+def test_fedcp_wants_a_body():
+    with pytest.raises(UserError, match="FedCP needs"):
+        run("fedcp", task=federation.task()._replace(is_head=lambda path: True))
+
+
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
     # In the first round every control variate is zero; clients of one size have one weight.
     draw = np.random.default_rng(1)

@@ -8,6 +8,7 @@ read from the files, so that any other set in the same format is accepted.
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -458,9 +459,9 @@ def truncated(matrix, energy):
     return left[:, :rank] * values[:rank] @ right[:rank]
 
 
-def stacked_heads(theirs, prefix, clients):
+def stacked_heads(theirs, prefix, clients, model="model"):
     """PFLlib's heads of all clients in one tree, `[num_clients, ...]`."""
-    names = [f"{prefix}client{client}/model/head" for client in range(clients)]
+    names = [f"{prefix}client{client}/{model}/head" for client in range(clients)]
     return {
         "head": {k: np.stack([theirs[f"{name}/{k}"] for name in names]) for k in ("kernel", "bias")}
     }
@@ -508,3 +509,70 @@ def test_rounds_of_fedpac():
                 for i in range(clients):  # later clients take of what the earlier ones mixed
                     mixed[i] = np.tensordot(dropped[i], mixed, 1)
                 close(mixed, heads["head"][kind])
+
+
+# PFLlib's names for the arrays of FedCP's policy.
+POLICY = {
+    "linear": {"kernel": "fc/0/kernel", "bias": "fc/0/bias"},
+    "norm": {"scale": "fc/1/scale", "bias": "fc/1/bias"},
+}
+
+
+def fedcp_server(theirs, round):
+    """Body, common head and policy after a round."""
+    parts = ("global_modules/base", "head/head")
+    arrays = {
+        f"{part.split('/')[1]}/{kind}": theirs[f"round{round}/server/{part}/{kind}"]
+        for part in parts
+        for kind in ("kernel", "bias")
+    }
+    policy = jax.tree.map(lambda name: theirs[f"round{round}/server/cs/{name}"], POLICY)
+    return jax.tree.map(jax.numpy.asarray, {"model": model_from(arrays, ""), "policy": policy})
+
+
+def test_rounds_of_fedcp(monkeypatch):
+    """From PFLlib's second round on: in the first its policy sees random directions.
+
+    It draws noise in evaluation too; what it drew there and in training is handed out to ours.
+    """
+    data, theirs = read("data"), read("FedCP.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds, batch = (
+        settings[name] for name in ("num_clients", "loop_iterations", "batch_size")
+    )
+    keys, noise = [], []
+    for round, client in itertools.product(range(1, rounds), range(clients)):
+        drawn = theirs[f"round{round}/client{client}/tape/train_cs_model/gumbel"]
+        noise.append(drawn.reshape(-1, batch, *drawn.shape[1:]))
+        keys += step_keys(round, client, len(noise[-1]))
+    rows = lookup(keys, np.concatenate(noise))
+    module = importlib.import_module("pfljax.algorithms.fedcp")
+
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedcp"](task, local, lam=settings["lamda"], noisy_evaluation=True)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        update = jax.jit(algorithm.client_update)
+        start = algorithm.init_server(jax.random.key(0), None)
+        server = start._replace(model=fedcp_server(theirs, 0))
+        heads = stacked_heads(theirs, "round0/", clients, "model/model")
+        heads = [jax.tree.map(lambda leaf, i=i: leaf[i], heads) for i in range(clients)]
+        for round in range(1, rounds):
+            outputs = []
+            for i in range(clients):
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), i)
+                context = core.Context(key, jax.numpy.int32(round), jax.numpy.int32(rounds))
+                at_test = theirs[f"round{round}/client{i}/tape/test_metrics/gumbel"]
+                monkeypatch.setattr(module, "draw", lambda *_, at_test=at_test: at_test)
+                model = algorithm.personalize(server, heads[i], examples.of_client(i), context)
+                logits = algorithm.predict(model, data[f"client{i}/test_x"].astype(float), key)
+                same(np.asarray(logits), theirs[f"round{round}/test_logits/client{i}"])
+                monkeypatch.setattr(module, "draw", lambda key, *_: rows(key)[0])
+                outputs.append(update(server, heads[i], examples.of_client(i), context))
+            heads = [output.state for output in outputs]
+            theirs_now = stacked_heads(theirs, f"round{round}/", clients, "model/model")
+            for i, path in itertools.product(range(clients), ("kernel", "bias")):
+                same(heads[i]["head"][path], theirs_now["head"][path][i])
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
+            jax.tree.map(same, server.model, fedcp_server(theirs, round))
