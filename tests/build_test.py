@@ -24,6 +24,7 @@ OTHER_MAPS: frozenset[str] = frozenset(
     {
         "pfljax/algorithms/fedem.py",  # over the learners
         "pfljax/algorithms/fedfomo.py",  # over the models received
+        "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
     }
 )
 NOWHERE = {"tensorflow", "clu", "chex"}

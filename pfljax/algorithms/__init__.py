@@ -14,8 +14,12 @@ from pfljax.algorithms.fedavg_ft import fedavg_ft
 from pfljax.algorithms.fedbabu import fedbabu
 from pfljax.algorithms.fedbn import fedbn
 from pfljax.algorithms.fedcac import fedcac
+from pfljax.algorithms.fedcp import fedcp
 from pfljax.algorithms.fedem import fedem
 from pfljax.algorithms.fedfomo import fedfomo
+from pfljax.algorithms.fedgen import fedgen
+from pfljax.algorithms.fedkd import fedkd
+from pfljax.algorithms.fedpac import fedpac
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedproto import fedproto
 from pfljax.algorithms.fedprox import fedprox
@@ -47,15 +51,19 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedfomo": fedfomo,
     "apple": apple,
     "pfedhn": pfedhn,
+    "fedpac": fedpac,
+    "fedkd": fedkd,
+    "fedgen": fedgen,
+    "fedcp": fedcp,
 }
 
 # What the methods make personal, and how; each method stands in one family.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "no federation": ("local",),
-    "one model": ("fedavg", "fedprox", "scaffold"),
+    "one model": ("fedavg", "fedprox", "scaffold", "fedgen"),
     "one model, adapted": ("fedavg_ft", "perfedavg"),
-    "second model": ("ditto", "pfedme"),
-    "body and head": ("fedper", "fedrep", "fedbabu"),
+    "second model": ("ditto", "pfedme", "fedkd"),
+    "body and head": ("fedper", "fedrep", "fedbabu", "fedpac", "fedcp"),
     "normalization": ("fedbn",),
     "element-wise mixing": ("fedala", "fedcac"),
     "mixtures of models": ("fedfomo", "apple", "fedem"),

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core
+from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.fedcac import largest, overlaps
+from pfljax.algorithms.fedgen import draw
 from pfljax.algorithms.pfedhn import generate
 from pfljax.engine import sampling
 from pfljax.errors import UserError
@@ -17,6 +18,9 @@ from pfljax.errors import UserError
 EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 
 OPTIONS = ("task", "local", "plan", "data", "rounds")
+
+
+REP_AND_PAC = (("fedrep", {}), ("fedpac", {"lam": 0.0}))
 
 
 def run(name, **options):
@@ -192,7 +196,7 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
     at_rest = federation.local_training(shuffle=False, optimizer=optax.sgd(0.0))
     for local, same in ((at_rest, True), (federation.local_training(shuffle=False), False)):
         during, after = (
-            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes
+            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes.means
             for flag in (True, False)
         )
         if same:
@@ -292,16 +296,8 @@ def small_clients():
 @pytest.mark.parametrize(
     "name",
     [
-        "fedavg",
-        "scaffold",
-        "ditto",
-        "fedrep",
-        "fedbabu",
-        "perfedavg",
-        "pfedme",
-        "fedala",
-        "fedem",
-        "fedfomo",
+        *("fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme"),
+        *("fedala", "fedem", "fedfomo", "fedpac", "fedkd"),
     ],
 )
 def test_methods_keep_running_statistics_of_the_real_examples(name):
@@ -540,6 +536,116 @@ def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
     for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
         scale = np.sqrt(np.mean(own**2))
         assert 0.01 * scale < np.sqrt(np.mean((made - own) ** 2)) < 0.5 * scale
+
+
+def test_fedpac_without_pull_begins_as_fedrep_and_alone_remains_it():
+    rep, pac = (run(name, rounds=1, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    assert federation.differ(pac.clients, rep.clients)  # these are mixed already
+    alone = sampling.CohortPlan(num_clients=8, size=1)
+    rep, pac = (run(name, plan=alone, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    federation.assert_close(pac.clients, rep.clients)
+    pulled = run("fedpac", plan=alone, head_epochs=1, lam=1.0)
+    assert federation.differ(pulled.server.average, rep.server.average)
+
+
+def test_fedpac_wants_classes():
+    with pytest.raises(UserError, match="FedPAC needs"):
+        run("fedpac", task=federation.task()._replace(num_classes=0))
+
+
+def test_fedkd_without_distillation_is_local_training_beside_fedavg():
+    apart = {"distillation": 0.0, "hidden": 0.0, "energy_start": 1.0, "energy_end": 1.0}
+    fedkd = run("fedkd", weight_by_size=True, **apart)
+    federation.assert_close(fedkd.server.model, run("fedavg").server.model)
+    federation.assert_close(fedkd.clients.mentor, run("local").clients)
+    np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
+    cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
+    assert federation.differ(cut.server.model, fedkd.server.model)
+    assert np.all(cut.metrics["sent"] < 1)
+    for change in ({"distillation": 1.0}, {"hidden": 1.0}):
+        other = run("fedkd", weight_by_size=True, **{**apart, **change})
+        assert federation.differ(other.clients.mentor, fedkd.clients.mentor)
+        assert federation.differ(other.server.model, fedkd.server.model)
+
+
+def test_fedkd_shares_a_smaller_model():
+    small = models.classification(
+        models.mlp((federation.NUM_FEATURES,), 3, widths=(2,)), num_classes=3
+    )
+    outcome = run("fedkd", mentee=small)
+    assert outcome.server.model["head"]["kernel"].shape == (2, 3)
+    assert outcome.clients.mentor["head"]["kernel"].shape == (9, 4, 3)
+    assert outcome.clients.bridge.shape == (9, 2, 4)
+    assert set(outcome.scores) == {"personal"}
+
+
+def test_fedkd_wants_features():
+    with pytest.raises(UserError, match="FedKD needs"):
+        run("fedkd", task=federation.task()._replace(num_features=0))
+
+
+def test_fedgen_without_weight_is_fedavg():
+    small = {"noise_size": 2, "hidden_size": 4, "generator_steps": 2}
+    average = run("fedavg")
+    plain = run("fedgen", weight=0.0, **small)
+    federation.assert_close(plain.server.average, average.server)
+    federation.assert_close(plain.scores, average.scores)
+    taught = run("fedgen", weight=1.0, **small)
+    assert federation.differ(taught.server.average.model, average.server.model)
+
+
+def test_fedgen_draws_no_label_that_nobody_has():
+    shares = jnp.array([0.25, 0.0, 0.75])
+    labels, noise = draw(jax.random.key(0), shares, 400, 2, True)
+    counts = np.bincount(labels, minlength=3)
+    assert counts[1] == 0 and abs(counts[0] - 100) < 40
+    assert noise.shape == (400, 2) and 0 <= noise.min() and noise.max() < 1
+    _, noise = draw(jax.random.key(0), shares, 400, 2, False)
+    assert noise.min() < 0 and abs(noise.std() - 1) < 0.1
+
+
+def test_fedgen_wants_a_head():
+    with pytest.raises(UserError, match="FedGen needs"):
+        run("fedgen", task=federation.task()._replace(is_head=lambda path: False))
+
+
+def test_fedcp_draws_noise_in_training_only():
+    quiet = run("fedcp", rounds=1, plan=EVERYBODY)
+    noisy = run("fedcp", rounds=1, plan=EVERYBODY, noisy_evaluation=True)
+    federation.assert_close(noisy.server, quiet.server)
+    federation.assert_close(noisy.clients, quiet.clients)
+    assert federation.differ(noisy.scores, quiet.scores)
+    # At a rate of zero nothing moves, so that the same models are evaluated, with other keys.
+    still = run("fedcp", rounds=1, local=federation.local_training(optimizer=optax.sgd(0.0)))
+    federation.assert_close(still.scores, still.untrained_scores)
+    plain = run("fedcp", rounds=1, plan=EVERYBODY, gumbel=0.0)
+    assert federation.differ(plain.server.model, quiet.server.model)
+
+
+def test_fedcp_without_rounds_answers_as_the_model_where_the_head_is_linear():
+    # The two parts of the features add up to them, and both heads are the same at first.
+    def head(model, features):
+        return features @ model["head"]["kernel"]
+
+    def predict(model, inputs):
+        return head(model, task.features(model, inputs))
+
+    task = federation.task()
+    without_bias = task._replace(head=head, predict=predict)
+    ours, average = (run(name, task=without_bias, rounds=1) for name in ("fedcp", "fedavg"))
+    ours_then, theirs_then = (
+        jax.tree.map(lambda leaf: leaf[:8], outcome.untrained_scores["personal"])  # without joining
+        for outcome in (ours, average)
+    )
+    federation.assert_close(ours_then, theirs_then, tolerance=1e-5)
+    assert federation.differ(ours.scores["personal"], average.scores["personal"])
+
+
+def test_fedcp_wants_a_body():
+    with pytest.raises(UserError, match="FedCP needs"):
+        run("fedcp", task=federation.task()._replace(is_head=lambda path: True))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
