@@ -53,7 +53,7 @@ class Row(NamedTuple):
 def row(name: str, family: str) -> Row:
     """Reads and counts what the table says of a method."""
     module = sys.modules[ALGORITHMS[name].__module__]
-    holds = re.search(r"^Server: (.+?)\. Client: (.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
+    holds = re.search(r"^Server: (.+?)\.\s+Client:\s+(.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
     year = re.search(r'",\s+(\d{4}),', module.__doc__)
     if holds is None:
         raise ValueError(f"The docstring of {name} has no line 'Server: ... Client: ...'.")
