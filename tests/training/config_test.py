@@ -101,7 +101,8 @@ def test_chunks_that_can_be_meant(chunk):
 def optimizer(name="sgd", learning_rate=0.1, **arguments):
     config = config_lib.optimizer_config(name, learning_rate)
     config.update(arguments)
-    return optimizers.build(config, "client_optimizer")
+    optimizers.check(config, "client_optimizer")
+    return optimizers.make(config)
 
 
 @pytest.mark.filterwarnings("ignore")  # optax warns of some of its own
