@@ -5,9 +5,9 @@
         --values=client_optimizer.learning_rate=0.02,0.05
 
 Every combination runs with every seed of `config.seeds`; a run of its own is left in
-`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the accuracy of the personalized models in the round
-where it is highest, averaged over the seeds; test examples only report. Finished runs are not
-repeated. At the end: the table, and `sweep_METHOD.csv`.
+`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the accuracy of
+the personalized models in the round where it is highest, averaged over the seeds; test examples
+only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`.
 """
 
 from __future__ import annotations
