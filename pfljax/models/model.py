@@ -67,9 +67,11 @@ def layer_types(network: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, 
         types.setdefault(context.module.path, type(context.module))
         return call(*args, **kwargs)
 
+    def start():
+        return network.init(jax.random.key(0), jnp.zeros((1, *input_shape)))
+
     with nn.intercept_methods(record):
-        example = jnp.zeros((1, *input_shape))
-        variables = jax.eval_shape(network.init, jax.random.key(0), example)
+        variables = jax.eval_shape(start)
     if others := set(variables) - {"params"}:
         raise UserError(
             f"The network keeps arrays in {sorted(others)} beside its parameters; take the layers "

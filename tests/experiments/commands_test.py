@@ -129,6 +129,33 @@ def test_the_comparison_stands_in_files(comparison):
         assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_path):
+    command = [word for word in comparison.command if not word.startswith("--workdir")]
+    options = ["--config.algorithms=('local','fedavg')", "--vmap_seeds", f"--workdir={tmp_path}"]
+    done = succeed(*command, *options)
+    assert "fedavg" in done.stdout
+    for name in comparison.times:
+        ours, theirs = (writers.read_json(place / name) for place in (tmp_path, comparison.place))
+        for model in ("personal_accuracy", "global_accuracy"):
+            assert (ours[model] or {}) == pytest.approx(theirs[model] or {}, abs=1e-6)
+        assert ours["compilations"] == 1
+    assert succeed(*command, *options, "--quiet").stdout == ""
+
+
+def test_a_sweep_names_the_best_value_by_validation(tmp_path):
+    options = ["--config.algorithm=ditto", "--config.seeds=(0,1)", f"--workdir={tmp_path}"]
+    values = ["--values=hparams.ditto.lam=0.01,1.0", "--values=client_optimizer.learning_rate=0.1"]
+    done = succeed("experiments/sweep.py", *SMALL, *options, *values)
+    lines = (tmp_path / "sweep_ditto.csv").read_text().splitlines()
+    assert lines[0].startswith("hparams.ditto.lam,client_optimizer.learning_rate,validation")
+    best = lines[1].split(",")
+    assert float(best[2]) >= float(lines[2].split(",")[2]) > 0.1
+    assert f"best: --config.hparams.ditto.lam={best[0]}" in done.stdout
+    runs = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert runs == ["seed_0", "seed_0", "seed_1", "seed_1"]
+    assert "best:" in succeed("experiments/sweep.py", *SMALL, *options, *values).stdout
+
+
 # mistakes
 
 
@@ -179,6 +206,7 @@ def broken_data(place):
 
 
 TRAIN = ["train.py", QUICK, "--workdir={place}/run"]
+SWEEP = ["sweep.py", QUICK, "--workdir={place}/run"]
 COMPARE = ["compare.py", QUICK, "--workdir={place}/run"]
 OPTIMIZER = "--config.client_optimizer"
 
@@ -243,6 +271,12 @@ MISTAKES = {
     "unknown method among several": ([*COMPARE, "--config.algorithms=('dito',)"], "'ditto'"),
     "no method": ([*COMPARE, "--config.algorithms=()"], "algorithms is empty"),
     "seed that is a word": ([*COMPARE, "--config.seeds=('a',)"], "'a'"),
+    "nothing to sweep": (SWEEP, "--values="),
+    "sweep without values": ([*SWEEP, "--values=seed"], "KEY=VALUE"),
+    "sweep of an unknown key": ([*SWEEP, "--values=hparams.ditto.lamb=1"], "'lam'"),
+    "sweep of a word": ([*SWEEP, "--values=algorithm=ditto"], "only numbers"),
+    "sweep with a wrong value": ([*SWEEP, "--values=hparams.ditto.lam=a"], "values like 0.1"),
+    "sweep of what cannot be traced": ([*SWEEP, "--values=batch_size=5,10"], "config.batch_size"),
     "unknown workload": (["benchmark.py", "--workload=r4-mpl"], "'r4-mlp'"),
     "unknown opponent": (["benchmark.py", "--against=pytorch"], "'eager_pytorch'"),
 }
