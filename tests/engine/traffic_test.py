@@ -72,3 +72,16 @@ def test_only_what_is_sent_to_the_client_is_downloaded():
     examples = jax.tree.map(jnp.asarray, federation.examples())
     sent = traffic.count(algorithm, jnp.zeros((9, 4)), (), examples)
     assert sent == traffic.Traffic(16, 16)
+
+
+def test_what_others_made_of_the_clients_state_is_downloaded():
+    def client_update(server, client, data, context):
+        return core.ClientOutput(client, each=client["mixed"])
+
+    def exchange(server, client, uploads, cohort, member, context):
+        return {**client, "mixed": jnp.mean(uploads.each, axis=0)}
+
+    algorithm = federation.make("local")._replace(client_update=client_update, exchange=exchange)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    client = {"mixed": jnp.zeros(5), "own": jnp.zeros(1000)}
+    assert traffic.count(algorithm, (), client, examples) == traffic.Traffic(20, 20, 20)
