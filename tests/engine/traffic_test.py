@@ -43,7 +43,7 @@ def count(algorithm):
     ],
 )
 def test_bytes_of_one_client(name, upload, download):
-    assert count(federation.make(name)) == traffic.Traffic(upload, download)
+    assert count(federation.make(name))[:2] == (upload, download)
 
 
 def test_the_servers_optimizer_stays_at_the_server():
