@@ -1,4 +1,4 @@
-"""Shifts by groups of clients: what examples look like (features), or what they are called (labels).
+"""Shifts by groups of clients: how examples look (features), or what they are called (labels).
 
 A shift is applied to the stored examples of a federated data set, whatever dealt them out, and
 copies the array that it changes. Client k belongs to group k mod `num_groups`; group 0 keeps its
