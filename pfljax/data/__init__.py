@@ -7,21 +7,27 @@ given is read from disk (`formats`). All of it is NumPy, and ends in a `Federate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from pfljax.data import checks
-from pfljax.data.dataset import FederatedDataset, Split
+from pfljax.data.dataset import TASKS, FederatedDataset, Split
+from pfljax.data.examples import Examples
 from pfljax.data.formats import load_npz, load_pfllib, save_npz
+from pfljax.data.natural import natural
 from pfljax.data.partition import dirichlet, iid, pathological
-from pfljax.data.sources import Examples, load_digits, load_fashion_mnist, load_mnist
+from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import assemble
 from pfljax.errors import UserError
 
 __all__ = [
     "DATASETS",
     "PARTITIONS",
+    "SOURCES",
+    "TASKS",
     "Examples",
     "FederatedDataset",
     "Split",
@@ -35,22 +41,17 @@ __all__ = [
     "load_mnist",
     "load_npz",
     "load_pfllib",
+    "natural",
     "pathological",
     "save_npz",
 ]
 
-# Pools of examples, which a partition deals out to clients.
-_POOLS: dict[str, Callable[[str], Examples]] = {
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "fashion_mnist": load_fashion_mnist,
-}
-# Data sets whose clients are given.
-_NATURAL: dict[str, Callable[..., FederatedDataset]] = {
+# Data sets whose clients are given; all others are pools, which a partition deals out.
+_GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "pfllib": load_pfllib,
     "npz": load_npz,
 }
-DATASETS = {**_POOLS, **_NATURAL}
+DATASETS = {**SOURCES, **_GIVEN}
 PARTITIONS = ("iid", "pathological", "dirichlet", "natural")
 
 
@@ -67,23 +68,26 @@ def load(
     validation_fraction: float = 0.1,
     unseen_fraction: float = 0.0,
     least: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> FederatedDataset:
     """Returns a federated data set by name.
 
     Args:
       name: a key of `DATASETS`.
-      dir: where its files are: a directory for `mnist`, `fashion_mnist` and `pfllib`, a file for
-        `npz`; not used for `digits`.
-      partition: `iid`, `pathological`, `dirichlet`, or `natural` where the clients are given;
+      dir: a directory that holds its files, or a folder of its own name that does; for `npz` a
+        file. Not used for what is generated or comes with a package.
+      partition: `iid`, `pathological`, `dirichlet`, or `natural` where the examples have owners;
         `pfllib` and `npz` keep their own clients whatever it says.
       alpha: concentration of the `dirichlet` partition.
       classes_per_client: for the `pathological` partition.
-      num_clients: how many clients to deal the examples out to.
+      num_clients: how many clients to deal the examples out to; `natural` takes all owners.
       seed: decides the partition and the splits.
       test_fraction: of each client's examples; `pfllib` and `npz` have their own test examples.
       validation_fraction: of each client's other examples; `npz` has its own.
       unseen_fraction: of the clients, who never train; `npz` has its own.
-      least: examples that the `dirichlet` partition must give every client; None for its rule.
+      least: examples that the `dirichlet` partition must give every client, and without which
+        `natural` leaves an owner out; None for their rules.
+      options: of this data set alone, the keyword-only arguments of its loader in `SOURCES`.
 
     Returns:
       The federated data set.
@@ -97,6 +101,9 @@ def load(
     """
     checks.choice("data.name", name, DATASETS)
     checks.choice("data.partition", partition, PARTITIONS)
+    options = options or {}
+    for option in options:
+        checks.choice(f"data.options.{name}", option, _options(name))
     if name == "npz":
         return load_npz(dir)
     if name == "pfllib":
@@ -106,13 +113,15 @@ def load(
             unseen_fraction=unseen_fraction,
             seed=seed,
         )
-    if partition == "natural":
+    examples = SOURCES[name](dir, **options)
+    if partition == "natural" and examples.owners is None:
         raise UserError(
             f"{name} has no natural clients: choose the partition iid, pathological or dirichlet."
         )
-    examples = _POOLS[name](dir)
-    labels = examples.targets
-    if partition == "iid":
+    labels = examples.labels
+    if partition == "natural":
+        clients = natural(examples.owners, least)
+    elif partition == "iid":
         clients = iid(labels, num_clients, seed)
     elif partition == "pathological":
         clients = pathological(labels, num_clients, classes_per_client, seed)
@@ -126,6 +135,12 @@ def load(
         unseen_fraction=unseen_fraction,
         seed=seed,
     )
+
+
+def _options(name: str) -> list[str]:
+    """Returns the names of a data set's own options."""
+    parameters = inspect.signature(SOURCES[name]).parameters.values() if name in SOURCES else ()
+    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
 
 def describe(dataset: FederatedDataset) -> str:
@@ -146,13 +161,21 @@ def describe(dataset: FederatedDataset) -> str:
     training, validation, test = (int(split.sizes.sum()) for split in splits)
     shape = "x".join(map(str, dataset.inputs.shape[1:])) or "scalar"
     examples = _spread(sum(split.sizes for split in splits))
-    classes = _spread((dataset.class_counts() > 0).sum(axis=1))
+    kinds = {
+        "classification": f"in {dataset.num_classes} classes",
+        "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
+        "next_token": f"of {dataset.num_classes} tokens",
+    }
+    classes = ""
+    if dataset.task == "classification":
+        spread = _spread((dataset.class_counts() > 0).sum(axis=1))
+        classes = f", training classes per client {spread}"
     return (
         f"{dataset.name}: {dataset.num_clients} clients ({dataset.num_unseen} unseen), "
         f"{len(dataset.targets)} examples of shape {shape} ({dataset.inputs.dtype}) "
-        f"in {dataset.num_classes} classes\n"
+        f"{kinds[dataset.task]}\n"
         f"training {training}, validation {validation}, test {test} examples\n"
-        f"examples per client {examples}, training classes per client {classes} (min/median/max)"
+        f"examples per client {examples}{classes} (min/median/max)"
     )
 
 

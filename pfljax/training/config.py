@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from pfljax.algorithms import ALGORITHMS
+from pfljax.data import SOURCES
 from pfljax.errors import UserError
 
 
@@ -87,8 +88,13 @@ def default_config() -> ml_collections.ConfigDict:
         "validation_fraction": 0.1,
         "unseen_fraction": 0.0,
     }
-    # Examples that the Dirichlet partition must give every client; None for its own rule.
+    # Examples that the Dirichlet partition must give every client, and without which the natural
+    # one leaves an owner out; None for their own rules.
     config.data.least = config_dict.placeholder(int)
+    # What some data sets let one choose: the keyword-only arguments of their loaders.
+    config.data.options = {
+        name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
+    }
     config.model = {"name": "mlp"}
     config.engine = {
         "devices": 0,  # 0: all; on CPU one for each core
