@@ -163,7 +163,7 @@ def shift_concept(
     if kind == "none":
         return dataset
     _require_groups("concept_shift", num_groups)
-    if dataset.targets.ndim != 1 or dataset.targets.dtype.kind not in "iu":
+    if dataset.task != "classification":
         raise UserError(
             f"The targets of {dataset.name} are no labels, and cannot be permuted: use "
             "concept_shift=none."
@@ -199,7 +199,7 @@ def _require_groups(name: str, num_groups: int) -> None:
 
 def _require_pixels(dataset: FederatedDataset, kind: str) -> None:
     inputs = dataset.inputs
-    numbers = inputs.dtype == np.uint8 or inputs.dtype.kind == "f"
+    numbers = not dataset.vocabulary and (inputs.dtype == np.uint8 or inputs.dtype.kind == "f")
     if not numbers or (kind == "rotation" and inputs.ndim != 4):
         wanted = "images [height, width, channels]" if kind == "rotation" else "pixels or floats"
         raise UserError(

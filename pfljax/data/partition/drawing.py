@@ -91,10 +91,12 @@ def _advice(request: Request, draw: Draw, reached: int) -> str:
     alphas = (float(f"{alpha * 2**doubling:g}") for doubling in range(1, 15))
     populations = (num_clients >> halving for halving in range(1, num_clients.bit_length()))
     # With fewer than two examples, a client cannot both train and be tested.
-    smallest = (reached >> halving for halving in range(max(reached, 1).bit_length() - 1))
+    wanted = least_size(total, num_clients, least)
+    halves = {wanted >> halving for halving in range(1, wanted.bit_length())}
+    smaller = (value for value in sorted(halves | {reached}, reverse=True) if value >= 2)
     larger = next((value for value in alphas if works(num_clients, value, least)), None)
     fewer = next((value for value in populations if works(value, alpha, least)), None)
-    lower = next((value for value in smallest if works(num_clients, alpha, value)), None)
+    lower = next((value for value in smaller if works(num_clients, alpha, value)), None)
     found = {"alpha": larger, "num_clients": fewer, "least": lower}
     options = [f"{name}={value:g}" for name, value in found.items() if value is not None]
     return " or ".join(options) or "fewer clients and a smaller least"

@@ -41,7 +41,7 @@ def quantity_log_normal(
     Args:
       labels: `[n]` integers; only their number matters.
       num_clients: how many clients.
-      size_sigma: from 0, which is `iid`, to 10; at 1 the largest of 20 clients has about ten
+      size_sigma: from 0, which is `iid`, to 10; at 1 the largest of 20 clients has about six
         times what the median has.
       seed: whole number; the same seed gives the same partition.
       least: what every client must have; None means 10, or half an even share if that is less.
