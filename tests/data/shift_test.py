@@ -10,7 +10,7 @@ from pfljax.errors import UserError
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load(name="digits", num_clients=10, unseen_fraction=0.2, alpha=1.0)
+    return data.load(name="digits", partition="iid", num_clients=10, unseen_fraction=0.2)
 
 
 def rows_of(dataset, client):

@@ -185,7 +185,7 @@ def groups(
     >>> labels = np.repeat(np.arange(4), 6)
     >>> clients = groups(labels, num_clients=4, num_groups=2, seed=0)
     >>> [np.unique(labels[rows]).tolist() for rows in clients]
-    [[1, 2], [0, 3], [1, 2], [0, 3]]
+    [[0, 1], [2, 3], [0, 1], [2, 3]]
     """
     classes, members = members_by_class(labels, num_clients, seed)
     kinds = classes if superclasses is None else np.asarray(superclasses)[classes]

@@ -85,9 +85,9 @@ def quantity_power_law(
     Raises:
       UserError: an argument makes no sense, or there are too few examples.
 
-    >>> clients = quantity_power_law(np.zeros(110, int), 3, size_exponent=1.0, seed=0, least=1)
+    >>> clients = quantity_power_law(np.zeros(113, int), 3, size_exponent=1.0, seed=0, least=1)
     >>> sorted(len(rows) for rows in clients)
-    [20, 30, 60]
+    [21, 31, 61]
     """
     _, members = members_by_class(labels, num_clients, seed)
     exponent = checks.number("size_exponent", size_exponent, 0, 10)
