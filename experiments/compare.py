@@ -6,7 +6,7 @@
 Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
 repeated and interrupted ones go on, so the same command continues after a preemption, and a
 method added to it costs only itself. At the end: the table, `comparison.md`, `comparison.csv`,
-`curves.png` and `clients.png`.
+`curves.png`, `clients.png`, and pictures of the partition.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pathlib
 import binary
 import jax
 
+from pfljax.data import statistics
 from pfljax.training import config as config_lib
-from pfljax.training import experiment, loop, report, workdir, writers
+from pfljax.training import experiment, loop, partition_report, report, workdir, writers
 
 binary.define_study()
 
@@ -65,30 +66,42 @@ def main():
                 progress=add_bar(f"{name}, seed {seed}"),
             )
     if jax.process_index() == 0:
-        _report(config, directory, places)
+        _report(config, directory, places, dataset)
 
 
-def _report(config, directory: pathlib.Path, places) -> None:
+def _draw_partition(config, directory: pathlib.Path, dataset, title: str) -> list[str]:
+    """Draws what the clients have, unless that has been done; returns the pictures' names."""
+    if dataset is None and not (directory / partition_report.SIZES).exists():
+        dataset = experiment.build_dataset(config)
+    if dataset is not None:
+        found = statistics.measure(dataset)
+        return partition_report.draw(directory, found, title, dataset.num_unseen)
+    return [name for name in partition_report.PICTURES if (directory / name).exists()]
+
+
+def _report(config, directory: pathlib.Path, places, dataset) -> None:
     runs = {
         name: [report.read_run(places[name, seed]) for seed in config.seeds]
         for name in config.algorithms
     }
     first = runs[config.algorithms[0]][0].result
-    skew = {
-        "dirichlet": f"Dirichlet({config.data.alpha:g})",
-        "pathological": f"{config.data.classes_per_client} classes each",
-    }.get(first["partition"], first["partition"])
-    title = (
-        f"{first['dataset']}, {first['num_clients']} clients, {skew}, {first['model']}, "
-        f"{config.rounds} rounds, {len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    clients = (
+        f"{first['dataset']}, {first['num_clients']} clients, "
+        f"{partition_report.name_partition(config.data)}"
     )
-    report.write_markdown(directory / "comparison.md", runs, title)
+    title = (
+        f"{clients}, {first['model']}, {config.rounds} rounds, "
+        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    )
+    pictures = _draw_partition(config, directory, dataset, clients)
+    report.write_markdown(directory / "comparison.md", runs, title, pictures)
     report.write_csv(directory / "comparison.csv", runs)
     report.plot_curves(directory / "curves.png", runs, title)
     report.plot_clients(directory / "clients.png", runs, title)
     binary.say(report.table(runs, title))
     binary.say(report.EXPLANATION)
-    binary.say(f"comparison.md, comparison.csv, curves.png and clients.png are in {directory}")
+    files = ["comparison.md", "comparison.csv", "curves.png", "clients.png", *pictures]
+    binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
 
 
 if __name__ == "__main__":
