@@ -122,7 +122,7 @@ def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: 
     number = min(num_clients, _MOST_IN_PICTURE)
     shown = np.arange(number) * num_clients // number
     height = max(1.6, min(5.0, 0.24 * num_classes))
-    rows = min(-(-number // _MOST_IN_ROW), max(1, int(_TALLEST / height)))
+    rows = min(-(-number // _MOST_IN_ROW), max(1, int(_TALLEST / (height + 0.35))))
     per_row = -(-number // rows)
     width = min(11.0, max(6.0, 0.3 * per_row))
     picture = figure.Figure(
