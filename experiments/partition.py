@@ -34,7 +34,8 @@ def main():
         + (f" ({dataset.num_unseen} unseen)" if dataset.num_unseen else "")
         + f", {partition_report.name_partition(config.data)}"
     )
-    binary.say(partition_report.table(found, title))
+    binary.say(title)
+    binary.say(partition_report.table(found))
     binary.say(partition_report.imbalance(found))
     if _OUTPUT.value is not None:
         directory = pathlib.Path(_OUTPUT.value)

@@ -1,8 +1,9 @@
 """Shifts by groups of clients: how examples look (features), or what they are called (labels).
 
 A shift is applied to the stored examples of a federated data set, whatever dealt them out, and
-copies the array that it changes. Client k belongs to group k mod `num_groups`; group 0 keeps its
-examples as they are. No random number depends on another client's examples, so that the same seed
+copies the array that it changes. Client k belongs to group k mod `num_groups`, after unseen clients
+were placed last, so that both kinds have clients of every group; group 0 keeps its examples as
+they are. No random number depends on another client's examples, so that the same seed
 gives the same arrays.
 """
 

@@ -46,16 +46,13 @@ def name_partition(config: ml_collections.ConfigDict) -> str:
     return words + "".join(f", {kind} in {config.num_groups} groups" for kind in shifts)
 
 
-def table(found: Statistics, title: str) -> rich.table.Table:
+def table(found: Statistics) -> rich.table.Table:
     """Makes the table of a partition for a terminal.
 
     Args:
       found: of `data.statistics.measure`.
-      title: above the table.
     """
-    view = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
-    )
+    view = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     view.add_column("of a client")
     for column in ("least", "median", "mean", "most", "all clients"):
         view.add_column(column, justify="right", no_wrap=True)

@@ -164,8 +164,8 @@ def groups(
 ) -> list[np.ndarray]:
     """Splits the classes among groups of clients; in a group, examples are dealt out at random.
 
-    Client k belongs to group k mod `num_groups`. All clients of a group draw from the same
-    distribution of labels, and two groups have no class in common.
+    Client k belongs to group k mod `num_groups`, before unseen clients are placed last. All clients
+    of a group draw from the same distribution of labels, and two groups have no class in common.
 
     Args:
       labels: `[n]` integers.
