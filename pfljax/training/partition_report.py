@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 
 import ml_collections
 import numpy as np
@@ -21,6 +22,7 @@ _SEEN, _UNSEEN = "tab:blue", "tab:orange"
 _MOST_IN_PICTURE = 1000  # clients; a larger population is shown at equal intervals
 _MOST_IN_ROW = 100
 _TALLEST = 14.0  # inches
+_TITLE = {"loc": "left", "fontsize": 10}
 
 
 def name_partition(config: ml_collections.ConfigDict) -> str:
@@ -35,11 +37,14 @@ def name_partition(config: ml_collections.ConfigDict) -> str:
     if name == "dirichlet":
         words = f"Dirichlet({config.alpha:g})"
     elif name == "pathological":
-        words = f"{config.classes_per_client} classes each"
+        shares = "" if config.balanced else " in unequal shares"
+        words = f"{config.classes_per_client} classes each{shares}"
+    elif name == "groups":
+        words = f"{config.num_groups} groups by {config.group_by}"
     elif name in PARTITIONS:
-        words = " ".join(
-            [name, *(f"{key}={config[key]}" for key in settings_of(name) if config.get(key))]
-        )
+        given = {key: config[key] for key in settings_of(name)}
+        told = [f"{key}={value}" for key, value in given.items() if value is not None]
+        words = f"{name} ({', '.join(told)})" if told else name
     else:
         words = name
     shifts = [kind for kind in (config.feature_shift, config.concept_shift) if kind != "none"]
@@ -59,18 +64,24 @@ def table(found: Statistics) -> rich.table.Table:
 
     def add(name, values, spec, total=""):
         spread = (values.min(), np.median(values), values.mean(), values.max())
-        view.add_row(name, *(format(float(value), spec) for value in spread), total)
+        view.add_row(name, *(format(float(value), spec(value)) for value in spread), total)
+
+    def whole(value):
+        return ",.0f" if value >= 1000 else ".4g"
+
+    def precise(_):
+        return ".3f"
 
     for name, sizes in {**found.sizes, "all": found.totals}.items():
         label = "training" if name == "train" else name
-        add(f"{label} examples", sizes, ",.4g", f"{sizes.sum():,}")
+        add(f"{label} examples", sizes, whole, f"{sizes.sum():,}")
     if found.counts.size:
         held = np.count_nonzero(found.counts.sum(axis=0))
-        add("classes", np.count_nonzero(found.counts, axis=1), ".3g", f"{held}")
-        add("distance to the pool", found.to_pool, ".3f")
+        add("classes", np.count_nonzero(found.counts, axis=1), whole, f"{held}")
+        add("distance to the pool", found.to_pool, precise)
     if len(found.compared) > 1:
         apart = found.distances[np.triu_indices(len(found.compared), 1)]
-        add("distance to another client", apart, ".3f")
+        add("distance to another client", apart, precise)
     return view
 
 
@@ -153,7 +164,7 @@ def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: 
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[-1].set_xlabel("client")
-    all_axes[0].set_title(title, loc="left", fontsize=10)
+    all_axes[0].set_title(_wrapped(title), **_TITLE)
     _add_bubble_legend(picture, all_axes[0], found.counts.max(), scale, num_unseen)
     picture.savefig(path, dpi=150)
 
@@ -179,6 +190,10 @@ def _rounded(value: float) -> int:
         return 1
     digit = 10 ** int(np.log10(value))
     return int(value // digit * digit)
+
+
+def _wrapped(title: str) -> str:
+    return textwrap.fill(title, 80)
 
 
 def _integers(most: int) -> ticker.MaxNLocator:
@@ -209,7 +224,7 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
     axes.yaxis.set_major_locator(_integers(8))
     axes.set_xlabel("examples of a client")
     axes.set_ylabel("clients")
-    axes.set_title(f"{title}, median {median:,g} (dashed)", loc="left", fontsize=10)
+    axes.set_title(_wrapped(f"{title}, median {median:,g} (dashed)"), **_TITLE)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -236,7 +251,7 @@ def plot_distances(path: pathlib.Path, found: Statistics, title: str) -> None:
         axes.set_yticks([])
     axes.set_xlabel(f"{number} clients, similar ones side by side")
     axes.set_ylabel("the same clients")
-    axes.set_title(f"{title}, mean distance {found.mean_distance:.2f}", loc="left", fontsize=10)
+    axes.set_title(_wrapped(f"{title}, mean distance {found.mean_distance:.2f}"), **_TITLE)
     axes.spines[:].set_visible(False)
     label = "Jensen-Shannon distance of label distributions\n(0: the same, 1: no common class)"
     picture.colorbar(image, label=label, shrink=0.8)

@@ -31,7 +31,7 @@ def test_the_table_and_the_pictures(tmp_path):
         f"--output={tmp_path / 'new'}",
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "digits, 20 clients (2 unseen), shards shards_per_client=2" in done.stdout
+    assert "digits, 20 clients (2 unseen), shards (shards_per_client=2)" in done.stdout
     assert "distance to another client" in done.stdout and "1,797" in done.stdout
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(PICTURES)
     for name in PICTURES:

@@ -99,9 +99,12 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
         ({}, "Dirichlet(0.1)"),
         ({"partition": "iid"}, "iid"),
         ({"partition": "pathological"}, "2 classes each"),
-        ({"partition": "shards"}, "shards shards_per_client=2"),
-        ({"partition": "groups"}, "groups num_groups=4"),
-        ({"partition": "dirichlet_by_client", "least": 7}, "dirichlet_by_client alpha=0.1 least=7"),
+        ({"partition": "shards"}, "shards (shards_per_client=2)"),
+        ({"partition": "groups"}, "groups (num_groups=4)"),
+        (
+            {"partition": "dirichlet_by_client", "least": 7},
+            "dirichlet_by_client (alpha=0.1, least=7)",
+        ),
         ({"partition": "natural"}, "natural"),
         ({"name": "npz"}, "natural"),
         ({"partition": "iid", "feature_shift": "rotation"}, "iid, rotation in 4 groups"),
@@ -110,7 +113,7 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
             "Dirichlet(0.1), noise in 2 groups, permutation in 2 groups",
         ),
     ],
-)
+)  # fmt: skip
 def test_partitions_have_names(changes, words):
     config = default_config()
     config.data.update(changes)
