@@ -40,7 +40,7 @@ def load_wisdm(data_dir: str = "") -> Examples:
       https://doi.org/10.1145/1964897.1964918.
     """
     path = _find("wisdm", data_dir, ("wisdm", "WISDM_ar_v1.1", "tabular"), _WISDM)
-    header, _, body = files.read_text(path).lower().partition("@data")
+    _, _, body = files.read_text(path).lower().partition("@data")
     rows = [line.split(",") for line in body.split()]
     names = {name.lower(): number for number, name in enumerate(ACTIVITIES)}
     try:
@@ -56,7 +56,9 @@ def load_wisdm(data_dir: str = "") -> Examples:
     table = np.array(values)
     order = np.lexsort((table[:, 0], table[:, 1]))
     inputs = table[order, 2:]
-    inputs = np.where(np.isnan(inputs), np.nanmean(inputs, axis=0), inputs).astype(np.float32)
+    missing = np.isnan(inputs)
+    means = np.nansum(inputs, axis=0) / np.maximum((~missing).sum(axis=0), 1)
+    inputs = np.where(missing, means, inputs).astype(np.float32)
     mean, std = mean_and_std(inputs)
     return Examples(
         name="wisdm",
