@@ -207,7 +207,7 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
     axes = picture.subplots()
     low, high = int(totals.min()), int(totals.max())
     if high > 30 * max(low, 1):
-        edges = np.geomspace(max(low, 1), high + 1, 31)
+        edges = np.unique(np.rint(np.geomspace(max(low, 1), high + 1, 25))) - 0.5
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
