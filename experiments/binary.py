@@ -35,21 +35,32 @@ if not console.is_terminal:  # A log file has room for the whole table.
     console = rich.console.Console(width=100)
 
 
-def define_study() -> None:
-    """Defines `--config` and `--workdir`, which `study` reads."""
+def define_config() -> None:
+    """Defines `--config`, which `config` reads."""
     config_flags.DEFINE_config_file(
         "config", None, "The study: a file such as configs/quickstart.py.", lock_config=True
     )
+
+
+def define_study() -> None:
+    """Defines `--config` and `--workdir`, which `study` reads."""
+    define_config()
     flags.DEFINE_string("workdir", None, "Where the results go.")
+
+
+def config():
+    """Returns the config that the command line names."""
+    if flags.FLAGS.config is None:
+        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    return flags.FLAGS.config
 
 
 def study():
     """Returns the config and the work directory that the command line names."""
-    if flags.FLAGS.config is None:
-        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    named = config()
     if flags.FLAGS.workdir is None:
         raise UserError("Name a directory for the results with --workdir=DIR.")
-    return flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+    return named, pathlib.Path(flags.FLAGS.workdir)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -6,7 +6,8 @@
 Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
 repeated and interrupted ones go on, so the same command continues after a preemption, and a
 method added to it costs only itself. At the end: the table, `comparison.md`, `comparison.csv`,
-`curves.png` and `clients.png`. With `--vmap_seeds` the seeds of a method share one program.
+`curves.png`, `clients.png`, and pictures of the partition. With `--vmap_seeds` the seeds of a
+method share one program.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ import binary
 import jax
 from absl import flags
 
+from pfljax.data import statistics
 from pfljax.errors import UserError
-from pfljax.training import checkpoint, experiment, loop, report, together, workdir
+from pfljax.training import (
+    checkpoint,
+    experiment,
+    loop,
+    partition_report,
+    report,
+    together,
+    workdir,
+)
 from pfljax.training import config as config_lib
 
 binary.define_study()
@@ -67,7 +77,7 @@ def main():
                     progress=add_bar(f"{name}, seed {seed}"),
                 )
     if jax.process_index() == 0:
-        _report(config, directory, places)
+        _report(config, directory, places, dataset)
 
 
 def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
@@ -92,27 +102,39 @@ def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
                 )
 
 
-def _report(config, directory: pathlib.Path, places) -> None:
+def _draw_partition(config, directory: pathlib.Path, dataset, title: str) -> list[str]:
+    """Draws what the clients have, unless that has been done; returns the pictures' names."""
+    if dataset is None and not (directory / partition_report.SIZES).exists():
+        dataset = experiment.build_dataset(config)
+    if dataset is not None:
+        found = statistics.measure(dataset)
+        return partition_report.draw(directory, found, title, dataset.num_unseen)
+    return [name for name in partition_report.PICTURES if (directory / name).exists()]
+
+
+def _report(config, directory: pathlib.Path, places, dataset) -> None:
     runs = {
         name: [report.read_run(places[name, seed]) for seed in config.seeds]
         for name in config.algorithms
     }
     first = runs[config.algorithms[0]][0].result
-    skew = {
-        "dirichlet": f"Dirichlet({config.data.alpha:g})",
-        "pathological": f"{config.data.classes_per_client} classes each",
-    }.get(first["partition"], first["partition"])
-    title = (
-        f"{first['dataset']}, {first['num_clients']} clients, {skew}, {first['model']}, "
-        f"{config.rounds} rounds, {len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    clients = (
+        f"{first['dataset']}, {first['num_clients']} clients, "
+        f"{partition_report.name_partition(config.data)}"
     )
-    report.write_markdown(directory / "comparison.md", runs, title)
+    title = (
+        f"{clients}, {first['model']}, {config.rounds} rounds, "
+        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    )
+    pictures = _draw_partition(config, directory, dataset, clients)
+    report.write_markdown(directory / "comparison.md", runs, title, pictures)
     report.write_csv(directory / "comparison.csv", runs)
     report.plot_curves(directory / "curves.png", runs, title)
     report.plot_clients(directory / "clients.png", runs, title)
     binary.say(report.table(runs, title))
     binary.say(report.EXPLANATION)
-    binary.say(f"comparison.md, comparison.csv, curves.png and clients.png are in {directory}")
+    files = ["comparison.md", "comparison.csv", "curves.png", "clients.png", *pictures]
+    binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+TASKS = ("classification", "regression", "next_token")
+
 
 class Split(NamedTuple):
     """Where each client's examples of one split lie in the flat arrays.
@@ -28,14 +30,21 @@ class FederatedDataset(NamedTuple):
     Attributes:
       name: how reports call it.
       inputs: `[num_examples, ...]` in the dtype in which they are distributed (images stay uint8).
-      targets: `[num_examples]` int32 labels.
+      targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
+        int32 for next_token, 0 where there is no token.
       train: the training examples of each client.
       validation: the validation examples of each client; sizes are 0 where there are none.
       test: the test examples of each client.
-      num_classes: `C`.
-      mean: subtracted from the inputs inside the program, in stored units.
-      std: divides the inputs after that, in stored units.
+      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression.
+      mean: subtracted from the inputs inside the program, in stored units; one number, or an array
+        that fits the last axes of an example.
+      std: divides the inputs after that, in stored units; of the same kind.
       num_unseen: how many clients, the last ones, are held out.
+      task: what the targets are, one of `TASKS`.
+      vocabulary: sizes of the id spaces of inputs that are ids: one for text, one for each column
+        of a table of ids; empty for inputs that are measured.
+      target_mean: of a regression, subtracted from its targets inside the program.
+      target_std: of a regression, divides its targets after that.
     """
 
     name: str
@@ -45,9 +54,13 @@ class FederatedDataset(NamedTuple):
     validation: Split
     test: Split
     num_classes: int
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | np.ndarray = 0.0
+    std: float | np.ndarray = 1.0
     num_unseen: int = 0
+    task: str = "classification"
+    vocabulary: tuple[int, ...] = ()
+    target_mean: float = 0.0
+    target_std: float = 1.0
 
     @property
     def num_clients(self) -> int:
@@ -60,9 +73,14 @@ class FederatedDataset(NamedTuple):
         return self.num_clients - self.num_unseen
 
     def class_counts(self) -> np.ndarray:
-        """Returns `[N, C]` int32, each client's training examples of each class."""
+        """Returns `[N, C]` int32, each client's training examples of each class.
+
+        For next_token they are each client's training tokens; for a regression `C` is 0.
+        """
         counts = np.zeros((self.num_clients, self.num_classes), np.int32)
+        if self.num_classes == 0:
+            return counts
         for client, (offset, size) in enumerate(zip(*self.train, strict=True)):
-            labels = self.targets[offset : offset + size]
+            labels = self.targets[offset : offset + size].ravel()
             counts[client] = np.bincount(labels, minlength=self.num_classes)
         return counts

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pfljax.data import checks
+from pfljax.data.chronology import split_in_time
 from pfljax.data.dataset import FederatedDataset, Split
-from pfljax.data.sources import Examples
+from pfljax.data.examples import Examples
 from pfljax.errors import UserError
 
 
@@ -80,6 +81,8 @@ def assemble(
 ) -> FederatedDataset:
     """Splits every client's examples by label and lays them out client by client.
 
+    The test part is random, or the last in time where the pool has a `time_gap`.
+
     Args:
       examples: the pool.
       client_indices: one array of row numbers per client.
@@ -105,15 +108,23 @@ def assemble(
     checks.fraction("test_fraction", test_fraction, positive=True)
     checks.fraction("validation_fraction", validation_fraction)
     rng = generator(seed)
+    all_labels, gap = examples.labels, examples.time_gap or 0
     clients = []
     for client, indices in enumerate(client_indices):
-        if len(indices) < 2:
+        if len(indices) < 2 + gap:
+            apart = f", {gap} apart" if gap else ""
             raise UserError(
                 f"Client {client} has {len(indices)} examples but needs one to train and one to "
-                "test on: use fewer clients or a larger `least`."
+                f"test on{apart}: use fewer clients or a larger `least`."
             )
+        if examples.time_gap is not None:
+            classes = examples.targets if examples.task == "classification" else None
+            labels = np.zeros(len(indices), int) if classes is None else classes[indices]
+            parts = split_in_time(labels, test_fraction, validation_fraction, gap)
+            clients.append(ClientRows(*(indices[part] for part in parts)))
+            continue
         rows = rng.permutation(indices)
-        labels = examples.targets[rows]
+        labels = all_labels[rows]
         count = min(max(round(test_fraction * len(rows)), 1), len(rows) - 1)
         held_out = stratified_choice(labels, count, rng)
         remaining = rows[~held_out]
@@ -163,6 +174,10 @@ def lay_out(
         mean=examples.mean,
         std=examples.std,
         num_unseen=num_unseen,
+        task=examples.task,
+        vocabulary=examples.vocabulary,
+        target_mean=examples.target_mean,
+        target_std=examples.target_std,
     )
 
 

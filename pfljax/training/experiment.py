@@ -62,12 +62,20 @@ class Experiment(NamedTuple):
 
 def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
     """Loads and partitions the config's data set."""
-    return data.load(**config.data)
+    settings = {**config.data}
+    settings["options"] = {**config.data.options.get(config.data.name, {})}
+    return data.load(**settings)
 
 
 def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
     """Makes the config's model for a data set."""
     config_lib.require_known("model", config.model.name, models.MODELS)
+    if dataset.task != "classification" or dataset.vocabulary:
+        kind = "token ids" if dataset.vocabulary else f"a {dataset.task}"
+        raise UserError(
+            f"{dataset.name} is {kind}, and no model here takes that yet; "
+            "name a data set of measured inputs and classes."
+        )
     shape = dataset.inputs.shape[1:]
     factory = models.MODELS[config.model.name]
     arguments = {name: value for name, value in config.model.items() if name != "name"}

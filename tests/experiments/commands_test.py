@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.training import writers
+from pfljax.training import partition_report, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
@@ -125,8 +125,10 @@ def test_the_comparison_stands_in_files(comparison):
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods == ["method", "local", "fedavg", "ditto"]
     assert len((comparison.place / "comparison.csv").read_text().splitlines()) == 1 + 3 * 2
-    for name in ("curves.png", "clients.png"):
+    for name in ("curves.png", "clients.png", *partition_report.PICTURES):
         assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
+    for name in partition_report.PICTURES:
+        assert f"]({name})" in "\n".join(lines)
 
 
 def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_path):
@@ -244,6 +246,12 @@ MISTAKES = {
     "negative learning rate": ([*TRAIN, f"{OPTIMIZER}.learning_rate=-1"], "learning_rate is -1.0"),
     "seed out of range": ([*TRAIN, "--config.seed=99999999999999999999"], "seed"),
     "unknown data set": ([*TRAIN, "--config.data.name=digit"], "'digits'"),
+    "unknown partition": ([*TRAIN, "--config.data.partition=shard"], "'shards'"),
+    "unknown shift": ([*TRAIN, "--config.data.feature_shift=turn"], "rotation, contrast, noise"),
+    "more groups than classes": (
+        [*TRAIN, "--config.data.partition=groups", "--config.data.num_groups=11"],
+        "at most 10 groups",
+    ),
     "missing data": (with_data("fashion_mnist", "nothing"), "train-images-idx3-ubyte.gz"),
     "truncated data": (with_data("fashion_mnist", "fashion"), "train-images-idx3-ubyte.gz is"),
     "label out of range": (with_data("npz", "label.npz"), "label 10 but 10 classes"),

@@ -1,0 +1,182 @@
+"""Directories in PFLlib's layout.
+
+That is a directory with `train/ID.npz` and `test/ID.npz` for each client, ID counted
+from 0, and beside them perhaps a `config.json`. Each file has one key, `data`, a pickled
+dictionary `{"x": float32 [n, ...], "y": int64 [n]}` of normalized values, images channels first.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfljax.data import checks
+from pfljax.data.dataset import FederatedDataset
+from pfljax.data.examples import Examples
+from pfljax.data.formats import refusals
+from pfljax.data.pickles import ArrayUnpickler
+from pfljax.data.split import ClientRows, generator, lay_out, split_train
+from pfljax.errors import UserError
+
+
+def load_pfllib(
+    path: str, *, validation_fraction: float, unseen_fraction: float, seed: int
+) -> FederatedDataset:
+    """Returns the clients of a directory in PFLlib's layout, with their given test examples.
+
+    Args:
+      path: the directory that holds `train` and `test`.
+      validation_fraction: the part of each client's training examples used to select models.
+      unseen_fraction: the part of the clients that never train, in [0, 1).
+      seed: decides which examples and clients these are.
+
+    Returns:
+      The federated data set; its inputs are float32, images `[n, height, width, channels]`.
+
+    Raises:
+      UserError: a file is absent, damaged, unsafe or inconsistent.
+    """
+    checks.fraction("validation_fraction", validation_fraction)
+    root = refusals.given(path, "a directory in PFLlib's layout")
+    config = _read_config(root / "config.json")
+    num_clients = _count_clients(root, config)
+    rng = generator(seed)
+    inputs, targets, clients, num_examples = [], [], [], 0
+    for client in range(num_clients):
+        parts = {}
+        for split in ("train", "test"):
+            file = root / split / f"{client}.npz"
+            split_inputs, split_targets = _read_pfllib_client(file)
+            if inputs and split_inputs.shape[1:] != inputs[0].shape[1:]:
+                raise UserError(
+                    f"{file} holds examples of shape {split_inputs.shape[1:]} where client 0 has "
+                    f"{inputs[0].shape[1:]}: generate the directory again."
+                )
+            inputs.append(split_inputs)
+            targets.append(split_targets)
+            parts[split] = np.arange(num_examples, num_examples + len(split_targets))
+            num_examples += len(split_targets)
+        train = rng.permutation(parts["train"])
+        labels = targets[-2][train - parts["train"][0]]
+        train, validation = split_train(train, labels, validation_fraction, rng)
+        clients.append(ClientRows(train, validation, parts["test"]))
+    labels = np.concatenate(targets)
+    num_classes = config.get("num_classes", int(labels.max()) + 1)
+    if labels.max() >= num_classes:
+        raise UserError(
+            f"{root} holds the label {labels.max()} but its config.json promises {num_classes} "
+            "classes: correct num_classes there."
+        )
+    examples = Examples(root.resolve().name, np.concatenate(inputs), labels, num_classes)
+    return lay_out(examples, clients, unseen_fraction=unseen_fraction, rng=rng)
+
+
+def _read_config(file: Path) -> dict[str, int]:
+    """Returns the numbers of clients and classes that config.json names, if there are any."""
+    if not file.exists():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise refusals.unreadable(file, error) from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: correct or remove it.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is not a JSON object: correct or remove it.")
+    known = {key: config[key] for key in ("num_clients", "num_classes") if key in config}
+    for key, value in known.items():
+        checks.whole(f"{key} in {file}", value, 1)
+    return known
+
+
+def _count_clients(root: Path, config: dict[str, int]) -> int:
+    """Returns the number of clients, having found a file for each in both folders."""
+    present = {}
+    for split in ("train", "test"):
+        folder = root / split
+        if not folder.is_dir():
+            raise UserError(
+                f"{root} has no folder {split}: name the directory that holds train and test."
+            )
+        present[split] = {file.stem for file in folder.glob("*.npz")}
+    files = len(present["train"] | present["test"])
+    num_clients = config.get("num_clients", files)
+    if files == 0 or files > num_clients:
+        raise UserError(
+            f"{root} has files of {files} clients where {num_clients or 'at least one'} is "
+            "expected: remove stale files, or correct num_clients in config.json."
+        )
+    for split, stems in present.items():
+        for client in range(num_clients):
+            if str(client) not in stems:
+                raise UserError(
+                    f"{root / split / f'{client}.npz'} is missing, clients being numbered from 0: "
+                    "generate the directory again."
+                )
+    return num_clients
+
+
+def _read_pfllib_client(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a client's inputs, float32 and channels last, and its int32 labels."""
+    remedy = "generate the directory again"
+    data = _read_pickled_dict(file)
+    inputs, targets = data.get("x"), data.get("y")
+    if not isinstance(inputs, np.ndarray) or not isinstance(targets, np.ndarray):
+        raise UserError(f"{file} does not hold the arrays x and y: {remedy}.")
+    if inputs.dtype.kind not in "biuf" or inputs.ndim < 2:
+        raise UserError(
+            f"{file} has an x of shape {inputs.shape} and dtype {inputs.dtype} where examples of "
+            "numbers are expected: text is not supported."
+        )
+    if targets.dtype.kind not in "iu" or targets.shape != inputs.shape[:1]:
+        raise UserError(
+            f"{file} has {len(inputs)} examples but a y of shape {targets.shape} and dtype "
+            f"{targets.dtype}: {remedy}."
+        )
+    if len(targets) == 0:
+        raise UserError(f"{file} has no example, but every client needs one: {remedy}.")
+    if targets.min() < 0 or targets.max() > np.iinfo(np.int32).max:
+        raise UserError(f"{file} has labels below 0 or beyond all reason: {remedy}.")
+    refusals.check_values(file, inputs, remedy)
+    if inputs.ndim == 4:
+        inputs = np.moveaxis(inputs, 1, -1)
+    return inputs.astype(np.float32), targets.astype(np.int32)
+
+
+def _read_pickled_dict(file: Path) -> dict[str, Any]:
+    """Returns what the key `data` of the file holds, and trusts nothing in it."""
+    remedy = "generate the directory again"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            value = _unpickle_array(archive) if "data.npy" in archive.namelist() else None
+    except OSError as error:
+        raise refusals.unreadable(file, error) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} is damaged or holds other things than arrays ({error}), which could run "
+            f"programs: get it from a source you trust, or {remedy}."
+        ) from error
+    except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
+        raise UserError(f"{file} is truncated or damaged: {remedy}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} does not hold a dictionary of x and y as data: {remedy}.")
+    return value
+
+
+def _unpickle_array(archive: zipfile.ZipFile) -> Any:
+    """Returns the one object in data.npy, or None if it is not an array of one object."""
+    with archive.open("data.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            _, _, dtype = np.lib.format.read_array_header_1_0(member)
+        else:
+            _, _, dtype = np.lib.format.read_array_header_2_0(member)
+        if dtype != np.dtype(object):
+            return None
+        array = ArrayUnpickler(member).load()
+    return array.item() if isinstance(array, np.ndarray) and array.size == 1 else None

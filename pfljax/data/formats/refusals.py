@@ -1,0 +1,29 @@
+"""What the readers of both formats ask of a path and of values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pfljax.errors import UserError
+
+
+def given(path: str, what: str) -> Path:
+    """Returns the user's path to `what`; an empty one costs a `UserError`."""
+    if not path:
+        raise UserError(f"This data set is {what}: name it in data.dir.")
+    return Path(path).expanduser()
+
+
+def unreadable(file: Path, error: OSError) -> UserError:
+    """Returns the sentence for a file that the system does not let us read."""
+    return UserError(f"{file} cannot be read ({error.strerror or error}): check its path.")
+
+
+def check_values(file: Path, values: np.ndarray, remedy: str) -> None:
+    """Raises a `UserError` where values are infinite or not a number."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(
+            f"{file} has inputs or targets that are infinite or not a number: {remedy}."
+        )

@@ -1,0 +1,51 @@
+"""The JSON files that LEAF's scripts write: examples by user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pfljax.data.sources import files
+from pfljax.errors import UserError
+
+# Either everything in one folder, or what LEAF's split left in two.
+_LAYOUTS = (("all_data",), ("data/all_data",), ("train", "test"), ("data/train", "data/test"))
+
+
+def find_leaf(places: Sequence[Path]) -> list[Path]:
+    """Returns LEAF's JSON files, in the order of their names; none if no place holds any."""
+    for place in places:
+        for folders in _LAYOUTS:
+            found = [
+                sorted((place / folder).glob("*.json"), key=lambda path: (len(path.name), path))
+                for folder in folders
+            ]
+            if all(found):
+                return sum(found, [])
+    return []
+
+
+def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Yields each user's name, inputs and targets, once for every file that has examples of it.
+
+    Raises:
+      UserError: a file is damaged or not LEAF's.
+    """
+    for path in paths:
+        try:
+            content = json.loads(files.read_text(path))
+            users = [(user, content["user_data"][user]) for user in content["users"]]
+            users = [(user, data["x"], data["y"]) for user, data in users]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is truncated or not in LEAF's form: run LEAF's preprocessing again."
+            ) from error
+        for user, inputs, targets in users:
+            if len(inputs) != len(targets):
+                raise UserError(
+                    f"{path} has {len(inputs)} inputs but {len(targets)} targets of {user}: run "
+                    "LEAF's preprocessing again."
+                )
+            yield user, inputs, targets

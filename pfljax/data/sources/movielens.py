@@ -1,0 +1,73 @@
+"""MovieLens: ratings of films, whose users are the clients."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from pfljax.data.examples import Examples
+from pfljax.data.sources import archives, files
+from pfljax.errors import UserError
+
+_FOLDERS = ("movielens", "ml-latest-small")
+_ARCHIVE, _TABLE = "ml-latest-small.zip", "ratings.csv"
+_HEADER = "userId,movieId,rating,timestamp"
+
+
+def load_movielens(data_dir: str = "") -> Examples:
+    """Returns ratings from 0.5 to 5, owned by their users, in the order of time.
+
+    Args:
+      data_dir: holds `ml-latest-small.zip` or a `ratings.csv` of its columns, or a folder
+        `movielens` or `ml-latest-small` that does.
+
+    Returns:
+      Examples for a regression: inputs `[n, 2]` int32, numbers of user and film in the order of
+      MovieLens' own; targets `[n]` float32. Each user's last ratings are tested.
+
+    Raises:
+      UserError: the files are absent or damaged.
+
+    References:
+      Harper, Konstan, "The MovieLens Datasets: History and Context", 2015,
+      https://doi.org/10.1145/2827872.
+    """
+    places = files.directories(data_dir, _FOLDERS)
+    if paths := files.find(places, [_TABLE]):
+        path, text = paths[0], files.read_text(paths[0])
+    elif paths := files.find(places, [_ARCHIVE]):
+        path = paths[0]
+        found = list(archives.members(path, lambda name: name.endswith(f"/{_TABLE}")))
+        if not found:
+            raise UserError(f"{path} has no {_TABLE} inside: {files.FETCH_AGAIN}.")
+        text = found[0][1].decode("utf-8", "replace")
+    else:
+        raise files.absent("movielens", places, f"put {_ARCHIVE} of GroupLens there")
+    header, _, rows = text.partition("\n")
+    try:
+        if header.strip() != _HEADER:
+            raise ValueError(header)
+        table = np.loadtxt(io.StringIO(rows), delimiter=",", ndmin=2)
+        users, films, ratings, times = table.T
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no table of the columns {_HEADER}: {files.FETCH_AGAIN}."
+        ) from error
+    names, users = np.unique(users, return_inverse=True)
+    titles, films = np.unique(films, return_inverse=True)
+    order = np.lexsort((times, users))
+    pairs = np.stack([users, films], axis=1)[order].astype(np.int32)
+    ratings = ratings[order].astype(np.float32)
+    return Examples(
+        name="movielens",
+        inputs=pairs,
+        targets=ratings,
+        num_classes=0,
+        task="regression",
+        owners=pairs[:, 0],
+        time_gap=0,
+        vocabulary=(len(names), len(titles)),
+        target_mean=float(ratings.mean(dtype=np.float64)),
+        target_std=float(ratings.std(dtype=np.float64)),
+    )

@@ -1,0 +1,94 @@
+"""Omniglot: characters of many alphabets, each drawn once by 20 people."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from pfljax.data import checks
+from pfljax.data.examples import Examples
+from pfljax.data.sources import archives, files
+from pfljax.errors import UserError
+
+# Any of the official archives; the small ones are parts of the background set.
+_ARCHIVES = (
+    "images_background.zip",
+    "images_evaluation.zip",
+    "images_background_small1.zip",
+    "images_background_small2.zip",
+)
+_DRAWING = re.compile(r"([^/]+)/(character\d+)/\d+_(\d+)\.png$")
+
+
+def load_omniglot(
+    data_dir: str = "", *, owners: str = "drawer", labels: str = "alphabet", side: int = 28
+) -> Examples:
+    """Returns the drawings in the official archives that are there.
+
+    Args:
+      data_dir: holds one or more of `images_background.zip`, `images_evaluation.zip`,
+        `images_background_small1.zip` and `images_background_small2.zip`, or a folder `omniglot`
+        that does. What is in two archives is taken once.
+      owners: `drawer` for the 20 people of every alphabet (number 1 of one alphabet need not be
+        number 1 of another), or `alphabet`.
+      labels: `alphabet`, or `character`; a drawer has one drawing of each character.
+      side: of the images, which are reduced from 105x105.
+
+    Returns:
+      Examples with inputs `[n, side, side, 1]` uint8, dark on white; alphabets, and characters in
+      them, in the order of their names.
+
+    Raises:
+      UserError: the files are absent or damaged.
+
+    References:
+      Lake, Salakhutdinov, Tenenbaum, "Human-level Concept Learning through Probabilistic Program
+      Induction", 2015, https://doi.org/10.1126/science.aab3050.
+    """
+    checks.choice("data.options.omniglot.owners", owners, ("drawer", "alphabet"))
+    checks.choice("data.options.omniglot.labels", labels, ("alphabet", "character"))
+    checks.whole("data.options.omniglot.side", side, 1)
+    places = files.directories(data_dir, ("omniglot",))
+    there = [place / name for place in places for name in _ARCHIVES if (place / name).is_file()]
+    if not there:
+        raise files.absent("omniglot", places, f"put {_ARCHIVES[0]} or another of its zips there")
+    drawings: dict[tuple[str, str, int], np.ndarray] = {}
+    for path in there:
+        for name, content in archives.members(path, lambda name: name.endswith(".png")):
+            if found := _DRAWING.search(name):
+                alphabet, character, drawer = found.groups()
+                try:
+                    with Image.open(io.BytesIO(content)) as image:
+                        grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
+                        drawings[alphabet, character, int(drawer)] = np.asarray(grey)
+                except OSError as error:
+                    raise UserError(
+                        f"{path} holds {name}, which is no image: {files.FETCH_AGAIN}."
+                    ) from error
+    if not drawings:
+        raise UserError(
+            f"{there[0]} holds no ALPHABET/characterNN/NNNN_NN.png: {files.FETCH_AGAIN}."
+        )
+    keys = sorted(drawings)
+    alphabets = _numbered([alphabet for alphabet, _, _ in keys])
+    characters = _numbered([(alphabet, character) for alphabet, character, _ in keys])
+    drawers = np.array([drawer for _, _, drawer in keys], np.int32)
+    targets = alphabets if labels == "alphabet" else characters
+    return Examples(
+        name="omniglot",
+        inputs=np.stack([drawings[key] for key in keys])[..., np.newaxis],
+        targets=targets,
+        num_classes=int(targets.max()) + 1,
+        mean=127.5,
+        std=127.5,
+        owners=drawers if owners == "drawer" else alphabets,
+    )
+
+
+def _numbered(names: list) -> np.ndarray:
+    """Numbers names in their order: `[n]` int32."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], np.int32)

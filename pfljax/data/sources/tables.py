@@ -1,0 +1,132 @@
+"""Tables of text: WISDM's activities and Parkinson's telemonitoring."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pfljax.data import checks
+from pfljax.data.examples import Examples
+from pfljax.data.sources import files
+from pfljax.data.sources.scale import mean_and_std
+from pfljax.errors import UserError
+
+_WISDM = "WISDM_ar_v1.1_transformed.arff"
+_WISDM_COLUMNS = 46  # number of the window, user, 43 features, activity
+ACTIVITIES = ("Walking", "Jogging", "Upstairs", "Downstairs", "Sitting", "Standing")
+_PARKINSONS = "parkinsons_updrs.data"
+_PARKINSONS_START = "subject#,age,sex,test_time,motor_UPDRS,total_UPDRS,"
+
+
+def load_wisdm(data_dir: str = "") -> Examples:
+    """Returns statistics of 10 s of acceleration, owned by 36 users, in six activities.
+
+    Args:
+      data_dir: holds `WISDM_ar_v1.1_transformed.arff`, or a folder `wisdm`, `WISDM_ar_v1.1` or
+        `tabular` that does.
+
+    Returns:
+      Examples with inputs `[5418, 43]` float32; a missing value is given its column's mean. Each
+      user's windows lie in the order of their numbers, and the last of each activity are tested,
+      because neighbouring ones are of the same walk.
+
+    Raises:
+      UserError: the file is absent or damaged.
+
+    References:
+      Kwapisz, Weiss, Moore, "Activity Recognition using Cell Phone Accelerometers", 2010,
+      https://doi.org/10.1145/1964897.1964918.
+    """
+    path = _find("wisdm", data_dir, ("wisdm", "WISDM_ar_v1.1", "tabular"), _WISDM)
+    _, _, body = files.read_text(path).lower().partition("@data")
+    rows = [line.split(",") for line in body.split()]
+    names = {name.lower(): number for number, name in enumerate(ACTIVITIES)}
+    try:
+        if not rows or any(len(row) != _WISDM_COLUMNS for row in rows):
+            raise ValueError("rows of another length")
+        labels = np.array([names[row[-1]] for row in rows], np.int32)
+        values = [[np.nan if cell == "?" else float(cell) for cell in row[:-1]] for row in rows]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged or not of {_WISDM_COLUMNS} columns that end in an activity "
+            f"({error}): {files.FETCH_AGAIN}."
+        ) from error
+    table = np.array(values)
+    order = np.lexsort((table[:, 0], table[:, 1]))
+    inputs = table[order, 2:]
+    missing = np.isnan(inputs)
+    means = np.nansum(inputs, axis=0) / np.maximum((~missing).sum(axis=0), 1)
+    inputs = np.where(missing, means, inputs).astype(np.float32)
+    mean, std = mean_and_std(inputs)
+    return Examples(
+        name="wisdm",
+        inputs=inputs,
+        targets=labels[order],
+        num_classes=len(ACTIVITIES),
+        mean=mean,
+        std=std,
+        owners=table[order, 1].astype(np.int32),
+        time_gap=0,
+    )
+
+
+def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
+    """Returns voice measurements at home and the severity of Parkinson's, owned by 42 subjects.
+
+    Args:
+      data_dir: holds `parkinsons_updrs.data`, or a folder `parkinsons` or `tabular` that does.
+      target: `total` for the whole UPDRS score, `motor` for its part on movement.
+
+    Returns:
+      Examples for a regression: inputs `[5875, 19]` float32, age, sex, day and 16 measures of the
+      voice; targets `[5875]` float32. Each subject's recordings lie in the order of days and the
+      last are tested, because those of one day are alike and the scores between two visits were
+      interpolated.
+
+    Raises:
+      UserError: the file is absent or damaged.
+
+    References:
+      Tsanas, Little, McSharry, Ramig, "Accurate Telemonitoring of Parkinson's Disease Progression
+      by Noninvasive Speech Tests", 2010, https://doi.org/10.1109/TBME.2009.2036000.
+    """
+    checks.choice("data.options.parkinsons.target", target, ("total", "motor"))
+    path = _find("parkinsons", data_dir, ("parkinsons", "tabular"), _PARKINSONS)
+    header, _, body = files.read_text(path).partition("\n")
+    try:
+        if not header.startswith(_PARKINSONS_START):
+            raise ValueError("another header")
+        table = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2)
+        if table.shape[1] != 22:
+            raise ValueError(f"{table.shape[1]} columns")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged or not the table of 22 columns ({error}): {files.FETCH_AGAIN}."
+        ) from error
+    table = table[np.lexsort((table[:, 3], table[:, 0]))]
+    scores = table[:, 4 if target == "motor" else 5].astype(np.float32)
+    inputs = np.delete(table, (0, 4, 5), axis=1).astype(np.float32)
+    mean, std = mean_and_std(inputs)
+    return Examples(
+        name="parkinsons",
+        inputs=inputs,
+        targets=scores,
+        num_classes=0,
+        mean=mean,
+        std=std,
+        task="regression",
+        owners=table[:, 0].astype(np.int32),
+        time_gap=0,
+        target_mean=float(scores.mean(dtype=np.float64)),
+        target_std=float(scores.std(dtype=np.float64)),
+    )
+
+
+def _find(name: str, data_dir: str, folders: tuple[str, ...], file: str) -> Path:
+    places = files.directories(data_dir, folders)
+    paths = files.find(places, [file])
+    if paths is None:
+        raise files.absent(name, places, f"put {file} there")
+    return paths[0]
