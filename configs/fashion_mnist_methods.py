@@ -2,8 +2,8 @@
 
 `configs/fashion_mnist.py` (20 clients, Dirichlet(0.1), batch 10, learning rate 0.005, MLP) with 60
 rounds and three seeds. The hyper-parameters below were chosen by `experiments/sweep.py` on the
-validation examples of another seed (7) after 20 rounds; `docs/results/fashion_mnist.md` has what was
-tried, the table that this prints and its curves. About an hour on two cores.
+validation examples of another seed (7) after 20 rounds; `docs/results/fashion_mnist.md` has what
+was tried, the table that this prints and its curves. About an hour on two cores.
 
     python experiments/compare.py --config=configs/fashion_mnist_methods.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY_WITH_THE_FOUR_IDX_FILES --vmap_seeds
