@@ -35,28 +35,39 @@ if not console.is_terminal:  # A log file has room for the whole table.
     console = rich.console.Console(width=100)
 
 
-def define_study() -> None:
-    """Defines `--config` and `--workdir`, which `study` reads."""
+def define_config() -> None:
+    """Defines `--config`, which `config` reads."""
     config_flags.DEFINE_config_file(
         "config", None, "The study: a file such as configs/quickstart.py.", lock_config=True
     )
+
+
+def define_study() -> None:
+    """Defines `--config` and `--workdir`, which `study` reads."""
+    define_config()
     flags.DEFINE_string("workdir", None, "Where the results go.")
+
+
+def config():
+    """Returns the config that the command line names."""
+    if flags.FLAGS.config is None:
+        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    return flags.FLAGS.config
 
 
 def study():
     """Returns the config and the work directory that the command line names."""
-    if flags.FLAGS.config is None:
-        raise UserError("Name a study, such as --config=configs/quickstart.py.")
+    named = config()
     if flags.FLAGS.workdir is None:
         raise UserError("Name a directory for the results with --workdir=DIR.")
-    return flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+    return named, pathlib.Path(flags.FLAGS.workdir)
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags, prepares JAX and calls `main`; ends the process."""
     try:
         _parse(sys.argv)
-        engine = (flags.FLAGS.config or {}).get("engine", {})
+        engine = (getattr(flags.FLAGS, "config", None) or {}).get("engine", {})
         joined = _DISTRIBUTED.value or _COORDINATOR.value is not None
         if not joined and (_NUM_PROCESSES.value, _PROCESS_ID.value) != (None, None):
             raise UserError("--num_processes and --process_id go with --coordinator=HOST:PORT.")
@@ -80,7 +91,7 @@ def _parse(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
-        if flags.FLAGS.config is not None:
+        if getattr(flags.FLAGS, "config", None) is not None:
             flags.FLAGS.config.get("engine")  # Only now does a missing file say so.
     except SystemExit:  # absl has printed the help, and calls that an error.
         sys.exit(0)

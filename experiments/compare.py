@@ -6,30 +6,37 @@
 Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
 repeated and interrupted ones go on, so the same command continues after a preemption, and a
 method added to it costs only itself. At the end: the table, `comparison.md`, `comparison.csv`,
-`curves.png` and `clients.png`.
+`curves.png`, `clients.png`, and pictures of the partition. With `--vmap_seeds` the seeds of a
+method share one program.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
 import pathlib
 
 import binary
 import jax
+from absl import flags
 
+from pfljax.data import statistics
+from pfljax.errors import UserError
+from pfljax.training import (
+    checkpoint,
+    experiment,
+    loop,
+    partition_report,
+    report,
+    together,
+    workdir,
+)
 from pfljax.training import config as config_lib
-from pfljax.training import experiment, loop, report, workdir, writers
 
 binary.define_study()
-
-
-def _finished(directory: pathlib.Path, config) -> bool:
-    """Whether this very run has been done; raises a UserError where another one has."""
-    result = directory / "result.json"
-    if not result.exists():
-        return False
-    workdir.require_same(directory, config)
-    return writers.read_json(result)["rounds"] == config.rounds
+_VMAP_SEEDS = flags.DEFINE_bool(
+    "vmap_seeds", False, "Train all seeds of a method in one program, which compiles once."
+)
 
 
 def _variant(config, algorithm: str, seed: int):
@@ -48,7 +55,9 @@ def main():
         for seed in config.seeds
     }
     open_runs = [
-        run for run, place in places.items() if not _finished(place, _variant(config, *run))
+        run
+        for run, place in places.items()
+        if not workdir.is_finished(place, _variant(config, *run))
     ]
     # Every method is built before the first one runs, so that no mistake shows up after an hour.
     dataset = experiment.build_dataset(config) if open_runs else None
@@ -57,38 +66,75 @@ def main():
         for name in dict.fromkeys(name for name, _ in open_runs)
     }
     with binary.progress(config.rounds) as add_bar:
-        for name, seed in open_runs:
-            loop.run(
-                built[name]._replace(config=_variant(config, name, seed)),
-                places[name, seed],
-                resume=True,
-                progress=add_bar(f"{name}, seed {seed}"),
-            )
+        if _VMAP_SEEDS.value:
+            _run_seeds_together(config, open_runs, places, dataset, add_bar)
+        else:
+            for name, seed in open_runs:
+                loop.run(
+                    built[name]._replace(config=_variant(config, name, seed)),
+                    places[name, seed],
+                    resume=True,
+                    progress=add_bar(f"{name}, seed {seed}"),
+                )
     if jax.process_index() == 0:
-        _report(config, directory, places)
+        _report(config, directory, places, dataset)
 
 
-def _report(config, directory: pathlib.Path, places) -> None:
+def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
+    """Trains the seeds of each method in one program; those that stopped alike go on together."""
+    groups = collections.defaultdict(list)
+    for name, seed in open_runs:
+        groups[name, checkpoint.latest_round(places[name, seed])].append(seed)
+    for (name, _), seeds in groups.items():
+        configs = [_variant(config, name, seed) for seed in seeds]
+        results = loop.run_together(
+            together.build(configs, dataset),
+            configs,
+            [places[name, seed] for seed in seeds],
+            resume=True,
+            progress=add_bar(f"{name}, {len(seeds)} seeds"),
+        )
+        for seed, result in zip(seeds, results, strict=True):
+            if result is None:
+                raise UserError(
+                    f"{name} diverged with seed {seed}; lower config.client_optimizer."
+                    "learning_rate or the method's hyper-parameters."
+                )
+
+
+def _draw_partition(config, directory: pathlib.Path, dataset, title: str) -> list[str]:
+    """Draws what the clients have, unless that has been done; returns the pictures' names."""
+    if dataset is None and not (directory / partition_report.SIZES).exists():
+        dataset = experiment.build_dataset(config)
+    if dataset is not None:
+        found = statistics.measure(dataset)
+        return partition_report.draw(directory, found, title, dataset.num_unseen)
+    return [name for name in partition_report.PICTURES if (directory / name).exists()]
+
+
+def _report(config, directory: pathlib.Path, places, dataset) -> None:
     runs = {
         name: [report.read_run(places[name, seed]) for seed in config.seeds]
         for name in config.algorithms
     }
     first = runs[config.algorithms[0]][0].result
-    skew = {
-        "dirichlet": f"Dirichlet({config.data.alpha:g})",
-        "pathological": f"{config.data.classes_per_client} classes each",
-    }.get(first["partition"], first["partition"])
-    title = (
-        f"{first['dataset']}, {first['num_clients']} clients, {skew}, {first['model']}, "
-        f"{config.rounds} rounds, {len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    clients = (
+        f"{first['dataset']}, {first['num_clients']} clients, "
+        f"{partition_report.name_partition(config.data)}"
     )
-    report.write_markdown(directory / "comparison.md", runs, title)
+    title = (
+        f"{clients}, {first['model']}, {config.rounds} rounds, "
+        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+    )
+    pictures = _draw_partition(config, directory, dataset, clients)
+    report.write_markdown(directory / "comparison.md", runs, title, pictures)
     report.write_csv(directory / "comparison.csv", runs)
     report.plot_curves(directory / "curves.png", runs, title)
     report.plot_clients(directory / "clients.png", runs, title)
     binary.say(report.table(runs, title))
     binary.say(report.EXPLANATION)
-    binary.say(f"comparison.md, comparison.csv, curves.png and clients.png are in {directory}")
+    files = ["comparison.md", "comparison.csv", "curves.png", "clients.png", *pictures]
+    binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
 
 
 if __name__ == "__main__":

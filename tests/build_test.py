@@ -20,7 +20,13 @@ LAYERS = (
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}
 # Files that may map over other things than clients.
-OTHER_MAPS: frozenset[str] = frozenset()
+OTHER_MAPS: frozenset[str] = frozenset(
+    {
+        "pfljax/algorithms/fedem.py",  # over the learners
+        "pfljax/algorithms/fedfomo.py",  # over the models received
+        "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+    }
+)
 NOWHERE = {"tensorflow", "clu", "chex"}
 
 

@@ -17,6 +17,7 @@ from pfljax.engine.evaluate import build_evaluation
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
+from pfljax.errors import UserError
 from pfljax.training.checkpoint import to_host
 
 SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
@@ -60,20 +61,35 @@ def examples() -> Examples:
 
 
 @functools.cache
-def task() -> core.Task:
-    """A 5-4-3 MLP."""
-    model = models.mlp((NUM_FEATURES,), NUM_CLASSES, widths=(4,))
-    return models.classification(model, num_classes=NUM_CLASSES)
+def task(model: str = "mlp") -> core.Task:
+    """A 5-4-3 MLP; 'mlp_bn' has batch normalization too."""
+    network = models.MODELS[model]((NUM_FEATURES,), NUM_CLASSES, widths=(4,))
+    return models.classification(network, num_classes=NUM_CLASSES)
+
+
+@functools.cache
+def task_for(name: str) -> core.Task:
+    """The first of these tasks that a method of the table takes."""
+    for candidate in (task(), task("mlp_bn")):
+        algorithm = ALGORITHMS[name](candidate, local_training())
+        try:
+            jax.eval_shape(algorithm.init_server, jax.random.key(0), examples().population())
+        except UserError as refusal:
+            reason = refusal
+        else:
+            return candidate
+    raise reason
 
 
 def local_training(**changes) -> core.LocalTraining:
-    """SGD, batches of 4, two epochs."""
+    """SGD, batches of 4, two epochs; a model with running statistics wants its `observe` too."""
     return core.LocalTraining(optax.sgd(0.1), batch_size=4, epochs=2)._replace(**changes)
 
 
 def make(name: str, **hyperparameters) -> core.Algorithm:
-    """A method of the table on the tiny federation."""
-    return ALGORITHMS[name](task(), local_training(), **hyperparameters)
+    """A method of the table on the tiny federation, with the task that suits it."""
+    task = task_for(name)
+    return ALGORITHMS[name](task, local_training(observe=task.observe), **hyperparameters)
 
 
 class Outcome(NamedTuple):

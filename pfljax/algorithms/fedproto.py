@@ -17,20 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import tree
+from pfljax.core import prototypes
 from pfljax.errors import UserError
 
 
 class FedProtoServer(NamedTuple):
     """Attributes:
     initial_model: the model that a client starts with; never changes.
-    prototypes: `[C, d]`, zeros for a class without one.
-    seen: `[C]` bool, the classes that have one.
+    prototypes: of the classes that some client had.
     """
 
     initial_model: core.Model
-    prototypes: jax.Array
-    seen: jax.Array
+    prototypes: prototypes.Prototypes
 
 
 def fedproto(
@@ -64,65 +62,50 @@ def fedproto(
       Before any prototype the head answers; later a class without one scores 1 below the others.
       PFLlib averages uniformly what training saw, and forgets classes that the cohort lacks.
     """
-    classes = task.num_classes
-
-    def add_up(totals, features, batch):
-        """Adds a batch to the sums `[C, d]` and counts `[C]` of the classes' features."""
-        member = jax.nn.one_hot(batch.targets, classes, dtype=features.dtype) * batch.mask[:, None]
-        return totals[0] + member.T @ features, totals[1] + jnp.sum(member, axis=0)
 
     def init_server(key, population):
-        if not classes or not task.num_features:
+        if not task.num_classes or not task.num_features:
             raise UserError("FedProto needs classes and a head on features; name another model.")
         model = task.init(key)
         dtype = jnp.result_type(*jax.tree.leaves(model))
-        prototypes = jnp.zeros((classes, task.num_features), dtype)
-        return FedProtoServer(model, prototypes, jnp.zeros(classes, bool))
+        return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))
 
     def client_update(server, client, data, context):
         def objective(model, batch, key):
             features = task.features(model, batch.inputs)
-            gaps = jnp.mean((features - server.prototypes[batch.targets]) ** 2, axis=-1)
-            pulled = batch.mask & server.seen[batch.targets]
-            pull = jnp.sum(gaps * pulled) / jnp.maximum(jnp.sum(batch.mask), 1)
+            pull = prototypes.pull(server.prototypes, features, batch)
             return task.loss(model, batch, key) + lam * pull, features
 
-        def gradient(model, totals, batch, key):
+        def gradient(model, total, batch, key):
             graded = jax.value_and_grad(objective, has_aux=True)
             (loss, features), slope = graded(model, batch, key)
-            return loss, slope, add_up(totals, features, batch)
+            return loss, slope, prototypes.add_batch(total, features, batch)
 
-        def look(totals, batch, key):
-            return add_up(totals, task.features(model, batch.inputs), batch)
+        def look(total, batch, key):
+            return prototypes.add_batch(total, task.features(model, batch.inputs), batch)
 
-        none = tree.zeros_like((server.prototypes, server.prototypes[:, 0]))
-        trained = core.descend(gradient, client, none, data, context, local)
-        model, totals = trained.model, trained.carry
+        nothing = prototypes.no_sums(server.prototypes)
+        trained = core.descend(gradient, client, nothing, data, context, local)
+        model, total = trained.model, trained.carry
         if not prototypes_in_training:
             whole = local._replace(drop_remainder=False, epochs=1)
-            totals = core.for_each_batch(look, none, data, context, whole)
-        sums, counts = totals
-        share = jnp.where(weight_by_size, 1, 1 / jnp.maximum(counts, 1))  # 1 / n_kc: all alike
+            total = core.for_each_batch(look, nothing, data, context, whole)
         return core.ClientOutput(
-            state=model, sum=(share[:, None] * sums, share * counts), metrics=trained.metrics
+            state=model, sum=total.weighted(weight_by_size), metrics=trained.metrics
         )
 
     def server_update(server, uploads, cohort, context):
-        sums, weights = uploads.total
-        here = weights > 0
-        means = sums / jnp.where(here, weights, 1)[:, None]
-        prototypes = jnp.where(here[:, None], means, server.prototypes)
-        return server._replace(prototypes=prototypes, seen=server.seen | here)
+        return server._replace(prototypes=prototypes.renew(server.prototypes, uploads.total))
 
     def predict(model, inputs, key):
-        features, seen = task.features(model["model"], inputs), model["seen"]
-        gaps = features[:, None] - model["prototypes"]
+        features, (means, seen) = task.features(model["model"], inputs), model["prototypes"]
+        gaps = features[:, None] - means
         scores = jnp.where(seen, -jnp.sum(gaps**2, axis=-1), 0)
         scores = jnp.where(seen, scores, jnp.min(scores, axis=-1, keepdims=True) - 1)
         return jnp.where(jnp.any(seen), scores, task.head(model["model"], features))
 
     def personalize(server, client, data, context):
-        return {"model": client, "prototypes": server.prototypes, "seen": server.seen}
+        return {"model": client, "prototypes": server.prototypes}
 
     return core.Algorithm(
         init_server=init_server,

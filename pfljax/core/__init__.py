@@ -1,6 +1,6 @@
 """The vocabulary of the library: types, local training, messages, tree arithmetic."""
 
-from pfljax.core import averaging, partition, tree
+from pfljax.core import averaging, discrepancy, linear, partition, prototypes, tree
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -49,9 +49,12 @@ __all__ = [
     "Weighted",
     "averaging",
     "descend",
+    "discrepancy",
     "for_each_batch",
+    "linear",
     "mean",
     "partition",
+    "prototypes",
     "steps_per_epoch",
     "train",
     "tree",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core import partition
-from pfljax.core.types import Batch, ClientData, Context, Model, Path
+from pfljax.core.types import Batch, ClientData, Context, Model, Path, random_order
 
 PyTree = Any
 Objective = Callable[[Model, Batch, jax.Array], jax.Array]  # (model, batch, key) -> []
@@ -31,6 +31,7 @@ class LocalTraining(NamedTuple):
         is masked, and its loss is the mean over the examples it has.
       shuffle: a new order in every epoch; False keeps the stored order.
       schedule: `round -> []`, multiplies the optimizer's updates; None leaves them.
+      observe: `Task.observe`, the running statistics that a step leaves behind in the model.
     """
 
     optimizer: optax.GradientTransformation
@@ -39,10 +40,21 @@ class LocalTraining(NamedTuple):
     drop_remainder: bool = False
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
+    observe: Callable[[Model, Batch], Model] | None = None
 
     def factor(self, round: jax.Array) -> jax.Array | None:
         """What multiplies the updates of a round; None for nothing."""
         return None if self.schedule is None else self.schedule(round)
+
+    def of_models(self, *names: str) -> LocalTraining:
+        """The same for a dict of models `{name: model}`, those named being of the task's kind."""
+        if self.observe is None:
+            return self
+        return self._replace(
+            observe=lambda models, batch: {
+                name: self.observe(models[name], batch) for name in names
+            }
+        )
 
 
 class Trained(NamedTuple):
@@ -93,7 +105,7 @@ def for_each_batch(
     """
     batch_size = local.batch_size
     per_epoch = steps_per_epoch(data.size, local)
-    positions = jnp.arange(-(-data.max_size // batch_size) * batch_size, dtype=jnp.int32)
+    length = -(-data.max_size // batch_size) * batch_size
     order_key, step_key = jax.random.split(context.key)
     if steps is not None:
         epochs = -(-steps // jnp.maximum(per_epoch, 1))
@@ -102,14 +114,10 @@ def for_each_batch(
 
     def epoch(index, carry):
         if local.shuffle:
-            # Examples get a random rank and padding the last ones: the first `size` entries
-            # of the sorted positions are then a uniformly random order of the client's rows.
-            bits = jax.random.bits(jax.random.fold_in(order_key, index), positions.shape)
-            last = jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
-            rank = jnp.where(positions < data.size, bits, last)
-            _, order = jax.lax.sort((rank, positions), num_keys=1, is_stable=True)
+            # The client's rows in random order, then padding.
+            order = random_order(jax.random.fold_in(order_key, index), length, data.size)
         else:
-            order = positions
+            order = jnp.arange(length, dtype=jnp.int32)
 
         def body(number, carry):
             indices = jax.lax.dynamic_slice(order, (number * batch_size,), (batch_size,))
@@ -138,6 +146,8 @@ def descend(
         (loss, g, carry) <- gradient(theta, carry, batch, key)
         theta <- theta + schedule(round) * u(g)
 
+    Running statistics become what `local.observe` says of the model before the step.
+
     Args:
       gradient: `(model, carry, batch, key) -> (loss [], gradient, carry)`.
       model: nested dict of arrays to start from.
@@ -160,8 +170,10 @@ def descend(
         updates, optimizer_state = optimizer.update(direction, optimizer_state, model)
         if factor is not None:
             updates = optax.tree.scale(factor, updates)
-        model = optax.apply_updates(model, updates)
-        return model, optimizer_state, carry, loss_sum + loss, count + 1
+        moved = optax.apply_updates(model, updates)
+        if local.observe is not None:
+            moved = partition.replace(moved, local.observe(model, batch))
+        return moved, optimizer_state, carry, loss_sum + loss, count + 1
 
     zero = jnp.zeros((), jnp.result_type(float))
     state = (model, optimizer.init(model), carry, zero, jnp.zeros((), jnp.int32))
@@ -197,13 +209,17 @@ def train(
       local: optimizer, batch size, epochs.
       optimizer: replaces `local.optimizer`.
       epochs: replaces `local.epochs`.
-      trainable: `path -> bool`, which arrays move; None moves all of them. No gradient is
-        computed for the others.
+      trainable: `path -> bool`, which arrays move, running statistics included; None moves all of
+        them. No gradient is computed for the others.
 
     Returns:
       The trained model, `{'loss': []}`, and the optimizer's last state.
     """
     moving, frozen = (model, {}) if trainable is None else partition.split(model, trainable)
+
+    def observe(moving, batch):
+        seen = local.observe(partition.join(moving, frozen), batch)
+        return seen if trainable is None else partition.split(seen, trainable)[0]
 
     def gradient(moving, carry, batch, key):
         loss, direction = jax.value_and_grad(
@@ -211,7 +227,8 @@ def train(
         )(moving)
         return loss, direction, carry
 
+    watchful = local if local.observe is None else local._replace(observe=observe)
     trained = descend(
-        gradient, moving, (), data, context, local, optimizer=optimizer, epochs=epochs
+        gradient, moving, (), data, context, watchful, optimizer=optimizer, epochs=epochs
     )
     return trained._replace(model=partition.join(trained.model, frozen))

@@ -38,6 +38,24 @@ def split(model: Model, selected: Callable[[Path], bool]) -> tuple[Model, Model]
     return chosen or {}, others or {}
 
 
+def replace(model: Model, part: Model) -> Model:
+    """Returns `model` with the arrays that `part` holds in place of its own at the same paths.
+
+    Raises:
+      ValueError: the model has no array at one of these paths.
+
+    Example:
+      >>> replace({'body': {'w': 1, 'mean': 2}}, {'body': {'mean': 3}})
+      {'body': {'w': 1, 'mean': 3}}
+    """
+    replaced = dict(model)
+    for name, child in part.items():
+        if name not in replaced:
+            raise ValueError(f"The model has no {name!r} to replace.")
+        replaced[name] = replace(replaced[name], child) if isinstance(child, dict) else child
+    return replaced
+
+
 def join(a: Model, b: Model) -> Model:
     """Joins two parts that `split` made: `join(*split(model, selected)) == model`.
 

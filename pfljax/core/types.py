@@ -36,6 +36,16 @@ class Batch(NamedTuple):
     mask: jax.Array
 
 
+def random_order(key: jax.Array, length: int, size: jax.Array) -> jax.Array:
+    """Returns `[length]` int32: the numbers below `size` `[]` in random order, then the others."""
+    positions = jnp.arange(length, dtype=jnp.int32)
+    # Numbers below `size` get a random rank, and the others the last one.
+    bits = jax.random.bits(key, positions.shape)
+    rank = jnp.where(positions < size, bits, jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype))
+    _, order = jax.lax.sort((rank, positions), num_keys=1, is_stable=True)
+    return order
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClientData:
@@ -48,6 +58,7 @@ class ClientData:
       size: `[]` int32, how many they are.
       class_counts: `[C]` int32, how many of them carry each label.
       max_size: the largest `size` in the population (static).
+      order: `[max_size]` int32, which example stands in each row; None for the stored order.
     """
 
     inputs: jax.Array
@@ -56,11 +67,13 @@ class ClientData:
     size: jax.Array
     class_counts: jax.Array
     max_size: int = dataclasses.field(metadata={"static": True})
+    order: jax.Array | None = None
 
     def take(self, indices: jax.Array) -> Batch:
         """Returns the examples at `indices` `[B]`; those outside `[0, size)` are masked."""
         mask = (indices >= 0) & (indices < self.size)
-        rows = self.offset + jnp.where(mask, indices, 0)
+        rows = jnp.where(mask, indices, 0)
+        rows = self.offset + (rows if self.order is None else self.order[rows])
         return Batch(
             jnp.take(self.inputs, rows, axis=0, mode="clip"),
             jnp.take(self.targets, rows, axis=0, mode="clip"),
@@ -72,11 +85,16 @@ class ClientData:
 
         `class_counts` stay those of all the client's examples.
         """
-        return dataclasses.replace(
-            self,
-            offset=self.offset + jnp.asarray(start, jnp.int32),
-            size=jnp.asarray(stop, jnp.int32) - jnp.asarray(start, jnp.int32),
-        )
+        start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+        if self.order is not None:
+            order = jnp.roll(self.order, -start)
+            return dataclasses.replace(self, size=stop - start, order=order)
+        return dataclasses.replace(self, offset=self.offset + start, size=stop - start)
+
+    def shuffled(self, key: jax.Array) -> ClientData:
+        """Returns a view of the training examples in a random order, the same for the same key."""
+        order = random_order(key, self.max_size, self.size)
+        return dataclasses.replace(self, order=order if self.order is None else self.order[order])
 
 
 class ClientProfile(NamedTuple):
@@ -186,6 +204,8 @@ class Task(NamedTuple):
       init: `key -> model`.
       losses: `(model, batch, key) -> [B]`, the loss of each example, whatever its mask.
       loss: `(model, batch, key) -> []`, the mean of the losses over the batch's real examples.
+        Batch normalization uses the batch's statistics in `losses` and `loss`, the running ones
+        elsewhere.
       predict: `(model, inputs) -> outputs` (for classification, logits `[B, C]`).
       features: `(model, inputs) -> [B, d]`, the input of the head.
       head: `(model, features) -> outputs`, so `predict = head after features`.
@@ -193,6 +213,12 @@ class Task(NamedTuple):
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
+      layers: where the layers stand in a model, in the order in which inputs pass them.
+      is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
+        bias, running statistics.
+      observe: `(model, batch) -> statistics`, the running statistics that a training step on the
+        batch leaves behind, at their paths in the model; None for a model without any. Whoever
+        makes a `LocalTraining` hands it on, so that training keeps them.
     """
 
     init: Callable[[jax.Array], Model]
@@ -205,6 +231,9 @@ class Task(NamedTuple):
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     num_classes: int
     num_features: int = 0
+    layers: tuple[Path, ...] = ()
+    is_norm: Callable[[Path], bool] = lambda path: False
+    observe: Callable[[Model, Batch], Model] | None = None
 
 
 class Algorithm(NamedTuple):

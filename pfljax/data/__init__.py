@@ -2,7 +2,8 @@
 
 `load` is the one entry that programs need: a source (`sources`) is dealt out to clients
 (`partition`) and each client's examples are split (`split`); or a data set whose clients are
-given is read from disk (`formats`). All of it is NumPy, and ends in a `FederatedDataset`.
+given is read from disk (`formats`). Then groups of clients may see it differently (`shift`). All of
+it is NumPy, and ends in a `FederatedDataset`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import load_npz, load_pfllib, save_npz
 from pfljax.data.natural import natural
-from pfljax.data.partition import dirichlet, iid, pathological
+from pfljax.data.partition import PARTITIONS as _DEALT
+from pfljax.data.partition import deal, dirichlet, iid, pathological
+from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import assemble
 from pfljax.errors import UserError
 
 __all__ = [
+    "CONCEPT_SHIFTS",
     "DATASETS",
+    "FEATURE_SHIFTS",
+    "GROUPINGS",
     "PARTITIONS",
     "SOURCES",
     "TASKS",
@@ -32,6 +38,7 @@ __all__ = [
     "FederatedDataset",
     "Split",
     "assemble",
+    "deal",
     "describe",
     "dirichlet",
     "iid",
@@ -44,6 +51,8 @@ __all__ = [
     "natural",
     "pathological",
     "save_npz",
+    "shift_concept",
+    "shift_features",
 ]
 
 # Data sets whose clients are given; all others are pools, which a partition deals out.
@@ -52,7 +61,8 @@ _GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "npz": load_npz,
 }
 DATASETS = {**SOURCES, **_GIVEN}
-PARTITIONS = ("iid", "pathological", "dirichlet", "natural")
+PARTITIONS = (*_DEALT, "natural")
+GROUPINGS = ("class", "superclass")
 
 
 def load(
@@ -62,6 +72,15 @@ def load(
     partition: str = "dirichlet",
     alpha: float = 0.1,
     classes_per_client: int = 2,
+    balanced: bool = True,
+    shards_per_client: int = 2,
+    size_sigma: float = 1.0,
+    size_exponent: float = 1.0,
+    num_groups: int = 4,
+    group_by: str = "class",
+    feature_shift: str = "none",
+    shift_strength: float = 0.5,
+    concept_shift: str = "none",
     num_clients: int = 20,
     seed: int = 0,
     test_fraction: float = 0.25,
@@ -76,17 +95,28 @@ def load(
       name: a key of `DATASETS`.
       dir: a directory that holds its files, or a folder of its own name that does; for `npz` a
         file. Not used for what is generated or comes with a package.
-      partition: `iid`, `pathological`, `dirichlet`, or `natural` where the examples have owners;
-        `pfllib` and `npz` keep their own clients whatever it says.
-      alpha: concentration of the `dirichlet` partition.
-      classes_per_client: for the `pathological` partition.
+      partition: one of `PARTITIONS`; `natural` where the examples have owners; `pfllib` and `npz`
+        keep their own clients whatever it says.
+      alpha: concentration of the four Dirichlet partitions.
+      classes_per_client: for `pathological` and `dirichlet_extended`.
+      balanced: whether `pathological` splits a class equally among its clients.
+      shards_per_client: for `shards`.
+      size_sigma: of the logarithms of sizes, for `quantity_log_normal`.
+      size_exponent: of the sizes over their ranks, for `quantity_power_law`.
+      num_groups: of clients, for the partition `groups` and for both shifts.
+      group_by: one of `GROUPINGS`: what `groups` deals out to a group, single classes or whole
+        superclasses.
+      feature_shift: one of `FEATURE_SHIFTS`, how the groups' examples look; copies the inputs.
+      shift_strength: of the shifts `contrast` and `noise`, from 0 to 1.
+      concept_shift: one of `CONCEPT_SHIFTS`, what the groups' labels mean; copies the targets.
       num_clients: how many clients to deal the examples out to; `natural` takes all owners.
       seed: decides the partition and the splits.
       test_fraction: of each client's examples; `pfllib` and `npz` have their own test examples.
       validation_fraction: of each client's other examples; `npz` has its own.
       unseen_fraction: of the clients, who never train; `npz` has its own.
-      least: examples that the `dirichlet` partition must give every client, and without which
-        `natural` leaves an owner out; None for their rules.
+      least: examples that the Dirichlet partitions (but for the balanced one) and the quantities
+        must give every client, and without which `natural` leaves an owner out; None for their
+        rules.
       options: of this data set alone, the keyword-only arguments of its loader in `SOURCES`.
 
     Returns:
@@ -104,37 +134,67 @@ def load(
     options = options or {}
     for option in options:
         checks.choice(f"data.options.{name}", option, _options(name))
+    checks.choice("data.group_by", group_by, GROUPINGS)
+    checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
+    checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     if name == "npz":
-        return load_npz(dir)
-    if name == "pfllib":
-        return load_pfllib(
+        dataset = load_npz(dir)
+    elif name == "pfllib":
+        dataset = load_pfllib(
             dir,
             validation_fraction=validation_fraction,
             unseen_fraction=unseen_fraction,
             seed=seed,
         )
-    examples = SOURCES[name](dir, **options)
-    if partition == "natural" and examples.owners is None:
-        raise UserError(
-            f"{name} has no natural clients: choose the partition iid, pathological or dirichlet."
-        )
-    labels = examples.labels
-    if partition == "natural":
-        clients = natural(examples.owners, least)
-    elif partition == "iid":
-        clients = iid(labels, num_clients, seed)
-    elif partition == "pathological":
-        clients = pathological(labels, num_clients, classes_per_client, seed)
     else:
-        clients = dirichlet(labels, num_clients, alpha, seed, least)
-    return assemble(
-        examples,
-        clients,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        unseen_fraction=unseen_fraction,
-        seed=seed,
+        examples = SOURCES[name](dir, **options)
+        if partition == "natural":
+            clients = natural(_owners(examples), least)
+        else:
+            clients = deal(
+                partition,
+                examples.labels,
+                num_clients,
+                seed,
+                alpha=alpha,
+                classes_per_client=classes_per_client,
+                balanced=balanced,
+                shards_per_client=shards_per_client,
+                size_sigma=size_sigma,
+                size_exponent=size_exponent,
+                num_groups=num_groups,
+                superclasses=_superclasses(examples, partition, group_by),
+                least=least,
+            )
+        dataset = assemble(
+            examples,
+            clients,
+            test_fraction=test_fraction,
+            validation_fraction=validation_fraction,
+            unseen_fraction=unseen_fraction,
+            seed=seed,
+        )
+    dataset = shift_features(
+        dataset, feature_shift, num_groups=num_groups, strength=shift_strength, seed=seed
     )
+    return shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
+
+
+def _owners(examples: Examples) -> np.ndarray:
+    if examples.owners is None:
+        raise UserError(
+            f"{examples.name} has no natural clients: choose another data.partition, such as "
+            "dirichlet."
+        )
+    return examples.owners
+
+
+def _superclasses(examples: Examples, partition: str, group_by: str) -> np.ndarray | None:
+    if partition != "groups" or group_by == "class":
+        return None
+    if examples.superclasses is None:
+        raise UserError(f"{examples.name} has no superclasses: use data.group_by=class.")
+    return examples.superclasses
 
 
 def _options(name: str) -> list[str]:

@@ -70,3 +70,24 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"Unknown {name} {value!r}: {hint}Choose one of {', '.join(allowed)}.")
+
+
+def number(name: str, value: float, least: float, most: float) -> float:
+    """Returns `value` when it is a number from `least` to `most`.
+
+    Args:
+      name: how the user calls the argument.
+      value: what the user gave.
+      least: the smallest value that makes sense.
+      most: the largest.
+
+    Returns:
+      The value as a Python float.
+
+    Raises:
+      UserError: it is no number, or lies outside.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not least <= value <= most:
+        raise UserError(f"{name} must be from {least:g} to {most:g}, not {value!r}.")
+    return float(value)

@@ -31,6 +31,7 @@ class Examples(NamedTuple):
         of a table of ids; empty for inputs that are measured.
       target_mean: of a regression, subtracted from its targets inside the program.
       target_std: of a regression, divides its targets after that.
+      superclasses: `[C]` integers, the superclass of each class; None where there are none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Examples(NamedTuple):
     vocabulary: tuple[int, ...] = ()
     target_mean: float = 0.0
     target_std: float = 1.0
+    superclasses: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:

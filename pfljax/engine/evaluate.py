@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -88,6 +89,43 @@ def evaluate_client(
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
 
 
+def evaluate(
+    algorithm: Algorithm,
+    task: Task,
+    batch_size: int,
+    clients_per_chunk: int,
+    state: FederatedState,
+    examples: Examples,
+    num_rounds: jax.Array,
+) -> dict[str, dict[str, dict[str, jax.Array]]]:
+    """Scores all clients, each on the device that owns it; see `build_evaluation`."""
+    moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
+    ids = store.owned_ids(examples.num_clients)
+    padded_ids, padded = ids, state.clients
+    if fill := -ids.shape[0] % clients_per_chunk:
+        padded_ids = jnp.pad(ids, (0, fill), constant_values=-1)
+        rows = jnp.minimum(jnp.arange(ids.shape[0] + fill), ids.shape[0] - 1)
+        padded = jax.tree.map(lambda leaf: leaf[rows], state.clients)
+
+    def one(row):
+        client_id, client = row
+        key = jax.random.fold_in(moment, client_id)
+        context = Context(key, state.round, num_rounds, client_id)
+        scores = evaluate_client(
+            algorithm, task, batch_size, state.server, client, client_id, examples, context
+        )
+        return scores, ()
+
+    scores, _ = mapping.map_and_sum(one, (padded_ids, padded), clients_per_chunk=clients_per_chunk)
+
+    def by_id(leaf):
+        """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
+        stacked = mapping.stack_over_devices(leaf[: ids.shape[0]])
+        return stacked.reshape(-1, ids.shape[0]).T.reshape(-1)[: examples.num_clients]
+
+    return jax.tree.map(by_id, scores)
+
+
 def build_evaluation(
     algorithm: Algorithm,
     task: Task,
@@ -109,36 +147,9 @@ def build_evaluation(
       `(state, examples, num_rounds) -> {model: {split: {metric: [num_clients]}}}`, sums over each
       client's examples.
     """
-
-    def program(state: FederatedState, examples, num_rounds):
-        moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
-        ids = store.owned_ids(examples.num_clients)
-        padded_ids, padded = ids, state.clients
-        if fill := -ids.shape[0] % clients_per_chunk:
-            padded_ids = jnp.pad(ids, (0, fill), constant_values=-1)
-            rows = jnp.minimum(jnp.arange(ids.shape[0] + fill), ids.shape[0] - 1)
-            padded = jax.tree.map(lambda leaf: leaf[rows], state.clients)
-
-        def one(row):
-            client_id, client = row
-            key = jax.random.fold_in(moment, client_id)
-            context = Context(key, state.round, num_rounds, client_id)
-            scores = evaluate_client(
-                algorithm, task, batch_size, state.server, client, client_id, examples, context
-            )
-            return scores, ()
-
-        scores, _ = mapping.map_and_sum(
-            one, (padded_ids, padded), clients_per_chunk=clients_per_chunk
-        )
-
-        def by_id(leaf):
-            """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
-            stacked = mapping.stack_over_devices(leaf[: ids.shape[0]])
-            return stacked.reshape(-1, ids.shape[0]).T.reshape(-1)[: examples.num_clients]
-
-        return jax.tree.map(by_id, scores)
-
     return mapping.over_devices(
-        program, in_axes=(mapping.STATE_AXES, None, None), out_axes=None, devices=devices
+        functools.partial(evaluate, algorithm, task, batch_size, clients_per_chunk),
+        in_axes=(mapping.STATE_AXES, None, None),
+        out_axes=None,
+        devices=devices,
     )

@@ -12,6 +12,7 @@ The same round as a plain Python loop over clients stands in `engine/reference.p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -116,6 +117,33 @@ def one_round(
     return FederatedState(server, clients, state.round + 1, state.key), metrics
 
 
+def run_rounds(
+    algorithm: Algorithm,
+    plan: sampling.CohortPlan,
+    clients_per_chunk: int,
+    rounds_per_call: int,
+    state: FederatedState,
+    examples: Examples,
+    num_rounds: jax.Array,
+    rounds_now: jax.Array,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
+    """Runs `rounds_now` rounds on every device; see `build_rounds`."""
+
+    def run_one(state):
+        return one_round(algorithm, plan, clients_per_chunk, state, examples, num_rounds)
+
+    def body(index, carry):
+        state, history = carry
+        state, metrics = run_one(state)
+        return state, jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
+
+    _, metrics = jax.eval_shape(run_one, state)
+    history = jax.tree.map(
+        lambda leaf: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype), metrics
+    )
+    return jax.lax.fori_loop(0, rounds_now, body, (state, history))
+
+
 def build_rounds(
     algorithm: Algorithm,
     plan: sampling.CohortPlan,
@@ -138,24 +166,8 @@ def build_rounds(
       (traced, so that any number up to `rounds_per_call` shares one program), takes over the
       state's memory, and returns metrics of shape `[rounds_per_call]`, zeros past `rounds_now`.
     """
-
-    def program(state, examples, num_rounds, rounds_now):
-        def run_one(state):
-            return one_round(algorithm, plan, clients_per_chunk, state, examples, num_rounds)
-
-        def body(index, carry):
-            state, history = carry
-            state, metrics = run_one(state)
-            return state, jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
-
-        _, metrics = jax.eval_shape(run_one, state)
-        history = jax.tree.map(
-            lambda leaf: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype), metrics
-        )
-        return jax.lax.fori_loop(0, rounds_now, body, (state, history))
-
     return mapping.over_devices(
-        program,
+        functools.partial(run_rounds, algorithm, plan, clients_per_chunk, rounds_per_call),
         in_axes=(mapping.STATE_AXES, None, None, None),
         out_axes=(mapping.STATE_AXES, None),
         donate=(0,),

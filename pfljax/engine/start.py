@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,9 +10,23 @@ import jax.numpy as jnp
 
 from pfljax.core.types import Algorithm, FederatedState
 from pfljax.engine import mapping, store
+from pfljax.engine.examples import Examples
 
 # The server's stream; clients draw from fold_in(key, id), and no id is as large.
 _SERVER_KEY = 2**32 - 1
+
+
+def start(algorithm: Algorithm, examples: Examples, key: jax.Array) -> FederatedState:
+    """Returns the state of round 0, of its clients this device's; see `build_start`."""
+    server = algorithm.init_server(jax.random.fold_in(key, _SERVER_KEY), examples.population())
+
+    def one(client_id):
+        profile = examples.profile(client_id)
+        return algorithm.init_client(server, profile, jax.random.fold_in(key, client_id)), ()
+
+    ids = store.owned_ids(examples.num_clients)
+    clients, _ = mapping.map_and_sum(one, ids, clients_per_chunk=1)
+    return FederatedState(server, clients, jnp.zeros((), jnp.int32), key)
 
 
 def build_start(algorithm: Algorithm, *, devices: Sequence[jax.Device] | None = None) -> Callable:
@@ -21,18 +36,9 @@ def build_start(algorithm: Algorithm, *, devices: Sequence[jax.Device] | None = 
       algorithm: the method.
       devices: the devices to use; None means all.
     """
-
-    def program(examples, key):
-        server = algorithm.init_server(jax.random.fold_in(key, _SERVER_KEY), examples.population())
-
-        def one(client_id):
-            profile = examples.profile(client_id)
-            return algorithm.init_client(server, profile, jax.random.fold_in(key, client_id)), ()
-
-        ids = store.owned_ids(examples.num_clients)
-        clients, _ = mapping.map_and_sum(one, ids, clients_per_chunk=1)
-        return FederatedState(server, clients, jnp.zeros((), jnp.int32), key)
-
     return mapping.over_devices(
-        program, in_axes=(None, None), out_axes=mapping.STATE_AXES, devices=devices
+        functools.partial(start, algorithm),
+        in_axes=(None, None),
+        out_axes=mapping.STATE_AXES,
+        devices=devices,
     )

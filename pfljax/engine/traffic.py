@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import tree
-from pfljax.core.types import Algorithm, Context
+from pfljax.core.types import Algorithm, Cohort, Context, Uploads
 from pfljax.engine.examples import Examples
 
 
@@ -17,12 +17,15 @@ class Traffic(NamedTuple):
 
     Attributes:
       upload: of `ClientOutput.sum` and `ClientOutput.each`.
-      download: of those arrays of what the server sends that `client_update` reads; without
-        `Algorithm.download` that is the server's state.
+      download: of those arrays of what the server sends that `client_update` reads (without
+        `Algorithm.download` that is the server's state), and of those of the client's state that
+        `exchange` makes of what others sent.
+      upload_each: of `ClientOutput.each` alone, which the server sees client by client.
     """
 
     upload: int
     download: int
+    upload_each: int = 0
 
 
 def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) -> Traffic:
@@ -43,7 +46,9 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
     received = server
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
-    program, uploaded = jax.make_jaxpr(update, return_shape=True)(received, client, jnp.int32(0))
+    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
+        received, client, jnp.int32(0)
+    )
     read = {id(variable) for equation in program.jaxpr.eqns for variable in equation.invars}
     read.update(id(variable) for variable in program.jaxpr.outvars)
     leaves = jax.tree.leaves(received)
@@ -53,4 +58,28 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
         for leaf, variable in zip(leaves, arguments, strict=True)
         if id(variable) in read
     )
-    return Traffic(tree.num_bytes(uploaded), download)
+    if algorithm.exchange is not None:
+        download += delivered(algorithm, server, client, summed, seen, examples)
+    upload_each = tree.num_bytes(seen)
+    return Traffic(tree.num_bytes(summed) + upload_each, download, upload_each)
+
+
+def delivered(
+    algorithm: Algorithm, server: Any, client: Any, summed: Any, seen: Any, examples: Examples
+) -> int:
+    """Returns the bytes of a client's state that `exchange` changes, in a round of all clients."""
+    clients = examples.num_participants
+    each = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), seen)
+    context = Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), jnp.int32(0))
+    sizes = examples.sizes["train"][:clients]
+
+    def exchange(client, server, total, each):
+        cohort = Cohort(jnp.arange(clients, dtype=jnp.int32), sizes, clients)
+        return algorithm.exchange(
+            server, client, Uploads(total, each), cohort, jnp.int32(0), context
+        )
+
+    program = jax.make_jaxpr(exchange)(client, server, summed, each).jaxpr
+    kept = {id(variable) for variable in program.invars[: len(jax.tree.leaves(client))]}
+    changed = [variable.aval for variable in program.outvars if id(variable) not in kept]
+    return tree.num_bytes(changed)

@@ -22,20 +22,28 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
       std: divides them after that.
     """
 
-    def features(parameters, inputs):
+    def standardized(parameters, inputs):
         dtype = jnp.result_type(*jax.tree.leaves(parameters))
-        return model.features(parameters, (inputs.astype(dtype) - mean) / std)
+        return (inputs.astype(dtype) - mean) / std
+
+    def features(parameters, inputs):
+        return model.features(parameters, standardized(parameters, inputs))
 
     def predict(parameters, inputs):
         return model.head(parameters, features(parameters, inputs))
 
     def losses(parameters, batch, key):
-        logits = predict(parameters, batch.inputs)
+        inputs = standardized(parameters, batch.inputs)
+        hidden = model.features(parameters, inputs, batch.mask)
+        logits = model.head(parameters, hidden, batch.mask)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
 
     def loss(parameters, batch, key):
         each = losses(parameters, batch, key)
         return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+    def observe(parameters, batch):
+        return model.observe(parameters, standardized(parameters, batch.inputs), batch.mask)
 
     def metrics(logits, batch):
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
@@ -56,4 +64,7 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
         metrics=metrics,
         num_classes=num_classes,
         num_features=model.num_features,
+        layers=model.layers,
+        is_norm=model.is_norm,
+        observe=None if model.observe is None else observe,
     )

@@ -9,11 +9,21 @@ fast CPU convolution is not used at all. Two forms avoid both:
   of 144. In float32 its rounding errors are some ten times those of the sum itself, which is why
   only CPUs use it: accelerators shorten the factors of their products to bfloat16 or TF32.
 
-Batches of 10 in a loop on one core, forward and both gradients, in microseconds:
+Batches of 10 in a loop on one core, forward and both gradients, in microseconds (the first row on a
+quiet machine, the others on a busy one, which takes twice as long: the ratios count):
 
 | kernel | input | patches | minimal filtering |
 |---|---|---:|---:|
-| 5x5x32x64 | 12x12x32 | 2066 | 867 |
+| 5x5x32x64 | 12x12x32 | 2,066 | 867 |
+| 5x5x32x64 | 14x14x32 | 5,090 | 3,671 |
+| 5x5x16x32 | 12x12x16 | 1,171 | 634 |
+| 5x5x8x16 | 12x12x8 | 247 | 184 |
+| 3x3x64x64 | 16x16x64 | 10,495 | 5,774 |
+| 3x3x48x48 | 16x16x48 | 5,457 | 3,478 |
+| 3x3x32x64 | 12x12x32 | 2,270 | 1,716 |
+| 3x3x32x32 | 32x32x32 | 15,863 | 16,156 |
+| 3x3x16x16 | 16x16x16 | 888 | 852 |
+| 3x3x8x8 | 10x10x8 | 70 | 79 |
 
 References:
   Winograd, "Arithmetic Complexity of Computations", 1980,
@@ -34,7 +44,9 @@ import numpy as np
 _TILE = 4
 # Points at which the polynomials behind minimal filtering are evaluated, and infinity.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-# With fewer channels the transforms cost more than the products they save.
+# For each size of kernel, the channels in times channels out from which on the products that are
+# saved cost more than the transforms; with few channels in, products are slow in either form.
+_LEAST_WEIGHTS = {3: 2048, 5: 128}
 _LEAST_CHANNELS = 8
 
 
@@ -51,7 +63,8 @@ def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
       `[B, H - size + 1, W - size + 1, features]`.
     """
     size, channels, features = kernel.shape[1:]
-    if size not in (3, 5) or min(channels, features) < _LEAST_CHANNELS:
+    enough = channels >= _LEAST_CHANNELS and size in _LEAST_WEIGHTS
+    if not enough or channels * features < _LEAST_WEIGHTS[size]:
         return by_patches(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=by_minimal_filtering, default=by_patches)
 

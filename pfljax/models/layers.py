@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,56 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
         return product(x, kernel) + bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization of the last axis, in PyTorch's convention: `[B, ..., d] -> [B, ..., d]`.
+
+        y = scale (x - mean) / sqrt(var + epsilon) + bias
+
+    Running statistics are arrays of the model like all others. Given a variable `mask` `[B]` in the
+    collection 'examples', the layer trains: it takes mean and (biased) variance of the real
+    examples, and says in the collection 'observed', if that is mutable, what the running ones
+    become, `(1 - momentum) running + momentum batch`, with the unbiased variance. A statistic that
+    the batch does not have stays: the variance of a single value, and anything without examples.
+
+    Attributes:
+      momentum: how far the running statistics go towards the batch's.
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("mean", nn.initializers.zeros, shape)
+        var = self.param("var", nn.initializers.ones, shape)
+        if self.has_variable("examples", "mask"):
+            running = mean, var
+            mean, var, count = self.of_batch(x, self.get_variable("examples", "mask"))
+            if self.is_mutable_collection("observed"):
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                self.observe("mean", running[0], mean, count > 0)
+                self.observe("var", running[1], unbiased, count > 1)
+        # A server's optimizer may have left a running variance below zero.
+        factor = scale * jax.lax.rsqrt(jnp.maximum(var, 0) + self.epsilon)
+        return (x - mean) * factor + bias
+
+    def of_batch(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns mean `[d]` and biased variance `[d]` of the real examples, and of how many."""
+        weight = mask.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        count = jnp.sum(weight) * (math.prod(x.shape[1:-1]))
+        axes, divisor = tuple(range(x.ndim - 1)), jnp.maximum(count, 1)
+        mean = jnp.sum(x * weight, axis=axes) / divisor
+        return mean, jnp.sum((x - mean) ** 2 * weight, axis=axes) / divisor, count
+
+    def observe(self, name: str, running: jax.Array, batch: jax.Array, known: jax.Array) -> None:
+        moved = (1 - self.momentum) * running + self.momentum * batch
+        self.put_variable("observed", name, jnp.where(known, moved, running))
 
 
 class Conv(nn.Module):

@@ -156,6 +156,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def latest_round(directory: pathlib.Path) -> int | None:
+    """Returns the round of the newest checkpoint in a run's work directory; None for none."""
+    folders = (directory / "checkpoints").glob("[0-9]*")
+    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=None)
+
+
 def _silence_abandoned_reads() -> None:
     """Keeps reads that Orbax gave up from complaining on standard error that nobody waits."""
     report = sys.unraisablehook

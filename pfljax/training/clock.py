@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core import FederatedState
@@ -18,6 +19,8 @@ from pfljax.training.experiment import Experiment
 class Clock:
     """Runs an experiment's programs and keeps account of them; close it at the end.
 
+    Where they stand for several variants, seconds are those of all divided by how many they are.
+
     Attributes:
       compile_seconds: of all programs compiled.
       round_compilations: programs compiled by calls for rounds; 1 says that all shared one.
@@ -26,6 +29,7 @@ class Clock:
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
+        self._num_runs = experiment.num_variants or 1
         self._counter = runtime.CompilationCounter()
         self._round_seconds: list[float] = []
         self._evaluation_seconds: list[float] = []
@@ -36,15 +40,17 @@ class Clock:
         self.round_compilations = 0
         self.later_compilations = 0
 
-    def start(self, seed: int) -> FederatedState:
-        """Returns the state of round 0."""
+    def start(self, seeds: Sequence[int]) -> FederatedState:
+        """Returns the state of round 0, of one run or of several variants."""
         experiment = self._experiment
-        return self._timed(experiment.start, experiment.examples, jax.random.key(seed))[0]
+        keys = [jax.random.key(seed) for seed in seeds]
+        key = keys[0] if experiment.num_variants is None else jnp.stack(keys)
+        return self._timed(experiment.start, experiment.examples, key)[0]
 
     def run_rounds(
         self, state: FederatedState, now: int
     ) -> tuple[FederatedState, dict[str, np.ndarray]]:
-        """Runs `now` rounds; returns the state and the metrics, `[now]` each."""
+        """Runs `now` rounds; returns the state and the metrics, `[..., now]` each."""
         experiment = self._experiment
         first = not self._round_seconds
         (state, history), seconds, compiled = self._timed(
@@ -54,13 +60,13 @@ class Clock:
             np.int32(experiment.config.rounds),
             np.int32(now),
         )
-        history = {name: np.asarray(values)[:now] for name, values in history.items()}
-        self._round_seconds.append(seconds / now)
+        history = {name: np.asarray(values)[..., :now] for name, values in history.items()}
+        self._round_seconds.append(seconds / now / self._num_runs)
         self.round_compilations += compiled
         self.later_compilations += 0 if first else compiled
         self._examples += float(np.sum(history["examples"]))
         self._slots += float(np.sum(history["slots"]))
-        self._rounds += now
+        self._rounds += now * self._num_runs
         return state, history
 
     def evaluate(self, state: FederatedState) -> dict[str, Any]:
@@ -73,7 +79,7 @@ class Clock:
             np.int32(experiment.config.rounds),
         )
         self.later_compilations += compiled if self._evaluation_seconds else 0
-        self._evaluation_seconds.append(seconds)
+        self._evaluation_seconds.append(seconds / self._num_runs)
         return jax.tree.map(np.asarray, scores)
 
     def _timed(self, program: Callable, *args: Any) -> tuple[Any, float, int]:

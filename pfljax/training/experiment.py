@@ -39,6 +39,10 @@ class Experiment(NamedTuple):
       start: `(examples, key) -> state`.
       run_rounds: see `engine.round.build_rounds`.
       evaluate: see `engine.evaluate.build_evaluation`.
+      clients_per_chunk: how many clients a device trains together.
+      eval_clients_per_chunk: how many it scores together.
+      num_variants: how many runs the three programs stand for, see `training.together`; None for
+        one, whose arrays have no axis for it.
     """
 
     config: ml_collections.ConfigDict
@@ -51,6 +55,9 @@ class Experiment(NamedTuple):
     start: Callable
     run_rounds: Callable
     evaluate: Callable
+    clients_per_chunk: int
+    eval_clients_per_chunk: int
+    num_variants: int | None = None
 
 
 def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
@@ -84,28 +91,27 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     )
 
 
-def build_local_training(config: ml_collections.ConfigDict) -> LocalTraining:
-    """Makes the config's local training."""
+def build_local_training(config: ml_collections.ConfigDict, task: Task) -> LocalTraining:
+    """Makes the config's local training of a task's models."""
     decay = config.client_optimizer.decay
-    if not 0 < decay <= 1:
-        raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
     return LocalTraining(
-        optimizer=optimizers.build(config.client_optimizer, "client_optimizer"),
+        optimizer=optimizers.make(config.client_optimizer),
         batch_size=config.batch_size,
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
         schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
+        observe=task.observe,
     )
 
 
 def build_algorithm(config: ml_collections.ConfigDict, task: Task) -> Algorithm:
-    """Makes the config's method with its hyper-parameters."""
+    """Makes the config's method with its hyper-parameters, the numbers of which may be traced."""
     factory = ALGORITHMS[config.algorithm]
     arguments = dict(config.hparams[config.algorithm])
-    server_optimizer = optimizers.build(config.server_optimizer, "server_optimizer")
+    server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
-    return factory(task, build_local_training(config), **arguments)
+    return factory(task, build_local_training(config, task), **arguments)
 
 
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
@@ -140,6 +146,16 @@ def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
     return mapping.replicate(examples, devices)
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` for a config that cannot be meant, before any data is read."""
+    config_lib.check(config)
+    decay = config.client_optimizer.decay
+    if not 0 < decay <= 1:
+        raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
+    for key in ("client_optimizer", "server_optimizer"):
+        optimizers.check(config[key], key)
+
+
 def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = None) -> Experiment:
     """Checks a config and makes everything a run needs.
 
@@ -150,7 +166,7 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     Raises:
       UserError: something in the config cannot be meant, or the data cannot be read.
     """
-    config_lib.check(config)
+    check(config)
     devices = runtime.devices(config.engine.devices)
     if dataset is None:
         dataset = build_dataset(config)
@@ -191,4 +207,6 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
             clients_per_chunk=eval_chunk,
             devices=devices,
         ),
+        clients_per_chunk=chunk,
+        eval_clients_per_chunk=eval_chunk,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from pfljax.core import FederatedState
+from pfljax.engine import variants
 from pfljax.errors import UserError
 from pfljax.training import result, workdir, writers
 from pfljax.training.checkpoint import Checkpoints
@@ -41,55 +43,177 @@ def run(
     Raises:
       UserError: the directory holds another run, or the training diverged.
     """
-    config, num_clients = experiment.config, experiment.examples.num_clients
-    workdir.claim(directory, config, resume=resume)
-    clock = Clock(experiment)
-    checkpoints = Checkpoints(directory / "checkpoints")
-    writer = None
-    try:
-        state = clock.start(config.seed)
-        if resume and checkpoints.latest_round() is not None:
-            state = checkpoints.restore(state, num_clients, experiment.devices)
-        done = int(state.round)
-        if done > config.rounds:
-            raise UserError(
-                f"{directory} holds a run of {done} rounds and config.rounds is {config.rounds}; "
-                "raise it, or name another --workdir."
-            )
-        rows = writers.read_rows(directory / "metrics.jsonl")
-        rows = [row for row in rows if row["round"] <= done]
-        if jax.process_index() == 0:
-            writer = writers.MetricsWriter(directory, rows)
+    runs = [_Run(experiment, directory, resume)]
+    _train(experiment, runs, progress)
+    return runs[0].summary
 
-        evaluation, history = None, {}
+
+def run_together(
+    experiment: Experiment,
+    configs: Sequence[ml_collections.ConfigDict],
+    directories: Sequence[pathlib.Path],
+    *,
+    resume: bool = False,
+    progress: Progress = lambda rounds, scores: None,
+) -> list[dict[str, Any] | None]:
+    """Trains several variants in one program; each leaves the files of a run of its own.
+
+    Args:
+      experiment: from `together.build(configs)`.
+      configs: of the variants.
+      directories: their work directories.
+      resume: go on from their newest checkpoints, if all are of one round.
+      progress: is told how far they are, with their mean scores.
+
+    Returns:
+      The content of each `result.json`; None for a variant that diverged.
+
+    Raises:
+      UserError: a directory holds another run, or all variants diverged.
+    """
+    runs = [
+        _Run(experiment._replace(config=config), directory, resume)
+        for config, directory in zip(configs, directories, strict=True)
+    ]
+    _train(experiment, runs, progress)
+    return [run.summary for run in runs]
+
+
+class _Run:
+    """The files of one run, alone or among variants.
+
+    Attributes:
+      checkpoints: its checkpoints.
+      rows: of `metrics.jsonl`.
+      diverged: why the run has no numbers any more; None while it has.
+      summary: the content of `result.json`, at the end.
+    """
+
+    def __init__(self, experiment: Experiment, directory: pathlib.Path, resume: bool):
+        workdir.claim(directory, experiment.config, resume=resume)
+        self.experiment, self.directory = experiment, directory
+        self.checkpoints = Checkpoints(directory / "checkpoints")
+        self.saved = self.checkpoints.latest_round() if resume else None
+        self.rows: list[dict[str, Any]] = []
+        self.diverged: str | None = None
+        self.summary: dict[str, Any] | None = None
+        self._writer = None
+        self._evaluation = None
+
+    def begin(self, done: int) -> None:
+        """Opens the files, with the rows of the rounds that are done."""
+        rows = writers.read_rows(self.directory / "metrics.jsonl")
+        self.rows = [row for row in rows if row["round"] <= done]
+        if jax.process_index() == 0:
+            self._writer = writers.MetricsWriter(self.directory, self.rows)
+
+    def record(self, done: int, evaluation: Any, history: dict[str, np.ndarray]) -> None:
+        """Writes a row, unless it is there from before a resumption."""
+        self._evaluation = evaluation
+        if not self.rows or self.rows[-1]["round"] < done:
+            self.rows.append(result.metrics_row(self.experiment, done, evaluation, history))
+            if self._writer:
+                self._writer.write(self.rows[-1])
+
+    def finish(self, state: FederatedState, clock: Clock) -> None:
+        """Writes `result.json` and `clients.npz`."""
+        self.summary = result.summarize(self.experiment, state, self.rows, clock)
+        if jax.process_index() == 0:
+            result.write_clients(self.directory / "clients.npz", self.experiment, self._evaluation)
+            writers.write_json(self.directory / "result.json", self.summary)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        if self._writer:
+            self._writer.close()
+
+
+def _train(experiment: Experiment, runs: list[_Run], progress: Progress) -> None:
+    """Trains and evaluates until all rounds are done, for one run or several variants."""
+    config, num_clients = experiment.config, experiment.examples.num_clients
+    clock = Clock(experiment)
+    try:
+        state = clock.start([run.experiment.config.seed for run in runs])
+        state, done = _resumed(experiment, runs, state)
+        for run in runs:
+            run.begin(done)
+
+        histories = [{} for _ in runs]
         while True:
-            if not rows or (done > rows[-1]["round"] and _is_due(done, config.eval_every, config)):
-                evaluation = clock.evaluate(state)
-                rows.append(result.metrics_row(experiment, done, evaluation, history))
-                if writer:
-                    writer.write(rows[-1])
-            progress(done, result.scores(rows[-1]))
-            if done == config.rounds:
+            missing = any(not run.rows or run.rows[-1]["round"] < done for run in runs)
+            last = done == config.rounds
+            first = any(not run.rows for run in runs)
+            if first or (missing and _is_due(done, config.eval_every, config)) or last:
+                evaluations = _each(experiment, clock.evaluate(state))
+                for run, evaluation, history in zip(runs, evaluations, histories, strict=True):
+                    if not run.diverged:
+                        run.record(done, evaluation, history)
+            progress(done, _mean_scores(runs))
+            if last:
                 break
             now = min(_next_stop(done, config) - done, config.engine.rounds_per_call)
             state, history = clock.run_rounds(state, now)
             done += now
-            _require_finite(history, done, config, checkpoints)
+            histories = _each(experiment, history)
+            _note_divergence(runs, histories, done)
             if _is_due(done, config.checkpoint_every, config):
-                checkpoints.save(state, num_clients)
-        if evaluation is None:  # A finished run, resumed: nothing was left to do.
-            evaluation = clock.evaluate(state)
+                for run, own in zip(runs, _states(experiment, state), strict=True):
+                    if not run.diverged:
+                        run.checkpoints.save(own, num_clients)
     finally:
-        checkpoints.close()
+        for run in runs:
+            run.close()
         clock.close()
-        if writer:
-            writer.close()
+    for run, own in zip(runs, _states(experiment, state), strict=True):
+        if not run.diverged:
+            run.finish(own, clock)
 
-    summary = result.summarize(experiment, state, rows, clock)
-    if jax.process_index() == 0:
-        result.write_clients(directory / "clients.npz", experiment, evaluation)
-        writers.write_json(directory / "result.json", summary)
-    return summary
+
+def _each(experiment: Experiment, stacked: Any) -> list[Any]:
+    """Takes arrays of several variants apart; those of one run have no axis for it."""
+    if experiment.num_variants is None:
+        return [stacked]
+    return [
+        jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
+        for index in range(experiment.num_variants)
+    ]
+
+
+def _states(experiment: Experiment, state: FederatedState) -> list[FederatedState]:
+    if experiment.num_variants is None:
+        return [state]
+    return [variants.one_of(state, index) for index in range(experiment.num_variants)]
+
+
+def _resumed(
+    experiment: Experiment, runs: list[_Run], state: FederatedState
+) -> tuple[FederatedState, int]:
+    """Returns the state to go on from, and the rounds done."""
+    saved = {run.saved for run in runs}
+    if saved == {None}:
+        return state, 0
+    if len(saved) > 1:
+        raise UserError(
+            f"{runs[0].directory.parent} holds runs that stopped after different numbers of "
+            "rounds; finish them one by one, without sharing a program."
+        )
+    (done,) = saved
+    config, num_clients = experiment.config, experiment.examples.num_clients
+    if done > config.rounds:
+        raise UserError(
+            f"{runs[0].directory} holds a run of {done} rounds and config.rounds is "
+            f"{config.rounds}; raise it, or name another --workdir."
+        )
+    restored = [
+        run.checkpoints.restore(own, num_clients, experiment.devices)
+        for run, own in zip(runs, _states(experiment, state), strict=True)
+    ]
+    return restored[0] if experiment.num_variants is None else variants.stack(restored), done
+
+
+def _mean_scores(runs: list[_Run]) -> dict[str, float]:
+    scores = [result.scores(run.rows[-1]) for run in runs if not run.diverged]
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 
 def _is_due(done: int, every: int, config: ml_collections.ConfigDict) -> bool:
@@ -107,20 +231,22 @@ def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
     )
 
 
-def _require_finite(
-    history: dict[str, np.ndarray],
-    done: int,
-    config: ml_collections.ConfigDict,
-    checkpoints: Checkpoints,
-) -> None:
-    """Stops a run that diverged, before a checkpoint is written of it."""
-    for name, values in history.items():
-        bad = np.flatnonzero(~np.isfinite(values))
-        if bad.size:
-            saved = checkpoints.latest_round()
-            kept = f"the checkpoint of round {saved} is kept" if saved else "none was saved yet"
-            raise UserError(
-                f"The {name} of {config.algorithm} is no finite number in round "
-                f"{done - len(values) + int(bad[0]) + 1}; lower config.client_optimizer."
-                f"learning_rate or the method's hyper-parameters ({kept})."
-            )
+def _note_divergence(runs: list[_Run], histories: list[dict[str, np.ndarray]], done: int) -> None:
+    """Takes runs that diverged out, before a checkpoint is written of them.
+
+    Raises:
+      UserError: none is left.
+    """
+    for run, history in zip(runs, histories, strict=True):
+        for name, values in history.items():
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size and not run.diverged:
+                saved = run.checkpoints.latest_round()
+                kept = f"the checkpoint of round {saved} is kept" if saved else "none was saved yet"
+                run.diverged = (
+                    f"The {name} of {run.experiment.config.algorithm} is no finite number in round "
+                    f"{done - len(values) + int(bad[0]) + 1}; lower config.client_optimizer."
+                    f"learning_rate or the method's hyper-parameters ({kept})."
+                )
+    if all(run.diverged for run in runs):
+        raise UserError(runs[0].diverged)

@@ -26,11 +26,23 @@ def known_optimizers() -> list[str]:
     ]
 
 
-def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransformation:
-    """Makes an optimizer.
+def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Makes an optimizer of a config that `check` has passed; its numbers may be traced.
 
     Args:
       config: `name`, `learning_rate` and further arguments; those that are None are not passed.
+    """
+    arguments = {
+        name: value for name, value in config.items() if name not in _OWN_KEYS and value is not None
+    }
+    return getattr(optax, config.name)(**arguments)
+
+
+def check(config: ml_collections.ConfigDict, key: str) -> None:
+    """Raises a `UserError` where an optimizer's config cannot be meant.
+
+    Args:
+      config: as `make` takes it.
       key: where the config stands, for error messages.
 
     Raises:
@@ -43,13 +55,9 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
             f"config.{key}.name is {config.name!r}, which is no optimizer of optax."
             f"{suggest(config.name, known)}"
         )
-    factory = getattr(optax, config.name)
-    arguments = {
-        name: value for name, value in config.items() if name not in _OWN_KEYS and value is not None
-    }
-    taken = inspect.signature(factory).parameters
-    for name in arguments:
-        if name not in taken:
+    taken = inspect.signature(getattr(optax, config.name)).parameters
+    for name, value in config.items():
+        if name not in _OWN_KEYS and value is not None and name not in taken:
             raise UserError(
                 f"config.{key}.{name} is set, but optax.{config.name} takes no {name!r}; it takes "
                 f"{', '.join(taken)}."
@@ -59,7 +67,7 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
             f"config.{key}.learning_rate is {config.learning_rate}; it must be positive."
         )
     try:
-        optimizer = factory(**arguments)
+        optimizer = make(config)
         model = {"kernel": jax.ShapeDtypeStruct((2, 2), float)}
         jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), model)
     except Exception as error:  # Line searches want the loss itself, and each says so in its way.
@@ -67,4 +75,3 @@ def build(config: ml_collections.ConfigDict, key: str) -> optax.GradientTransfor
             f"config.{key}: optax.{config.name} cannot be used so ({error}); take another, such "
             "as sgd or adam."
         ) from error
-    return optimizer

@@ -136,8 +136,10 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
     return view
 
 
-def write_markdown(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Writes the comparison as a Markdown table."""
+def write_markdown(
+    path: pathlib.Path, runs: dict[str, list[Run]], title: str, pictures: Sequence[str] = ()
+) -> None:
+    """Writes the comparison as a Markdown table, and shows pictures that lie beside it."""
     columns = columns_of(runs)
     lines = [
         f"# {title}",
@@ -149,7 +151,8 @@ def write_markdown(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -
         f"| {method} | " + " | ".join(cell(seeds, column) for column in columns) + " |"
         for method, seeds in runs.items()
     ]
-    path.write_text("\n".join([*lines, "", EXPLANATION, ""]))
+    shown = [f"\n![{pathlib.Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
+    path.write_text("\n".join([*lines, "", EXPLANATION, *shown, ""]))
 
 
 def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:

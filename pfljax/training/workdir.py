@@ -56,6 +56,15 @@ def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> 
         )
 
 
+def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether this very run has been done; raises a `UserError` where another one has."""
+    result = directory / "result.json"
+    if not result.exists():
+        return False
+    require_same(directory, config)
+    return writers.read_json(result)["rounds"] == config.rounds
+
+
 def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
     """Makes the work directory this run's own.
 

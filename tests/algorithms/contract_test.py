@@ -16,13 +16,24 @@ from pfljax.engine.start import build_start
 from pfljax.training.checkpoint import Checkpoints, to_host
 from pfljax.training.runtime import CompilationCounter
 
-methods = pytest.mark.parametrize("name", ALGORITHMS)
+
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def name(request):
+    """A method; all its tests run before those of the next, and its programs are dropped then."""
+    yield request.param
+    on_one_device.cache_clear()
+    on_two_devices.cache_clear()
+    jax.clear_caches()
+
+
+def run(name, **options):
+    return federation.run(federation.make(name), score=federation.task_for(name), **options)
 
 
 @functools.cache
 def on_one_device(name):
     """The outcome of a method on one device, one client at a time; shared by the tests."""
-    return federation.run(federation.make(name))
+    return run(name)
 
 
 @functools.cache
@@ -37,14 +48,6 @@ def on_two_devices(name):
     return build_start(algorithm, devices=devices), step, examples
 
 
-@pytest.fixture(scope="module", autouse=True)
-def drop_shared_programs():
-    yield
-    on_one_device.cache_clear()
-    on_two_devices.cache_clear()
-
-
-@methods
 def test_engine_equals_the_plain_loop(name):
     algorithm = federation.make(name)
     examples = jax.tree.map(jnp.asarray, federation.examples())
@@ -61,11 +64,10 @@ def test_engine_equals_the_plain_loop(name):
     federation.assert_close(outcome.clients, stacked)
 
 
-@methods
 def test_devices_chunks_and_padding_change_nothing(name):
     # Five clients on four devices in chunks of two: eight places, three of them padding.
     # That the server's state is the same on all four devices, `federation.run` asserts.
-    spread = federation.run(federation.make(name), devices=4, chunk=2)
+    spread = run(name, devices=4, chunk=2)
     outcome = on_one_device(name)
     federation.assert_close(outcome.server, spread.server)
     federation.assert_close(outcome.clients, spread.clients)
@@ -74,7 +76,6 @@ def test_devices_chunks_and_padding_change_nothing(name):
         federation.assert_close(outcome.metrics[metric], spread.metrics[metric])
 
 
-@methods
 def test_training_helps_and_stays_finite(name):
     outcome = on_one_device(name)
     assert np.all(outcome.metrics["cohort"] == federation.PLAN.size)
@@ -84,7 +85,6 @@ def test_training_helps_and_stays_finite(name):
     assert outcome.scores["personal"]["test"]["accuracy"].sum() > before
 
 
-@methods
 def test_one_program_serves_any_number_of_rounds(name):
     start, step, examples = on_two_devices(name)
     state = start(examples, jax.random.key(0))
@@ -97,7 +97,6 @@ def test_one_program_serves_any_number_of_rounds(name):
     assert int(state.round) == 5
 
 
-@methods
 def test_state_keeps_its_form_and_the_callers_arrays_survive(name):
     start, step, examples = on_two_devices(name)
     key = jax.random.key(0)
@@ -110,7 +109,6 @@ def test_state_keeps_its_form_and_the_callers_arrays_survive(name):
     assert all(leaf.is_deleted() for leaf in private), "the round copies the state"
 
 
-@methods
 def test_resuming_is_exact_and_works_on_other_devices(name, tmp_path):
     start, step, examples = on_two_devices(name)
     devices, count = jax.devices()[:2], examples.num_clients

@@ -7,8 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core
+from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedcac import largest, overlaps
+from pfljax.algorithms.fedgen import draw
+from pfljax.algorithms.pfedhn import generate
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -17,10 +20,14 @@ EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 OPTIONS = ("task", "local", "plan", "data", "rounds")
 
 
+REP_AND_PAC = (("fedrep", {}), ("fedpac", {"lam": 0.0}))
+
+
 def run(name, **options):
     hyperparameters = {key: options.pop(key) for key in list(options) if key not in OPTIONS}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
+    local = local._replace(observe=task.observe)
     algorithm = ALGORITHMS[name](task, local, **hyperparameters)
     return federation.run(algorithm, score=task, **options)
 
@@ -189,7 +196,7 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
     at_rest = federation.local_training(shuffle=False, optimizer=optax.sgd(0.0))
     for local, same in ((at_rest, True), (federation.local_training(shuffle=False), False)):
         during, after = (
-            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes
+            run("fedproto", local=local, prototypes_in_training=flag).server.prototypes.means
             for flag in (True, False)
         )
         if same:
@@ -202,6 +209,443 @@ def test_prototypes_of_fedproto_in_training_and_after_it():
 def test_fedproto_wants_classes_and_features(lacking):
     with pytest.raises(UserError, match="FedProto needs"):
         run("fedproto", task=federation.task()._replace(**{lacking: 0}))
+
+
+@pytest.mark.parametrize("special", [{"eta": 0.0}, {"layers": 0}])
+def test_fedala_that_learns_no_weights_is_fedavg(special):
+    average, adaptive = run("fedavg"), run("fedala", **special)
+    federation.assert_close(adaptive.server, average.server)
+    federation.assert_close(adaptive.scores["personal"], average.scores["global"], 1e-5)
+    other = run("fedala")
+    assert federation.differ(other.server, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_every_setting_of_fedala_counts():
+    usual = run("fedala").server
+    for change in ({"layers": 2}, {"share": 0.4}, {"first_passes": 3}, {"settled": 1e-6}):
+        assert federation.differ(run("fedala", **change).server, usual, least=1e-6)
+
+
+def test_the_first_phase_of_fedala_begins_where_the_models_part():
+    first = run("fedala", rounds=1).clients
+    assert not np.any(first.started)  # all are at the common start
+    assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(first.weights))
+    assert np.any(run("fedala", rounds=2).clients.started)
+
+
+def test_fedala_wants_layers():
+    with pytest.raises(UserError, match="layers"):
+        run("fedala", task=federation.task()._replace(layers=()))
+
+
+def test_fedcac_without_critical_entries_is_fedavg():
+    average, cautious = run("fedavg"), run("fedcac", tau=0.0)
+    federation.assert_close(cautious.server.average, average.server)
+    federation.assert_close(cautious.scores["personal"], average.scores["global"])
+    other = run("fedcac")
+    assert federation.differ(other.server.average, average.server)
+    assert federation.differ(other.scores["personal"], other.scores["global"])
+
+
+def test_beta_of_fedcac_decides_how_long_clients_share():
+    first, later, never = (run("fedcac", beta=b).clients.model for b in (0.1, 0.2, 100.0))
+    federation.assert_close(first, later)
+    assert federation.differ(first, never)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
+def test_the_critical_entries_of_fedcac_are_the_largest(share):
+    scores = jnp.array([[0.2, 0.0, 0.9], [0.0, 0.5, 0.1]])
+    mask = largest(scores, share)
+    count = min(int(share * 6), 4)  # an entry that did not move is not critical
+    least = np.array([1, 0.9, 0.5, 0.2, 0.1], np.float32)[count]
+    np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
+
+
+def test_a_client_without_a_step_has_no_critical_entries_and_overlaps_are_finite():
+    none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
+    assert not np.any(largest(jnp.zeros(4), 0.5))
+    masks = {"a": jnp.concatenate([none, some, ~some, some])}
+    overlap = overlaps(masks, masks)
+    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
+    assert np.all(np.isfinite(overlap))
+
+
+def test_fedbn_is_fedper_with_normalization_for_a_head():
+    task = federation.task("mlp_bn")
+    norm = run("fedbn", task=task)
+    per = run("fedper", task=task._replace(is_head=task.is_norm))
+    federation.assert_close(norm.server, per.server)
+    federation.assert_close(norm.clients, per.clients)
+    average = run("fedavg", task=task).server.model
+    shared = norm.server.average.model
+    assert federation.differ(shared["head"], average["head"])
+    assert set(shared["body"]) == {"Dense_0"}
+    assert set(norm.clients["body"]["BatchNorm_0"]) == {"scale", "bias", "mean", "var"}
+
+
+def small_clients():
+    """Four clients that fit into one batch of four."""
+    sizes = np.array([3, 2, 4, 3])
+    whole = federation.examples()
+    inputs, targets = (leaf[: sizes.sum()] for leaf in (whole.inputs, whole.targets))
+    return federation.examples_of(inputs, targets, sizes, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme"),
+        *("fedala", "fedem", "fedfomo", "fedpac", "fedkd"),
+    ],
+)
+def test_methods_keep_running_statistics_of_the_real_examples(name):
+    """Running statistics move, whatever the padding of a batch and of a chunk."""
+    plan = sampling.CohortPlan(num_clients=4, size=4)
+
+    def outcome(*, batch_size=4, **options):
+        task = federation.task("mlp_bn")
+        local = federation.local_training(
+            shuffle=False, batch_size=batch_size, observe=task.observe
+        )
+        # The examples of an adaptation step depend on the size of a batch.
+        settings = {"adaptation_steps": 0} if name == "perfedavg" else {}
+        algorithm = ALGORITHMS[name](task, local, **settings)
+        return federation.run(algorithm, data=small_clients(), plan=plan, score=task, **options)
+
+    tight, padded = outcome(), outcome(batch_size=11, devices=2, chunk=2)
+    federation.assert_close(padded.server, tight.server, tolerance=2e-5)
+    federation.assert_close(padded.clients, tight.clients, tolerance=2e-5)
+    federation.assert_close(padded.scores, tight.scores, tolerance=1e-4)
+    for leaf in jax.tree.leaves(tight):
+        assert np.all(np.isfinite(leaf))
+    statistics = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path((tight.server, tight.clients))
+        if jax.tree_util.keystr(path[-1:]) == "['var']"
+    ]
+    assert statistics and all(np.max(np.abs(leaf - 1)) > 1e-2 for leaf in statistics)
+
+
+def test_apple_wants_no_running_statistics():
+    with pytest.raises(UserError, match="running statistics"):
+        run("apple", task=federation.task("mlp_bn"))
+
+
+def test_fedbn_wants_normalization():
+    with pytest.raises(UserError, match="mlp_bn"):
+        run("fedbn")
+
+
+def test_fedem_with_one_learner_is_fedavg():
+    fixed = federation.task().init(jax.random.key(7))
+    alike = federation.task()._replace(init=lambda key: fixed)
+    average, single = run("fedavg", task=alike), run("fedem", task=alike, learners=1)
+    learner = jax.tree.map(lambda leaf: leaf[0], single.server.model)
+    federation.assert_close(learner, average.server.model)
+    federation.assert_close(single.scores["personal"], average.scores["personal"], 1e-5)
+    assert np.all(single.clients == 1)
+    # Learners that begin alike are FedAvg's model with a third of its steps, and stay alike.
+    third = federation.local_training(shuffle=False, optimizer=optax.sgd(0.1 / 3))
+    slow = run("fedavg", task=alike, local=third)
+    same = run("fedem", task=alike, learners=3)
+    for number in range(3):
+        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.model)
+        federation.assert_close(learner, slow.server.model, 1e-5)
+    apart = run("fedem", learners=3)
+    assert federation.differ(apart.clients, same.clients)
+    assert federation.differ(apart.scores["personal"], average.scores["personal"])
+
+
+def test_an_unseen_client_of_fedem_learns_how_to_mix():
+    outcome = run("fedem")
+    uniform = np.full(3, 1 / 3, np.float32)
+    np.testing.assert_array_equal(outcome.clients[8], uniform)  # it never took part
+    algorithm = ALGORITHMS["fedem"](federation.task(), federation.local_training())
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(0), jnp.int32(1), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, jnp.asarray(uniform), data, context).state
+    np.testing.assert_allclose(jnp.sum(joined), 1, rtol=1e-6)
+    assert federation.differ(joined, uniform, least=1e-2)
+
+
+def test_fedem_wants_classes():
+    with pytest.raises(UserError, match="classes"):
+        run("fedem", task=federation.task()._replace(num_classes=0))
+
+
+def test_fedfomo_that_weighs_nothing_is_local_training():
+    alone = run("local", rounds=6)
+    apart = run("fedfomo", rounds=6, validation_share=0.0)
+    federation.assert_close(apart.clients.model, alone.clients)
+    federation.assert_close(apart.scores, alone.scores, 1e-5)
+    together = run("fedfomo", rounds=6)
+    single = run("fedfomo", rounds=6, models=1)
+    assert federation.differ(together.clients.model, single.clients.model)
+    off_diagonal = single.server.affinity - np.diag(np.diag(single.server.affinity))
+    assert not np.any(off_diagonal) and np.any(np.diag(single.server.affinity) > 1)
+
+
+@pytest.fixture(scope="module")
+def fedfomo_server():
+    """The method with three models a client, and a server that knows all but the last model."""
+
+    def make(**settings):
+        return ALGORITHMS["fedfomo"](
+            federation.task(), federation.local_training(), models=3, **settings
+        )
+
+    server = make().init_server(jax.random.key(0), federation.examples().population())
+    order = jnp.array([3.0, 9, -1, 7, 0, -2, 1, 5])  # what each client's model is worth
+    uploaded = jnp.arange(8) < 7
+    return make, server._replace(affinity=jnp.tile(order, (8, 1)), uploaded=uploaded)
+
+
+def test_fedfomo_sends_the_models_of_most_affinity(fedfomo_server):
+    make, server = fedfomo_server
+    for client, wanted in ((0, [1, 3]), (1, [3, 0]), (3, [1, 0])):
+        context = core.Context(jax.random.key(client), jnp.int32(0), jnp.int32(1), client)
+        sent = make(exploration=0.0).download(server, context)
+        assert sent.ids.tolist() == wanted and all(sent.usable)
+
+
+def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_server):
+    make, server = fedfomo_server
+
+    def sent_to(client, round, **settings):
+        method = make(**settings)
+
+        def draw(key):
+            context = core.Context(key, jnp.int32(round), jnp.int32(100), jnp.int32(client))
+            return method.download(server, context)
+
+        sent = jax.jit(lambda keys: jax.lax.map(draw, keys))(
+            jax.random.split(jax.random.key(1), 200)
+        )
+        assert np.all(sent.usable) and not np.any(sent.ids == client)
+        return np.asarray(sent.ids)
+
+    for client, exploration in ((0, 1.0), (8, 0.0)):
+        ids = sent_to(client, 0, exploration=exploration)
+        assert set(ids.flat) == set(range(7)) - {client}  # nobody has client 7's
+        assert np.all(ids[:, 0] != ids[:, 1])
+    shares = [np.mean(np.any(sent_to(0, round) != [1, 3], axis=1)) for round in (0, 10, 100)]
+    assert 0.2 < shares[0] < 0.4 and shares[0] > shares[1] > shares[2]
+
+
+def test_apple_with_relations_at_rest_and_one_step_is_fedavg():
+    # Clients of one size have one share, and every core takes its step of the common gradient.
+    options = {
+        "data": twins(),
+        "plan": sampling.CohortPlan(num_clients=5, size=5),
+        "local": federation.local_training(shuffle=False, batch_size=16, epochs=1),
+    }
+    average = run("fedavg", **options)
+    resting = run("apple", relation_rate=0.0, **options)
+    mixture = jax.tree.map(lambda leaf: leaf.mean(axis=0), resting.server.cores)
+    federation.assert_close(mixture, average.server.model)
+    federation.assert_close(resting.scores["personal"], average.scores["personal"], 1e-5)
+    np.testing.assert_array_equal(resting.clients, np.full((5, 5), 0.2, np.float32))
+    learning = run("apple", relation_rate=0.1, **options)
+    assert federation.differ(learning.clients, resting.clients, least=1e-2)
+    assert federation.differ(learning.scores["personal"], average.scores["personal"])
+
+
+def test_every_setting_of_apple_counts():
+    settings = {"relation_rate": 0.1, "mu": 1.0}
+    usual = run("apple", **settings).clients
+    changes = (
+        {"mu": 0.0},
+        {"duration": 0.5},
+        {"exponential": True},
+        {"exponential": True, "epsilon": 0.5},
+        {"uniform_start": True},
+    )
+    others = [run("apple", **{**settings, **change}).clients for change in changes]
+    for number, other in enumerate(others):
+        for seen in (usual, *others[:number]):
+            assert federation.differ(other, seen)
+    never = run("apple", **{**settings, "duration": 0.0}).clients
+    federation.assert_close(never, others[0])
+
+
+def test_an_unseen_client_of_apple_learns_relations():
+    outcome = run("apple")
+    shares = outcome.server.shares
+    np.testing.assert_array_equal(outcome.clients[8], shares)
+    algorithm = ALGORITHMS["apple"](
+        federation.task(), federation.local_training(), relation_rate=0.1
+    )
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(8))
+    context = core.Context(jax.random.key(1), jnp.int32(3), jnp.int32(3), jnp.int32(8))
+    server = jax.tree.map(jnp.asarray, outcome.server)
+    joined = algorithm.client_update(server, server.shares, data, context)
+    assert np.all(np.abs(joined.state - shares) > 1e-4)
+    last = jax.tree.map(lambda leaf: leaf[-1], server.cores)  # whose place it is shown stays alone
+    federation.assert_close(joined.each, last)
+
+
+def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
+    # Only the heads' biases then move, along the mean of clients of one size.
+    options = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5)}
+    fixed = federation.task().init(jax.random.key(7))
+    task = federation.task()._replace(init=lambda key: fixed)
+    local = federation.local_training(shuffle=False)
+    algorithm = ALGORITHMS["pfedhn"](task, local, rate=0.5, layers=0, spread=0.0)
+
+    def init_server(key, population):
+        server = algorithm.init_server(key, population)
+        return server._replace(embeddings=jnp.zeros_like(server.embeddings))
+
+    blind = federation.run(algorithm._replace(init_server=init_server), score=task, **options)
+    momentum = optax.sgd(0.5, momentum=0.9)
+    average = run("fedavg", task=task, server_optimizer=momentum, **options)
+    federation.assert_close(blind.server.network["heads"]["bias"], average.server.model)
+    federation.assert_close(blind.scores["personal"], average.scores["personal"], 1e-5)
+    seeing = federation.run(algorithm, score=task, **options)
+    assert federation.differ(seeing.scores["personal"], blind.scores["personal"])
+
+
+def test_every_setting_of_pfedhn_counts():
+    usual = run("pfedhn").scores["personal"]
+    for change in (
+        {"rate": 0.02},
+        {"momentum": 0.5},
+        {"embedding_size": 2},
+        {"hidden": 50},
+        {"layers": 2},
+        {"spread": 0.2},
+        {"joining_rounds": 3},
+    ):
+        scores = run("pfedhn", **change).scores["personal"]
+        assert federation.differ(scores, usual), change
+    seen, unseen = (
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], (scores, usual))
+        for rows in (slice(8), slice(8, None))
+    )
+    assert not federation.differ(*seen) and federation.differ(*unseen)  # joining_rounds, the last
+
+
+def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
+    algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
+    server = algorithm.init_server(jax.random.key(3), federation.examples().population())
+    models = generate(server.network, server.embeddings)
+    start = server.network["heads"]["bias"]
+    for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
+        scale = np.sqrt(np.mean(own**2))
+        assert 0.01 * scale < np.sqrt(np.mean((made - own) ** 2)) < 0.5 * scale
+
+
+def test_fedpac_without_pull_begins_as_fedrep_and_alone_remains_it():
+    rep, pac = (run(name, rounds=1, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    assert federation.differ(pac.clients, rep.clients)  # these are mixed already
+    alone = sampling.CohortPlan(num_clients=8, size=1)
+    rep, pac = (run(name, plan=alone, head_epochs=1, **kw) for name, kw in REP_AND_PAC)
+    federation.assert_close(pac.server.average, rep.server.average)
+    federation.assert_close(pac.clients, rep.clients)
+    pulled = run("fedpac", plan=alone, head_epochs=1, lam=1.0)
+    assert federation.differ(pulled.server.average, rep.server.average)
+
+
+def test_fedpac_wants_classes():
+    with pytest.raises(UserError, match="FedPAC needs"):
+        run("fedpac", task=federation.task()._replace(num_classes=0))
+
+
+def test_fedkd_without_distillation_is_local_training_beside_fedavg():
+    apart = {"distillation": 0.0, "hidden": 0.0, "energy_start": 1.0, "energy_end": 1.0}
+    fedkd = run("fedkd", weight_by_size=True, **apart)
+    federation.assert_close(fedkd.server.model, run("fedavg").server.model)
+    federation.assert_close(fedkd.clients.mentor, run("local").clients)
+    np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
+    cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
+    assert federation.differ(cut.server.model, fedkd.server.model)
+    assert np.all(cut.metrics["sent"] < 1)
+    for change in ({"distillation": 1.0}, {"hidden": 1.0}):
+        other = run("fedkd", weight_by_size=True, **{**apart, **change})
+        assert federation.differ(other.clients.mentor, fedkd.clients.mentor)
+        assert federation.differ(other.server.model, fedkd.server.model)
+
+
+def test_fedkd_shares_a_smaller_model():
+    small = models.classification(
+        models.mlp((federation.NUM_FEATURES,), 3, widths=(2,)), num_classes=3
+    )
+    outcome = run("fedkd", mentee=small)
+    assert outcome.server.model["head"]["kernel"].shape == (2, 3)
+    assert outcome.clients.mentor["head"]["kernel"].shape == (9, 4, 3)
+    assert outcome.clients.bridge.shape == (9, 2, 4)
+    assert set(outcome.scores) == {"personal"}
+
+
+def test_fedkd_wants_features():
+    with pytest.raises(UserError, match="FedKD needs"):
+        run("fedkd", task=federation.task()._replace(num_features=0))
+
+
+def test_fedgen_without_weight_is_fedavg():
+    small = {"noise_size": 2, "hidden_size": 4, "generator_steps": 2}
+    average = run("fedavg")
+    plain = run("fedgen", weight=0.0, **small)
+    federation.assert_close(plain.server.average, average.server)
+    federation.assert_close(plain.scores, average.scores)
+    taught = run("fedgen", weight=1.0, **small)
+    assert federation.differ(taught.server.average.model, average.server.model)
+
+
+def test_fedgen_draws_no_label_that_nobody_has():
+    shares = jnp.array([0.25, 0.0, 0.75])
+    labels, noise = draw(jax.random.key(0), shares, 400, 2, True)
+    counts = np.bincount(labels, minlength=3)
+    assert counts[1] == 0 and abs(counts[0] - 100) < 40
+    assert noise.shape == (400, 2) and 0 <= noise.min() and noise.max() < 1
+    _, noise = draw(jax.random.key(0), shares, 400, 2, False)
+    assert noise.min() < 0 and abs(noise.std() - 1) < 0.1
+
+
+def test_fedgen_wants_a_head():
+    with pytest.raises(UserError, match="FedGen needs"):
+        run("fedgen", task=federation.task()._replace(is_head=lambda path: False))
+
+
+def test_fedcp_draws_noise_in_training_only():
+    quiet = run("fedcp", rounds=1, plan=EVERYBODY)
+    noisy = run("fedcp", rounds=1, plan=EVERYBODY, noisy_evaluation=True)
+    federation.assert_close(noisy.server, quiet.server)
+    federation.assert_close(noisy.clients, quiet.clients)
+    assert federation.differ(noisy.scores, quiet.scores)
+    # At a rate of zero nothing moves, so that the same models are evaluated, with other keys.
+    still = run("fedcp", rounds=1, local=federation.local_training(optimizer=optax.sgd(0.0)))
+    federation.assert_close(still.scores, still.untrained_scores)
+    plain = run("fedcp", rounds=1, plan=EVERYBODY, gumbel=0.0)
+    assert federation.differ(plain.server.model, quiet.server.model)
+
+
+def test_fedcp_without_rounds_answers_as_the_model_where_the_head_is_linear():
+    # The two parts of the features add up to them, and both heads are the same at first.
+    def head(model, features):
+        return features @ model["head"]["kernel"]
+
+    def predict(model, inputs):
+        return head(model, task.features(model, inputs))
+
+    task = federation.task()
+    without_bias = task._replace(head=head, predict=predict)
+    ours, average = (run(name, task=without_bias, rounds=1) for name in ("fedcp", "fedavg"))
+    ours_then, theirs_then = (
+        jax.tree.map(lambda leaf: leaf[:8], outcome.untrained_scores["personal"])  # without joining
+        for outcome in (ours, average)
+    )
+    federation.assert_close(ours_then, theirs_then, tolerance=1e-5)
+    assert federation.differ(ours.scores["personal"], average.scores["personal"])
+
+
+def test_fedcp_wants_a_body():
+    with pytest.raises(UserError, match="FedCP needs"):
+        run("fedcp", task=federation.task()._replace(is_head=lambda path: True))
 
 
 def test_scaffold_begins_as_uniform_fedavg_and_then_differs():

@@ -7,6 +7,8 @@ read from the files, so that any other set in the same format is accepted.
 
 import dataclasses
 import functools
+import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -20,8 +22,11 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.apple import annealing
+from pfljax.algorithms.fedkd import compress
+from pfljax.algorithms.fedpac import head_weights
 from pfljax.engine import mapping, sampling
-from pfljax.engine.round import build_rounds
+from pfljax.engine.round import SERVER_KEY, build_rounds
 from pfljax.engine.start import build_start
 from pfljax.training.checkpoint import to_host
 
@@ -40,8 +45,13 @@ class Case(NamedTuple):
       client: `(our client states) -> {name of PFLlib's: tree}`, leaves `[num_clients, ...]`.
       global_logits: the key of the global model's test logits, where PFLlib records them.
       local: `(our local training) -> local training`, where PFLlib's batches differ.
+      task: `(our task) -> task`, where PFLlib's losses differ.
       personal: `(our client's outputs, our server state) -> PFLlib's test_logits`; None where it
         deploys another model than we do.
+      first_round: `(our client states after it, initial model) -> what PFLlib has then`.
+      start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
+        method's module in place of ours that draws: it hands out what PFLlib drew.
     """
 
     file: str
@@ -50,7 +60,69 @@ class Case(NamedTuple):
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
+    task: object = lambda task: task
     personal: object = lambda outputs, server: outputs
+    first_round: object = lambda clients, initial: clients
+    start: object = lambda state, theirs: state
+    tape: object = None
+
+
+def like(leaf, array):
+    """The same array for every client, or on every device, laid out as `leaf` is."""
+    return jax.device_put(np.broadcast_to(array, leaf.shape), leaf.sharding)
+
+
+def step_keys(round, client, steps):
+    """The keys of a client's training steps in a round, where it trains by its context's key."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), client)
+    key = jax.random.split(key)[1]
+    return [jax.random.fold_in(key, step) for step in range(steps)]
+
+
+def lookup(keys, *columns):
+    """Returns `key -> rows`, one of each column, for a key among `keys`, also in a program."""
+    table = np.stack([np.asarray(jax.random.key_data(key)) for key in keys])
+
+    def rows(key):
+        row = jax.numpy.argmax(jax.numpy.all(table == jax.random.key_data(key), axis=-1))
+        return [jax.numpy.asarray(column)[row] for column in columns]
+
+    return rows
+
+
+def fedgen_tape(theirs, settings):
+    """Labels and noise of every step of clients and server."""
+    keys, labels, noise = [], [], []
+    size, steps = settings["batch_size"], settings["server_epochs"]
+    for round in range(settings["loop_iterations"]):
+        names = [f"client{i}/tape/train" for i in range(settings["num_clients"])]
+        for client, name in enumerate([*names, "server/tape/server"]):
+            drawn = {kind: theirs[f"round{round}/{name}/{kind}"] for kind in ("labels", "uniform")}
+            labels.append(drawn["labels"].reshape(-1, size))
+            noise.append(drawn["uniform"].reshape(-1, size, settings["noise_dim"]))
+            if client < len(names):
+                keys += [jax.random.split(k)[1] for k in step_keys(round, client, len(labels[-1]))]
+            else:
+                server = jax.random.fold_in(jax.random.key(0), round)
+                keys += list(jax.random.split(jax.random.fold_in(server, SERVER_KEY), steps))
+    rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
+    return "draw", lambda key, *sizes: rows(key)
+
+
+# PFLlib's names for the arrays of the generator; its first bias has no effect.
+GENERATOR = {
+    "hidden": "fc1/0/kernel",
+    "norm": {"scale": "fc1/1/scale", "bias": "fc1/1/bias"},
+    "features": {"kernel": "fc/kernel", "bias": "fc/bias"},
+}
+
+
+def fedgen_start(state, theirs):
+    def put(leaf, name):
+        return like(leaf, theirs[f"init/server/generative_model/{name}"])
+
+    generator = jax.tree.map(put, state.server.generator, GENERATOR)
+    return state._replace(server=state.server._replace(generator=generator))
 
 
 CASES = {
@@ -124,10 +196,96 @@ CASES = {
             "prototypes_in_training": True,
             "weight_by_size": False,
         },
-        server=lambda server: {"server/global_protos": server.prototypes},
+        server=lambda server: {"server/global_protos": server.prototypes.means},
         client=lambda clients: {"model": clients},
         global_logits=None,
-        personal=lambda outputs, server: -outputs / server.prototypes.shape[1],
+        personal=lambda outputs, server: -outputs / server.prototypes.means.shape[1],
+    ),
+    "fedgen": Case(
+        "FedGen",
+        hyperparameters=lambda theirs: {
+            "weight": 1.0,
+            "decay": 1.0,
+            "diversity": 0.0,
+            "label_weights": False,
+            "generator_steps": theirs["server_epochs"],
+            "generator_rate": theirs["generator_learning_rate"],
+            "generator_batch": theirs["batch_size"],
+            "noise_size": theirs["noise_dim"],
+            "hidden_size": theirs["hidden_dim"],
+            "uniform_noise": True,
+        },
+        server=lambda server: {
+            "global": server.average.model,
+            **{
+                f"server/generative_model/{name}": array
+                for name, array in zip(
+                    jax.tree.leaves(GENERATOR), jax.tree.leaves(server.generator), strict=True
+                )
+            },
+        },
+        start=fedgen_start,
+        tape=fedgen_tape,
+    ),
+    "fedkd": Case(  # its divergence is a mean over classes too; our server compresses at once
+        "FedKD",
+        hyperparameters=lambda theirs: {
+            "distillation": 1 / 10,
+            "energy_start": theirs["T_start"],
+            "energy_end": theirs["T_end"],
+            "detach": False,
+            "compress_models": True,
+        },
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.mentor, "W_h/head/kernel": clients.bridge},
+        global_logits=None,
+        local=lambda local: local._replace(
+            optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        ),
+        start=lambda state, theirs: state._replace(
+            clients=state.clients._replace(
+                bridge=like(state.clients.bridge, theirs["init/client0/W_h/head/kernel"])
+            )
+        ),
+    ),
+    "fedala": Case(  # the weights' examples are the first rows; PFLlib counts tensors, not layers
+        "FedALA",
+        hyperparameters=lambda theirs: {
+            "eta": theirs["eta"],
+            "share": theirs["rand_percent"] / 100,
+            "layers": theirs["layer_idx"] // 2,
+        },
+        client=lambda clients: {"model": clients.model, "ala_weights": clients.weights},
+        global_logits=None,
+    ),
+    "fedbn": Case(
+        "FedBN",
+        server=lambda server: {"global": server.average.model},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fedcac": Case(  # PFLlib makes no groups in the first round, and keeps the initial model there
+        "FedCAC",
+        hyperparameters=lambda theirs: {"tau": theirs["tau"], "beta": theirs["beta"]},
+        server=lambda server: {"global": server.average.model},
+        client=lambda clients: {
+            "customized_model": clients.model,
+            "local_mask": jax.tree.map(lambda mask: mask.astype(float), clients.critical),
+        },
+        global_logits=None,
+        first_round=lambda clients, initial: clients._replace(model=initial),
+    ),
+    "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
+        "FedFomo",
+        hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.model, "old_model": clients.before},
+        global_logits=None,
+        task=lambda task: task._replace(
+            losses=lambda model, batch, key: (
+                task.losses(model, batch, key) / jax.numpy.maximum(jax.numpy.sum(batch.mask), 1)
+            )
+        ),
     ),
 }
 
@@ -141,20 +299,28 @@ def read(name):
 
 
 def model_from(arrays, prefix):
-    """PFLlib's 'base' is our body."""
-    return {
-        "body": {"Dense_0": {k: arrays[f"{prefix}base/{k}"] for k in ("kernel", "bias")}},
-        "head": {k: arrays[f"{prefix}head/{k}"] for k in ("kernel", "bias")},
-    }
+    """PFLlib's 'base' is our body, and so is its 'bn1', if there is one."""
+
+    def layer(name, *kinds):
+        return {kind: arrays[f"{prefix}{name}/{kind}"] for kind in kinds}
+
+    body = {"Dense_0": layer("base", "kernel", "bias")}
+    if f"{prefix}bn1/scale" in arrays:
+        body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
+    return {"body": body, "head": layer("head", "kernel", "bias")}
 
 
 def their_names(model):
     """`(path in PFLlib's files, array)` of each array of one of our trees."""
-    for part, name in (("body", "base"), ("head", "head")):
-        for kind in ("kernel", "bias"):
-            if part in model:
-                node = model[part]
-                yield f"{name}/{kind}", node["Dense_0"][kind] if part == "body" else node[kind]
+    body = model.get("body", {})
+    layers = {
+        "base": body.get("Dense_0", {}),
+        "bn1": body.get("BatchNorm_0", {}),
+        "head": model.get("head", {}),
+    }
+    for name, layer in layers.items():
+        for kind, array in layer.items():
+            yield f"{name}/{kind}", array
 
 
 def build_examples(data):
@@ -185,12 +351,15 @@ def build_examples(data):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_trajectory(name):
+def test_trajectory(name, monkeypatch):
     case = CASES[name]
     data, theirs = read("data"), read(f"{case.file}.f64")
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
     assert settings["join_ratio"] == 1.0, "written for full participation"
     with jax.enable_x64(True):
+        if case.tape:
+            module = importlib.import_module(f"pfljax.algorithms.{name}")
+            monkeypatch.setattr(module, *case.tape(theirs, settings))
         compared = follow(name, case, data, theirs, settings)
     assert compared >= 4
 
@@ -199,7 +368,8 @@ def set_up(data, theirs, settings):
     """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
     initial = model_from(theirs, "init/global/")
     width, classes = initial["head"]["kernel"].shape
-    network = models.mlp(data["client0/train_x"].shape[1:], classes, widths=(width,))
+    make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
+    network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = models.classification(network, num_classes=classes)._replace(
         init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
     )
@@ -209,6 +379,7 @@ def set_up(data, theirs, settings):
         epochs=settings["local_epochs"],
         drop_remainder=True,
         shuffle=False,
+        observe=task.observe,
     )
     return task, local
 
@@ -218,6 +389,7 @@ def follow(name, case, data, theirs, settings):
     examples = build_examples(data)
     clients = examples.num_clients
     task, local = set_up(data, theirs, settings)
+    task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
     devices = jax.devices()[:2]
     placed = mapping.replicate(examples, devices)
@@ -228,15 +400,26 @@ def follow(name, case, data, theirs, settings):
         rounds_per_call=1,
         devices=devices,
     )
-    state = build_start(algorithm, devices=devices)(placed, jax.random.key(0))
+    state = case.start(build_start(algorithm, devices=devices)(placed, jax.random.key(0)), theirs)
     rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     while any(key.startswith(f"round{rounds}/") for key in theirs):
         compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
+        if rounds == 0:
+            state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
         compare_state(case, state, theirs, rounds, clients)
         rounds += 1
     return rounds
+
+
+def as_after_their_first_round(case, theirs, clients):
+    changed = case.first_round(clients, model_from(theirs, "init/global/"))
+    return jax.tree.map(
+        lambda new, old: jax.device_put(np.broadcast_to(new, old.shape), old.sharding),
+        changed,
+        clients,
+    )
 
 
 def same(ours, theirs):
@@ -278,9 +461,15 @@ def compare_state(case, state, theirs, round, clients):
         for path, array in their_names(model):
             same(array, theirs[f"round{round}/{prefix}/{path}"])
     for kind, stacked in case.client(host.clients).items():
+        if not isinstance(stacked, dict):
+            for i in range(clients):
+                same(stacked[i], theirs[f"round{round}/client{i}/{kind}"])
+            continue
         for path, array in their_names(stacked):
             for i in range(clients):
-                same(array[i], theirs[f"round{round}/client{i}/{kind}/{path}"])
+                key = f"round{round}/client{i}/{kind}/{path}"
+                if round > 0 or key in theirs:  # FedALA has no weights before its second round
+                    same(array[i], theirs[key])
 
 
 def test_fine_tuning_of_fedbabu():
@@ -304,3 +493,177 @@ def test_fine_tuning_of_fedbabu():
             )
             for path, array in their_names(jax.tree.map(np.asarray, tuned)):
                 same(array, theirs[f"final/client{i}/model/{path}"])
+
+
+def test_pieces_of_apple():
+    """PFLlib uploads the mixture for the core; the pull to the shares is the paper's.
+
+    PFLlib sets the weight of the pull after training, for the next round.
+    """
+    data, theirs = read("data"), read("APPLE.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        population = jax.tree.map(jax.numpy.asarray, build_examples(data)).population()
+        server = ALGORITHMS["apple"](task, local).init_server(jax.random.key(0), population)
+        same(np.asarray(server.shares), theirs["init/client0/p0"])
+        for round in range(settings["global_rounds"]):
+            weight = annealing(
+                jax.numpy.int32(round),
+                jax.numpy.int32(settings["global_rounds"]),
+                duration=settings["L"],
+                exponential=False,
+                epsilon=0.001,
+            )
+            same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])
+
+
+def test_what_the_server_of_fedkd_sends():
+    """PFLlib keeps the mean of the mentees, and cuts its ranks when it sends it."""
+    data, theirs = read("data"), read("FedKD.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedkd"](task, local, compress_models=True)
+        server = algorithm.init_server(jax.random.key(0), None)
+        for round in range(settings["loop_iterations"]):
+            moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
+            mentees = [
+                model_from(theirs, f"round{round}/client{i}/global_model/")
+                for i in range(settings["num_clients"])
+            ]
+            energy = theirs[f"round{round}/server/energy"]
+            sent = [compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees]
+            mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
+            for path, array in their_names(mean):
+                same(array, theirs[f"round{round}/global/{path}"])
+            change = core.weighted(core.tree.subtract(mean, server.model), 1)
+            server = algorithm.server_update(server, core.Uploads(change, ()), None, moment)
+            again = truncated(theirs[f"round{round}/global/base/kernel"], energy)
+            same(server.model["body"]["Dense_0"]["kernel"], again)
+
+
+def truncated(matrix, energy):
+    """The least ranks of a matrix that hold more than `energy`."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    rank = 1 + np.sum(np.cumsum(values**2) <= energy * np.sum(values**2))
+    return left[:, :rank] * values[:rank] @ right[:rank]
+
+
+def stacked_heads(theirs, prefix, clients, model="model"):
+    """PFLlib's heads of all clients in one tree, `[num_clients, ...]`."""
+    names = [f"{prefix}client{client}/{model}/head" for client in range(clients)]
+    return {
+        "head": {k: np.stack([theirs[f"{name}/{k}"] for name in names]) for k in ("kernel", "bias")}
+    }
+
+
+def test_rounds_of_fedpac():
+    """Round after round from PFLlib's state: PFLlib mixes the heads one after the other in place.
+
+    It also drops weights below 0.001, and its solver is less exact than ours.
+    """
+    data, theirs = read("data"), read("FedPAC.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    close = functools.partial(federation.assert_close, tolerance=1e-4)
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedpac"](task, local, lam=settings["lamda"], weight_by_size=False)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        clients = examples.num_clients
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(context.key, None)
+        heads = stacked_heads(theirs, "init/", clients)
+        for round in range(settings["loop_iterations"]):
+            now = f"round{round}/"
+            outputs = []
+            for i in range(clients):
+                head = jax.tree.map(lambda leaf, i=i: leaf[i], heads)
+                outputs.append(update(server, head, examples.of_client(i), context))
+                same(outputs[i].each.shares, np.nan_to_num(theirs[f"{now}client{i}/h"]))
+                same(outputs[i].each.variance, theirs[f"{now}client{i}/V"])
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            each = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
+            server = algorithm.server_update(server, core.Uploads(total, each), cohort, context)
+            same(server.prototypes.means, theirs[f"{now}server/global_protos"])
+            for path, array in their_names(server.average.model):
+                same(array, theirs[f"{now}global/{path}"])
+
+            everybody = np.ones(clients, bool)
+            weights = np.stack([head_weights(each, everybody, i) for i in range(clients)])
+            dropped = np.where(weights > 1e-3, weights, 0)
+            close(dropped, theirs[f"{now}server/head_weights"])
+            heads = stacked_heads(theirs, now, clients)
+            for kind, mixed in each.head["head"].items():
+                for i in range(clients):  # later clients take of what the earlier ones mixed
+                    mixed[i] = np.tensordot(dropped[i], mixed, 1)
+                close(mixed, heads["head"][kind])
+
+
+# PFLlib's names for the arrays of FedCP's policy.
+POLICY = {
+    "linear": {"kernel": "fc/0/kernel", "bias": "fc/0/bias"},
+    "norm": {"scale": "fc/1/scale", "bias": "fc/1/bias"},
+}
+
+
+def fedcp_server(theirs, round):
+    """Body, common head and policy after a round."""
+    parts = ("global_modules/base", "head/head")
+    arrays = {
+        f"{part.split('/')[1]}/{kind}": theirs[f"round{round}/server/{part}/{kind}"]
+        for part in parts
+        for kind in ("kernel", "bias")
+    }
+    policy = jax.tree.map(lambda name: theirs[f"round{round}/server/cs/{name}"], POLICY)
+    return jax.tree.map(jax.numpy.asarray, {"model": model_from(arrays, ""), "policy": policy})
+
+
+def test_rounds_of_fedcp(monkeypatch):
+    """From PFLlib's second round on: in the first its policy sees random directions.
+
+    It draws noise in evaluation too; what it drew there and in training is handed out to ours.
+    """
+    data, theirs = read("data"), read("FedCP.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds, batch = (
+        settings[name] for name in ("num_clients", "loop_iterations", "batch_size")
+    )
+    keys, noise = [], []
+    for round, client in itertools.product(range(1, rounds), range(clients)):
+        drawn = theirs[f"round{round}/client{client}/tape/train_cs_model/gumbel"]
+        noise.append(drawn.reshape(-1, batch, *drawn.shape[1:]))
+        keys += step_keys(round, client, len(noise[-1]))
+    rows = lookup(keys, np.concatenate(noise))
+    module = importlib.import_module("pfljax.algorithms.fedcp")
+
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedcp"](task, local, lam=settings["lamda"], noisy_evaluation=True)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        update = jax.jit(algorithm.client_update)
+        start = algorithm.init_server(jax.random.key(0), None)
+        server = start._replace(model=fedcp_server(theirs, 0))
+        heads = stacked_heads(theirs, "round0/", clients, "model/model")
+        heads = [jax.tree.map(lambda leaf, i=i: leaf[i], heads) for i in range(clients)]
+        for round in range(1, rounds):
+            outputs = []
+            for i in range(clients):
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), i)
+                context = core.Context(key, jax.numpy.int32(round), jax.numpy.int32(rounds))
+                at_test = theirs[f"round{round}/client{i}/tape/test_metrics/gumbel"]
+                monkeypatch.setattr(module, "draw", lambda *_, at_test=at_test: at_test)
+                model = algorithm.personalize(server, heads[i], examples.of_client(i), context)
+                logits = algorithm.predict(model, data[f"client{i}/test_x"].astype(float), key)
+                same(np.asarray(logits), theirs[f"round{round}/test_logits/client{i}"])
+                monkeypatch.setattr(module, "draw", lambda key, *_: rows(key)[0])
+                outputs.append(update(server, heads[i], examples.of_client(i), context))
+            heads = [output.state for output in outputs]
+            theirs_now = stacked_heads(theirs, f"round{round}/", clients, "model/model")
+            for i, path in itertools.product(range(clients), ("kernel", "bias")):
+                same(heads[i]["head"][path], theirs_now["head"][path][i])
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
+            jax.tree.map(same, server.model, fedcp_server(theirs, round))

@@ -218,3 +218,43 @@ def test_training_keeps_dtypes():
     training = local(schedule=lambda round: jnp.power(0.9, round))
     trained = core.train(objective, half, client(5), context(), training)
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.model)} == {jnp.float16.dtype}
+
+
+def watched(model, batch):
+    """A task's `observe`: what a step leaves in 'b' is ten times the 'a' it started from."""
+    return {"b": {"c": 10 * model["a"]}}
+
+
+def test_statistics_are_those_of_the_model_before_the_step():
+    trained = train(8, local(shuffle=False, observe=watched))
+    plain = train(4, local(shuffle=False))  # the first of the two steps
+    np.testing.assert_allclose(trained.model["b"]["c"], 10 * plain.model["a"], rtol=1e-6)
+    np.testing.assert_allclose(trained.model["a"], train(8, local(shuffle=False)).model["a"])
+    nothing = train(0, local(observe=watched))
+    assert nothing.model == model()
+
+
+def test_frozen_statistics_stay():
+    watching = local(observe=watched)
+    frozen = train(5, watching, trainable=lambda path: path == ("a",))
+    assert frozen.model["b"]["c"] == 0 and frozen.model["a"] != 0
+    moving = train(5, watching, trainable=lambda path: path == ("b", "c"))
+    assert moving.model == model()  # ten times the 'a' that did not move
+
+
+def test_statistics_of_models_in_a_dict():
+    def gradient(models, carry, batch, key):
+        return jnp.float32(0), jax.tree.map(jnp.ones_like, models), carry
+
+    models = {"own": model(1.0), "other": model(2.0), "gate": jnp.float32(3)}
+
+    def descend(training):
+        return core.descend(gradient, models, (), client(4), context(), training).model
+
+    plain = descend(local())
+    both = descend(local(observe=watched).of_models("own", "other"))
+    assert both["own"]["b"]["c"] == 10 and both["other"]["b"]["c"] == 20
+    assert both["own"]["a"] == plain["own"]["a"] and both["gate"] == plain["gate"]
+    one = descend(local(observe=watched).of_models("own"))
+    assert one["own"] == both["own"] and one["other"] == plain["other"]
+    assert local().of_models("own") == local()

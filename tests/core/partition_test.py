@@ -1,5 +1,6 @@
 """Cutting models by path, and joining them again."""
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +52,22 @@ def test_parts_that_overlap_are_refused():
         partition.join({"a": {"w": 1}}, {"a": {"w": 2}})
     with pytest.raises(ValueError, match="Both parts hold 'a'"):
         partition.join({"a": 1}, {"a": {"w": 2}})
+
+
+@given(models, st.data())
+def test_replacing_a_part_keeps_all_else(model, data):
+    everything = paths(model)
+    chosen = data.draw(st.sets(st.sampled_from(sorted(everything)))) if everything else set()
+    part, _ = partition.split(model, lambda path: path in chosen)
+    raised = jax.tree.map(lambda leaf: leaf + 1, part)
+    replaced = partition.replace(model, raised)
+    assert paths(replaced) == {p: leaf + (p in chosen) for p, leaf in everything.items()}
+    assert paths(model) == everything
+
+
+def test_what_is_not_there_cannot_be_replaced():
+    with pytest.raises(ValueError, match="no 'mean'"):
+        partition.replace({"body": {"w": 1}}, {"body": {"mean": 2}})
 
 
 def test_the_parts_given_stay_as_they_are():

@@ -53,6 +53,25 @@ def test_rows_are_a_view_of_some_of_the_clients_examples():
     assert batch.mask.tolist() == [True, True, False]
 
 
+def test_a_shuffled_view_has_the_same_examples_and_its_rows_keep_the_order():
+    data = view(offset=3, size=5)
+    everything = jnp.arange(7)
+    orders = []
+    for seed in range(4):
+        mixed = data.shuffled(jax.random.key(seed))
+        batch = mixed.take(everything)
+        assert batch.mask.tolist() == [True] * 5 + [False] * 2
+        orders.append(batch.inputs[:5, 0].tolist())
+        assert sorted(orders[-1]) == [3, 4, 5, 6, 7]
+        front, back = mixed.rows(0, 2), mixed.rows(2, 5).rows(1, 3)
+        assert front.take(jnp.arange(2)).inputs[:, 0].tolist() == orders[-1][:2]
+        assert back.take(jnp.arange(2)).inputs[:, 0].tolist() == orders[-1][3:]
+        again = mixed.rows(2, 5).shuffled(jax.random.key(9)).take(jnp.arange(3))
+        assert sorted(again.inputs[:, 0].tolist()) == sorted(orders[-1][2:])
+    assert len({tuple(order) for order in orders}) > 1
+    assert not jnp.any(view(offset=10, size=0).shuffled(jax.random.key(0)).take(everything).mask)
+
+
 def test_a_client_receives_what_the_server_sends_it():
     def client_update(received, client, data, context):
         return core.ClientOutput(state=(received, client))

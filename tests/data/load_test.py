@@ -10,9 +10,20 @@ from pfljax import data
 from pfljax.errors import UserError
 
 
-@pytest.mark.parametrize("partition", ["iid", "pathological", "dirichlet"])
+@pytest.mark.parametrize("partition", [name for name in data.PARTITIONS if name != "natural"])
 def test_digits(partition):
     loaded = data.load(name="digits", partition=partition, unseen_fraction=0.2)
+    for split, size in (("train", 1), ("validation", 1), ("test", 2)):
+        assert getattr(loaded, split).sizes.min() >= size
+    # Tested on the labels that it trains on: within each client, every label keeps its share.
+    for client in range(20):
+        train, test = (
+            np.bincount(loaded.targets[offsets[client] :][: sizes[client]], minlength=10)
+            for offsets, sizes in (loaded.train, loaded.test)
+        )
+        held = loaded.train.sizes + loaded.validation.sizes + loaded.test.sizes
+        assert loaded.test.sizes[client] == round(0.25 * held[client])
+        assert np.all(np.abs(test - train / train.sum() * test.sum()) < 2)
     assert (loaded.num_clients, loaded.num_unseen, loaded.num_participants) == (20, 4, 16)
     sizes = [split.sizes for split in (loaded.train, loaded.validation, loaded.test)]
     assert np.sum(sizes) == len(loaded.targets) == 1797
@@ -72,11 +83,37 @@ def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
         (dict(name="digits", test_fraction=2.0), "test_fraction"),
         (dict(name="digits", partition="iid", num_clients=1000), "one to train"),
         (dict(name="digits", seed=-3), "seed"),
+        (dict(name="digits", partition="shard"), "did you mean 'shards'?"),
+        (dict(name="digits", partition="shards", shards_per_client=0), "shards_per_client"),
+        (dict(name="digits", partition="groups", num_groups=11), "num_groups"),
+        (dict(name="digits", partition="groups", group_by="superclass"), "data.group_by=class"),
+        (dict(name="digits", group_by="superclas"), "did you mean 'superclass'?"),
+        (dict(name="digits", partition="quantity_log_normal", size_sigma=-1.0), "size_sigma"),
+        (dict(name="digits", partition="quantity_power_law", size_exponent=-1.0), "size_exponent"),
+        (dict(name="digits", feature_shift="turn"), "Unknown data.feature_shift"),
+        (dict(name="digits", concept_shift="permute"), "Unknown data.concept_shift"),
+        (dict(name="digits", feature_shift="noise", shift_strength=2.0), "shift_strength"),
     ],
 )
 def test_slips(settings, message):
     with pytest.raises(UserError, match=re.escape(message)):
         data.load(**settings)
+
+
+def test_groups_by_superclass(monkeypatch):
+    def load_toy(data_dir=""):
+        digits = data.load_digits()
+        return digits._replace(superclasses=np.arange(10) % 2)
+
+    monkeypatch.setitem(data.SOURCES, "toy", load_toy)
+    monkeypatch.setitem(data.DATASETS, "toy", load_toy)
+    loaded = data.load(
+        name="toy", partition="groups", group_by="superclass", num_groups=2, num_clients=6
+    )
+    held = loaded.class_counts() > 0
+    for client in range(6):
+        assert len(set(np.flatnonzero(held[client]) % 2)) == 1
+    np.testing.assert_array_equal(held[:2], held[2:4])
 
 
 def test_describe():

@@ -1,7 +1,7 @@
 """Partitions: every example to exactly one client, what each promises, and what it refuses."""
 
 import hashlib
-import time
+import re
 
 import numpy as np
 import pytest
@@ -69,94 +69,165 @@ def test_pathological_keeps_its_promise_or_refuses(labels, num_clients, per_clie
 
 
 @fast
+@given(label_arrays, st.integers(1, 20), st.integers(1, 8), st.integers(0, 2**32))
+def test_pathological_unbalanced_differs_in_numbers_only(labels, num_clients, per_client, seed):
+    try:
+        even = partition.pathological(labels, num_clients, per_client, seed)
+    except UserError as refusal:
+        with pytest.raises(UserError, match=re.escape(str(refusal))):
+            partition.pathological(labels, num_clients, per_client, seed, balanced=False)
+        return
+    clients = partition.pathological(labels, num_clients, per_client, seed, balanced=False)
+    assert_partition(clients, labels)
+    assert all(len(np.unique(labels[rows])) == per_client for rows in clients)
+    for label in np.unique(labels):
+        holders = [sum(label in labels[rows] for rows in dealt) for dealt in (even, clients)]
+        assert holders[0] == holders[1]
+
+
+def test_pathological_unbalanced_shares_are_unequal_but_no_lump():
+    labels = np.repeat(np.arange(10), 1000)
+    clients = partition.pathological(labels, 100, 2, 0, balanced=False)
+    shares = np.array([share for rows in clients for share in np.bincount(labels[rows]) if share])
+    assert len(shares) == 200
+    assert shares.min() >= 10 and shares.max() <= 3 * 1000 / 20
+    assert shares.std() > 15
+
+
+@fast
+@given(label_arrays, st.integers(1, 20), st.integers(1, 5), st.integers(0, 2**32))
+def test_shards_are_equal_and_ordered_by_label(labels, num_clients, per_client, seed):
+    if num_clients * per_client > len(labels):
+        with pytest.raises(UserError, match="num_clients|shards_per_client|at most"):
+            partition.shards(labels, num_clients, per_client, seed)
+        return
+    clients = partition.shards(labels, num_clients, per_client, seed)
+    assert len(clients) == num_clients
+    assert_partition(clients, labels)
+    sizes = [len(rows) for rows in clients]
+    assert max(sizes) - min(sizes) <= per_client
+    # Cutting C classes into shards leaves at most C - 1 shards of more than one class.
+    classes = sum(len(np.unique(labels[rows])) for rows in clients)
+    assert classes <= num_clients * per_client + len(np.unique(labels)) - 1
+
+
+@fast
 @given(
     label_arrays,
     st.integers(1, 20),
-    st.floats(1e-3, 1e3),
+    st.floats(0, 10),
+    st.sampled_from([partition.quantity_log_normal, partition.quantity_power_law]),
     st.integers(0, 2**32),
-    st.integers(1, 5),
+    st.one_of(st.none(), st.integers(1, 5)),
 )
-def test_dirichlet_keeps_its_promise_or_refuses(labels, num_clients, alpha, seed, least):
+def test_quantities_keep_their_promise_or_refuse(labels, num_clients, spread, deal, seed, least):
+    if num_clients * (least or 1) > len(labels):
+        with pytest.raises(UserError, match="at most|use least"):
+            deal(labels, num_clients, spread, seed, least)
+        return
+    clients = deal(labels, num_clients, spread, seed, least)
+    assert len(clients) == num_clients
+    assert_partition(clients, labels)
+    assert min(map(len, clients)) >= (least or 1)
+    if spread == 0:
+        sizes = [len(rows) for rows in clients]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_quantities_follow_their_laws():
+    labels = np.zeros(100_000, int)
+    sizes = [len(rows) for rows in partition.quantity_log_normal(labels, 1000, 0.7, 0, least=1)]
+    assert np.std(np.log(sizes)) == pytest.approx(0.7, rel=0.1)
+    sizes = sorted(map(len, partition.quantity_power_law(labels, 50, 1.5, 0, least=1)))[::-1]
+    exact = np.arange(1, 51) ** -1.5
+    np.testing.assert_allclose(sizes, 1 + (100_000 - 50) * exact / exact.sum(), atol=1)
+
+
+@fast
+@given(
+    label_arrays,
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+    st.sampled_from([None, np.array([0, 1, 0, 1, 2, 2, 0, 3])]),
+)
+def test_groups_share_their_classes_and_no_others(labels, num_clients, count, seed, superclasses):
     try:
-        clients = partition.dirichlet(labels, num_clients, alpha, seed, least)
+        clients = partition.groups(labels, num_clients, count, seed, superclasses)
     except UserError:
+        kinds = len(np.unique(labels if superclasses is None else superclasses[labels]))
+        # A group may have fewer examples than clients; then one of its classes has.
+        scarce = np.unique(labels, return_counts=True)[1].min() < -(-num_clients // count)
+        assert count > min(kinds, num_clients) or num_clients > len(labels) or scarce
         return
     assert len(clients) == num_clients
     assert_partition(clients, labels)
-    assert min(map(len, clients)) >= least
+    kinds = labels if superclasses is None else superclasses[labels]
+    held = [
+        set(np.concatenate([kinds[rows] for rows in clients[group::count]]).tolist())
+        for group in range(count)
+    ]
+    assert sum(map(len, held)) == len(np.unique(kinds))
+    for group in range(count):
+        sizes = [len(rows) for rows in clients[group::count]]
+        assert max(sizes) - min(sizes) <= 1
 
 
-def test_dirichlet_gives_full_clients_no_more_of_a_class():
-    labels = np.repeat(np.arange(10), 100)
-    for seed in range(20):
-        clients = partition.dirichlet(labels, 5, 0.1, seed, least=1)
-        counts = np.array([np.bincount(labels[rows], minlength=10) for rows in clients])
-        before = np.cumsum(counts, axis=1) - counts
-        assert not np.any(counts[before >= 200])
+def test_clients_of_a_group_have_one_distribution():
+    labels = np.repeat(np.arange(6), 1000)
+    clients = partition.groups(labels, 9, 3, 0)
+    for group in range(3):
+        counts = [np.bincount(labels[rows], minlength=6) for rows in clients[group::3]]
+        assert np.ptp(counts, axis=0).max() < 100
 
 
-def test_dirichlet_follows_alpha():
-    labels = np.repeat(np.arange(10), 1000)
-
-    def classes_per_client(alpha):
-        clients = partition.dirichlet(labels, 10, alpha, 0, least=1)
-        return np.mean([len(np.unique(labels[rows])) for rows in clients])
-
-    assert classes_per_client(0.05) < classes_per_client(0.5) < classes_per_client(100.0)
-    for rows in partition.dirichlet(labels, 10, 1e6, 0):
-        assert np.all(np.abs(np.bincount(labels[rows]) - 100) <= 2)
-
-
-@pytest.mark.parametrize("alpha", [1e-300, 1e-9, 1e9])
-def test_dirichlet_stands_extreme_alphas(alpha):
-    labels = np.repeat(np.arange(4), 50)
-    assert_partition(partition.dirichlet(labels, 2, alpha, 0, least=1), labels)
-
-
-def test_dirichlet_ends_within_seconds_for_many_clients():
-    labels = np.random.default_rng(0).integers(0, 10, 60000)
-    start = time.monotonic()
-    with pytest.raises(UserError) as refusal:
-        partition.dirichlet(labels, 500, 0.1, 0)
-    assert time.monotonic() - start < 20
-    message = str(refusal.value)
-    # The advice has been tried, so each part of it must work.
-    advised = {
-        key: float(message.split(f"{key}=")[-1].split(" ")[0].rstrip("."))
-        for key in ("alpha", "num_clients", "least")
-    }
-    partition.dirichlet(labels, 500, advised["alpha"], 0)
-    partition.dirichlet(labels, int(advised["num_clients"]), 0.1, 0)
-    clients = partition.dirichlet(labels, 500, 0.1, 0, least=int(advised["least"]))
-    assert min(map(len, clients)) == advised["least"]
-
-
+SETTINGS = dict(
+    alpha=0.1,
+    classes_per_client=2,
+    balanced=True,
+    shards_per_client=2,
+    size_sigma=1.0,
+    size_exponent=1.0,
+    num_groups=4,
+    superclasses=None,
+    least=None,
+)
 GOLDEN = {
-    "iid": (lambda labels: partition.iid(labels, 20, 0), "3859e32ac78f59de"),
-    "pathological": (lambda labels: partition.pathological(labels, 20, 2, 0), "a972687472780d2f"),
-    "dirichlet": (lambda labels: partition.dirichlet(labels, 20, 0.1, 0), "f6e837ef6840f90f"),
+    "iid": "3859e32ac78f59de",
+    "quantity_log_normal": "dc58a6ccb11dd915",
+    "quantity_power_law": "d6b4d1d9bf9cb2e8",
+    "pathological": "a972687472780d2f",
+    "shards": "4c2a08ed3c2f4733",
+    "groups": "3ffc488e863b9225",
+    "dirichlet": "f6e837ef6840f90f",
+    "dirichlet_by_client": "c965f53acfc43f89",
+    "dirichlet_balanced": "5a1d2beb59897506",
+    "dirichlet_extended": "b7858f3536b6577e",
 }
+
+
+def test_every_partition_has_a_golden():
+    assert set(GOLDEN) == set(partition.PARTITIONS)
+    read = {setting for name in GOLDEN for setting in partition.settings_of(name)}
+    assert read == set(SETTINGS)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_partitions_of_digits_never_change(name):
     """Published numbers depend on these: a new value here means a new name, not a new golden."""
-    deal, expected = GOLDEN[name]
-    assert fingerprint(deal(sources.load_digits().targets)) == expected
+    clients = partition.deal(name, sources.load_digits().targets, 20, 0, **SETTINGS)
+    assert fingerprint(clients) == GOLDEN[name]
 
 
-@pytest.mark.parametrize(
-    "deal",
-    [
-        lambda labels, seed: partition.iid(labels, 7, seed),
-        lambda labels, seed: partition.pathological(labels, 7, 3, seed),
-        lambda labels, seed: partition.dirichlet(labels, 7, 0.3, seed),
-    ],
-)
-def test_the_seed_decides(deal):
+@pytest.mark.parametrize("name", partition.PARTITIONS)
+def test_the_seed_decides(name):
     labels = sources.load_digits().targets
-    assert fingerprint(deal(labels, 3)) == fingerprint(deal(labels, 3))
-    assert fingerprint(deal(labels, 3)) != fingerprint(deal(labels, 4))
+
+    def deal(seed):
+        return fingerprint(partition.deal(name, labels, 8, seed, **SETTINGS | {"alpha": 0.3}))
+
+    assert deal(3) == deal(3)
+    assert deal(3) != deal(4)
 
 
 LABELS = np.repeat(np.arange(4), 10)
@@ -171,11 +242,36 @@ REFUSED = {
     "too many classes": (lambda: partition.pathological(LABELS, 4, 5, 0), "use at most 4"),
     "a class for nobody": (lambda: partition.pathological(LABELS, 1, 3, 0), "classes_per_client=4"),
     "too few examples": (lambda: partition.pathological(LABELS, 40, 4, 0), "at most 10 clients"),
-    "alpha 0": (lambda: partition.dirichlet(LABELS, 4, 0.0, 0), "alpha must be"),
-    "alpha nan": (lambda: partition.dirichlet(LABELS, 4, float("nan"), 0), "alpha must be"),
-    "alpha infinite": (lambda: partition.dirichlet(LABELS, 4, float("inf"), 0), "alpha must be"),
-    "least 0": (lambda: partition.dirichlet(LABELS, 4, 1.0, 0, least=0), "least must be"),
-    "least too large": (lambda: partition.dirichlet(LABELS, 4, 1.0, 0, least=11), "least=10"),
+    "no shard": (lambda: partition.shards(LABELS, 4, 0, 0), "shards_per_client must be"),
+    "too many shards": (lambda: partition.shards(LABELS, 4, 11, 0), "shards_per_client=10"),
+    "sigma below 0": (lambda: partition.quantity_log_normal(LABELS, 4, -1, 0), "size_sigma must"),
+    "sigma nan": (
+        lambda: partition.quantity_log_normal(LABELS, 4, float("nan"), 0),
+        "size_sigma must",
+    ),
+    "exponent too large": (
+        lambda: partition.quantity_power_law(LABELS, 4, 11, 0),
+        "size_exponent must be from 0 to 10",
+    ),
+    "least 0 of a quantity": (
+        lambda: partition.quantity_power_law(LABELS, 4, 1, 0, least=0),
+        "least must be",
+    ),
+    "least too large for a quantity": (
+        lambda: partition.quantity_log_normal(LABELS, 4, 1, 0, least=11),
+        "use least=10 or at most 3 clients",
+    ),
+    "no group": (lambda: partition.groups(LABELS, 4, 0, 0), "num_groups must be"),
+    "more groups than classes": (lambda: partition.groups(LABELS, 9, 5, 0), "at most 4 groups"),
+    "more groups than clients": (lambda: partition.groups(LABELS, 3, 4, 0), "at most 3 groups"),
+    "more groups than superclasses": (
+        lambda: partition.groups(LABELS, 9, 3, 0, np.array([0, 0, 1, 1])),
+        "2 superclasses",
+    ),
+    "more clients than a group's examples": (
+        lambda: partition.groups(np.repeat([0, 1], [2, 38]), 20, 2, 0),
+        "fewer num_clients",
+    ),
 }
 
 

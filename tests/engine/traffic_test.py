@@ -14,6 +14,7 @@ BODY = FLOAT * (5 * 4 + 4)
 HEAD = FLOAT * (4 * 3 + 3)
 MODEL = BODY + HEAD
 WEIGHT = FLOAT
+ID, FLAG = 4, 1
 
 
 def count(algorithm):
@@ -35,10 +36,14 @@ def count(algorithm):
         ("scaffold", 2 * MODEL + WEIGHT, 2 * MODEL),
         ("fedper", BODY + WEIGHT, BODY),
         ("fedrep", BODY + WEIGHT, BODY),
+        ("fedem", 3 * MODEL + WEIGHT, 3 * MODEL),
+        ("fedfomo", MODEL + 5 * (FLOAT + ID), 4 * (MODEL + ID + FLAG)),
+        ("apple", MODEL, 8 * (MODEL + FLOAT)),
+        ("pfedhn", MODEL, MODEL),
     ],
 )
 def test_bytes_of_one_client(name, upload, download):
-    assert count(federation.make(name)) == traffic.Traffic(upload, download)
+    assert count(federation.make(name))[:2] == (upload, download)
 
 
 def test_the_servers_optimizer_stays_at_the_server():
@@ -53,7 +58,7 @@ def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
     server = {"passed_on": jnp.zeros(5, jnp.int8), "unread": jnp.zeros(1000)}
     algorithm = federation.make("local")._replace(client_update=client_update)
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5)
+    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5, 6)
 
 
 def test_only_what_is_sent_to_the_client_is_downloaded():
@@ -67,3 +72,16 @@ def test_only_what_is_sent_to_the_client_is_downloaded():
     examples = jax.tree.map(jnp.asarray, federation.examples())
     sent = traffic.count(algorithm, jnp.zeros((9, 4)), (), examples)
     assert sent == traffic.Traffic(16, 16)
+
+
+def test_what_others_made_of_the_clients_state_is_downloaded():
+    def client_update(server, client, data, context):
+        return core.ClientOutput(client, each=client["mixed"])
+
+    def exchange(server, client, uploads, cohort, member, context):
+        return {**client, "mixed": jnp.mean(uploads.each, axis=0)}
+
+    algorithm = federation.make("local")._replace(client_update=client_update, exchange=exchange)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    client = {"mixed": jnp.zeros(5), "own": jnp.zeros(1000)}
+    assert traffic.count(algorithm, (), client, examples) == traffic.Traffic(20, 20, 20)

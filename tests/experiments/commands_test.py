@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.training import writers
+from pfljax.training import partition_report, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
@@ -125,8 +125,37 @@ def test_the_comparison_stands_in_files(comparison):
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods == ["method", "local", "fedavg", "ditto"]
     assert len((comparison.place / "comparison.csv").read_text().splitlines()) == 1 + 3 * 2
-    for name in ("curves.png", "clients.png"):
+    for name in ("curves.png", "clients.png", *partition_report.PICTURES):
         assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
+    for name in partition_report.PICTURES:
+        assert f"]({name})" in "\n".join(lines)
+
+
+def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_path):
+    command = [word for word in comparison.command if not word.startswith("--workdir")]
+    options = ["--config.algorithms=('local','fedavg')", "--vmap_seeds", f"--workdir={tmp_path}"]
+    done = succeed(*command, *options)
+    assert "fedavg" in done.stdout
+    for name in comparison.times:
+        ours, theirs = (writers.read_json(place / name) for place in (tmp_path, comparison.place))
+        for model in ("personal_accuracy", "global_accuracy"):
+            assert (ours[model] or {}) == pytest.approx(theirs[model] or {}, abs=1e-6)
+        assert ours["compilations"] == 1
+    assert succeed(*command, *options, "--quiet").stdout == ""
+
+
+def test_a_sweep_names_the_best_value_by_validation(tmp_path):
+    options = ["--config.algorithm=ditto", "--config.seeds=(0,1)", f"--workdir={tmp_path}"]
+    values = ["--values=hparams.ditto.lam=0.01,1.0", "--values=client_optimizer.learning_rate=0.1"]
+    done = succeed("experiments/sweep.py", *SMALL, *options, *values)
+    lines = (tmp_path / "sweep_ditto.csv").read_text().splitlines()
+    assert lines[0].startswith("hparams.ditto.lam,client_optimizer.learning_rate,validation")
+    best = lines[1].split(",")
+    assert float(best[2]) >= float(lines[2].split(",")[2]) > 0.1
+    assert f"best: --config.hparams.ditto.lam={best[0]}" in done.stdout
+    runs = sorted(path.parent.name for path in tmp_path.rglob("result.json"))
+    assert runs == ["seed_0", "seed_0", "seed_1", "seed_1"]
+    assert "best:" in succeed("experiments/sweep.py", *SMALL, *options, *values).stdout
 
 
 # mistakes
@@ -179,6 +208,7 @@ def broken_data(place):
 
 
 TRAIN = ["train.py", QUICK, "--workdir={place}/run"]
+SWEEP = ["sweep.py", QUICK, "--workdir={place}/run"]
 COMPARE = ["compare.py", QUICK, "--workdir={place}/run"]
 OPTIMIZER = "--config.client_optimizer"
 
@@ -216,6 +246,12 @@ MISTAKES = {
     "negative learning rate": ([*TRAIN, f"{OPTIMIZER}.learning_rate=-1"], "learning_rate is -1.0"),
     "seed out of range": ([*TRAIN, "--config.seed=99999999999999999999"], "seed"),
     "unknown data set": ([*TRAIN, "--config.data.name=digit"], "'digits'"),
+    "unknown partition": ([*TRAIN, "--config.data.partition=shard"], "'shards'"),
+    "unknown shift": ([*TRAIN, "--config.data.feature_shift=turn"], "rotation, contrast, noise"),
+    "more groups than classes": (
+        [*TRAIN, "--config.data.partition=groups", "--config.data.num_groups=11"],
+        "at most 10 groups",
+    ),
     "missing data": (with_data("fashion_mnist", "nothing"), "train-images-idx3-ubyte.gz"),
     "truncated data": (with_data("fashion_mnist", "fashion"), "train-images-idx3-ubyte.gz is"),
     "label out of range": (with_data("npz", "label.npz"), "label 10 but 10 classes"),
@@ -243,6 +279,12 @@ MISTAKES = {
     "unknown method among several": ([*COMPARE, "--config.algorithms=('dito',)"], "'ditto'"),
     "no method": ([*COMPARE, "--config.algorithms=()"], "algorithms is empty"),
     "seed that is a word": ([*COMPARE, "--config.seeds=('a',)"], "'a'"),
+    "nothing to sweep": (SWEEP, "--values="),
+    "sweep without values": ([*SWEEP, "--values=seed"], "KEY=VALUE"),
+    "sweep of an unknown key": ([*SWEEP, "--values=hparams.ditto.lamb=1"], "'lam'"),
+    "sweep of a word": ([*SWEEP, "--values=algorithm=ditto"], "only numbers"),
+    "sweep with a wrong value": ([*SWEEP, "--values=hparams.ditto.lam=a"], "values like 0.1"),
+    "sweep of what cannot be traced": ([*SWEEP, "--values=batch_size=5,10"], "config.batch_size"),
     "unknown workload": (["benchmark.py", "--workload=r4-mpl"], "'r4-mlp'"),
     "unknown opponent": (["benchmark.py", "--against=pytorch"], "'eager_pytorch'"),
 }

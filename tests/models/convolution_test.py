@@ -78,12 +78,12 @@ def test_minimal_filtering_rounds_at_most_ten_times_worse_than_the_sum():
 
 
 def test_accelerators_take_patches_and_cpus_take_minimal_filtering():
-    x, kernel = draw((2, 12, 12, 8), (5, 5, 8, 8))
+    x, kernel = draw((2, 12, 12, 8), (5, 5, 8, 16))
     programs = {
         platform: jax.jit(convolution).trace(x, kernel).lower(lowering_platforms=(platform,))
         for platform in ("cpu", "cuda", "tpu")
     }
-    points = "tensor<64x8x8xf32>"  # a kernel for each of the 8x8 points of a tile
+    points = "tensor<64x8x16xf32>"  # a kernel for each of the 8x8 points of a tile
     assert points in programs["cpu"].as_text()
     assert points not in programs["cuda"].as_text() + programs["tpu"].as_text()
 

@@ -4,16 +4,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from pfljax import models
+from pfljax import core, models
 from pfljax.core import Batch
 from pfljax.errors import UserError
-from pfljax.models.layers import max_pool
+from pfljax.models.layers import BatchNorm, Dense, max_pool
 
 COUNTS = {
     ("logistic", (28, 28, 1), 10): (7_850, 7_850),
     ("mlp", (28, 28, 1), 10): (79_510, 1_010),
+    ("mlp_bn", (28, 28, 1), 10): (79_910, 1_010),
     ("cnn", (28, 28, 1), 10): (582_026, 5_130),
     ("cnn", (32, 32, 3), 10): (878_538, 5_130),
     ("cnn", (32, 32, 3), 100): (924_708, 51_300),
@@ -126,3 +128,178 @@ def test_pooling_sends_the_gradient_to_the_first_of_equal_entries():
         for pool in (max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     )
     np.testing.assert_allclose(ours, plain, rtol=1e-6)
+
+
+class PlainNet(nn.Module):
+    """`mlp_bn` with widths 6, 4 of flax's own layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (6, 4):
+            x = nn.BatchNorm(use_running_average=False)(nn.Dense(width)(x))
+            x = nn.relu(x)
+        return nn.Dense(3)(x)
+
+
+@pytest.fixture
+def partial_batch():
+    """Seven rows of five features; only the first, second, fifth and sixth are examples."""
+    draw = np.random.default_rng(0)
+    inputs = jnp.asarray(draw.normal(size=(7, 5)).astype(np.float32))
+    mask = jnp.array([1, 1, 0, 0, 1, 1, 0], bool)
+    return Batch(inputs, jnp.asarray(draw.integers(0, 3, 7)), mask)
+
+
+def small_net():
+    """A task with batch normalization, and a model of which nothing is 0 or 1."""
+    task = models.classification(models.mlp_bn((5,), 3, widths=(6, 4)), num_classes=3)
+    leaves, structure = jax.tree.flatten(task.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return task, jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def test_batch_normalization_sees_the_real_examples_of_a_partial_batch(partial_batch):
+    task, model = small_net()
+    ours = jax.value_and_grad(task.loss)(model, partial_batch, jax.random.key(0))
+    real = np.asarray(partial_batch.mask)
+    inputs, targets = partial_batch.inputs[real], partial_batch.targets[real]
+
+    def plain(model):
+        body = model["body"]
+        named = {**body, "Dense_2": model["head"]}
+        variables = {"params": named, "batch_stats": body}
+        logits, _ = PlainNet().apply(variables, inputs, mutable=["batch_stats"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets])
+
+    theirs = jax.value_and_grad(plain)(model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), ours, theirs)
+    for layer in ("BatchNorm_0", "BatchNorm_1"):
+        assert np.all(ours[1]["body"][layer]["mean"] == 0)
+        assert np.all(ours[1]["body"][layer]["var"] == 0)
+
+
+def test_running_statistics_are_those_of_pytorch(partial_batch):
+    task, model = small_net()
+    seen = task.observe(model, partial_batch)
+    assert set(seen) == {"body"} and set(seen["body"]) == {"BatchNorm_0", "BatchNorm_1"}
+    body, x = model["body"], np.asarray(partial_batch.inputs)[np.asarray(partial_batch.mask)]
+    for number in range(2):
+        dense, norm = body[f"Dense_{number}"], body[f"BatchNorm_{number}"]
+        x = x @ dense["kernel"] + dense["bias"]
+        for name, batch in (("mean", x.mean(axis=0)), ("var", x.var(axis=0, ddof=1))):
+            moved = 0.9 * norm[name] + 0.1 * batch
+            np.testing.assert_allclose(seen["body"][f"BatchNorm_{number}"][name], moved, rtol=1e-4)
+        x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+    rows = jnp.ones((3, 5))
+    body, head = model["body"], model["head"]
+    x = rows
+    for number in range(2):  # outside of training the running statistics answer
+        dense, norm = body[f"Dense_{number}"], body[f"BatchNorm_{number}"]
+        x = x @ dense["kernel"] + dense["bias"]
+        x = (x - norm["mean"]) / np.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+    np.testing.assert_allclose(task.features(model, rows), x, rtol=1e-4)
+    logits = x @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(task.predict(model, rows), logits, rtol=1e-4)
+
+
+@pytest.mark.parametrize("examples", [0, 1, 2])
+def test_statistics_that_a_batch_does_not_have_stay(examples, partial_batch):
+    task, model = small_net()
+    batch = partial_batch._replace(mask=jnp.arange(7) < examples)
+    loss, gradient = jax.value_and_grad(task.loss)(model, batch, jax.random.key(0))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((loss, gradient)))
+    before, after = model["body"]["BatchNorm_0"], task.observe(model, batch)["body"]["BatchNorm_0"]
+    assert np.all(before["mean"] == after["mean"]) == (examples == 0)
+    assert np.all(before["var"] == after["var"]) == (examples < 2)
+
+
+def test_batch_normalization_of_images_counts_every_pixel():
+    images = jax.random.normal(jax.random.key(0), (4, 3, 2, 5))
+    mask = jnp.array([1, 0, 1, 1], bool)
+    layer = BatchNorm()
+    variables = {**layer.init(jax.random.key(0), images), "examples": {"mask": mask}}
+    out, state = layer.apply(variables, images, mutable=["observed"])
+    rows = np.asarray(images[mask]).reshape(-1, 5)
+    expected = (images - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0) + 1e-5)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state["observed"]["mean"], 0.1 * rows.mean(axis=0), rtol=1e-4)
+    var = 0.9 + 0.1 * rows.var(axis=0, ddof=1)
+    np.testing.assert_allclose(state["observed"]["var"], var, rtol=1e-5)
+
+
+class Normalized(nn.Module):
+    """Names of layers that say nothing of their types."""
+
+    last: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        x = BatchNorm(name="first")(Dense(4, name="batch_norm")(x))
+        return self.last(name="last")(x)
+
+
+def test_a_model_knows_its_normalization_by_type_and_the_order_of_its_layers():
+    model = models.from_flax(Normalized(nn.LayerNorm), BatchNorm(), (5,))
+    assert model.layers == (("body", "batch_norm"), ("body", "first"), ("body", "last"), ("head",))
+    parameters = model.init(jax.random.key(0))
+    norm, other = core.partition.split(parameters, model.is_norm)
+    assert set(norm["body"]) == {"first", "last"} and set(norm["head"]) >= {"mean", "var"}
+    assert set(other) == {"body"} and set(other["body"]) == {"batch_norm"}
+    # Batch normalization in the head sees what the body makes of the batch.
+    rows, mask = jax.random.normal(jax.random.key(1), (6, 5)), jnp.arange(6) < 4
+    seen = model.observe(parameters, rows, mask)
+    features = model.features(parameters, rows, mask)
+    np.testing.assert_allclose(seen["head"]["mean"], 0.1 * features[:4].mean(axis=0), rtol=1e-5)
+    assert set(seen) == {"body", "head"} and set(seen["body"]) == {"first"}
+    out = model.head(parameters, features, mask)
+    np.testing.assert_allclose(out[:4].mean(axis=0), 0, atol=1e-5)
+
+
+def test_models_without_normalization():
+    for name in ("logistic", "mlp", "cnn"):
+        task = models.classification(models.MODELS[name]((28, 28, 1), 10), num_classes=10)
+        assert task.observe is None
+        parameters = jax.eval_shape(task.init, jax.random.key(0))
+        assert core.partition.split(parameters, task.is_norm)[0] == {}
+
+
+def test_arrays_beside_the_parameters_are_refused():
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(x)
+
+    with pytest.raises(UserError, match="batch_stats"):
+        models.from_flax(Flax(), Dense(3), (5,))
+
+
+def test_statistics_of_a_dict_of_models_want_names(partial_batch):
+    task, model = small_net()
+    with pytest.raises(ValueError, match="of_models"):
+        task.observe({"own": model, "other": model}, partial_batch)
+    assert task.observe({"body": model["body"]}, partial_batch)  # the head is not needed
+
+
+def test_keeping_statistics_costs_no_second_forward_pass():
+    task, model = small_net()
+    rows = jnp.ones((30, 5))
+    targets = jnp.zeros(30, jnp.int32)
+
+    def products(observe):
+        local = core.LocalTraining(optax.sgd(0.1), batch_size=4, observe=observe)
+
+        def one(model, offset, size):
+            data = core.ClientData(rows, targets, offset, size, jnp.zeros(3), 9)
+            key = jax.random.fold_in(jax.random.key(0), offset)
+            context = core.Context(key, jnp.int32(0), jnp.int32(1))
+            return core.train(task.loss, model, data, context, local).model
+
+        clients = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), model)
+        arguments = clients, jnp.array([0, 9, 15]), jnp.array([9, 6, 7])
+        text = jax.jit(jax.vmap(one)).lower(*arguments).compile().as_text()
+        return text.count(" dot(")
+
+    assert products(task.observe) == products(None) > 0

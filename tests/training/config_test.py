@@ -22,13 +22,21 @@ def test_hyperparameters_stand_in_the_signature():
 
 def test_every_method_has_its_hyperparameters_in_the_config():
     config = config_lib.default_config()
-    assert set(config.hparams) == set(ALGORITHMS) == set(config.algorithms)
+    assert set(config.hparams) == set(ALGORITHMS) == {*config.algorithms, "fedbn"}
     for name, factory in ALGORITHMS.items():
         assert dict(config.hparams[name]) == config_lib.hyperparameters(factory)
 
 
 def test_the_default_can_be_meant():
     config_lib.check(config_lib.default_config())
+
+
+def test_running_statistics_are_kept_where_the_model_has_them():
+    for name in ("mlp", "mlp_bn"):
+        config = changed(**{"model.name": name, "data.num_clients": 5})
+        task = experiment.build_task(config, experiment.build_dataset(config))
+        assert experiment.build_local_training(config, task).observe is task.observe
+        assert (task.observe is None) == (name == "mlp")
 
 
 def changed(**changes):
@@ -93,7 +101,8 @@ def test_chunks_that_can_be_meant(chunk):
 def optimizer(name="sgd", learning_rate=0.1, **arguments):
     config = config_lib.optimizer_config(name, learning_rate)
     config.update(arguments)
-    return optimizers.build(config, "client_optimizer")
+    optimizers.check(config, "client_optimizer")
+    return optimizers.make(config)
 
 
 @pytest.mark.filterwarnings("ignore")  # optax warns of some of its own

@@ -54,7 +54,7 @@ def load_cifar100(data_dir: str = "", *, labels: str = "fine") -> Examples:
 
     Returns:
       Examples with inputs `[60000, 32, 32, 3]` uint8; with fine labels each superclass is the
-      owner of its examples.
+      owner of its examples, and known to the partition `groups`.
 
     Raises:
       UserError: the files are absent or damaged.
@@ -63,7 +63,11 @@ def load_cifar100(data_dir: str = "", *, labels: str = "fine") -> Examples:
     images, (fine, coarse) = _load(100, data_dir, ("fine_labels", "coarse_labels"))
     if labels == "coarse":
         return Examples("cifar100_coarse", images, coarse, _SUPERCLASSES, mean=127.5, std=127.5)
-    return Examples("cifar100", images, fine, 100, mean=127.5, std=127.5, owners=coarse)
+    superclasses = np.zeros(100, np.int32)
+    superclasses[fine] = coarse
+    return Examples(
+        "cifar100", images, fine, 100, 127.5, 127.5, owners=coarse, superclasses=superclasses
+    )
 
 
 def _load(

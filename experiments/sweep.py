@@ -1,0 +1,148 @@
+"""Tries values of a method's numbers, all in one program, and names the best.
+
+    python experiments/sweep.py --config=configs/quickstart.py --workdir=WORKDIR \
+        --config.algorithm=ditto --values=hparams.ditto.lam=0.01,0.1,1 \
+        --values=client_optimizer.learning_rate=0.02,0.05
+
+Every combination runs with every seed of `config.seeds`; a run of its own is left in
+`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the accuracy of
+the personalized models in the round where it is highest, averaged over the seeds; test examples
+only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import itertools
+import math
+import pathlib
+import statistics
+
+import binary
+import jax
+import rich.table
+from absl import flags
+
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import experiment, loop, together, workdir, writers
+
+binary.define_study()
+_VALUES = flags.DEFINE_multi_string(
+    "values", [], "KEY=VALUE,VALUE,...; given several times, all combinations are tried."
+)
+
+
+def parse(text: str, config) -> tuple[str, list]:
+    """Returns a key of the config and its values, in the type that the config has there.
+
+    Raises:
+      UserError: there is no such key, or a value cannot be meant.
+    """
+    key, equals, values = text.partition("=")
+    if not equals or not values:
+        raise UserError(f"--values={text} has no values; write KEY=VALUE,VALUE.")
+    node = config
+    for name in key.split("."):
+        known = list(node) if hasattr(node, "keys") else []
+        if name not in known:
+            raise UserError(
+                f"--values names the key {key!r}, which no config has."
+                f"{config_lib.suggest(name, known)}"
+            )
+        node = node[name]
+    kind = type(node)
+    if kind not in (bool, int, float):
+        raise UserError(f"config.{key} is no number; only numbers can be swept.")
+    words = {"true": True, "false": False}
+    try:
+        return key, [words[v.lower()] if kind is bool else kind(v) for v in values.split(",")]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--values={text}: config.{key} takes values like {node!r}.") from error
+
+
+def changed(config, settings: dict, seed: int):
+    """Returns a copy of the config with these values and this seed."""
+    copied = copy.deepcopy(config)
+    copied.update_from_flattened_dict({**settings, "seed": seed})
+    return copied
+
+
+def name_of(settings: dict) -> str:
+    """Returns a folder's name, such as `lam=0.1,learning_rate=0.05`."""
+    return ",".join(f"{key.split('.')[-1]}={value!r}" for key, value in settings.items())
+
+
+def main():
+    config, directory = binary.study()
+    config_lib.check(config)
+    if not _VALUES.value:
+        raise UserError("Name what to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
+    grid = dict(parse(text, config) for text in _VALUES.value)
+    settings = [
+        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    ]
+    runs = [(setting, seed) for setting in settings for seed in config.seeds]
+    configs = [changed(config, *run) for run in runs]
+    places = [
+        directory / config.algorithm / name_of(setting) / f"seed_{seed}" for setting, seed in runs
+    ]
+    todo = [
+        index
+        for index, place in enumerate(places)
+        if not workdir.is_finished(place, configs[index])
+    ]
+    if todo:
+        dataset = experiment.build_dataset(config)
+        open_configs = [configs[index] for index in todo]
+        with binary.progress(config.rounds) as add_bar:
+            loop.run_together(
+                together.build(open_configs, dataset),
+                open_configs,
+                [places[index] for index in todo],
+                resume=True,
+                progress=add_bar(f"{config.algorithm}, {len(todo)} runs"),
+            )
+    if jax.process_index() == 0:
+        _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
+
+
+def scores(place: pathlib.Path) -> tuple[float, float]:
+    """Returns a run's best validation accuracy and the test accuracy then; NaN if it diverged."""
+    if not (place / "result.json").exists():
+        return math.nan, math.nan
+    rows = writers.read_rows(place / "metrics.jsonl")
+    validation, test = (
+        [row.get(f"personal/{split}_accuracy_weighted") for row in rows]
+        for split in ("validation", "test")
+    )
+    if None in validation:
+        raise UserError("A sweep needs validation examples; set config.data.validation_fraction.")
+    best = max(range(len(rows)), key=lambda index: validation[index])
+    return validation[best], test[best]
+
+
+def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> None:
+    lines = []
+    for setting in settings:
+        own = [scores(place) for (used, _), place in runs if used == setting]
+        lines.append((setting, *(statistics.mean(column) for column in zip(*own, strict=True))))
+    lines.sort(key=lambda line: -1.0 if math.isnan(line[1]) else line[1], reverse=True)
+    with open(directory / f"sweep_{algorithm}.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*settings[0], "validation_accuracy", "test_accuracy"])
+        writer.writerows([*setting.values(), *means] for setting, *means in lines)
+    table = rich.table.Table(title=f"{algorithm}, best validation accuracy first")
+    for key in (*settings[0], "validation (%)", "test (%)"):
+        table.add_column(key, justify="right")
+    for setting, *means in lines:
+        shown = ["diverged" if math.isnan(mean) else f"{100 * mean:.2f}" for mean in means]
+        table.add_row(*(repr(value) for value in setting.values()), *shown)
+    binary.say(table)
+    best = " ".join(f"--config.{key}={value!r}" for key, value in lines[0][0].items())
+    binary.say(f"best: {best}")
+
+
+if __name__ == "__main__":
+    binary.run(main)

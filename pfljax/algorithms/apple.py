@@ -1,0 +1,145 @@
+"""APPLE: every client learns how much of everybody's core model to take into its own.
+
+Server: the clients' core models, and their shares of the examples. Client: its relations, a weight
+for each core.
+Down: all cores and shares. Up: the client's core (`each`).
+Cost per client and round: one local training, at every step of which N models are added up and N
+products taken with the gradient; N models down. For few clients.
+
+References:
+  Luo, Wu, "Adapt to Adaptation: Learning Personalization for Cross-Silo Federated Learning", 2022,
+  https://arxiv.org/abs/2110.08394.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax import core
+from pfljax.core import tree
+from pfljax.errors import UserError
+
+
+class AppleServer(NamedTuple):
+    """Attributes:
+    cores: `[N, ...]`, each client's core model.
+    shares: `[N]`, each client's part of all training examples, the paper's `p_0`; never changes.
+    """
+
+    cores: core.Model
+    shares: jax.Array
+
+
+def annealing(
+    round: jax.Array, num_rounds: jax.Array, duration: float, exponential: bool, epsilon: float
+) -> jax.Array:
+    """Returns `[]`: 1 in round 0, then less, and 0 after the part `duration` of the run."""
+    last = duration * num_rounds
+    done = round / jnp.maximum(last, 1e-6)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    return jnp.where(round < last, jnp.where(exponential, epsilon**done, cosine), 0)
+
+
+def apple(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    relation_rate: float = 0.001,
+    mu: float = 0.1,
+    duration: float = 1.0,
+    exponential: bool = False,
+    epsilon: float = 0.001,
+    uniform_start: bool = False,
+) -> core.Algorithm:
+    """Core models for all, and directed relations that mix them.
+
+        theta_k = sum_j p_kj c_j;   g = the gradient of L_k at theta_k
+        c_k <- step of local.optimizer along N p_kk g
+        p_kj <- p_kj - relation_rate (<g, c_j> + lambda mu (p_kj - n_j / n)),   for all j
+        lambda = (1 + cos(pi r / R)) / 2 or epsilon^(r / R) in round r < R, later 0
+
+    Args:
+      task: model and loss.
+      local: how clients train their cores.
+      relation_rate: rate of the relations, 0.0001 to 0.05; 0 leaves them.
+      mu: weight of the pull of the relations to the shares, 0.001 to 1.
+      duration: R as a part of the run, 0 to 1; 0 never pulls.
+      exponential: the second form of lambda; False takes the cosine.
+      epsilon: where the second form ends, 0.0001 to 0.1.
+      uniform_start: begin with all relations 1 / N; False begins with the shares.
+
+    Returns:
+      The method; a client's state is its relations `[N]`. It deploys the mixture of the cores that
+      the server has. There is no global model.
+
+    Notes:
+      The paper's rate of the cores is N times that of `local`: a core sees only its share of the
+      gradient, and so one rate serves any number of clients. Where relations begin, the paper's
+      choices of rate, mu and R per data set, and its bound on how many cores are sent (here all
+      are) are not certain enough to repeat. A client that never took part has no core and learns
+      relations to those of the others. PFLlib uploads the mixture in place of the core, shows later
+      clients the cores of earlier ones in the same round, and averages where the product adds.
+    """
+
+    def init_server(key, population):
+        if task.observe is not None:
+            raise UserError(
+                "APPLE adds up whole models with weights of any sign, and running statistics of "
+                "batch normalization cannot be added so; name a model without it."
+            )
+        model, clients = task.init(key), population.num_clients
+        dtype = jnp.result_type(*jax.tree.leaves(model))
+        sizes = population.sizes.astype(dtype)
+        return AppleServer(
+            cores=jax.tree.map(lambda leaf: jnp.repeat(leaf[None], clients, axis=0), model),
+            shares=sizes / jnp.maximum(jnp.sum(sizes), 1),
+        )
+
+    def init_client(server, profile, key):
+        return jnp.where(uniform_start, 1 / server.shares.shape[0], server.shares)
+
+    def mix(relations, cores):
+        return jax.tree.map(lambda leaf: jnp.tensordot(relations, leaf, 1), cores)
+
+    def client_update(server, client, data, context):
+        clients = server.shares.shape[0]
+        received = jax.tree.map(lambda leaf: leaf[context.client_id], server.cores)
+        own = jax.nn.one_hot(context.client_id, clients, dtype=client.dtype)  # zeros: no core
+        factor = annealing(context.round, context.num_rounds, duration, exponential, epsilon)
+        pull = jnp.asarray(mu * factor, client.dtype)
+
+        def gradient(model, relations, batch, key):
+            # The server's stack has the client's core as it was received: `moved` is what it lacks.
+            moved, weight = tree.subtract(model, received), own @ relations
+            mixture = tree.add(mix(relations, server.cores), tree.scale(weight, moved))
+            loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)
+            products = [
+                jnp.tensordot(cores, g, g.ndim) + own * jnp.vdot(change, g)
+                for cores, change, g in zip(
+                    *map(jax.tree.leaves, (server.cores, moved, slope)), strict=True
+                )
+            ]
+            step = sum(products) + pull * (relations - server.shares)
+            return loss, tree.scale(clients * weight, slope), relations - relation_rate * step
+
+        trained = core.descend(gradient, received, client, data, context, local)
+        return core.ClientOutput(state=trained.carry, each=trained.model, metrics=trained.metrics)
+
+    def server_update(server, uploads, cohort, context):
+        clients = server.shares.shape[0]
+        places = jnp.where(cohort.ids < 0, clients, cohort.ids)  # an empty place writes nothing
+        cores = jax.tree.map(
+            lambda all, new: all.at[places].set(new, mode="drop"), server.cores, uploads.each
+        )
+        return server._replace(cores=cores)
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=lambda server, client, data, context: mix(client, server.cores),
+    )

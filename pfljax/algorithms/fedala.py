@@ -1,0 +1,159 @@
+"""FedALA: each client mixes the common model into its own, with a learned weight for every entry.
+
+Server: FedAvg's. Client: its model `theta_k`, weights `W_k` for its upper layers.
+Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
+Cost per client and round: one local training, and one pass over `share` of the examples for the
+weights; up to `first_passes` of these the first time. Every evaluation takes them too.
+
+References:
+  Zhang, Hua, Wang, Song, Xue, Ma, Guan, "FedALA: Adaptive Local Aggregation for Personalized
+  Federated Learning", 2023, https://arxiv.org/abs/2212.01197 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import averaging, partition, tree
+from pfljax.errors import UserError
+
+# The first phase is over when the losses of the last ten passes hardly differ any more.
+PASSES_COMPARED = 10
+
+
+class FedAlaClient(NamedTuple):
+    """Attributes:
+    model: `theta_k`, as the client trained it last.
+    weights: `W_k` in [0, 1], of the shape of the upper layers; ones at first.
+    started: `[]` bool, whether the first phase is over.
+    """
+
+    model: core.Model
+    weights: core.Model
+    started: jax.Array
+
+
+def fedala(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    eta: float = 1.0,
+    share: float = 0.8,
+    layers: int = 1,
+    first_passes: int = 50,
+    settled: float = 0.1,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Adaptive local aggregation.
+
+        lower layers of theta^_k:  those of w;   upper layers:  theta_k + W_k * (w - theta_k)
+        W_k <- clip(W_k - eta grad_W L_k(theta^_k), 0, 1), batch by batch, before each training
+        theta_k <- local training from theta^_k on L_k;   w as in FedAvg
+
+    Args:
+      task: model and loss; its layers are counted from the last one.
+      local: how clients train; its batch size is also that of the weights.
+      eta: rate of the weights, 0.1 to 10; 0 is FedAvg.
+      share: of a client's examples that the weights are learned on, 0.05 to 1.
+      layers: how many layers get weights, from 1 to all; 0 is FedAvg.
+      first_passes: the most passes for the weights the first time, 1 to 100; later it is one.
+      settled: the first time ends when the standard deviation of the losses of the last ten passes
+        falls below, 0.01 to 0.1.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method; its server state is FedAvg's. A client deploys `theta^_k`.
+
+    Notes:
+      The paper learns the weights the first time until they converge; the rule of ten passes is
+      its authors', who compare the last batches' losses, where this takes the mean of the passes.
+      A client's first time is when it first meets a `w` other than its model. The examples are a
+      run of consecutive rows from a random one on (the first rows where `local` does not shuffle).
+    """
+    chosen = task.layers[max(len(task.layers) - layers, 0) :]
+
+    def is_upper(path):
+        return any(path[: len(layer)] == layer for layer in chosen)
+
+    def some(data, key):
+        """A view of `share` of the examples, one at least."""
+        count = jnp.floor(share * data.size).astype(jnp.int32)
+        count = jnp.clip(count, jnp.minimum(data.size, 1), data.size)
+        start = 0
+        if local.shuffle:
+            start = jax.random.randint(key, (), 0, data.size - count + 1)
+        return data.rows(start, start + count)
+
+    def aggregate(server, client, data, context):
+        """Returns `theta^_k`, the weights in it, and whether the first phase is over."""
+        own, _ = partition.split(client.model, is_upper)
+        common, lower = partition.split(server.model, is_upper)
+        gap = tree.subtract(common, own)
+        part = some(data, context.child(0).key)
+        one_pass = local._replace(epochs=1, drop_remainder=False)
+
+        def mixture(weights):
+            upper = jax.tree.map(lambda mine, w, gap: mine + w * gap, own, weights, gap)
+            return partition.join(upper, lower)
+
+        def step(carry, batch, key):
+            weights, losses = carry
+            loss, slope = jax.value_and_grad(lambda w: task.loss(mixture(w), batch, key))(weights)
+            moved = jax.tree.map(lambda w, g: jnp.clip(w - eta * g, 0, 1), weights, slope)
+            return moved, losses + loss
+
+        def learn(state):
+            weights, recent, passes = state
+            zero = jnp.zeros((), recent.dtype)
+            moment = context.child(1).child(passes)
+            weights, loss = core.for_each_batch(step, (weights, zero), part, moment, one_pass)
+            loss = loss / jnp.maximum(core.steps_per_epoch(part.size, one_pass), 1)
+            return weights, recent.at[passes % PASSES_COMPARED].set(loss), passes + 1
+
+        def unfinished(state):
+            _, recent, passes = state
+            done = (passes > PASSES_COMPARED) & (jnp.std(recent) < settled)
+            return (passes < limit) & ~done
+
+        apart = (tree.squared_norm(gap) > 0) & (data.size > 0)
+        limit = jnp.where(apart, jnp.where(client.started, 1, first_passes), 0)
+        recent = jnp.zeros(PASSES_COMPARED, jnp.result_type(float))
+        weights, _, _ = jax.lax.while_loop(
+            unfinished, learn, (client.weights, recent, jnp.zeros((), jnp.int32))
+        )
+        return mixture(weights), weights, client.started | apart
+
+    def init_server(key, population):
+        if not task.layers:
+            raise UserError("FedALA counts a model's layers, and this task names none.")
+        return average.init_server(key, population)
+
+    def init_client(server, profile, key):
+        upper, _ = partition.split(server.model, is_upper)
+        return FedAlaClient(server.model, jax.tree.map(jnp.ones_like, upper), jnp.bool_(False))
+
+    def client_update(server, client, data, context):
+        model, weights, started = aggregate(server, client, data, context.child(0))
+        trained = core.train(task.loss, model, data, context.child(1), local)
+        change = tree.subtract(trained.model, server.model)
+        return core.ClientOutput(
+            state=FedAlaClient(trained.model, weights, started),
+            sum=core.weighted(change, data.size),
+            metrics=trained.metrics,
+        )
+
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+    return average._replace(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        personalize=lambda server, client, data, context: aggregate(server, client, data, context)[
+            0
+        ],
+    )

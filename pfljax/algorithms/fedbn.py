@@ -1,0 +1,57 @@
+"""FedBN: every client keeps its own normalization layers, and all else is common.
+
+Server: the model without normalization. Client: its normalization layers, running statistics
+included. Down: the common part. Up: its change, weighted by examples (`sum`).
+Cost per client and round: one local training.
+
+References:
+  Li, Jiang, Zhang, Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch
+  Normalization", 2021, https://arxiv.org/abs/2102.07623 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedper import fedper
+from pfljax.core import averaging, partition
+from pfljax.errors import UserError
+
+
+def fedbn(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Federated averaging of everything but normalization.
+
+        (theta_k, b_k) <- local training from (w, b_k) on L_k
+        w <- w + server_optimizer(-sum_k n_k (theta_k - w) / sum_k n_k)
+
+    Args:
+      task: model and loss; which arrays are normalization is for the model to say.
+      local: how clients train.
+      server_optimizer: as in FedAvg, for the common part.
+
+    Returns:
+      The method: FedPer with normalization for a head. A client's state are its normalization
+      layers `b_k`, the server's is FedPer's. There is no global model.
+
+    Notes:
+      FedAvg averages the same arrays, running statistics included. PFLlib finds the layers by 'bn'
+      in their names, and never sends running statistics, whatever the method. The paper averages
+      uniformly, over clients of one size.
+    """
+    personal = fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)
+
+    def init_server(key, population):
+        if not partition.split(task.init(key), task.is_norm)[0]:
+            raise UserError(
+                "The model has no normalization, so that FedBN is FedAvg; name one that has, such "
+                "as mlp_bn, or leave FedBN out."
+            )
+        return personal.init_server(key, population)
+
+    return personal._replace(init_server=init_server)

@@ -1,0 +1,161 @@
+"""FedCAC: entries that matter to a client are shared with like clients only, all others with all.
+
+Server: FedAvg's, and the overlap from which on clients work together. Client: which entries of its
+model are critical, and a model that holds their values.
+Down: `w`, and after the round the mean model of the client's group. Up: `theta_k - w`, weighted by
+examples (`sum`); `theta_k` and its mask of critical entries (`each`).
+Cost per client and round: one local training; at the server a sum over the cohort for each client.
+
+References:
+  Wu, Liu, Niu, Zhu, Tang, "Bold but Cautious: Unlocking the Potential of Personalized Federated
+  Learning through Cautiously Aggressive Collaboration", 2023, https://arxiv.org/abs/2309.11103.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import averaging, tree
+
+# Overlaps that differ by less are equal: they are quotients of counts, rounded.
+ROUNDING = 1e-6
+
+
+class FedCacServer(NamedTuple):
+    """Attributes:
+    average: the model `w` and its optimizer's state.
+    threshold: `[]`, the overlap from which on two clients work together.
+    """
+
+    average: averaging.ModelServer
+    threshold: jax.Array
+
+
+class FedCacClient(NamedTuple):
+    """Attributes:
+    model: `u_k`, the mean of its group's models.
+    critical: `M_k`, bool, where the client takes `u_k`; nowhere before its first round.
+    """
+
+    model: core.Model
+    critical: core.PyTree
+
+
+def largest(scores: jax.Array, share: float) -> jax.Array:
+    """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
+    ordered = jnp.sort(scores.ravel())
+    count = jnp.floor(share * scores.size).astype(jnp.int32)
+    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    return (scores >= least) & (scores > 0) & (count > 0)
+
+
+def overlaps(masks: core.PyTree, others: core.PyTree) -> jax.Array:
+    """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks."""
+    rows, columns = (
+        [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(stacked)]
+        for stacked in (masks, others)
+    )
+    common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
+    sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
+    apart = sizes[:, None] + other_sizes - 2 * common
+    return 1 - apart / jnp.maximum(2 * sizes, 1)[:, None]
+
+
+def fedcac(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    tau: float = 0.5,
+    beta: float = 100.0,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Collaboration by critical entries.
+
+        theta_k = local training on L_k from v_k = M_k * u_k + (1 - M_k) * w;   w as in FedAvg
+        M_k <- the tau largest entries of |(theta_k - v_k) * theta_k| in each array
+        O_ij = 1 - |M_i - M_j|_1 / (2 |M_i|_1), of mean O and largest O_max over the cohort's pairs
+        u_k <- mean of theta_k and all theta_j with O_kj >= O + (t / beta) (O_max - O)
+
+    Args:
+      task: model and loss.
+      local: how clients train.
+      tau: share of the entries of an array that are critical, 0.1 to 0.9; 0 is FedAvg, and 1 is
+        FedAvg with uniform weights.
+      beta: the round `t`, counted from 1, in which only the closest clients still share critical
+        entries, 40 to 200; later nobody does.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method. A client deploys `v_k`; the global model is `w`.
+
+    Notes:
+      An entry that local training did not move is never critical. A bias right before batch
+      normalization moves by rounding errors only, and these decide its mask. A client that was not
+      in the cohort keeps its `u_k`, as it keeps its mask. One that never takes part in training (an
+      unseen one) belongs to no group: its critical entries are those it trained itself.
+    """
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+
+    def init_server(key, population):
+        start = average.init_server(key, population)
+        return FedCacServer(start, jnp.zeros((), jnp.float32))
+
+    def init_client(server, profile, key):
+        model = server.average.model
+        return FedCacClient(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), model))
+
+    def personalize(server, client, data, context):
+        return jax.tree.map(jnp.where, client.critical, client.model, server.average.model)
+
+    def client_update(server, client, data, context):
+        start = personalize(server, client, data, context)
+        trained = core.train(task.loss, start, data, context, local)
+        critical = jax.tree.map(
+            lambda end, begin: largest(jnp.abs((end - begin) * end), tau), trained.model, start
+        )
+        change = tree.subtract(trained.model, server.average.model)
+        return core.ClientOutput(
+            state=FedCacClient(trained.model, critical),
+            sum=core.weighted(change, data.size),
+            each=FedCacClient(trained.model, critical),
+            metrics=trained.metrics,
+        )
+
+    def server_update(server, uploads, cohort, context):
+        overlap = overlaps(uploads.each.critical, uploads.each.critical)
+        present = cohort.ids >= 0
+        pairs = present[:, None] & present & ~jnp.eye(present.shape[0], dtype=bool)
+        middle = jnp.sum(overlap * pairs) / jnp.maximum(jnp.sum(pairs), 1)
+        largest_overlap = jnp.max(jnp.where(pairs, overlap, 0))
+        progress = (context.round + 1) / beta
+        threshold = middle + progress * (largest_overlap - middle)
+        return FedCacServer(
+            averaging.step(server.average, uploads.total, server_optimizer),
+            threshold.astype(server.threshold.dtype),
+        )
+
+    def exchange(server, client, uploads, cohort, member, context):
+        own = jax.tree.map(lambda leaf: leaf[None], client.critical)
+        close = overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
+        group = close & (cohort.ids >= 0) | (jnp.arange(close.shape[0]) == member)
+        share = group / jnp.sum(group)
+        mean = jax.tree.map(
+            lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, axes=1), uploads.each.model
+        )
+        return client._replace(model=mean)
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=personalize,
+        global_model=lambda server: server.average.model,
+        exchange=exchange,
+    )

@@ -1,0 +1,161 @@
+"""FedCP: a network decides for each example which part of its features the common head reads.
+
+Server: the model and the policy network. Client: its head.
+Down: the model and the policy. Up: the changes of body, policy and of the head, which goes half the
+way from the common to the client's, weighted by examples (`sum`).
+Cost per client and round: one local training with a second pass through the body received.
+
+References:
+  Zhang, Hua, Wang, Song, Xue, Ma, Guan, "FedCP: Separating Feature Information for Personalized
+  Federated Learning via Conditional Policy", 2023, https://arxiv.org/abs/2307.01217.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.core import averaging, discrepancy, linear, partition, tree
+from pfljax.errors import UserError
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Returns Gumbel noise."""
+    return jax.random.gumbel(key, shape, dtype)
+
+
+def separate(
+    policy: core.Model, direction: jax.Array, features: jax.Array, noise: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Splits features in two that add up to them.
+
+        s = softmax over the pair of (reshape(relu(norm(linear(z * v / ||v||)))) + noise)
+
+    Args:
+      policy: nested dict of arrays.
+      direction: `[d]`, the client's `v`.
+      features: `[B, d]`.
+      noise: `[B, 2, d]`, or 0.
+
+    Returns:
+      `[B, d]` each: for the client's head, and for the common one.
+    """
+    length = jnp.sqrt(jnp.maximum(jnp.sum(direction**2), 1e-12))
+    hidden = linear.apply(policy["linear"], features * direction / length)
+    centred = hidden - jnp.mean(hidden, axis=1, keepdims=True)
+    hidden = centred / jnp.sqrt(jnp.var(hidden, axis=1, keepdims=True) + 1e-5)
+    hidden = jax.nn.relu(hidden * policy["norm"]["scale"] + policy["norm"]["bias"])
+    shares = jax.nn.softmax(hidden.reshape(-1, 2, features.shape[1]) + noise, axis=1)
+    return shares[:, 0] * features, shares[:, 1] * features
+
+
+def fedcp(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    lam: float = 1.0,
+    gumbel: float = 1.0,
+    noisy_evaluation: bool = False,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """A personal head beside a common one, each with its part of an example's features.
+
+        f(x) = h_k(s z) + g((1 - s) z),   z = body(x),   s in (0, 1)^d by the policy of z and h_k
+        body_k, h_k, policy_k <- local training on CE(f) + lam MMD^2(z, z under the body received)
+        (body, g, policy) <- weighted average of (body_k, (h_k + g) / 2, policy_k)
+
+    Args:
+      task: model and loss, for classification; its loss is taken to be the cross-entropy.
+      local: how clients train.
+      lam: weight of the pull of the features to those of the body received, 0.1 to 10.
+      gumbel: scale of the noise in training; 1 is the Gumbel-softmax, 0 the plain softmax.
+      noisy_evaluation: the same noise when a client predicts; False predicts without any.
+      server_optimizer: as in FedAvg, for body, common head and policy together.
+
+    Returns:
+      The method; a client's state is its head. What it deploys are its head on the common body, the
+      common head, the policy and its direction. There is no global model.
+
+    Notes:
+      A client's direction `v_k`, which the policy sees, is the sum over classes of the gradient of
+      its head at zero; for a linear head the sum of its rows over classes, as in the paper. Under
+      the cross-entropy plain SGD never changes that sum, so that it is the same for all clients.
+      The published description leaves open, as far as we know, whether noise is meant when a client
+      predicts; here there is none, so that its accuracy is no accident. In PFLlib there is, and in
+      its first round `v_k` is random; its common head and policy reach only the cohort.
+    """
+
+    def init_server(key, population):
+        model = task.init(key)
+        parts = partition.split(model, task.is_head)
+        if not task.num_classes or not task.num_features or not all(parts):
+            raise UserError("FedCP needs classes and a head on features; name another model.")
+        size, dtype = task.num_features, jnp.result_type(*jax.tree.leaves(model))
+        policy = {
+            "linear": linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype),
+            "norm": {"scale": jnp.ones(2 * size, dtype), "bias": jnp.zeros(2 * size, dtype)},
+        }
+        return averaging.start({"model": model, "policy": policy}, server_optimizer)
+
+    def init_client(server, profile, key):
+        return partition.split(server.model["model"], task.is_head)[0]
+
+    def direction_of(model):
+        """`[d]`, the client's `v`."""
+        zero = jnp.zeros(task.num_features, jnp.result_type(*jax.tree.leaves(model)))
+        return jax.grad(lambda z: jnp.sum(task.head(model, z[None])))(zero)
+
+    def deploy(server, client):
+        """Everything that a client predicts with."""
+        _, body = partition.split(server.model["model"], task.is_head)
+        own = partition.join(body, client)
+        return {
+            "own": own,
+            "common": server.model["model"],
+            "policy": server.model["policy"],
+            "direction": direction_of(own),
+        }
+
+    def outputs_of(model, inputs, key, scale):
+        """The outputs, and the features before they are split."""
+        features = task.features(model["own"], inputs)
+        noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
+        own, common = separate(model["policy"], model["direction"], features, noise)
+        outputs = task.head(model["own"], own) + task.head(model["common"], common)
+        return outputs, features
+
+    def client_update(server, client, data, context):
+        start = deploy(server, client)
+        moving, fixed = partition.split(start, lambda path: path[0] in ("own", "policy"))
+
+        def objective(moving, batch, key):
+            outputs, features = outputs_of({**moving, **fixed}, batch.inputs, key, gumbel)
+            losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
+            loss = jnp.sum(losses * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+            received = task.features(fixed["common"], batch.inputs)
+            return loss + lam * discrepancy.squared_mmd(features, received, batch.mask)
+
+        trained = core.train(objective, moving, data, context, local.of_models("own"))
+        head, body = partition.split(trained.model["own"], task.is_head)
+        common, _ = partition.split(fixed["common"], task.is_head)
+        halfway = tree.scale(0.5, tree.add(head, common))
+        shared = {"model": partition.join(body, halfway), "policy": trained.model["policy"]}
+        change = core.weighted(tree.subtract(shared, server.model), data.size)
+        return core.ClientOutput(state=head, sum=change, metrics=trained.metrics)
+
+    def server_update(server, uploads, cohort, context):
+        return averaging.step(server, uploads.total, server_optimizer)
+
+    def predict(model, inputs, key):
+        return outputs_of(model, inputs, key, gumbel * noisy_evaluation)[0]
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=lambda server, client, data, context: deploy(server, client),
+        predict=predict,
+    )

@@ -1,0 +1,120 @@
+"""FedEM: every client predicts with a mixture of learners that all clients share.
+
+Server: the learners `theta_1 ... theta_M` and the state of their optimizer. Client: its mixture
+weights `pi_k`.
+Down: the learners. Up: their changes, weighted by examples (`sum`).
+Cost per client and round: a local training of M models and, for the responsibilities, their forward
+passes once more; another pass without gradients for `pi_k`. M times FedAvg's messages.
+
+References:
+  Marfoq, Neglia, Bellet, Kameni, Vidal, "Federated Multi-Task Learning under a Mixture of
+  Distributions", 2021, https://arxiv.org/abs/2108.10252 (FedEM, the client-server algorithm).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.core import averaging, tree
+from pfljax.errors import UserError
+
+
+def fedem(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    learners: int = 3,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Expectation-maximization over clients.
+
+        q_im = pi_km exp(-l(theta_m; i)) / sum_n pi_kn exp(-l(theta_n; i)),   for each example i
+        pi_k <- mean_i q_i
+        theta_km <- local training from theta_m on mean_i q_im l(theta; i);   theta_m as in FedAvg
+        probabilities of x:  sum_m pi_km softmax(f_m(x))
+
+    Args:
+      task: model and losses, for classification.
+      local: how clients train all learners.
+      learners: how many, the paper's M, 2 to 5; the paper takes 3. 1 is FedAvg.
+      server_optimizer: as in FedAvg, for the learners.
+
+    Returns:
+      The method; the server state is FedAvg's with leaves `[M, ...]`, a client's is `pi_k` `[M]`.
+      What it deploys are both; its outputs are log probabilities. There is no global model.
+
+    Notes:
+      As in the paper the responsibilities `q` belong to the learners received and to the old
+      `pi_k`, and stay during the local epochs. They are not stored but computed anew for each
+      batch: the same values, unless the model's losses are random. A client that a round leaves out
+      keeps its `pi_k`; one that never took part gets it by a step from uniform weights.
+    """
+
+    of_learners = local
+    if local.observe is not None:
+        of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
+
+    def losses_of(models, batch, key):
+        """Returns `[M, B]`."""
+        return jax.vmap(task.losses, in_axes=(0, None, None))(models, batch, key)
+
+    def init_server(key, population):
+        if not task.num_classes:
+            raise UserError("FedEM mixes the probabilities of classes; name a task that has some.")
+        # Learners that begin alike stay alike, so each has a start of its own.
+        models = jax.vmap(task.init)(jax.random.split(key, learners))
+        return averaging.start(models, server_optimizer)
+
+    def init_client(server, profile, key):
+        dtype = jnp.result_type(*jax.tree.leaves(server.model))
+        return jnp.full(learners, 1 / learners, dtype)
+
+    def client_update(server, client, data, context):
+        def responsibilities(batch, key):
+            """Returns `[M, B]`; columns add up to 1."""
+            scores = jnp.log(client)[:, None] - losses_of(server.model, batch, key)
+            return jax.nn.softmax(scores, axis=0)
+
+        def objective(models, batch, key):
+            shares = responsibilities(batch, key) * batch.mask
+            return jnp.sum(shares * losses_of(models, batch, key)) / jnp.maximum(
+                jnp.sum(batch.mask), 1
+            )
+
+        def count(total, batch, key):
+            return total + jnp.sum(responsibilities(batch, key) * batch.mask, axis=1)
+
+        whole = local._replace(drop_remainder=False, shuffle=False, epochs=1)
+        total = core.for_each_batch(count, jnp.zeros_like(client), data, context.child(0), whole)
+        mixture = jnp.where(data.size > 0, total / jnp.maximum(data.size, 1), client)
+
+        trained = core.train(objective, server.model, data, context.child(1), of_learners)
+        change = tree.subtract(trained.model, server.model)
+        return core.ClientOutput(
+            state=mixture,
+            sum=core.weighted(change, data.size),
+            metrics=trained.metrics,
+        )
+
+    def server_update(server, uploads, cohort, context):
+        return averaging.step(server, uploads.total, server_optimizer)
+
+    def predict(model, inputs, key):
+        outputs = jax.vmap(task.predict, in_axes=(0, None))(model["learners"], inputs)
+        logs = jnp.log(model["mixture"])[:, None, None] + jax.nn.log_softmax(outputs, axis=-1)
+        return jax.nn.logsumexp(logs, axis=0)
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=init_client,
+        client_update=client_update,
+        server_update=server_update,
+        personalize=lambda server, client, data, context: {
+            "learners": server.model,
+            "mixture": client,
+        },
+        predict=predict,
+    )

@@ -1,0 +1,187 @@
+"""pFedHN: a hypernetwork at the server makes every client's model from what it knows of the client.
+
+Server: the hypernetwork `h`, an embedding `v_k` of each client, their optimizer's state.
+Client: nothing.
+Down: `theta_k = h(v_k)`, a model; never the hypernetwork. Up: the change of it (`each`).
+Cost per client and round: one local training; at the server a pass through the hypernetwork, which
+is `hidden` times as large as a model, and one back.
+
+References:
+  Shamsian, Navon, Fetaya, Chechik, "Personalized Federated Learning using Hypernetworks", 2021,
+  https://arxiv.org/abs/2103.04628 (algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.core import tree
+
+Hypernetwork = Any  # {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}
+
+
+class HyperServer(NamedTuple):
+    """Attributes:
+    network: the hypernetwork.
+    embeddings: `[N, embedding_size]`.
+    optimizer_state: for both.
+    """
+
+    network: Hypernetwork
+    embeddings: jax.Array
+    optimizer_state: core.PyTree
+
+
+def generate(network: Hypernetwork, embedding: jax.Array) -> core.Model:
+    """Returns the model of an embedding `[d]`, or those of many `[K, d]`, leaves `[K, ...]`."""
+    features = embedding
+    for layer in network["hidden"]:
+        features = jax.nn.relu(features @ layer["kernel"] + layer["bias"])
+    return jax.tree.map(
+        lambda kernel, bias: jnp.tensordot(features, kernel, 1) + bias,
+        network["heads"]["kernel"],
+        network["heads"]["bias"],
+    )
+
+
+def pull_back(
+    network: Hypernetwork, embedding: jax.Array, change: core.Model
+) -> tuple[Hypernetwork, jax.Array]:
+    """Returns the gradients of `-sum <h(v), change>`: descent on them moves `h(v)` along it."""
+
+    def disagreement(network, embedding):
+        products = jax.tree.map(jnp.vdot, generate(network, embedding), change)
+        return -sum(jax.tree.leaves(products))
+
+    return jax.grad(disagreement, argnums=(0, 1))(network, embedding)
+
+
+def start_network(
+    key: jax.Array, model: core.Model, size: int, hidden: int, layers: int, spread: float
+) -> Hypernetwork:
+    """Returns a hypernetwork that makes models near `model`.
+
+    The heads' biases are `model`; their kernels add `spread` times each array's root mean square.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(model))
+    hidden_key, heads_key = jax.random.split(key)
+    network = {"hidden": []}
+    for number in range(layers):
+        # He's scale keeps the features' mean square at that of the embedding, which is 1.
+        draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (size, hidden), dtype)
+        network["hidden"].append(
+            {"kernel": draw * (2 / size) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
+        )
+        size = hidden
+    leaves, structure = jax.tree.flatten(model)
+    kernels = [
+        spread
+        * jnp.sqrt(jnp.mean(leaf**2) / size)
+        * jax.random.normal(jax.random.fold_in(heads_key, number), (size, *leaf.shape), dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": model}
+    return network
+
+
+def pfedhn(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    rate: float = 0.01,
+    momentum: float = 0.9,
+    embedding_size: int = 0,
+    hidden: int = 100,
+    layers: int = 3,
+    spread: float = 0.1,
+    joining_rounds: int = 10,
+) -> core.Algorithm:
+    """Personal models out of one hypernetwork.
+
+        theta_k = h(v_k);   Delta_k = local training from theta_k on L_k, less theta_k
+        h <- h + rate mean_k (d theta_k / d h)^T Delta_k
+        v_k <- v_k + rate (d theta_k / d v_k)^T Delta_k
+
+    Args:
+      task: model and loss.
+      local: how clients train.
+      rate: of the hypernetwork and the embeddings, 0.001 to 0.1. The features of the last hidden
+        layer have a squared norm of about `hidden`, so that without momentum `1 / hidden` moves the
+        mean of the models about as far as FedAvg does.
+      momentum: of both, 0 to 0.95; the embeddings of clients that a round leaves out move on.
+      embedding_size: numbers in an embedding; 0 takes 1 + N / 4, the paper's.
+      hidden: features in each hidden layer, 10 to 200; the paper takes 100.
+      layers: hidden layers, 0 to 4; the paper takes 3.
+      spread: how far apart the clients' first models are, as a part of their scale, 0.01 to 1.
+      joining_rounds: local trainings by which the embedding of a client that never took part is
+        learned for each evaluation, 1 to 50.
+
+    Returns:
+      The method; clients have no state, and deploy `h(v_k)`. There is no global model.
+
+    Notes:
+      Every array of the model has its own linear head. The paper takes one client after another,
+      where this averages the cohort's gradients of `h` with uniform weights. Before training, all
+      models are near one draw of the task's own start, whose scale suits it; the paper leaves the
+      start open. Rate and momentum are those of its authors' settings, as far as known. The
+      embedding of a client that never took part begins at the mean of all, and learns with the
+      hypernetwork frozen, without momentum.
+    """
+    optimizer = optax.sgd(rate, momentum=momentum)
+
+    def init_server(key, population):
+        model_key, network_key, embedding_key = jax.random.split(key, 3)
+        clients, model = population.num_clients, task.init(model_key)
+        size = embedding_size or 1 + clients // 4
+        network = start_network(network_key, model, size, hidden, layers, spread)
+        dtype = jnp.result_type(*jax.tree.leaves(model))
+        embeddings = jax.random.normal(embedding_key, (clients, size), dtype)
+        return HyperServer(network, embeddings, optimizer.init((network, embeddings)))
+
+    def client_update(model, client, data, context):
+        trained = core.train(task.loss, model, data, context, local)
+        change = tree.subtract(trained.model, model)
+        return core.ClientOutput(state=client, each=change, metrics=trained.metrics)
+
+    def server_update(server, uploads, cohort, context):
+        network, embeddings = server.network, server.embeddings
+        known = embeddings[jnp.maximum(cohort.ids, 0)]
+        # An empty place has no change, and so no gradient.
+        network_slope, slopes = pull_back(network, known, uploads.each)
+        network_slope = tree.divide(network_slope, jnp.maximum(cohort.count, 1))
+        places = jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids)
+        embedding_slope = jnp.zeros_like(embeddings).at[places].set(slopes, mode="drop")
+        updates, optimizer_state = optimizer.update(
+            (network_slope, embedding_slope), server.optimizer_state
+        )
+        moved = optax.apply_updates((network, embeddings), updates)
+        return HyperServer(*moved, optimizer_state)
+
+    def personalize(server, client, data, context):
+        network, embeddings = server.network, server.embeddings
+
+        def learn(number, embedding):
+            model = generate(network, embedding)
+            change = client_update(model, (), data, context.child(number)).each
+            return embedding - rate * pull_back(network, embedding, change)[1]
+
+        seen = context.client_id < embeddings.shape[0]
+        start = jnp.where(seen, embeddings[context.client_id], jnp.mean(embeddings, axis=0))
+        rounds = jnp.where(seen, 0, joining_rounds)
+        return generate(network, jax.lax.fori_loop(0, rounds, learn, start))
+
+    return core.Algorithm(
+        init_server=init_server,
+        init_client=lambda server, profile, key: (),
+        client_update=client_update,
+        server_update=server_update,
+        personalize=personalize,
+        download=lambda server, context: generate(
+            server.network, server.embeddings[context.client_id]
+        ),
+    )

@@ -1,0 +1,114 @@
+"""Several variants of one run in one program: seeds, and values of hyper-parameters.
+
+All variants train the same method on the same examples; each has a key and hyper-parameters of its
+own, which are traced, so that they share one compilation. The states of the variants are stacked:
+`server`, `round` and `key` are `[variants, ...]`, `clients` are `[devices, variants, rows, ...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import Algorithm, FederatedState, Task
+from pfljax.engine import evaluate, mapping, round, sampling, start
+
+
+class Programs(NamedTuple):
+    """The three programs of a run; `values` are `{name: [variants]}`.
+
+    Attributes:
+      start: `(examples, keys, values) -> states`.
+      run_rounds: `(states, examples, num_rounds, rounds_now, values) -> (states, metrics)`,
+        metrics `[variants, rounds_per_call]`.
+      evaluate: `(states, examples, num_rounds, values) -> scores`, `[variants, num_clients]`.
+    """
+
+    start: Callable
+    run_rounds: Callable
+    evaluate: Callable
+
+
+def build_variants(
+    make: Callable[[dict[str, jax.Array]], Algorithm],
+    task: Task,
+    plan: sampling.CohortPlan,
+    *,
+    clients_per_chunk: int,
+    eval_clients_per_chunk: int,
+    eval_batch_size: int,
+    rounds_per_call: int,
+    together: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Programs:
+    """Prepares `build_start`, `build_rounds` and `build_evaluation` for several variants at once.
+
+    Args:
+      make: `{name: []} -> the method with these hyper-parameters`, called while tracing.
+      task: model and metrics.
+      plan: how cohorts are chosen; each variant draws its own.
+      clients_per_chunk: how many clients a device trains together.
+      eval_clients_per_chunk: how many it scores together.
+      eval_batch_size: examples scored together.
+      rounds_per_call: the most rounds that one call may run.
+      together: how many variants are vmapped, a divisor of their number; 1 takes one after the
+        other, which suits a CPU.
+      devices: the devices to use; None means all.
+    """
+    axes = mapping.STATE_AXES
+
+    def for_each(function, *stacked):
+        results, _ = mapping.map_and_sum(
+            lambda variant: (function(*variant), ()), stacked, clients_per_chunk=together
+        )
+        return results
+
+    def start_all(examples, keys, values):
+        return for_each(lambda key, value: start.start(make(value), examples, key), keys, values)
+
+    def run_all(states, examples, num_rounds, rounds_now, values):
+        def run_one(state, value):
+            rounds = (plan, clients_per_chunk, rounds_per_call)
+            return round.run_rounds(make(value), *rounds, state, examples, num_rounds, rounds_now)
+
+        return for_each(run_one, states, values)
+
+    def evaluate_all(states, examples, num_rounds, values):
+        def evaluate_one(state, value):
+            batches = (eval_batch_size, eval_clients_per_chunk)
+            return evaluate.evaluate(make(value), task, *batches, state, examples, num_rounds)
+
+        return for_each(evaluate_one, states, values)
+
+    return Programs(
+        mapping.over_devices(start_all, in_axes=(None,) * 3, out_axes=axes, devices=devices),
+        mapping.over_devices(
+            run_all,
+            in_axes=(axes, None, None, None, None),
+            out_axes=(axes, None),
+            donate=(0,),
+            devices=devices,
+        ),
+        mapping.over_devices(
+            evaluate_all, in_axes=(axes, None, None, None), out_axes=None, devices=devices
+        ),
+    )
+
+
+def one_of(states: FederatedState, index: int) -> FederatedState:
+    """Returns the state of one variant, in the form that a run of its own would have."""
+    shared = jax.tree.map(lambda leaf: leaf[index], states._replace(clients=()))
+    return shared._replace(clients=jax.tree.map(lambda leaf: leaf[:, index], states.clients))
+
+
+def stack(states: Sequence[FederatedState]) -> FederatedState:
+    """The inverse of `one_of`: stacks the states of runs of their own."""
+    shared = [state._replace(clients=()) for state in states]
+    clients = [state.clients for state in states]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *shared)
+    return stacked._replace(
+        clients=jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *clients)
+    )

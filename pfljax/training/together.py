@@ -1,0 +1,156 @@
+"""Several runs in one program: configs that differ in seed and in numbers of the method."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from pfljax.core import Context
+from pfljax.data import FederatedDataset
+from pfljax.engine import variants
+from pfljax.errors import UserError
+from pfljax.training import experiment as experiment_lib
+from pfljax.training.experiment import Experiment
+
+# What may differ between runs that share a program, besides the seed: `hparams` of the method too.
+_OPTIMIZERS = ("client_optimizer", "server_optimizer")
+
+
+def differences(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, list[Any]]:
+    """Returns the keys in which configs differ, with the value of each, seeds left out.
+
+    Example:
+      >>> a = ml_collections.ConfigDict({'seed': 0, 'hparams': {'ditto': {'lam': 0.1}}})
+      >>> b = ml_collections.ConfigDict({'seed': 1, 'hparams': {'ditto': {'lam': 0.5}}})
+      >>> differences([a, b])
+      {'hparams.ditto.lam': [0.1, 0.5]}
+    """
+    flat = [_flat(config) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    found = {key: [one.get(key) for one in flat] for key in keys if key != "seed"}
+    return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _values(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, jax.Array]:
+    """Returns `{key: [variants]}`; raises a `UserError` for keys that cannot be traced."""
+    values = differences(configs)
+    allowed = (f"hparams.{configs[0].algorithm}.", *(f"{name}." for name in _OPTIMIZERS))
+    for key, found in values.items():
+        numbers = all(isinstance(v, bool | int | float) for v in found)
+        if not key.startswith(allowed) or key.endswith(".decay") or not numbers:
+            raise UserError(
+                f"config.{key} cannot differ between runs of one program; only numbers of the "
+                "method and its optimizers can. Run it in a work directory of its own."
+            )
+    return {key: jnp.asarray(found) for key, found in values.items()}
+
+
+class _Bound:
+    """A program of several variants with their values at hand; called as that of one run is."""
+
+    def __init__(self, program, values: dict[str, jax.Array]):
+        self._program = program
+        self._values = values
+
+    def __call__(self, *args: Any) -> Any:
+        return self._program(*args, self._values)
+
+    def compile(self, *args: Any) -> Any:
+        return self._program.compile(*args, self._values)
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._program.compile_seconds
+
+    @property
+    def device_bytes(self) -> int | None:
+        return self._program.device_bytes
+
+
+def build(
+    configs: Sequence[ml_collections.ConfigDict], dataset: FederatedDataset | None = None
+) -> Experiment:
+    """Checks configs and makes one experiment of them, whose programs train all at once.
+
+    Args:
+      configs: of one method on one data set, with seeds and values of their own.
+      dataset: of an experiment with the same `config.data`, to load it only once.
+
+    Returns:
+      The first config's experiment with `num_variants` and programs for all.
+
+    Raises:
+      UserError: a config cannot be meant, or they differ in more than numbers.
+    """
+    for config in configs[1:]:
+        experiment_lib.check(config)
+    first = experiment_lib.build(configs[0], dataset)
+    values = _values(configs)
+
+    def make(value):
+        config = copy.deepcopy(configs[0])
+        with config.unlocked(), config.ignore_type():
+            for key, number in value.items():
+                *path, name = key.split(".")
+                node = config
+                for part in path:
+                    node = node[part]
+                node[name] = number
+        return experiment_lib.build_algorithm(config, first.task)
+
+    programs = variants.build_variants(
+        make,
+        first.task,
+        first.plan,
+        clients_per_chunk=first.clients_per_chunk,
+        eval_clients_per_chunk=first.eval_clients_per_chunk,
+        eval_batch_size=configs[0].engine.eval_batch_size,
+        rounds_per_call=configs[0].engine.rounds_per_call,
+        together=1 if first.devices[0].platform == "cpu" else len(configs),
+        devices=first.devices,
+    )
+    _require_traceable(make, values, first)
+    return first._replace(
+        start=_Bound(programs.start, values),
+        run_rounds=_Bound(programs.run_rounds, values),
+        evaluate=_Bound(programs.evaluate, values),
+        num_variants=len(configs),
+    )
+
+
+def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) -> None:
+    """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
+
+    def trace(value, key, examples):
+        algorithm = make(value)
+        server = algorithm.init_server(key, examples.population())
+        profile = examples.profile(jnp.int32(0))
+        client = algorithm.init_client(server, profile, key)
+        context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0))
+        data = examples.of_client(jnp.int32(0))
+        algorithm.update_client(server, client, data, context)
+        algorithm.personalize(server, client, data, context)
+
+    one = {key: found[0] for key, found in values.items()}
+    try:
+        jax.eval_shape(trace, one, jax.random.key(0), first.examples)
+    except (TypeError, IndexError) as error:  # what JAX raises where a number must be known
+        raise UserError(
+            f"One of {', '.join(f'config.{key}' for key in values)} decides the shape of arrays, "
+            "so that runs which differ in it cannot share a program; run them one by one."
+        ) from error

@@ -1,0 +1,138 @@
+"""Runs that share a program: what each leaves behind is what a run of its own would."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pfljax.errors import UserError
+from pfljax.training import experiment, loop, together, writers
+from pfljax.training.config import default_config
+
+
+def config(**changes):
+    """Ditto on the digits of five clients."""
+    made = default_config()
+    settings = {
+        "algorithm": "ditto",
+        "rounds": 6,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "cohort.size": 3,
+        "data.num_clients": 5,
+        "data.alpha": 1.0,
+        "engine.devices": 2,
+        "engine.rounds_per_call": 2,
+    }
+    made.model.widths = (8,)
+    made.update_from_flattened_dict(settings | changes)
+    return made
+
+
+LAMS = (0.1, 0.1, 2.0)
+SEEDS = (0, 1, 1)
+
+
+def configs(**changes):
+    return [
+        config(**{"seed": seed, "hparams.ditto.lam": lam, **changes})
+        for seed, lam in zip(SEEDS, LAMS, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def built():
+    return together.build(configs())
+
+
+@pytest.fixture(scope="module")
+def finished(built, tmp_path_factory):
+    """The directories and results of three variants."""
+    places = [tmp_path_factory.mktemp("together") / str(number) for number in range(3)]
+    return places, loop.run_together(built, configs(), places)
+
+
+def close(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_each_leaves_the_files_of_a_run_of_its_own(number, finished, tmp_path):
+    places, results = finished
+    own = configs()[number]
+    alone = loop.run(experiment.build(own), tmp_path)
+    rows = [writers.read_rows(place / "metrics.jsonl") for place in (places[number], tmp_path)]
+    assert len(rows[0]) == len(rows[1])
+    for ours, theirs in zip(*rows, strict=True):
+        close(ours, theirs)
+    close(results[number]["personal_accuracy"], alone["personal_accuracy"])
+    for name in ("config.json", "checkpoints", "clients.npz", "result.json"):
+        assert (places[number] / name).exists()
+    assert json.loads((places[number] / "config.json").read_text()) == json.loads(
+        (tmp_path / "config.json").read_text()
+    )
+    assert results[number]["compilations"] == 1
+    assert results[number]["compilations_after_first_round"] == 0
+
+
+def test_they_go_on_together_from_their_checkpoints(finished, built, tmp_path):
+    places, results = finished
+    new = [tmp_path / str(number) for number in range(3)]
+    stopped = [c for c in configs(rounds=4)]
+    loop.run_together(built._replace(config=stopped[0]), stopped, new)
+    resumed = loop.run_together(built, configs(), new, resume=True)
+    for ours, theirs in zip(resumed, results, strict=True):
+        assert ours["personal_accuracy"] == theirs["personal_accuracy"]
+
+
+def test_a_variant_of_its_own_can_be_resumed_alone(finished):
+    places, results = finished
+    own = configs(rounds=8)[1]
+    result = loop.run(experiment.build(own), places[1], resume=True)
+    assert result["rounds"] == 8
+
+
+def test_runs_that_stopped_apart_do_not_go_on_together(built, tmp_path):
+    places = [tmp_path / str(number) for number in range(3)]
+    first = configs(rounds=4)[0]
+    loop.run(experiment.build(first), places[0])
+    with pytest.raises(UserError, match="different numbers of rounds"):
+        loop.run_together(built, configs(), places, resume=True)
+
+
+def test_a_variant_that_diverges_leaves_the_others_alone(tmp_path):
+    rates = configs(rounds=3, checkpoint_every=1)
+    for number, rate in enumerate((0.05, 1e30, 0.02)):
+        rates[number].client_optimizer.learning_rate = rate
+    places = [tmp_path / str(number) for number in range(3)]
+    results = loop.run_together(together.build(rates), rates, places)
+    assert [result is None for result in results] == [False, True, False]
+    assert not (places[1] / "result.json").exists()
+    hopeless = [rates[1], rates[1].copy_and_resolve_references()]
+    hopeless[1].seed = 9
+    places = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(UserError, match="learning_rate"):
+        loop.run_together(together.build(hopeless), hopeless, places)
+
+
+@pytest.mark.parametrize(
+    "key, values, message",
+    [
+        ("batch_size", (5, 10), "config.batch_size cannot differ"),
+        ("model.widths", ((8,), (9,)), "config.model.widths cannot differ"),
+        ("client_optimizer.name", ("sgd", "adam"), "cannot differ"),
+        ("client_optimizer.decay", (0.9, 1.0), "cannot differ"),
+        ("client_optimizer.learning_rate", (0.1, -1.0), "must be positive"),
+    ],
+)
+def test_what_cannot_differ_is_refused_before_anything_is_compiled(key, values, message):
+    with pytest.raises(UserError, match=message):
+        together.build([config(**{key: value}) for value in values])
+
+
+def test_a_number_that_decides_shapes_is_refused():
+    changes = [{"algorithm": "fedem", "hparams.fedem.learners": count} for count in (2, 3)]
+    with pytest.raises(UserError, match="learners.* decides the shape"):
+        together.build([config(**change) for change in changes])
