@@ -1,6 +1,7 @@
 """The entry that programs call: every name and partition, and a hint for every slip."""
 
 import hashlib
+import pathlib
 import re
 
 import numpy as np
@@ -127,3 +128,12 @@ def test_describe():
 def test_all_that_is_exported_exists():
     assert all(hasattr(data, name) for name in data.__all__)
     assert set(data.DATASETS) == {*data.SOURCES, "pfllib", "npz"}
+
+
+def test_the_readme_has_a_row_for_every_data_set():
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    table = readme.split("| name | classes |")[1].split("\n\n")[0]
+    rows = [line.split("|") for line in table.splitlines()[2:]]
+    assert {len(row) for row in rows} == {10}
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
+    assert sorted(named) == sorted(data.DATASETS)

@@ -11,15 +11,33 @@ from collections.abc import Callable
 from pfljax.data.examples import Examples
 from pfljax.data.sources.amazon_review import load_amazon_review
 from pfljax.data.sources.cifar import load_cifar10, load_cifar100
+from pfljax.data.sources.digit_domains import load_digit5, load_svhn
 from pfljax.data.sources.digits import load_digits
 from pfljax.data.sources.femnist import load_femnist
 from pfljax.data.sources.har import load_har
 from pfljax.data.sources.idx import IDX_FILES, load_emnist, load_fashion_mnist, load_mnist, read_idx
+from pfljax.data.sources.image_lists import (
+    load_camelyon17,
+    load_covidx,
+    load_flowers102,
+    load_gtsrb,
+    load_iwildcam,
+    load_stanford_cars,
+)
+from pfljax.data.sources.image_trees import (
+    load_country211,
+    load_domainnet,
+    load_image_classes,
+    load_image_domains,
+    load_kvasir,
+    load_tiny_imagenet,
+)
 from pfljax.data.sources.long_tail import load_cifar10_lt, load_cifar100_lt, long_tail
 from pfljax.data.sources.matlab import load_landmine, load_office_caltech, load_school
 from pfljax.data.sources.movielens import load_movielens
 from pfljax.data.sources.news import load_ag_news, load_sogou_news
 from pfljax.data.sources.omniglot import load_omniglot
+from pfljax.data.sources.pamap2 import load_pamap2
 from pfljax.data.sources.shakespeare import load_shakespeare
 from pfljax.data.sources.synthetic import load_synthetic
 from pfljax.data.sources.tables import load_parkinsons, load_wisdm
@@ -45,13 +63,28 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "cifar100": load_cifar100,
     "cifar10_lt": load_cifar10_lt,
     "cifar100_lt": load_cifar100_lt,
+    "svhn": load_svhn,
+    "digit5": load_digit5,
     "omniglot": load_omniglot,
+    "tiny_imagenet": load_tiny_imagenet,
+    "country211": load_country211,
+    "flowers102": load_flowers102,
+    "stanford_cars": load_stanford_cars,
+    "gtsrb": load_gtsrb,
+    "covidx": load_covidx,
+    "kvasir": load_kvasir,
+    "domainnet": load_domainnet,
+    "camelyon17": load_camelyon17,
+    "iwildcam": load_iwildcam,
+    "image_classes": load_image_classes,
+    "image_domains": load_image_domains,
     "shakespeare": load_shakespeare,
     "ag_news": load_ag_news,
     "sogou_news": load_sogou_news,
     "amazon_review": load_amazon_review,
     "office_caltech": load_office_caltech,
     "har": load_har,
+    "pamap2": load_pamap2,
     "wisdm": load_wisdm,
     "parkinsons": load_parkinsons,
     "school": load_school,

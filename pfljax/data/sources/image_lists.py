@@ -1,0 +1,229 @@
+"""Image data sets whose labels stand in a file of their own beside the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from pfljax.data.examples import Examples
+from pfljax.data.sources import files
+from pfljax.data.sources.image_files import Listing, class_tree, load_listing
+from pfljax.errors import UserError
+
+
+def load_flowers102(data_dir: str = "", *, side: int = 64) -> Examples:
+    """Returns the 8,189 photographs of Oxford Flowers 102.
+
+    Args:
+      data_dir: holds `imagelabels.mat` and the folder `jpg`, or a folder `flowers-102`,
+        `102flowers` or `flowers102` that does.
+      side: to which all images are resized.
+
+    Returns:
+      Examples with inputs `[8189, side, side, 3]` uint8 in 102 classes.
+
+    Raises:
+      UserError: the files are absent or damaged.
+    """
+    name, folders = "flowers102", ("flowers-102", "102flowers", "flowers102")
+    (path,) = _find(name, data_dir, folders, ["imagelabels.mat"])
+    labels = files.labels_below(path, _mat(path, "labels").ravel().astype(np.int64) - 1, 102)
+    images = [
+        path.parent / "jpg" / f"image_{number:05}.jpg" for number in range(1, len(labels) + 1)
+    ]
+    return load_listing(name, Listing(images, labels.tolist(), 102), side)
+
+
+def load_stanford_cars(data_dir: str = "", *, side: int = 64) -> Examples:
+    """Returns the 8,144 training and 8,041 test photographs of Stanford Cars in 196 classes.
+
+    Args:
+      data_dir: holds `cars_train`, `cars_test`, `devkit/cars_train_annos.mat` and
+        `cars_test_annos_withlabels.mat`, or a folder `stanford_cars` that does.
+      side: to which all images are resized.
+
+    Returns:
+      Examples with inputs `[16185, side, side, 3]` uint8.
+
+    Raises:
+      UserError: the files are absent or damaged.
+    """
+    name, folders = "stanford_cars", ("stanford_cars", "stanford-cars")
+    needed = ["devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]
+    train, test = _find(name, data_dir, folders, needed)
+    paths, labels = [], []
+    for part, path in (("cars_train", train), ("cars_test", test)):
+        table = _mat(path, "annotations").ravel()
+        try:
+            paths += [test.parent / part / str(row["fname"].item()) for row in table]
+            classes = np.array([int(row["class"].item()) - 1 for row in table])
+        except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} has no annotations with fname and class: {files.FETCH_AGAIN}."
+            ) from error
+        labels += files.labels_below(path, classes, 196).tolist()
+    return load_listing(name, Listing(paths, labels, 196), side)
+
+
+def load_gtsrb(data_dir: str = "", *, side: int = 32) -> Examples:
+    """Returns the training and test images of the German traffic signs in 43 classes.
+
+    Args:
+      data_dir: holds `Final_Training/Images`, `Final_Test/Images` and `GT-final_test.csv` (in
+        `Final_Test/Images` too), or a folder `GTSRB` or `gtsrb` that does.
+      side: to which all images are resized.
+
+    Returns:
+      Examples with inputs `[51839, side, side, 3]` uint8.
+
+    Raises:
+      UserError: the files are absent or damaged.
+    """
+    places = files.directories(data_dir, ("GTSRB", "gtsrb"))
+    root = next((place for place in places if (place / "Final_Training").is_dir()), None)
+    if root is None:
+        raise files.absent("gtsrb", places, "put Final_Training and Final_Test there")
+    tree = class_tree([root / "Final_Training" / "Images"])
+    images = root / "Final_Test" / "Images"
+    (path,) = files.find([root, images], ["GT-final_test.csv"]) or [images / "GT-final_test.csv"]
+    rows = _rows(path, ["Filename", "ClassId"], delimiter=";")
+    labels = files.labels_below(path, _whole(path, rows, "ClassId"), 43)
+    paths = tree.paths + [images / row["Filename"] for row in rows]
+    return load_listing("gtsrb", Listing(paths, tree.labels + labels.tolist(), 43), side)
+
+
+def load_covidx(data_dir: str = "", *, side: int = 64) -> Examples:
+    """Returns COVIDx's chest X-rays; class 1 is positive.
+
+    Args:
+      data_dir: holds `train.txt`, `test.txt` and the folders `train` and `test`, or a folder
+        `covidx` or `COVIDx` that does; a line is a patient, a file, `positive` or `negative`, and
+        where it is from.
+      side: to which all images are resized.
+
+    Returns:
+      Examples with inputs `[n, side, side, 3]` uint8 in 2 classes, as unbalanced as they come.
+
+    Raises:
+      UserError: the files are absent or damaged.
+    """
+    names = {"negative": 0, "positive": 1}
+    paths, labels = [], []
+    for path in _find("covidx", data_dir, ("covidx", "COVIDx"), ["train.txt", "test.txt"]):
+        for line in files.read_text(path).splitlines():
+            fields = line.rsplit(maxsplit=3)
+            if not fields:
+                continue
+            if len(fields) != 4 or fields[2] not in names:
+                raise UserError(
+                    f"{path} has the line {line[:60]!r} where a patient, a file, positive or "
+                    f"negative and a source are expected: {files.FETCH_AGAIN}."
+                )
+            paths.append(path.parent / path.stem / fields[1])
+            labels.append(names[fields[2]])
+    return load_listing("covidx", Listing(paths, labels, 2), side)
+
+
+def load_camelyon17(data_dir: str = "", *, side: int = 96) -> Examples:
+    """Returns WILDS' patches of lymph nodes, owned by five hospitals; class 1 is a tumor.
+
+    Args:
+      data_dir: holds `metadata.csv` and `patches`, or a folder `camelyon17_v1.0` that does.
+      side: of the patches, 96 as distributed; all 455,954 then take 12.6 GB of memory.
+
+    Returns:
+      Examples with inputs `[n, side, side, 3]` uint8.
+
+    Raises:
+      UserError: the files are absent or damaged.
+
+    References:
+      Koh et al., "WILDS: A Benchmark of in-the-Wild Distribution Shifts", 2021,
+      https://arxiv.org/abs/2012.07421.
+    """
+    folders = ("camelyon17_v1.0", "camelyon17")
+    (path,) = _find("camelyon17", data_dir, folders, ["metadata.csv"])
+    columns = ["patient", "node", "x_coord", "y_coord", "tumor", "center"]
+    rows = _rows(path, columns)
+    labels = files.labels_below(path, _whole(path, rows, "tumor"), 2)
+    paths = []
+    for row in rows:
+        place = f"patient_{int(row['patient']):03}_node_{row['node']}"
+        patch = f"patch_{place}_x_{row['x_coord']}_y_{row['y_coord']}.png"
+        paths.append(path.parent / "patches" / place / patch)
+    owners = _whole(path, rows, "center").tolist()
+    return load_listing("camelyon17", Listing(paths, labels.tolist(), 2, owners), side)
+
+
+def load_iwildcam(data_dir: str = "", *, side: int = 64) -> Examples:
+    """Returns WILDS' photographs of animals, owned by the camera traps that took them.
+
+    Args:
+      data_dir: holds `metadata.csv` and `train`, or a folder `iwildcam_v2.0` that does.
+      side: to which all images are resized.
+
+    Returns:
+      Examples with inputs `[n, side, side, 3]` uint8 in up to 182 classes. `least` leaves traps
+      with few photographs out.
+
+    Raises:
+      UserError: the files are absent or damaged.
+
+    References:
+      Koh et al., "WILDS: A Benchmark of in-the-Wild Distribution Shifts", 2021,
+      https://arxiv.org/abs/2012.07421.
+    """
+    folders = ("iwildcam_v2.0", "iwildcam")
+    (path,) = _find("iwildcam", data_dir, folders, ["metadata.csv"])
+    rows = _rows(path, ["filename", "y", "location_remapped"])
+    labels = files.labels_below(path, _whole(path, rows, "y"), 182)
+    paths = [path.parent / "train" / row["filename"] for row in rows]
+    owners = _whole(path, rows, "location_remapped").tolist()
+    classes = int(labels.max()) + 1
+    return load_listing("iwildcam", Listing(paths, labels.tolist(), classes, owners), side)
+
+
+def _find(name: str, data_dir: str, folders: Sequence[str], needed: list[str]) -> list[Path]:
+    places = files.directories(data_dir, folders)
+    paths = files.find(places, needed)
+    if paths is None:
+        raise files.absent(name, places, f"put {', '.join(needed)} and its images there")
+    return paths
+
+
+def _mat(path: Path, key: str) -> np.ndarray:
+    try:
+        return scipy.io.loadmat(io.BytesIO(files.read(path)))[key]
+    except UserError:
+        raise
+    except Exception as error:  # Damaged files fail in nearly every way there is.
+        raise UserError(
+            f"{path} is damaged or no MATLAB file of {key}: {files.FETCH_AGAIN}."
+        ) from error
+
+
+def _rows(path: Path, columns: list[str], delimiter: str = ",") -> list[dict[str, str]]:
+    """Returns the rows of a csv with a header, having found the columns in it."""
+    reader = csv.DictReader(io.StringIO(files.read_text(path)), delimiter=delimiter)
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    rows = list(reader)
+    if missing or not rows or any(row[column] is None for row in rows for column in columns):
+        raise UserError(
+            f"{path} is truncated or no table with the columns {', '.join(columns)}: "
+            f"{files.FETCH_AGAIN}."
+        )
+    return rows
+
+
+def _whole(path: Path, rows: list[dict[str, str]], column: str) -> np.ndarray:
+    try:
+        return np.array([int(row[column]) for row in rows])
+    except ValueError as error:
+        raise UserError(
+            f"{path} has a {column} that is no whole number: {files.FETCH_AGAIN}."
+        ) from error

@@ -1,0 +1,49 @@
+"""Every study in configs/ is one that runs: known keys, a data set, a model that takes it."""
+
+import importlib.util
+import os
+import pathlib
+
+import jax
+import pytest
+
+from pfljax import data
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def study(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.get_config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_study_says_how_to_run_it(name):
+    module, config = study(name)
+    config_lib.check(config)
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert config.data.name in data.DATASETS
+    assert ("--config.data.dir=" in module.__doc__) == (config.data.name != "digits")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_model_takes_its_data(name):
+    _, config = study(name)
+    root = os.environ.get("PFLJAX_DATA", "")
+    if not root and config.data.name != "digits":
+        pytest.skip("PFLJAX_DATA is not set")
+    config.data.dir = root
+    try:
+        dataset = experiment.build_dataset(config)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert config.cohort.size <= dataset.num_participants
+    task = experiment.build_task(config, dataset)
+    shapes = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
+    assert jax.tree.leaves(shapes)
