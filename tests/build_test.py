@@ -23,8 +23,8 @@ MAPS = {"vmap", "pmap", "shard_map"}
 OTHER_MAPS: frozenset[str] = frozenset(
     {
         "pfljax/algorithms/fedem.py",  # over the learners
-        "pfljax/algorithms/fedfomo.py",  # over the models received
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+        "pfljax/core/table.py",  # over the models that one client holds
     }
 )
 NOWHERE = {"tensorflow", "clu", "chex"}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import tree
+from pfljax.core import table, tree
 from pfljax.errors import UserError
 
 
@@ -91,22 +91,15 @@ def apple(
                 "batch normalization cannot be added so; name a model without it."
             )
         model, clients = task.init(key), population.num_clients
-        dtype = jnp.result_type(*jax.tree.leaves(model))
-        sizes = population.sizes.astype(dtype)
-        return AppleServer(
-            cores=jax.tree.map(lambda leaf: jnp.repeat(leaf[None], clients, axis=0), model),
-            shares=sizes / jnp.maximum(jnp.sum(sizes), 1),
-        )
+        shares = core.shares(population.sizes, tree.dtype(model))
+        return AppleServer(table.repeat(model, clients), shares)
 
     def init_client(server, profile, key):
         return jnp.where(uniform_start, 1 / server.shares.shape[0], server.shares)
 
-    def mix(relations, cores):
-        return jax.tree.map(lambda leaf: jnp.tensordot(relations, leaf, 1), cores)
-
     def client_update(server, client, data, context):
         clients = server.shares.shape[0]
-        received = jax.tree.map(lambda leaf: leaf[context.client_id], server.cores)
+        received = table.rows(server.cores, context.client_id)
         own = jax.nn.one_hot(context.client_id, clients, dtype=client.dtype)  # zeros: no core
         factor = annealing(context.round, context.num_rounds, duration, exponential, epsilon)
         pull = jnp.asarray(mu * factor, client.dtype)
@@ -114,7 +107,7 @@ def apple(
         def gradient(model, relations, batch, key):
             # The server's stack has the client's core as it was received: `moved` is what it lacks.
             moved, weight = tree.subtract(model, received), own @ relations
-            mixture = tree.add(mix(relations, server.cores), tree.scale(weight, moved))
+            mixture = tree.add(table.mix(relations, server.cores), tree.scale(weight, moved))
             loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)
             products = [
                 jnp.tensordot(cores, g, g.ndim) + own * jnp.vdot(change, g)
@@ -129,17 +122,12 @@ def apple(
         return core.ClientOutput(state=trained.carry, each=trained.model, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
-        clients = server.shares.shape[0]
-        places = jnp.where(cohort.ids < 0, clients, cohort.ids)  # an empty place writes nothing
-        cores = jax.tree.map(
-            lambda all, new: all.at[places].set(new, mode="drop"), server.cores, uploads.each
-        )
-        return server._replace(cores=cores)
+        return server._replace(cores=table.write_rows(server.cores, cohort, uploads.each))
 
     return core.Algorithm(
         init_server=init_server,
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: mix(client, server.cores),
+        personalize=lambda server, client, data, context: table.mix(client, server.cores),
     )

@@ -60,21 +60,19 @@ def fedala(
       task: model and loss; its layers are counted from the last one.
       local: how clients train; its batch size is also that of the weights.
       eta: rate of the weights, 0.1 to 10; 0 is FedAvg.
-      share: of a client's examples that the weights are learned on, 0.05 to 1.
+      share: of the examples to learn weights on, 0.05 to 1; the first ones without `shuffle`.
       layers: how many layers get weights, from 1 to all; 0 is FedAvg.
       first_passes: the most passes for the weights the first time, 1 to 100; later it is one.
-      settled: the first time ends when the standard deviation of the losses of the last ten passes
-        falls below, 0.01 to 0.1.
+      settled: the first time ends at a lower standard deviation of ten passes' losses, 0.01 to 0.1.
       server_optimizer: as in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's. A client deploys `theta^_k`.
 
     Notes:
-      The paper learns the weights the first time until they converge; the rule of ten passes is
-      its authors', who compare the last batches' losses, where this takes the mean of the passes.
-      A client's first time is when it first meets a `w` other than its model. The examples are a
-      run of consecutive rows from a random one on (the first rows where `local` does not shuffle).
+      A client's first time is when it first meets a `w` other than its model. Then the paper learns
+      until the weights converge; the rule of ten passes is its authors', who take the losses of the
+      last batches, not the passes' means. The examples are consecutive rows from a random one on.
     """
     chosen = task.layers[max(len(task.layers) - layers, 0) :]
 
@@ -85,9 +83,7 @@ def fedala(
         """A view of `share` of the examples, one at least."""
         count = jnp.floor(share * data.size).astype(jnp.int32)
         count = jnp.clip(count, jnp.minimum(data.size, 1), data.size)
-        start = 0
-        if local.shuffle:
-            start = jax.random.randint(key, (), 0, data.size - count + 1)
+        start = jax.random.randint(key, (), 0, data.size - count + 1) if local.shuffle else 0
         return data.rows(start, start + count)
 
     def aggregate(server, client, data, context):
@@ -124,9 +120,8 @@ def fedala(
         apart = (tree.squared_norm(gap) > 0) & (data.size > 0)
         limit = jnp.where(apart, jnp.where(client.started, 1, first_passes), 0)
         recent = jnp.zeros(PASSES_COMPARED, jnp.result_type(float))
-        weights, _, _ = jax.lax.while_loop(
-            unfinished, learn, (client.weights, recent, jnp.zeros((), jnp.int32))
-        )
+        state = (client.weights, recent, jnp.zeros((), jnp.int32))
+        weights, _, _ = jax.lax.while_loop(unfinished, learn, state)
         return mixture(weights), weights, client.started | apart
 
     def init_server(key, population):
@@ -142,18 +137,14 @@ def fedala(
         model, weights, started = aggregate(server, client, data, context.child(0))
         trained = core.train(task.loss, model, data, context.child(1), local)
         change = tree.subtract(trained.model, server.model)
-        return core.ClientOutput(
-            state=FedAlaClient(trained.model, weights, started),
-            sum=core.weighted(change, data.size),
-            metrics=trained.metrics,
-        )
+        state = FedAlaClient(trained.model, weights, started)
+        total = core.weighted(change, data.size)
+        return core.ClientOutput(state=state, sum=total, metrics=trained.metrics)
 
     average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(
         init_server=init_server,
         init_client=init_client,
         client_update=client_update,
-        personalize=lambda server, client, data, context: aggregate(server, client, data, context)[
-            0
-        ],
+        personalize=lambda *args: aggregate(*args)[0],
     )

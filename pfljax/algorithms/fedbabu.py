@@ -47,15 +47,12 @@ def fedbabu(
       last aggregate is never used. Its rounds before that are those of `fine_tuning_epochs=0`.
     """
 
-    def is_body(path):
-        return not task.is_head(path)
-
     def common_model(server):
         return partition.join(server.average.model, server.initial_head)
 
     def client_update(server, client, data, context):
         model = common_model(server)
-        trained = core.train(task.loss, model, data, context, local, trainable=is_body)
+        trained = core.train(task.loss, model, data, context, local, trainable=task.is_body)
         _, body = partition.split(trained.model, task.is_head)
         change = core.weighted(tree.subtract(body, server.average.model), data.size)
         return core.ClientOutput(state=client, sum=change, metrics=trained.metrics)

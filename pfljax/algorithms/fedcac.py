@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, masks, table, tree
 
 # Overlaps that differ by less are equal: they are quotients of counts, rounded.
 ROUNDING = 1e-6
@@ -45,26 +45,6 @@ class FedCacClient(NamedTuple):
 
     model: core.Model
     critical: core.PyTree
-
-
-def largest(scores: jax.Array, share: float) -> jax.Array:
-    """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
-    ordered = jnp.sort(scores.ravel())
-    count = jnp.floor(share * scores.size).astype(jnp.int32)
-    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
-    return (scores >= least) & (scores > 0) & (count > 0)
-
-
-def overlaps(masks: core.PyTree, others: core.PyTree) -> jax.Array:
-    """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks."""
-    rows, columns = (
-        [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(stacked)]
-        for stacked in (masks, others)
-    )
-    common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
-    sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
-    apart = sizes[:, None] + other_sizes - 2 * common
-    return 1 - apart / jnp.maximum(2 * sizes, 1)[:, None]
 
 
 def fedcac(
@@ -117,7 +97,9 @@ def fedcac(
         start = personalize(server, client, data, context)
         trained = core.train(task.loss, start, data, context, local)
         critical = jax.tree.map(
-            lambda end, begin: largest(jnp.abs((end - begin) * end), tau), trained.model, start
+            lambda end, begin: masks.largest(jnp.abs((end - begin) * end), tau),
+            trained.model,
+            start,
         )
         change = tree.subtract(trained.model, server.average.model)
         return core.ClientOutput(
@@ -128,10 +110,10 @@ def fedcac(
         )
 
     def server_update(server, uploads, cohort, context):
-        overlap = overlaps(uploads.each.critical, uploads.each.critical)
+        overlap = masks.overlaps(uploads.each.critical, uploads.each.critical)
         present = cohort.ids >= 0
         pairs = present[:, None] & present & ~jnp.eye(present.shape[0], dtype=bool)
-        middle = jnp.sum(overlap * pairs) / jnp.maximum(jnp.sum(pairs), 1)
+        middle = core.mean_over(overlap, pairs)
         largest_overlap = jnp.max(jnp.where(pairs, overlap, 0))
         progress = (context.round + 1) / beta
         threshold = middle + progress * (largest_overlap - middle)
@@ -142,13 +124,9 @@ def fedcac(
 
     def exchange(server, client, uploads, cohort, member, context):
         own = jax.tree.map(lambda leaf: leaf[None], client.critical)
-        close = overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
+        close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
         group = close & (cohort.ids >= 0) | (jnp.arange(close.shape[0]) == member)
-        share = group / jnp.sum(group)
-        mean = jax.tree.map(
-            lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, axes=1), uploads.each.model
-        )
-        return client._replace(model=mean)
+        return client._replace(model=table.mix(group / jnp.sum(group), uploads.each.model))
 
     return core.Algorithm(
         init_server=init_server,

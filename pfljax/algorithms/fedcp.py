@@ -20,10 +20,7 @@ from pfljax import core
 from pfljax.core import averaging, discrepancy, linear, partition, tree
 from pfljax.errors import UserError
 
-
-def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Returns Gumbel noise."""
-    return jax.random.gumbel(key, shape, dtype)
+draw = jax.random.gumbel  # (key, shape, dtype) -> noise
 
 
 def separate(
@@ -44,9 +41,7 @@ def separate(
     """
     length = jnp.sqrt(jnp.maximum(jnp.sum(direction**2), 1e-12))
     hidden = linear.apply(policy["linear"], features * direction / length)
-    centred = hidden - jnp.mean(hidden, axis=1, keepdims=True)
-    hidden = centred / jnp.sqrt(jnp.var(hidden, axis=1, keepdims=True) + 1e-5)
-    hidden = jax.nn.relu(hidden * policy["norm"]["scale"] + policy["norm"]["bias"])
+    hidden = jax.nn.relu(linear.normalize(policy["norm"], hidden, axis=1))
     shares = jax.nn.softmax(hidden.reshape(-1, 2, features.shape[1]) + noise, axis=1)
     return shares[:, 0] * features, shares[:, 1] * features
 
@@ -75,16 +70,17 @@ def fedcp(
       server_optimizer: as in FedAvg, for body, common head and policy together.
 
     Returns:
-      The method; a client's state is its head. What it deploys are its head on the common body, the
-      common head, the policy and its direction. There is no global model.
+      The method; a client's state is its head. It deploys its head on the common body, the common
+      head, the policy and its direction. There is no global model.
 
     Notes:
-      A client's direction `v_k`, which the policy sees, is the sum over classes of the gradient of
-      its head at zero; for a linear head the sum of its rows over classes, as in the paper. Under
+      A client's direction `v_k`, which the policy sees, is the sum over classes of its head's
+      gradient at zero; for a linear head the sum of its rows over classes, as in the paper. Under
       the cross-entropy plain SGD never changes that sum, so that it is the same for all clients.
-      The published description leaves open, as far as we know, whether noise is meant when a client
-      predicts; here there is none, so that its accuracy is no accident. In PFLlib there is, and in
-      its first round `v_k` is random; its common head and policy reach only the cohort.
+      We are not sure that the paper has noise in training (`gumbel=0` is the plain softmax there),
+      nor whether it means any when a client predicts; here that has none, so that accuracy is no
+      accident. In PFLlib it has, and in its first round `v_k` is random; its common head and policy
+      reach only the cohort. The default `lam` is PFLlib's.
     """
 
     def init_server(key, population):
@@ -92,11 +88,9 @@ def fedcp(
         parts = partition.split(model, task.is_head)
         if not task.num_classes or not task.num_features or not all(parts):
             raise UserError("FedCP needs classes and a head on features; name another model.")
-        size, dtype = task.num_features, jnp.result_type(*jax.tree.leaves(model))
-        policy = {
-            "linear": linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype),
-            "norm": {"scale": jnp.ones(2 * size, dtype), "bias": jnp.zeros(2 * size, dtype)},
-        }
+        size, dtype = task.num_features, tree.dtype(model)
+        layer = linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype)
+        policy = {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}
         return averaging.start({"model": model, "policy": policy}, server_optimizer)
 
     def init_client(server, profile, key):
@@ -104,27 +98,22 @@ def fedcp(
 
     def direction_of(model):
         """`[d]`, the client's `v`."""
-        zero = jnp.zeros(task.num_features, jnp.result_type(*jax.tree.leaves(model)))
+        zero = jnp.zeros(task.num_features, tree.dtype(model))
         return jax.grad(lambda z: jnp.sum(task.head(model, z[None])))(zero)
 
     def deploy(server, client):
         """Everything that a client predicts with."""
         _, body = partition.split(server.model["model"], task.is_head)
         own = partition.join(body, client)
-        return {
-            "own": own,
-            "common": server.model["model"],
-            "policy": server.model["policy"],
-            "direction": direction_of(own),
-        }
+        common, policy = server.model["model"], server.model["policy"]
+        return {"own": own, "common": common, "policy": policy, "direction": direction_of(own)}
 
     def outputs_of(model, inputs, key, scale):
         """The outputs, and the features before they are split."""
         features = task.features(model["own"], inputs)
         noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
         own, common = separate(model["policy"], model["direction"], features, noise)
-        outputs = task.head(model["own"], own) + task.head(model["common"], common)
-        return outputs, features
+        return task.head(model["own"], own) + task.head(model["common"], common), features
 
     def client_update(server, client, data, context):
         start = deploy(server, client)
@@ -133,9 +122,9 @@ def fedcp(
         def objective(moving, batch, key):
             outputs, features = outputs_of({**moving, **fixed}, batch.inputs, key, gumbel)
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
-            loss = jnp.sum(losses * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
             received = task.features(fixed["common"], batch.inputs)
-            return loss + lam * discrepancy.squared_mmd(features, received, batch.mask)
+            pull = discrepancy.squared_mmd(features, received, batch.mask)
+            return core.mean_over(losses, batch.mask) + lam * pull
 
         trained = core.train(objective, moving, data, context, local.of_models("own"))
         head, body = partition.split(trained.model["own"], task.is_head)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, table, tree
 from pfljax.errors import UserError
 
 
@@ -57,10 +57,6 @@ def fedem(
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
 
-    def losses_of(models, batch, key):
-        """Returns `[M, B]`."""
-        return jax.vmap(task.losses, in_axes=(0, None, None))(models, batch, key)
-
     def init_server(key, population):
         if not task.num_classes:
             raise UserError("FedEM mixes the probabilities of classes; name a task that has some.")
@@ -69,26 +65,24 @@ def fedem(
         return averaging.start(models, server_optimizer)
 
     def init_client(server, profile, key):
-        dtype = jnp.result_type(*jax.tree.leaves(server.model))
+        dtype = tree.dtype(server.model)
         return jnp.full(learners, 1 / learners, dtype)
 
     def client_update(server, client, data, context):
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
-            scores = jnp.log(client)[:, None] - losses_of(server.model, batch, key)
+            scores = jnp.log(client)[:, None] - table.losses(task, server.model, batch, key)
             return jax.nn.softmax(scores, axis=0)
 
         def objective(models, batch, key):
-            shares = responsibilities(batch, key) * batch.mask
-            return jnp.sum(shares * losses_of(models, batch, key)) / jnp.maximum(
-                jnp.sum(batch.mask), 1
-            )
+            losses = responsibilities(batch, key) * table.losses(task, models, batch, key)
+            return core.mean_over(jnp.sum(losses, axis=0), batch.mask)
 
         def count(total, batch, key):
             return total + jnp.sum(responsibilities(batch, key) * batch.mask, axis=1)
 
-        whole = local._replace(drop_remainder=False, shuffle=False, epochs=1)
-        total = core.for_each_batch(count, jnp.zeros_like(client), data, context.child(0), whole)
+        nothing, whole = jnp.zeros_like(client), local.one_pass()
+        total = core.for_each_batch(count, nothing, data, context.child(0), whole)
         mixture = jnp.where(data.size > 0, total / jnp.maximum(data.size, 1), client)
 
         trained = core.train(objective, server.model, data, context.child(1), of_learners)

@@ -21,14 +21,15 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, linear, partition
+from pfljax.core import averaging, partition, tree
+from pfljax.core.generator import draw, generate, learn, likeness
 from pfljax.errors import UserError
 
 
 class FedGenServer(NamedTuple):
     """Attributes:
     average: the model and its optimizer's state.
-    generator: nested dict of arrays, see `generate`.
+    generator: nested dict of arrays, see `core.generator`.
     optimizer_state: the generator's.
     label_shares: `[C]`, of all clients' training examples; never changes.
     """
@@ -37,40 +38,6 @@ class FedGenServer(NamedTuple):
     generator: core.Model
     optimizer_state: core.PyTree
     label_shares: jax.Array
-
-
-def draw(
-    key: jax.Array, label_shares: jax.Array, count: int, noise_size: int, uniform: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Returns labels `[count]` by their shares, and noise `[count, noise_size]`, normal if not
-    uniform in `[0, 1)`."""
-    label_key, noise_key = jax.random.split(key)
-    labels = jax.random.categorical(label_key, jnp.log(label_shares), shape=(count,))
-    sample = jax.random.uniform if uniform else jax.random.normal
-    return labels, sample(noise_key, (count, noise_size), label_shares.dtype)
-
-
-def generate(generator: core.Model, labels: jax.Array, noise: jax.Array) -> jax.Array:
-    """Returns features `[count, d]`: linear, normalized over the batch, ReLU, linear.
-
-    The first layer has no bias: normalizing takes it out again, and Adam would make steps of the
-    rounding errors in its gradient.
-    """
-    classes = generator["hidden"].shape[0] - noise.shape[1]
-    hot = jax.nn.one_hot(labels, classes, dtype=noise.dtype)
-    hidden = jnp.concatenate([noise, hot], axis=1) @ generator["hidden"]
-    hidden = (hidden - jnp.mean(hidden, axis=0)) / jnp.sqrt(jnp.var(hidden, axis=0) + 1e-5)
-    hidden = hidden * generator["norm"]["scale"] + generator["norm"]["bias"]
-    return linear.apply(generator["features"], jax.nn.relu(hidden))
-
-
-def likeness(features: jax.Array, noise: jax.Array) -> jax.Array:
-    """Returns `[]`, `exp(-mean_ij |z_i - z_j| |e_i - e_j|^2)`, means over coordinates within.
-
-    It is greatest, 1, where different noise makes the same features.
-    """
-    between = jnp.mean(jnp.abs(features[:, None] - features), axis=-1)
-    return jnp.exp(-jnp.mean(between * jnp.mean((noise[:, None] - noise) ** 2, axis=-1)))
 
 
 def fedgen(
@@ -101,8 +68,7 @@ def fedgen(
       weight: of the loss on generated features, 0.1 to 10; 0 is FedAvg.
       decay: what the weight is multiplied by in each round, 0.95 to 1; 1 keeps it.
       diversity: weight of the term against features that do not depend on the noise, 0 to 1.
-      label_weights: weigh the clients' logits for a label by their examples with it; False by all
-        their examples.
+      label_weights: weigh the logits for a label by a client's examples with it; False by all.
       generator_steps: of the server in a round, 20 to 1000.
       generator_rate: of Adam, 0.0001 to 0.01.
       generator_batch: features that the server generates in a step, at least 2.
@@ -115,12 +81,11 @@ def fedgen(
       The method; its global model is FedAvg's.
 
     Notes:
-      The generator normalizes over the batch, as its authors' does, and always by the batch's own
-      statistics. The paper's objective has `weight` 1 and an average of logits; by label counts,
-      with `decay`, the term for diversity and these sizes and rates it is used in the authors'
-      code, as far as we know, which begins from a weight of 10. For a label that the cohort lacks
-      all examples weigh. PFLlib has uniform noise, neither decay nor diversity, and weights by all
-      examples.
+      The generator normalizes always by the batch's own statistics. The paper's objective has
+      `weight` 1 and an average of logits; weights by label, `decay`, diversity, sizes and rates are
+      its authors', as far as we know, who begin from a weight of 10 and have Adam decay weights,
+      left out here. For a label that the cohort lacks all examples weigh. PFLlib has uniform noise,
+      neither decay nor diversity, and weights by all examples.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
@@ -128,73 +93,53 @@ def fedgen(
     def init_server(key, population):
         start = average.init_server(key, population)
         head, _ = partition.split(start.model, task.is_head)
-        classes = task.num_classes
-        if not classes or not task.num_features or not head:
+        if not task.num_classes or not task.num_features or not head:
             raise UserError("FedGen needs classes and a head on features; name another model.")
-        keys = jax.random.split(jax.random.fold_in(key, 1))
-        dtype = jnp.result_type(*jax.tree.leaves(start.model))
-        generator = {
-            "hidden": linear.init(keys[0], noise_size + classes, hidden_size, dtype)["kernel"],
-            "norm": {"scale": jnp.ones(hidden_size, dtype), "bias": jnp.zeros(hidden_size, dtype)},
-            "features": linear.init(keys[1], hidden_size, task.num_features, dtype),
-        }
-        counts = jnp.sum(population.class_counts, axis=0).astype(dtype)
-        shares = counts / jnp.maximum(jnp.sum(counts), 1)
+        key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
+        sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
+        generator = core.generator.init(key, *sizes, dtype)
+        shares = core.shares(jnp.sum(population.class_counts, axis=0), dtype)
         return FedGenServer(start, generator, optimizer.init(generator), shares)
+
+    def sample(key, server, count):
+        return draw(key, server.label_shares, count, noise_size, uniform_noise)
 
     def client_update(server, client, data, context):
         start = server.average.model
 
         def objective(model, batch, key):
             task_key, draw_key = jax.random.split(key)
-            count = local.batch_size
-            labels, noise = draw(draw_key, server.label_shares, count, noise_size, uniform_noise)
+            labels, noise = sample(draw_key, server, local.batch_size)
             logits = task.head(model, generate(server.generator, labels, noise))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             taught = weight * decay**context.round * jnp.mean(losses)
             return task.loss(model, batch, task_key) + taught
 
         trained = core.train(objective, start, data, context, local)
-        head, _ = partition.split(trained.model, task.is_head)
-        change = core.tree.subtract(trained.model, start)
-        return core.ClientOutput(
-            state=client,
-            sum=core.weighted(change, data.size),
-            each=(head, data.class_counts),
-            metrics=trained.metrics,
-        )
+        total = core.weighted(tree.subtract(trained.model, start), data.size)
+        each = (partition.split(trained.model, task.is_head)[0], data.class_counts)
+        return core.ClientOutput(state=client, sum=total, each=each, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         heads, counts = uploads.each
         _, body = partition.split(server.average.model, task.is_head)
-        dtype = server.label_shares.dtype
-        sizes = cohort.sizes.astype(dtype)
-        by_size = sizes / jnp.maximum(jnp.sum(sizes), 1)
-        totals = jnp.sum(counts, axis=0)
-        by_label = jnp.where(totals > 0, counts / jnp.maximum(totals, 1), by_size[:, None])
-        shares = jnp.where(label_weights, by_label, by_size[:, None]).astype(dtype)  # [cohort, C]
+        by_size = core.shares(cohort.sizes, server.label_shares.dtype)
+        by_label, totals = core.shares(counts, by_size.dtype), jnp.sum(counts, axis=0)
+        by_label = jnp.where(totals > 0, by_label, by_size[:, None])
+        shares = jnp.where(label_weights, by_label, by_size[:, None])  # [cohort, C]
 
         def objective(generator, key):
-            labels, noise = draw(
-                key, server.label_shares, generator_batch, noise_size, uniform_noise
-            )
+            labels, noise = sample(key, server, generator_batch)
             features = generate(generator, labels, noise)
             logits = jax.vmap(lambda head: task.head(partition.join(head, body), features))(heads)
             together = jnp.einsum("kb,kbc->bc", shares[:, labels], logits)
             losses = optax.softmax_cross_entropy_with_integer_labels(together, labels)
             return jnp.mean(losses) + diversity * likeness(features, noise)
 
-        def step(carry, key):
-            generator, optimizer_state = carry
-            slope = jax.grad(objective)(generator, key)
-            updates, optimizer_state = optimizer.update(slope, optimizer_state, generator)
-            return (optax.apply_updates(generator, updates), optimizer_state), ()
-
-        carry = (server.generator, server.optimizer_state)
-        keys = jax.random.split(context.key, generator_steps)
-        (generator, optimizer_state), _ = jax.lax.scan(step, carry, keys)
+        keys, state = jax.random.split(context.key, generator_steps), server.optimizer_state
+        generator, state = learn(objective, server.generator, optimizer, state, keys)
         model = averaging.step(server.average, uploads.total, server_optimizer)
-        return server._replace(average=model, generator=generator, optimizer_state=optimizer_state)
+        return server._replace(average=model, generator=generator, optimizer_state=state)
 
     return average._replace(
         init_server=init_server,

@@ -4,7 +4,7 @@ Server: the body, the prototypes, the initial head. Client: its head.
 Down: the body and the prototypes; after the round a mixed head. Up: the body's change and the mean
 feature of each class, weighted (`sum`); the head and `C d + 1` numbers of its features (`each`).
 Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head, two
-passes without gradients, a quadratic program of `cohort` unknowns (solved in `exchange`).
+passes without gradients, a quadratic program of `cohort` unknowns.
 
 References:
   Xu, Tong, Huang, "Personalized Federated Learning with Feature Alignment and Classifier
@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import averaging, partition, prototypes, tree
+from pfljax.algorithms.fedrep import head_then_body
+from pfljax.core import averaging, partition, prototypes, simplex, table, tree
 from pfljax.errors import UserError
 
 
@@ -52,57 +53,14 @@ class HeadOffer(NamedTuple):
 
 
 def head_weights(offers: HeadOffer, present: jax.Array, member: jax.Array) -> jax.Array:
-    """Returns `[cohort]`, how much of each head goes into that of `member`.
+    """Returns `[cohort]`, how much of each head goes into that of row `member`, client k.
 
         min_a  sum_j a_j^2 V_j + ||sum_j a_j (H_k - H_j)||^2   with a >= 0, sum_j a_j = 1
 
-    Args:
-      offers: the cohort's, stacked.
-      present: `[cohort]` bool; the others get no weight.
-      member: `[]`, the row of client k.
+    The offers are the cohort's, stacked; those not `present` `[cohort]` get no weight.
     """
     gaps = (offers.shares[member] - offers.shares).reshape(present.shape[0], -1)
-    return minimize_on_simplex(gaps @ gaps.T + jnp.diag(offers.variance), present)
-
-
-def minimize_on_simplex(matrix: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Returns the `a` `[n]` that minimizes `a^T matrix a` with `a >= 0` and `sum a = 1`.
-
-    Up to its scale `a` is the `b >= 0` that minimizes `b^T Q b / 2 - sum b`, which an active set
-    finds exactly: solve for the free entries alone, stop where one of them would turn negative and
-    fix it at zero, else free the entry that gains most (Lawson and Hanson 1974, chapter 23).
-
-    Args:
-      matrix: `[n, n]`, symmetric and positive semidefinite.
-      allowed: `[n]` bool; the other entries stay zero. Without any, all are zero.
-    """
-    size = allowed.shape[0]
-    scale = jnp.sum(jnp.diag(matrix) * allowed) / jnp.maximum(jnp.sum(allowed), 1)
-    accuracy = 10 * jnp.finfo(matrix.dtype).eps
-    identity = jnp.eye(size, dtype=matrix.dtype)
-    matrix = matrix / jnp.where(scale > 0, scale, 1) + accuracy * identity
-
-    def step(state):
-        entries, free, _, count = state
-        system = jnp.where(free[:, None] & free, matrix, identity)
-        target = jnp.linalg.solve(system, free.astype(matrix.dtype))
-        sinking = free & (target <= 0)
-        room = jnp.where(sinking, entries / jnp.where(sinking, entries - target, 1), 1)
-        moved = jnp.where(free, entries + jnp.min(room) * (target - entries), 0)
-        gain = jnp.where(allowed & ~free, 1 - matrix @ moved, -jnp.inf)
-        entering = jnp.arange(size) == jnp.argmax(gain)
-        blocked = jnp.any(sinking)
-        free = jnp.where(
-            blocked, free & ~(sinking & (room <= jnp.min(room))), free | (entering & (gain > 0))
-        )
-        done = ~blocked & (jnp.max(gain) <= size * accuracy)
-        return jnp.maximum(moved, 0) * free, free, done, count + 1
-
-    entries = jnp.zeros(size, matrix.dtype)
-    state = (entries, jnp.zeros(size, bool), ~jnp.any(allowed), 0)
-    entries, _, _, _ = jax.lax.while_loop(lambda s: ~s[2] & (s[3] < 4 * size + 4), step, state)
-    total = jnp.sum(entries)
-    return entries / jnp.where(total > 0, total, 1)
+    return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present)
 
 
 def fedpac(
@@ -128,8 +86,7 @@ def fedpac(
       local: how clients train; its epochs are the body's.
       lam: weight of the pull to the prototypes, 0.1 to 10; 0 aligns nothing.
       head_epochs: passes over the examples for the head, 1 to 5; the paper takes 1.
-      weight_by_size: average prototypes with weights `n_kc`; False weighs all clients with the
-        class alike.
+      weight_by_size: average prototypes with weights `n_kc`; False weighs their clients alike.
       server_optimizer: as in FedAvg, for the body.
 
     Returns:
@@ -146,77 +103,43 @@ def fedpac(
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
-    def is_body(path):
-        return not task.is_head(path)
-
     def init_server(key, population):
         if not task.num_classes or not task.num_features:
             raise UserError("FedPAC needs classes and a head on features; name another model.")
         server = together.init_server(key, population)
-        dtype = jnp.result_type(*jax.tree.leaves(server.average.model))
+        dtype = tree.dtype(server.average.model)
         none = prototypes.none(task.num_classes, task.num_features, dtype)
         return FedPACServer(server.average, server.initial_head, none)
 
-    def look(model, server, data, context):
-        """A pass over the examples: the sums of each class, and of the squared norms."""
-
-        def step(carry, batch, key):
-            total, squares = carry
-            features = task.features(model, batch.inputs)
-            squares = squares + tree.squared_norm(features * batch.mask[:, None])
-            return prototypes.add_batch(total, features, batch), squares
-
-        nothing = prototypes.no_sums(server.prototypes)
-        squares = jnp.zeros((), nothing.sums.dtype)
-        return core.for_each_batch(step, (nothing, squares), data, context, once)
-
     def client_update(server, client, data, context):
-        body = server.average.model
-        start = partition.join(body, client)
-        before, squares = look(start, server, data, context.child(2))
+        body, known = server.average.model, server.prototypes
+        start, moment = partition.join(body, client), context.child(2)
+        before, squares = prototypes.of_client(task, start, known, data, moment, once)
         examples = jnp.maximum(jnp.sum(before.counts), 1)
         shares = before.sums / examples
-        spread = squares / examples - tree.squared_norm(shares)
-        variance = jnp.maximum(spread, 0) / jnp.maximum(data.size, 1)
+        variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
         def objective(model, batch, key):
-            features = task.features(model, batch.inputs)
-            pull = prototypes.pull(server.prototypes, features, batch)
+            pull = prototypes.pull(known, task.features(model, batch.inputs), batch)
             return task.loss(model, batch, key) + lam * pull
 
-        tuned = core.train(
-            task.loss,
-            start,
-            data,
-            context.child(0),
-            local,
-            epochs=head_epochs,
-            trainable=task.is_head,
-        )
-        trained = core.train(
-            objective, tuned.model, data, context.child(1), local, trainable=is_body
-        )
+        trained = head_then_body(task, objective, start, data, context, local, head_epochs)
         new_head, new_body = partition.split(trained.model, task.is_head)
-        after, _ = look(trained.model, server, data, context.child(3))
+        after, _ = prototypes.of_client(task, trained.model, known, data, context.child(3), once)
         change = core.weighted(tree.subtract(new_body, body), data.size)
-        return core.ClientOutput(
-            state=new_head,
-            sum=(change, after.weighted(weight_by_size)),
-            each=HeadOffer(new_head, shares, variance),
-            metrics={**trained.metrics, "head_loss": tuned.metrics["loss"]},
-        )
+        total = (change, after.weighted(weight_by_size))
+        offer = HeadOffer(new_head, shares, variance / jnp.maximum(data.size, 1))
+        return core.ClientOutput(state=new_head, sum=total, each=offer, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         change, total = uploads.total
-        return server._replace(
-            average=averaging.step(server.average, change, server_optimizer),
-            prototypes=prototypes.renew(server.prototypes, total),
-        )
+        average = averaging.step(server.average, change, server_optimizer)
+        renewed = prototypes.renew(server.prototypes, total)
+        return server._replace(average=average, prototypes=renewed)
 
     def exchange(server, client, uploads, cohort, member, context):
         present = cohort.sizes > 0
-        weights = head_weights(uploads.each, present, member)
-        mixed = jax.tree.map(lambda heads: jnp.tensordot(weights, heads, 1), uploads.each.head)
+        mixed = table.mix(head_weights(uploads.each, present, member), uploads.each.head)
         return tree.where(present[member], mixed, client)
 
     return together._replace(

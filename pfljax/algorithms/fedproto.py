@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import prototypes
+from pfljax.core import prototypes, tree
 from pfljax.errors import UserError
 
 
@@ -67,7 +67,7 @@ def fedproto(
         if not task.num_classes or not task.num_features:
             raise UserError("FedProto needs classes and a head on features; name another model.")
         model = task.init(key)
-        dtype = jnp.result_type(*jax.tree.leaves(model))
+        dtype = tree.dtype(model)
         return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))
 
     def client_update(server, client, data, context):
@@ -81,15 +81,12 @@ def fedproto(
             (loss, features), slope = graded(model, batch, key)
             return loss, slope, prototypes.add_batch(total, features, batch)
 
-        def look(total, batch, key):
-            return prototypes.add_batch(total, task.features(model, batch.inputs), batch)
-
         nothing = prototypes.no_sums(server.prototypes)
         trained = core.descend(gradient, client, nothing, data, context, local)
         model, total = trained.model, trained.carry
         if not prototypes_in_training:
-            whole = local._replace(drop_remainder=False, epochs=1)
-            total = core.for_each_batch(look, nothing, data, context, whole)
+            like, whole = server.prototypes, local.one_pass()
+            total, _ = prototypes.of_client(task, model, like, data, context, whole)
         return core.ClientOutput(
             state=model, sum=total.weighted(weight_by_size), metrics=trained.metrics
         )

@@ -17,6 +17,32 @@ from pfljax.algorithms.fedper import fedper
 from pfljax.core import averaging, partition, tree
 
 
+def head_then_body(
+    task: core.Task,
+    objective: core.Objective,
+    model: core.Model,
+    data: core.ClientData,
+    context: core.Context,
+    local: core.LocalTraining,
+    head_epochs: int,
+) -> core.Trained:
+    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`."""
+    tuned = core.train(
+        task.loss,
+        model,
+        data,
+        context.child(0),
+        local,
+        epochs=head_epochs,
+        trainable=task.is_head,
+    )
+    trained = core.train(
+        objective, tuned.model, data, context.child(1), local, trainable=task.is_body
+    )
+    metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
+    return trained._replace(metrics=metrics)
+
+
 def fedrep(
     task: core.Task,
     local: core.LocalTraining,
@@ -41,26 +67,12 @@ def fedrep(
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 
-    def is_body(path):
-        return not task.is_head(path)
-
     def client_update(server, client, data, context):
         body = server.average.model
-        tuned = core.train(
-            task.loss,
-            partition.join(body, client),
-            data,
-            context.child(0),
-            local,
-            epochs=head_epochs,
-            trainable=task.is_head,
-        )
-        trained = core.train(
-            task.loss, tuned.model, data, context.child(1), local, trainable=is_body
-        )
+        start = partition.join(body, client)
+        trained = head_then_body(task, task.loss, start, data, context, local, head_epochs)
         new_head, new_body = partition.split(trained.model, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.size)
-        metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
-        return core.ClientOutput(state=new_head, sum=change, metrics=metrics)
+        return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
     return together._replace(client_update=client_update)

@@ -97,10 +97,8 @@ def perfedavg(
     def client_update(server, client, data, context):
         trained = core.descend(outer_gradient, server.model, (), data, context, local)
         change = tree.subtract(trained.model, server.model)
-        weight = jnp.where(weight_by_size, data.size, 1)
-        return core.ClientOutput(
-            state=client, sum=core.weighted(change, weight), metrics=trained.metrics
-        )
+        total = core.weighted(change, data.weight(weight_by_size))
+        return core.ClientOutput(state=client, sum=total, metrics=trained.metrics)
 
     def personalize(server, client, data, context):
         few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)

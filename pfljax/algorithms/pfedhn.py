@@ -13,16 +13,14 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import tree
-
-Hypernetwork = Any  # {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}
+from pfljax.core import hypernetwork, table, tree
 
 
 class HyperServer(NamedTuple):
@@ -32,61 +30,9 @@ class HyperServer(NamedTuple):
     optimizer_state: for both.
     """
 
-    network: Hypernetwork
+    network: hypernetwork.Hypernetwork
     embeddings: jax.Array
     optimizer_state: core.PyTree
-
-
-def generate(network: Hypernetwork, embedding: jax.Array) -> core.Model:
-    """Returns the model of an embedding `[d]`, or those of many `[K, d]`, leaves `[K, ...]`."""
-    features = embedding
-    for layer in network["hidden"]:
-        features = jax.nn.relu(features @ layer["kernel"] + layer["bias"])
-    return jax.tree.map(
-        lambda kernel, bias: jnp.tensordot(features, kernel, 1) + bias,
-        network["heads"]["kernel"],
-        network["heads"]["bias"],
-    )
-
-
-def pull_back(
-    network: Hypernetwork, embedding: jax.Array, change: core.Model
-) -> tuple[Hypernetwork, jax.Array]:
-    """Returns the gradients of `-sum <h(v), change>`: descent on them moves `h(v)` along it."""
-
-    def disagreement(network, embedding):
-        products = jax.tree.map(jnp.vdot, generate(network, embedding), change)
-        return -sum(jax.tree.leaves(products))
-
-    return jax.grad(disagreement, argnums=(0, 1))(network, embedding)
-
-
-def start_network(
-    key: jax.Array, model: core.Model, size: int, hidden: int, layers: int, spread: float
-) -> Hypernetwork:
-    """Returns a hypernetwork that makes models near `model`.
-
-    The heads' biases are `model`; their kernels add `spread` times each array's root mean square.
-    """
-    dtype = jnp.result_type(*jax.tree.leaves(model))
-    hidden_key, heads_key = jax.random.split(key)
-    network = {"hidden": []}
-    for number in range(layers):
-        # He's scale keeps the features' mean square at that of the embedding, which is 1.
-        draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (size, hidden), dtype)
-        network["hidden"].append(
-            {"kernel": draw * (2 / size) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
-        )
-        size = hidden
-    leaves, structure = jax.tree.flatten(model)
-    kernels = [
-        spread
-        * jnp.sqrt(jnp.mean(leaf**2) / size)
-        * jax.random.normal(jax.random.fold_in(heads_key, number), (size, *leaf.shape), dtype)
-        for number, leaf in enumerate(leaves)
-    ]
-    network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": model}
-    return network
 
 
 def pfedhn(
@@ -138,8 +84,8 @@ def pfedhn(
         model_key, network_key, embedding_key = jax.random.split(key, 3)
         clients, model = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4
-        network = start_network(network_key, model, size, hidden, layers, spread)
-        dtype = jnp.result_type(*jax.tree.leaves(model))
+        network = hypernetwork.init(network_key, model, size, hidden, layers, spread)
+        dtype = tree.dtype(model)
         embeddings = jax.random.normal(embedding_key, (clients, size), dtype)
         return HyperServer(network, embeddings, optimizer.init((network, embeddings)))
 
@@ -152,10 +98,9 @@ def pfedhn(
         network, embeddings = server.network, server.embeddings
         known = embeddings[jnp.maximum(cohort.ids, 0)]
         # An empty place has no change, and so no gradient.
-        network_slope, slopes = pull_back(network, known, uploads.each)
+        network_slope, slopes = hypernetwork.pull_back(network, known, uploads.each)
         network_slope = tree.divide(network_slope, jnp.maximum(cohort.count, 1))
-        places = jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids)
-        embedding_slope = jnp.zeros_like(embeddings).at[places].set(slopes, mode="drop")
+        embedding_slope = table.write_rows(jnp.zeros_like(embeddings), cohort, slopes)
         updates, optimizer_state = optimizer.update(
             (network_slope, embedding_slope), server.optimizer_state
         )
@@ -166,14 +111,14 @@ def pfedhn(
         network, embeddings = server.network, server.embeddings
 
         def learn(number, embedding):
-            model = generate(network, embedding)
+            model = hypernetwork.generate(network, embedding)
             change = client_update(model, (), data, context.child(number)).each
-            return embedding - rate * pull_back(network, embedding, change)[1]
+            return embedding - rate * hypernetwork.pull_back(network, embedding, change)[1]
 
         seen = context.client_id < embeddings.shape[0]
         start = jnp.where(seen, embeddings[context.client_id], jnp.mean(embeddings, axis=0))
         rounds = jnp.where(seen, 0, joining_rounds)
-        return generate(network, jax.lax.fori_loop(0, rounds, learn, start))
+        return hypernetwork.generate(network, jax.lax.fori_loop(0, rounds, learn, start))
 
     return core.Algorithm(
         init_server=init_server,
@@ -181,7 +126,7 @@ def pfedhn(
         client_update=client_update,
         server_update=server_update,
         personalize=personalize,
-        download=lambda server, context: generate(
+        download=lambda server, context: hypernetwork.generate(
             server.network, server.embeddings[context.client_id]
         ),
     )

@@ -85,7 +85,7 @@ def pfedme(
         start = server.model
         trained = core.descend(gradient, start, start, data, context, local)
         has_batches = core.steps_per_epoch(data.size, local) > 0
-        weight = jnp.where(weight_by_size, data.size, 1)
+        weight = data.weight(weight_by_size)
         return core.ClientOutput(
             state=tree.where(has_batches, trained.carry, client),
             sum=core.weighted(tree.subtract(trained.model, start), weight),

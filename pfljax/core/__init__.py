@@ -1,6 +1,20 @@
-"""The vocabulary of the library: types, local training, messages, tree arithmetic."""
+"""The vocabulary of the library: types, local training, messages, and what methods share."""
 
-from pfljax.core import averaging, discrepancy, linear, partition, prototypes, tree
+from pfljax.core import (
+    averaging,
+    discrepancy,
+    distillation,
+    generator,
+    hypernetwork,
+    linear,
+    low_rank,
+    masks,
+    partition,
+    prototypes,
+    simplex,
+    table,
+    tree,
+)
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -10,7 +24,8 @@ from pfljax.core.local import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.messages import Weighted, mean, weighted
+from pfljax.core.masks import mean_over
+from pfljax.core.messages import Weighted, mean, shares, weighted
 from pfljax.core.types import (
     Algorithm,
     Batch,
@@ -50,12 +65,21 @@ __all__ = [
     "averaging",
     "descend",
     "discrepancy",
+    "distillation",
     "for_each_batch",
+    "generator",
+    "hypernetwork",
     "linear",
+    "low_rank",
+    "masks",
     "mean",
+    "mean_over",
     "partition",
     "prototypes",
+    "shares",
+    "simplex",
     "steps_per_epoch",
+    "table",
     "train",
     "tree",
     "weighted",

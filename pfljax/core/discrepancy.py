@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from pfljax.core.masks import mean_over
+
 
 def squared_mmd(
     a: jax.Array, b: jax.Array, mask: jax.Array, bandwidths: Sequence[float] = (10, 15, 20, 50)
@@ -26,6 +28,6 @@ def squared_mmd(
     def mean_kernel(x, y):
         squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * x @ y.T
         kernel = sum(jnp.exp(-squares / (2 * s)) for s in bandwidths)
-        return jnp.sum(kernel * pairs) / jnp.maximum(jnp.sum(pairs), 1)
+        return mean_over(kernel, pairs)
 
     return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)

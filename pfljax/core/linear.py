@@ -1,4 +1,4 @@
-"""A fully connected layer as plain arrays, for the small networks that a method adds."""
+"""Layers as plain arrays, for the small networks that a method adds."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def init(key: jax.Array, inputs: int, outputs: int, dtype: jnp.dtype) -> Model:
 def apply(layer: Model, x: jax.Array) -> jax.Array:
     """Returns `x kernel + bias`: `[B, inputs] -> [B, outputs]`."""
     return x @ layer["kernel"] + layer["bias"]
+
+
+def init_norm(size: int, dtype: jnp.dtype) -> Model:
+    """Returns `{'scale': [size], 'bias': [size]}`, ones and zeros."""
+    return {"scale": jnp.ones(size, dtype), "bias": jnp.zeros(size, dtype)}
+
+
+def normalize(norm: Model, x: jax.Array, axis: int) -> jax.Array:
+    """Returns `x` `[B, size]` with mean 0 and variance 1 along `axis`, times scale, plus bias."""
+    centred = x - jnp.mean(x, axis=axis, keepdims=True)
+    normal = centred / jnp.sqrt(jnp.var(x, axis=axis, keepdims=True) + 1e-5)
+    return normal * norm["scale"] + norm["bias"]

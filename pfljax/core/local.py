@@ -46,6 +46,10 @@ class LocalTraining(NamedTuple):
         """What multiplies the updates of a round; None for nothing."""
         return None if self.schedule is None else self.schedule(round)
 
+    def one_pass(self) -> LocalTraining:
+        """Each example once, in stored order: for sums over them that need no gradient step."""
+        return self._replace(epochs=1, drop_remainder=False, shuffle=False)
+
     def of_models(self, *names: str) -> LocalTraining:
         """The same for a dict of models `{name: model}`, those named being of the task's kind."""
         if self.observe is None:

@@ -31,8 +31,7 @@ def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
       tree: arrays of floats.
       weight: `[]`, the client's weight: its number of examples, or 1 for a uniform mean.
     """
-    dtype = jnp.result_type(*jax.tree.leaves(tree))
-    weight = jnp.asarray(weight, dtype)
+    weight = jnp.asarray(weight, tree_lib.dtype(tree))
     return Weighted(jax.tree.map(lambda leaf: weight.astype(leaf.dtype) * leaf, tree), weight)
 
 
@@ -40,3 +39,8 @@ def mean(total: Weighted) -> PyTree:
     """Returns `sum_k w_k x_k / sum_k w_k` from the cohort's total; zeros where no weight came."""
     # Without weight the value is zero too, so any divisor leaves it so.
     return tree_lib.divide(total.value, jnp.where(total.weight > 0, total.weight, 1))
+
+
+def shares(counts: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns `counts` `[K, ...]` over their sum along the first axis; zeros where that is zero."""
+    return counts.astype(dtype) / jnp.maximum(jnp.sum(counts, axis=0).astype(dtype), 1)

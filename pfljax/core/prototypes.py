@@ -7,7 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.types import Batch
+from pfljax.core import tree
+from pfljax.core.local import LocalTraining, for_each_batch
+from pfljax.core.masks import mean_over
+from pfljax.core.types import Batch, ClientData, Context, Model, Task
 
 
 class Prototypes(NamedTuple):
@@ -57,6 +60,39 @@ def add_batch(total: ClassSums, features: jax.Array, batch: Batch) -> ClassSums:
     return ClassSums(total.sums + member.T @ features, total.counts + jnp.sum(member, axis=0))
 
 
+def of_client(
+    task: Task,
+    model: Model,
+    like: Prototypes,
+    data: ClientData,
+    context: Context,
+    local: LocalTraining,
+) -> tuple[ClassSums, jax.Array]:
+    """Adds up what a client's examples give, in one pass.
+
+    Args:
+      task: features and classes.
+      model: nested dict of arrays.
+      like: prototypes of the shapes and dtype wanted.
+      data: the client's examples.
+      context: its key decides the order of the examples.
+      local: batch size, order, last batch, and how many passes.
+
+    Returns:
+      The sums of each class, and `[]`, the features' squared norms added up.
+    """
+
+    def step(carry, batch, key):
+        total, squares = carry
+        z = task.features(model, batch.inputs)
+        squares = squares + tree.squared_norm(z * batch.mask[:, None])
+        return add_batch(total, z, batch), squares
+
+    nothing = no_sums(like)
+    squares = jnp.zeros((), nothing.sums.dtype)
+    return for_each_batch(step, (nothing, squares), data, context, local)
+
+
 def renew(prototypes: Prototypes, total: ClassSums) -> Prototypes:
     """Returns the means of the cohort's weighted total; a class that it lacks keeps its own."""
     here = total.counts > 0
@@ -67,5 +103,4 @@ def renew(prototypes: Prototypes, total: ClassSums) -> Prototypes:
 def pull(prototypes: Prototypes, features: jax.Array, batch: Batch) -> jax.Array:
     """Returns `[]`, `mean_i [y_i seen] ||z_i - P_{y_i}||^2 / d` over the batch's real examples."""
     gaps = jnp.mean((features - prototypes.means[batch.targets]) ** 2, axis=-1)
-    pulled = batch.mask & prototypes.seen[batch.targets]
-    return jnp.sum(gaps * pulled) / jnp.maximum(jnp.sum(batch.mask), 1)
+    return mean_over(gaps * prototypes.seen[batch.targets], batch.mask)

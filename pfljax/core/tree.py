@@ -17,6 +17,11 @@ scale = optax.tree.scale
 zeros_like = optax.tree.zeros_like
 
 
+def dtype(tree: PyTree) -> jnp.dtype:
+    """Returns the dtype that all leaves can be promoted to."""
+    return jnp.result_type(*jax.tree.leaves(tree))
+
+
 def divide(tree: PyTree, number: jax.Array) -> PyTree:
     """Returns `tree / number`, each leaf in its own dtype whatever that of the scalar `number`."""
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(number, leaf.dtype), tree)
@@ -35,6 +40,11 @@ def squared_distance(a: PyTree, b: PyTree) -> jax.Array:
 def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
     """Returns `a` where the scalar `condition` holds, else `b`, leaf by leaf."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def size(tree: PyTree) -> int:
+    """Returns how many numbers the arrays (or their shapes) in `tree` hold."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: PyTree) -> int:

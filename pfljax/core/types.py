@@ -91,6 +91,19 @@ class ClientData:
             return dataclasses.replace(self, size=stop - start, order=order)
         return dataclasses.replace(self, offset=self.offset + start, size=stop - start)
 
+    def hold_out(self, share: float) -> tuple[ClientData, ClientData]:
+        """Returns views of the examples but for the last `share`, one at least, and of the others.
+
+        `class_counts` stay those of all the client's examples.
+        """
+        count = jnp.floor(share * self.size).astype(jnp.int32)
+        cut = self.size - jnp.clip(count, 0, jnp.maximum(self.size - 1, 0))
+        return self.rows(0, cut), self.rows(cut, self.size)
+
+    def weight(self, by_size: bool) -> jax.Array:
+        """`[]`, the client's weight in an average: its examples, or 1 for all clients alike."""
+        return jnp.where(by_size, self.size, 1)
+
     def shuffled(self, key: jax.Array) -> ClientData:
         """Returns a view of the training examples in a random order, the same for the same key."""
         order = random_order(key, self.max_size, self.size)
@@ -234,6 +247,10 @@ class Task(NamedTuple):
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Model, Batch], Model] | None = None
+
+    def is_body(self, path: Path) -> bool:
+        """Whether the array at `path` does not belong to the head."""
+        return not self.is_head(path)
 
 
 class Algorithm(NamedTuple):

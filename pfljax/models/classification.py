@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from pfljax.core import Task
+from pfljax.core import Task, mean_over, tree
 from pfljax.models.model import Model
 
 
@@ -23,7 +22,7 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
     """
 
     def standardized(parameters, inputs):
-        dtype = jnp.result_type(*jax.tree.leaves(parameters))
+        dtype = tree.dtype(parameters)
         return (inputs.astype(dtype) - mean) / std
 
     def features(parameters, inputs):
@@ -39,8 +38,7 @@ def classification(model: Model, *, num_classes: int, mean: float = 0.0, std: fl
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
 
     def loss(parameters, batch, key):
-        each = losses(parameters, batch, key)
-        return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+        return mean_over(losses(parameters, batch, key), batch.mask)
 
     def observe(parameters, batch):
         return model.observe(parameters, standardized(parameters, batch.inputs), batch.mask)

@@ -17,8 +17,6 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
-from pfljax.algorithms.fedkd import compress
-from pfljax.algorithms.fedpac import minimize_on_simplex
 from pfljax.engine import sampling
 
 ETA, STEPS = 0.2, 3
@@ -795,17 +793,6 @@ def test_fedcp(monkeypatch):
     np.testing.assert_allclose(outcome.scores["personal"]["test"]["loss"], totals, rtol=1e-4)
 
 
-def test_fedkd_never_sends_nothing():
-    # PFLlib sends zeros for a matrix whose energy all singular values together barely hold.
-    flat, zero = jnp.eye(4), jnp.zeros((3, 2, 5))
-    cut, numbers = compress({"flat": flat, "zero": zero, "vector": jnp.ones(3)}, 0.98)
-    federation.assert_close(cut["flat"], flat)
-    np.testing.assert_array_equal(cut["zero"], zero)
-    assert numbers == 16 + 30 + 3
-    cut, numbers = compress({"flat": jnp.diag(jnp.array([3.0, 1.0]))}, 0.0)
-    federation.assert_close(cut["flat"], jnp.diag(jnp.array([3.0, 0.0])))
-
-
 def personal_means() -> core.Task:
     """Linear features, and a head whose first row goes to the mean of the client's inputs."""
 
@@ -858,34 +845,6 @@ def test_fedpac():
     near(outcome.server.prototypes.means, prototypes)
     near(outcome.clients["head"]["kernel"][:, 0], heads)
     assert np.all((0.01 < from_other) & (from_other < 0.5)), "the test mixes nothing"
-
-
-@pytest.mark.parametrize("precision", [np.float32, np.float64])
-def test_head_weights_of_fedpac_are_the_best_on_the_simplex(precision):
-    draw = np.random.default_rng(0)
-    with jax.enable_x64(precision is np.float64):
-        solve = jax.jit(minimize_on_simplex)
-        for trial in range(20):
-            spread = draw.normal(size=(6, draw.integers(1, 9))) + draw.normal()
-            matrix = spread @ spread.T + np.diag(draw.uniform(0.01, 1, 6))
-            allowed = draw.random(6) < 0.8
-            best, least = np.zeros(6), np.inf
-            for support in itertools.product([False, True], repeat=6):
-                chosen = np.array(support)
-                if not chosen.any() or (chosen & ~allowed).any():
-                    continue
-                entries = np.linalg.solve(matrix[chosen][:, chosen], np.ones(chosen.sum()))
-                weights = np.zeros(6)
-                weights[chosen] = entries / entries.sum()
-                if np.all(entries >= 0) and weights @ matrix @ weights < least:
-                    best, least = weights, weights @ matrix @ weights
-            found = solve(matrix.astype(precision), allowed)
-            assert found.dtype == precision
-            tolerance = 1e-3 if precision is np.float32 else 1e-10
-            np.testing.assert_allclose(found, best, rtol=0, atol=tolerance, err_msg=str(trial))
-        everywhere = np.ones(3, bool)
-        np.testing.assert_allclose(solve(np.zeros((3, 3), precision), everywhere), 1 / 3, rtol=1e-6)
-        np.testing.assert_array_equal(solve(np.eye(3, dtype=precision), ~everywhere), 0)
 
 
 def test_every_method_has_a_closed_form_here():

@@ -9,9 +9,6 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
-from pfljax.algorithms.fedcac import largest, overlaps
-from pfljax.algorithms.fedgen import draw
-from pfljax.algorithms.pfedhn import generate
 from pfljax.engine import sampling
 from pfljax.errors import UserError
 
@@ -252,24 +249,6 @@ def test_beta_of_fedcac_decides_how_long_clients_share():
     first, later, never = (run("fedcac", beta=b).clients.model for b in (0.1, 0.2, 100.0))
     federation.assert_close(first, later)
     assert federation.differ(first, never)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
-def test_the_critical_entries_of_fedcac_are_the_largest(share):
-    scores = jnp.array([[0.2, 0.0, 0.9], [0.0, 0.5, 0.1]])
-    mask = largest(scores, share)
-    count = min(int(share * 6), 4)  # an entry that did not move is not critical
-    least = np.array([1, 0.9, 0.5, 0.2, 0.1], np.float32)[count]
-    np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
-
-
-def test_a_client_without_a_step_has_no_critical_entries_and_overlaps_are_finite():
-    none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
-    assert not np.any(largest(jnp.zeros(4), 0.5))
-    masks = {"a": jnp.concatenate([none, some, ~some, some])}
-    overlap = overlaps(masks, masks)
-    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
-    assert np.all(np.isfinite(overlap))
 
 
 def test_fedbn_is_fedper_with_normalization_for_a_head():
@@ -531,7 +510,7 @@ def test_every_setting_of_pfedhn_counts():
 def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
     algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
     server = algorithm.init_server(jax.random.key(3), federation.examples().population())
-    models = generate(server.network, server.embeddings)
+    models = core.hypernetwork.generate(server.network, server.embeddings)
     start = server.network["heads"]["bias"]
     for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
         scale = np.sqrt(np.mean(own**2))
@@ -594,16 +573,6 @@ def test_fedgen_without_weight_is_fedavg():
     federation.assert_close(plain.scores, average.scores)
     taught = run("fedgen", weight=1.0, **small)
     assert federation.differ(taught.server.average.model, average.server.model)
-
-
-def test_fedgen_draws_no_label_that_nobody_has():
-    shares = jnp.array([0.25, 0.0, 0.75])
-    labels, noise = draw(jax.random.key(0), shares, 400, 2, True)
-    counts = np.bincount(labels, minlength=3)
-    assert counts[1] == 0 and abs(counts[0] - 100) < 40
-    assert noise.shape == (400, 2) and 0 <= noise.min() and noise.max() < 1
-    _, noise = draw(jax.random.key(0), shares, 400, 2, False)
-    assert noise.min() < 0 and abs(noise.std() - 1) < 0.1
 
 
 def test_fedgen_wants_a_head():

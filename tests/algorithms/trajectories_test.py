@@ -23,7 +23,6 @@ import pytest
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
-from pfljax.algorithms.fedkd import compress
 from pfljax.algorithms.fedpac import head_weights
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import SERVER_KEY, build_rounds
@@ -533,7 +532,10 @@ def test_what_the_server_of_fedkd_sends():
                 for i in range(settings["num_clients"])
             ]
             energy = theirs[f"round{round}/server/energy"]
-            sent = [compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees]
+            sent = [
+                core.low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0]
+                for m in mentees
+            ]
             mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
             for path, array in their_names(mean):
                 same(array, theirs[f"round{round}/global/{path}"])

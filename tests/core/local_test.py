@@ -129,6 +129,10 @@ def test_the_stored_order():
     assert batches(6, local(shuffle=False, epochs=2)) == [[0, 1, 2, 3], [4, 5]] * 2
 
 
+def test_one_pass_sees_each_example_once_in_stored_order():
+    assert batches(6, local(epochs=3, drop_remainder=True).one_pass()) == [[0, 1, 2, 3], [4, 5]]
+
+
 def test_epochs_override():
     assert len(batches(5, local(epochs=1), epochs=3)) == 3 * 2
     assert batches(5, local(epochs=2), epochs=0) == []

@@ -46,3 +46,8 @@ def test_float64_stays_exact():
         mean = core.mean(total)["x"]
         assert total.weight.dtype == mean.dtype == jnp.float64
         np.testing.assert_allclose(float(mean), 1 + 2.0**-40, rtol=0, atol=2.0**-50)
+
+
+def test_shares_of_counts():
+    found = core.shares(jnp.array([[1, 0], [3, 0]]), jnp.float32)
+    np.testing.assert_array_equal(found, [[0.25, 0], [0.75, 0]])

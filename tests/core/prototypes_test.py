@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from pfljax.core import Batch, prototypes
+from pfljax.core import Batch, ClientData, Context, LocalTraining, Task, prototypes
 
 FEATURES = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
 BATCH = Batch(None, jnp.array([0, 2, 0, 2]), jnp.array([True, True, True, False]))
@@ -46,3 +47,15 @@ def test_the_pull_is_to_classes_that_have_a_prototype():
     np.testing.assert_allclose(slope[0], FEATURES[0] / 3)
     np.testing.assert_array_equal(slope[1], 0)
     assert pull(FEATURES, jnp.zeros(3, bool))[0] == 0
+
+
+def test_the_sums_of_a_clients_examples():
+    data = ClientData(FEATURES, BATCH.targets, jnp.int32(1), jnp.int32(3), jnp.zeros(3), 3)
+    context = Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
+    local = LocalTraining(optax.sgd(0.1), batch_size=2, drop_remainder=True).one_pass()
+    task = Task(*[None] * 8, num_classes=3)._replace(features=lambda model, x: model * x)
+    none = prototypes.none(3, 2, jnp.float32)
+    total, squares = prototypes.of_client(task, 2.0, none, data, context, local)
+    np.testing.assert_array_equal(total.counts, [1, 0, 2])
+    np.testing.assert_array_equal(total.means, [[10, 12], [0, 0], [10, 12]])
+    assert squares == 4 * (9 + 16 + 25 + 36 + 49 + 64)

@@ -47,3 +47,5 @@ def test_num_bytes_of_arrays_and_of_shapes():
         "none": jnp.zeros((0, 4), jnp.float32),
     }
     assert tree.num_bytes(leaves) == 60 + 7 + 2 + 0
+    assert tree.size(leaves) == 15 + 7 + 1 + 0
+    assert tree.dtype({"half": jnp.ones(3, jnp.float16), "single": jnp.ones(3)}) == jnp.float32

@@ -82,3 +82,16 @@ def test_a_client_receives_what_the_server_sends_it():
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), client_id=2)
     assert sends_all.update_client((7, 8, 9), "mine", None, context).state == ((7, 8, 9), "mine")
     assert sends_one.update_client((7, 8, 9), "mine", None, context).state == (9, "mine")
+
+
+@pytest.mark.parametrize("size, share, held", [(5, 0.4, 2), (5, 0.0, 0), (2, 1.0, 1), (0, 0.5, 0)])
+def test_the_last_examples_are_held_out_but_never_all(size, share, held):
+    rest, out = view(offset=3, size=size).hold_out(share)
+    assert (int(rest.size), int(out.size)) == (size - held, held)
+    batch = out.take(jnp.arange(held))
+    np.testing.assert_array_equal(batch.inputs[:, 0], 3 + size - held + np.arange(held))
+
+
+def test_the_weight_of_a_client():
+    data = view(offset=0, size=5)
+    assert int(data.weight(True)) == 5 and int(data.weight(False)) == 1

@@ -1,0 +1,38 @@
+"""Masks: means over what they leave, the mask of the largest entries, how far two overlap."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import PyTree
+
+
+def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `[]`, the mean of the values whose mask, of their shape, holds; 0 without any."""
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def largest(scores: jax.Array, share: float) -> jax.Array:
+    """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
+    ordered = jnp.sort(scores.ravel())
+    count = jnp.floor(share * scores.size).astype(jnp.int32)
+    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    return (scores >= least) & (scores > 0) & (count > 0)
+
+
+def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
+    """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks.
+
+    Args:
+      masks: leaves `[n, ...]` bool.
+      others: leaves `[m, ...]` bool.
+    """
+    rows, columns = (
+        [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(stacked)]
+        for stacked in (masks, others)
+    )
+    common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
+    sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
+    apart = sizes[:, None] + other_sizes - 2 * common
+    return 1 - apart / jnp.maximum(2 * sizes, 1)[:, None]

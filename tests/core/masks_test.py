@@ -1,0 +1,31 @@
+"""Means under a mask, and masks of what is largest."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax.core import masks
+
+
+def test_the_mean_over_a_mask():
+    values = jnp.array([1.0, 2.0, 6.0])
+    assert masks.mean_over(values, jnp.array([True, False, True])) == 3.5
+    assert masks.mean_over(values, jnp.zeros(3, bool)) == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
+def test_the_largest_entries(share):
+    scores = jnp.array([[0.2, 0.0, 0.9], [0.0, 0.5, 0.1]])
+    mask = masks.largest(scores, share)
+    count = min(int(share * 6), 4)  # an entry that did not move is not critical
+    least = np.array([1, 0.9, 0.5, 0.2, 0.1], np.float32)[count]
+    np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
+
+
+def test_overlaps_are_finite_where_a_mask_is_empty():
+    none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
+    assert not np.any(masks.largest(jnp.zeros(4), 0.5))
+    stacked = {"a": jnp.concatenate([none, some, ~some, some])}
+    overlap = masks.overlaps(stacked, stacked)
+    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
+    assert np.all(np.isfinite(overlap))
