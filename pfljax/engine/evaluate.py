@@ -1,4 +1,4 @@
-"""Evaluation of every client in one program; it knows no method by name."""
+"""Evaluation of all clients, or of some, in one program; it knows no method by name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def evaluate_client(
     batch_size: int,
     server,
     client,
-    client_id: jax.Array,
     examples: Examples,
+    place: jax.Array,
+    unseen: jax.Array | None,
     context: Context,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
     """Scores one client's personalized model, and the global one, on its own examples.
@@ -39,17 +40,17 @@ def evaluate_client(
       batch_size: examples scored together.
       server: the method's server state.
       client: the client's private state.
-      client_id: `[]` int32; -1 scores nothing.
-      examples: of all clients.
+      examples: of this client and others.
+      place: `[]` int32, where the client stands in `examples`; -1 scores nothing.
+      unseen: `[]` bool, whether it never takes part; None where all clients do.
       context: the client's key and the round.
 
     Returns:
       `{model: {split: {metric: []}}}`, sums over the client's examples; model is 'personal' and,
       where the method has one, 'global'.
     """
-    data = examples.of_client(client_id)
-    if examples.num_participants < examples.num_clients:
-        unseen = client_id >= examples.num_participants
+    data = examples.of_client(place)
+    if unseen is not None:
         # Clients that took part are given no examples here, so that the update costs nothing.
         joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
         joined = algorithm.update_client(server, client, joining, context.child(0)).state
@@ -61,7 +62,7 @@ def evaluate_client(
     predict = algorithm.predict or (lambda model, inputs, key: task.predict(model, inputs))
 
     def score(split):
-        data = examples.of_client(client_id, split)
+        data = examples.of_client(place, split)
 
         def batch_scores(number):
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
@@ -89,6 +90,59 @@ def evaluate_client(
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
 
 
+def evaluate_rows(
+    algorithm: Algorithm,
+    task: Task,
+    batch_size: int,
+    clients_per_chunk: int,
+    state: FederatedState,
+    examples: Examples,
+    ids: jax.Array,
+    places: jax.Array,
+    num_clients: int,
+    num_rounds: jax.Array,
+) -> dict[str, dict[str, dict[str, jax.Array]]]:
+    """Scores some clients on this device, wherever their rows and examples came from.
+
+    Args:
+      algorithm: the method.
+      task: model and metrics.
+      batch_size: examples scored together.
+      clients_per_chunk: how many clients are scored together.
+      state: `clients` holds the rows of these clients.
+      examples: at least those of these clients.
+      ids: `[rows]` int32; -1 where it is nobody.
+      places: `[rows]` int32, where each client stands in `examples`; -1 where it is nobody.
+      num_clients: seen and unseen.
+      num_rounds: `[]` int32, the planned length of the run.
+
+    Returns:
+      `{model: {split: {metric: [rows]}}}`, sums over each client's examples.
+    """
+    moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
+    num_rows, clients = ids.shape[0], state.clients
+    if fill := -num_rows % clients_per_chunk:
+        ids, places = (jnp.pad(each, (0, fill), constant_values=-1) for each in (ids, places))
+        rows = jnp.minimum(jnp.arange(num_rows + fill), num_rows - 1)
+        clients = jax.tree.map(lambda leaf: leaf[rows], clients)
+
+    def one(row):
+        client_id, place, client = row
+        context = Context(jax.random.fold_in(moment, client_id), state.round, num_rounds, client_id)
+        unseen = None
+        if examples.num_participants < num_clients:
+            unseen = client_id >= examples.num_participants
+        scores = evaluate_client(
+            algorithm, task, batch_size, state.server, client, examples, place, unseen, context
+        )
+        return scores, ()
+
+    scores, _ = mapping.map_and_sum(
+        one, (ids, places, clients), clients_per_chunk=clients_per_chunk
+    )
+    return jax.tree.map(lambda leaf: leaf[:num_rows], scores)
+
+
 def evaluate(
     algorithm: Algorithm,
     task: Task,
@@ -99,29 +153,23 @@ def evaluate(
     num_rounds: jax.Array,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
     """Scores all clients, each on the device that owns it; see `build_evaluation`."""
-    moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
-    ids = store.owned_ids(examples.num_clients)
-    padded_ids, padded = ids, state.clients
-    if fill := -ids.shape[0] % clients_per_chunk:
-        padded_ids = jnp.pad(ids, (0, fill), constant_values=-1)
-        rows = jnp.minimum(jnp.arange(ids.shape[0] + fill), ids.shape[0] - 1)
-        padded = jax.tree.map(lambda leaf: leaf[rows], state.clients)
-
-    def one(row):
-        client_id, client = row
-        key = jax.random.fold_in(moment, client_id)
-        context = Context(key, state.round, num_rounds, client_id)
-        scores = evaluate_client(
-            algorithm, task, batch_size, state.server, client, client_id, examples, context
-        )
-        return scores, ()
-
-    scores, _ = mapping.map_and_sum(one, (padded_ids, padded), clients_per_chunk=clients_per_chunk)
+    ids, count = store.owned_ids(examples.num_clients), examples.num_clients
+    scores = evaluate_rows(
+        algorithm,
+        task,
+        batch_size,
+        clients_per_chunk,
+        state,
+        examples,
+        ids,
+        ids,
+        count,
+        num_rounds,
+    )
 
     def by_id(leaf):
         """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
-        stacked = mapping.stack_over_devices(leaf[: ids.shape[0]])
-        return stacked.reshape(-1, ids.shape[0]).T.reshape(-1)[: examples.num_clients]
+        return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]
 
     return jax.tree.map(by_id, scores)
 

@@ -7,7 +7,8 @@
     exchange let the cohort learn from one another, where the method does
     store    put the private states back
 
-The same round as a plain Python loop over clients stands in `engine/reference.py`.
+The same round as a plain Python loop over clients stands in `engine/reference.py`; where rows and
+examples lie on the host, `engine/host.py` fetches and stores them, and the rest is the same.
 """
 
 from __future__ import annotations
@@ -29,27 +30,29 @@ SERVER_KEY = 2**32 - 2
 EVALUATION_KEY = 2**32 - 3
 
 
-def one_round(
+def train_cohort(
     algorithm: Algorithm,
-    plan: sampling.CohortPlan,
     clients_per_chunk: int,
     state: FederatedState,
     examples: Examples,
+    places: jax.Array,
+    cohort: Cohort,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs one round on every device; call it inside `mapping.over_devices`.
+    """Runs a round of a given cohort, wherever its rows and examples came from.
 
     Args:
       algorithm: the method.
-      plan: how the cohort is chosen.
       clients_per_chunk: how many clients a device trains together.
-      state: `clients` holds this device's rows only.
-      examples: of all clients.
+      state: `clients` holds the private states of this device's share of the cohort only.
+      examples: at least those of this share.
+      places: `[share]` int32, where each client of this share stands in `examples`; -1 where it is
+        nobody.
+      cohort: of all devices, one device's share after the other.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, and the means of the clients' metrics, with the number of clients (`cohort`),
-      their training examples (`examples`), and what these cost with padding (`slots`).
+      The next state, and the metrics that `one_round` returns.
     """
     round_key = jax.random.fold_in(state.key, state.round)
 
@@ -57,19 +60,11 @@ def one_round(
         key = jax.random.fold_in(round_key, stream)
         return Context(key, state.round, num_rounds, client_id)
 
-    def sizes_of(ids):
-        return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
-
-    ids = sampling.sample(plan, jax.random.fold_in(round_key, COHORT_KEY))
-    hands = sampling.deal(
-        ids, sizes_of(ids), num_devices=mapping.num_devices(), chunk=clients_per_chunk
-    )
-    mine = hands[mapping.device_index()]
-    rows = store.fetch(state.clients, mine)
+    mine = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
 
     def update(client):
-        client_id, private = client
-        data = examples.of_client(client_id)
+        client_id, place, private = client
+        data = examples.of_client(place)
         output = algorithm.update_client(state.server, private, data, context(client_id, client_id))
         present = client_id >= 0
         uploaded = (output.sum, output.metrics, jnp.ones((), jnp.int32))
@@ -78,12 +73,10 @@ def one_round(
         return (output.state, each), uploaded
 
     (rows, each), sums = mapping.map_and_sum(
-        update, (mine, rows), clients_per_chunk=clients_per_chunk
+        update, (mine, places, state.clients), clients_per_chunk=clients_per_chunk
     )
     total, metrics, count = mapping.sum_over_devices(sums)
 
-    dealt = hands.reshape(-1)
-    cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
     uploads = Uploads(total, mapping.stack_over_devices(each))
     server = algorithm.server_update(state.server, uploads, cohort, context(SERVER_KEY))
     server = tree.where(count > 0, server, state.server)
@@ -113,8 +106,51 @@ def one_round(
     metrics["examples"] = jnp.sum(chunks)
     # Clients trained together all wait for the largest.
     metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
-    clients = store.store(state.clients, mine, rows)
-    return FederatedState(server, clients, state.round + 1, state.key), metrics
+    return FederatedState(server, rows, state.round + 1, state.key), metrics
+
+
+def cohort_key(key: jax.Array, round: jax.Array) -> jax.Array:
+    """Returns the key from which the cohort of a round is drawn; `key` is the run's."""
+    return jax.random.fold_in(jax.random.fold_in(key, round), COHORT_KEY)
+
+
+def one_round(
+    algorithm: Algorithm,
+    plan: sampling.CohortPlan,
+    clients_per_chunk: int,
+    state: FederatedState,
+    examples: Examples,
+    num_rounds: jax.Array,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
+    """Runs one round on every device; call it inside `mapping.over_devices`.
+
+    Args:
+      algorithm: the method.
+      plan: how the cohort is chosen.
+      clients_per_chunk: how many clients a device trains together.
+      state: `clients` holds this device's rows only.
+      examples: of all clients.
+      num_rounds: `[]` int32, the planned length of the run.
+
+    Returns:
+      The next state, and the means of the clients' metrics, with the number of clients (`cohort`),
+      their training examples (`examples`), and what these cost with padding (`slots`).
+    """
+
+    def sizes_of(ids):
+        return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
+
+    ids = sampling.sample(plan, cohort_key(state.key, state.round))
+    hands = sampling.deal(
+        ids, sizes_of(ids), num_devices=mapping.num_devices(), chunk=clients_per_chunk
+    )
+    mine, dealt = hands[mapping.device_index()], hands.reshape(-1)
+    cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
+    share = state._replace(clients=store.fetch(state.clients, mine))
+    after, metrics = train_cohort(
+        algorithm, clients_per_chunk, share, examples, mine, cohort, num_rounds
+    )
+    return after._replace(clients=store.store(state.clients, mine, after.clients)), metrics
 
 
 def run_rounds(

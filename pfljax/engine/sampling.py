@@ -10,6 +10,10 @@ from scipy import stats
 
 SAMPLINGS = ("fixed", "poisson")
 
+# Where a cohort is so small a part of the population, drawing again whoever was drawn twice costs
+# less than putting everybody in random order.
+_SMALL_PART = 1 / 16
+
 # A Poisson cohort that would not fit its places is cut; this is how often that may happen.
 _OVERFLOW_PROBABILITY = 1e-9
 
@@ -40,6 +44,32 @@ class CohortPlan(NamedTuple):
         return min(self.num_clients, int(largest) + 1)
 
 
+def _distinct(key: jax.Array, num_clients: int, places: int) -> jax.Array:
+    """Chooses `places` different clients in time that does not depend on `num_clients`.
+
+    A stream of uniform draws of which those seen before are left out is a uniform choice.
+
+    Returns:
+      `[places]` int32.
+    """
+    positions = jnp.arange(places)
+
+    def redraw(carry):
+        ids, repeated, number = carry
+        fresh = jax.random.randint(
+            jax.random.fold_in(key, number), (places,), 0, num_clients, jnp.int32
+        )
+        ids = jnp.where(repeated, fresh, ids)
+        # Equal ids stand together then, one that had been accepted before any new one.
+        ordered, _, order = jax.lax.sort((ids, repeated, positions), num_keys=3)
+        again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
+        return ids, repeated.at[order].set(again), number + 1
+
+    everybody = (jnp.zeros(places, jnp.int32), jnp.ones(places, bool), jnp.int32(0))
+    ids, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, everybody)
+    return ids
+
+
 def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
     """Chooses a cohort.
 
@@ -54,8 +84,11 @@ def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
     if plan.size == plan.num_clients:
         ids = jnp.arange(plan.num_clients, dtype=jnp.int32)
     else:
-        ids = jax.random.choice(choice_key, plan.num_clients, (plan.places,), replace=False)
-        ids = ids.astype(jnp.int32)
+        if plan.places < _SMALL_PART * plan.num_clients:
+            ids = _distinct(choice_key, plan.num_clients, plan.places)
+        else:
+            ids = jax.random.choice(choice_key, plan.num_clients, (plan.places,), replace=False)
+            ids = ids.astype(jnp.int32)
         if plan.sampling == "poisson":
             # A uniform subset of binomial size is what independent coin flips give.
             rate = plan.size / plan.num_clients

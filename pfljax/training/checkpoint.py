@@ -57,7 +57,8 @@ def to_devices(
 
     Args:
       host: what `to_host` returned, there or elsewhere.
-      like: a state of this run, for its dtypes and keys.
+      like: a state of this run, for its dtypes and keys; clients that it holds as NumPy arrays
+        stay on the host.
       devices: that the run uses.
     """
     mesh = mapping.local_mesh(devices)
@@ -67,6 +68,8 @@ def to_devices(
         return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
 
     def spread(leaf, like):
+        if isinstance(like, np.ndarray):
+            return np.array(leaf)[None]
         rows = store.rows_per_device(leaf.shape[0], len(devices))
         padded = np.zeros((rows * len(devices), *leaf.shape[1:]), leaf.dtype)
         padded[: leaf.shape[0]] = leaf
@@ -82,6 +85,10 @@ def to_devices(
     return replicated._replace(clients=jax.tree.map(spread, host.clients, like.clients))
 
 
+# How many of the newest checkpoints stay.
+KEPT = 2
+
+
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
@@ -93,7 +100,7 @@ class Checkpoints:
       UserError: it is no directory, or cannot be written.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 2):
+    def __init__(self, directory: pathlib.Path, keep: int = KEPT):
         self._directory = directory.resolve()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True

@@ -112,6 +112,10 @@ def default_config() -> ml_collections.ConfigDict:
         "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
         "rounds_per_call": 10,  # the most rounds between two looks from the host
         "eval_batch_size": 32,  # examples scored together; larger ones outgrow a CPU's cache
+        # Where private states and examples lie: 'device', or 'host' for populations that outgrow
+        # it: in files, of which a cohort at a time comes to the devices.
+        "residence": "device",
+        "eval_clients": 0,  # how many clients are scored, chosen once; 0: all; with 'host' only
     }
     return config
 
@@ -130,6 +134,8 @@ def require_known(what: str, word: str, known: Iterable[str]) -> None:
             f"Unknown {what} {word!r}; known are {', '.join(known)}.{suggest(word, known)}"
         )
 
+
+RESIDENCES = ("device", "host")
 
 # Their keys become arguments, and are held against the signature of what takes them.
 _OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
@@ -173,6 +179,16 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.engine.{key} is {config.engine[key]}; it must be at least {least}."
             )
+    require_known("engine.residence", config.engine.residence, RESIDENCES)
+    if config.engine.eval_clients < 0:
+        raise UserError(
+            f"config.engine.eval_clients is {config.engine.eval_clients}; it must be at least 0."
+        )
+    if config.engine.eval_clients and config.engine.residence != "host":
+        raise UserError(
+            "config.engine.eval_clients scores some clients only, where "
+            "config.engine.residence is 'host'; take 0 for all."
+        )
     chunk = config.engine.clients_per_chunk
     if chunk != "auto" and not (chunk.isdigit() and int(chunk) >= 1):
         raise UserError(

@@ -14,15 +14,18 @@ import numpy as np
 from pfljax import data, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Algorithm, LocalTraining, Task
-from pfljax.data import FederatedDataset
+from pfljax.data import FederatedDataset, Split
 from pfljax.engine import mapping, sampling
 from pfljax.engine.evaluate import build_evaluation
 from pfljax.engine.examples import Examples
+from pfljax.engine.host import HostPopulation
+from pfljax.engine.host_examples import HostExamples
+from pfljax.engine.host_programs import HostEvaluation, HostRounds, HostStart
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
 from pfljax.errors import UserError
+from pfljax.training import checkpoint, optimizers, runtime
 from pfljax.training import config as config_lib
-from pfljax.training import optimizers, runtime
 
 
 class Experiment(NamedTuple):
@@ -31,7 +34,7 @@ class Experiment(NamedTuple):
     Attributes:
       config: what it was made from.
       dataset: on the host.
-      examples: the same on every device.
+      examples: the same on every device, or on the host for a population that lies there.
       task: model and loss.
       algorithm: the method.
       plan: how cohorts are chosen.
@@ -41,13 +44,15 @@ class Experiment(NamedTuple):
       evaluate: see `engine.evaluate.build_evaluation`.
       clients_per_chunk: how many clients a device trains together.
       eval_clients_per_chunk: how many it scores together.
+      population: what lies on the host; None where everything is on the devices.
+      eval_ids: the clients that evaluations score, in their order; None for all.
       num_variants: how many runs the three programs stand for, see `training.together`; None for
         one, whose arrays have no axis for it.
     """
 
     config: ml_collections.ConfigDict
     dataset: FederatedDataset
-    examples: Examples
+    examples: Examples | HostExamples
     task: Task
     algorithm: Algorithm
     plan: sampling.CohortPlan
@@ -57,6 +62,8 @@ class Experiment(NamedTuple):
     evaluate: Callable
     clients_per_chunk: int
     eval_clients_per_chunk: int
+    population: HostPopulation | None = None
+    eval_ids: np.ndarray | None = None
     num_variants: int | None = None
 
 
@@ -133,7 +140,7 @@ def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
 
 def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
     """Copies a data set to every device of this process."""
-    splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    splits = _splits(dataset)
     examples = Examples(
         inputs=dataset.inputs,
         targets=dataset.targets,
@@ -144,6 +151,36 @@ def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
         num_participants=dataset.num_participants,
     )
     return mapping.replicate(examples, devices)
+
+
+def _splits(dataset: FederatedDataset) -> dict[str, Split]:
+    return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+
+
+def keep(dataset: FederatedDataset) -> HostExamples:
+    """Returns a data set for a population on the host; nothing is copied."""
+    splits = _splits(dataset)
+    return HostExamples(
+        inputs=dataset.inputs,
+        targets=dataset.targets,
+        offsets={name: split.offsets for name, split in splits.items()},
+        sizes={name: split.sizes for name, split in splits.items()},
+        num_classes=dataset.num_classes,
+        max_train_size=int(dataset.train.sizes.max()),
+        num_participants=dataset.num_participants,
+        class_counts=dataset.class_counts,
+    )
+
+
+def choose_evaluated(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset
+) -> np.ndarray | None:
+    """Returns the clients that the config's evaluations score; None for all."""
+    wanted, count = config.engine.eval_clients, dataset.num_clients
+    if not 0 < wanted < count:
+        return None
+    chosen = np.random.default_rng(config.data.seed).choice(count, wanted, replace=False)
+    return np.sort(chosen).astype(np.int32)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -173,6 +210,10 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     plan = build_plan(config, dataset)
     task = build_task(config, dataset)
     algorithm = build_algorithm(config, task)
+    share = -(-plan.places // len(devices))
+    chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, share)
+    if config.engine.residence == "host":
+        return _build_on_host(config, dataset, plan, task, algorithm, devices, chunk)
     examples = place(dataset, devices)
     # A method may refuse the model, and says so here, before anything is compiled.
     jax.eval_shape(
@@ -180,8 +221,6 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
         jax.eval_shape(jax.random.key, 0),
         examples,
     )
-    share = -(-plan.places // len(devices))
-    chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, share)
     owned = -(-dataset.num_clients // len(devices))
     eval_chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, owned)
     return Experiment(
@@ -209,4 +248,41 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=eval_chunk,
+    )
+
+
+def _build_on_host(config, dataset, plan, task, algorithm, devices, chunk) -> Experiment:
+    """The rest of `build` for a population on the host."""
+    if jax.process_count() > 1:
+        raise UserError(
+            "config.engine.residence is 'host', which several processes cannot share; take "
+            "'device', or one process."
+        )
+    examples, eval_ids = keep(dataset), choose_evaluated(config, dataset)
+    population = HostPopulation(
+        algorithm,
+        plan,
+        examples,
+        clients_per_chunk=chunk,
+        # One more than the checkpoints that stay: the newest is written in the background.
+        snapshots=checkpoint.KEPT + 1,
+        devices=devices,
+    )
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        examples=examples,
+        task=task,
+        algorithm=algorithm,
+        plan=plan,
+        devices=devices,
+        start=HostStart(population),
+        run_rounds=HostRounds(population),
+        evaluate=HostEvaluation(
+            population, task, batch_size=config.engine.eval_batch_size, ids=eval_ids
+        ),
+        clients_per_chunk=chunk,
+        eval_clients_per_chunk=chunk,
+        population=population,
+        eval_ids=eval_ids,
     )

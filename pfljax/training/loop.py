@@ -18,6 +18,9 @@ from pfljax.training.checkpoint import Checkpoints
 from pfljax.training.clock import Clock
 from pfljax.training.experiment import Experiment
 
+# The private states of a population on the host, beside the checkpoints that tell whose they are.
+ROWS = "clients.rows"
+
 # Called after every call of the round program: (rounds done, scores so far).
 Progress = Callable[[int, dict[str, float]], None]
 
@@ -131,6 +134,10 @@ class _Run:
 def _train(experiment: Experiment, runs: list[_Run], progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or several variants."""
     config, num_clients = experiment.config, experiment.examples.num_clients
+    population = experiment.population
+    if population is not None:
+        (run,) = runs
+        population.open(run.directory / ROWS, anew=run.saved is None)
     clock = Clock(experiment)
     try:
         state = clock.start([run.experiment.config.seed for run in runs])
@@ -159,7 +166,8 @@ def _train(experiment: Experiment, runs: list[_Run], progress: Progress) -> None
             if _is_due(done, config.checkpoint_every, config):
                 for run, own in zip(runs, _states(experiment, state), strict=True):
                     if not run.diverged:
-                        run.checkpoints.save(own, num_clients)
+                        kept = own if population is None else population.snapshot(own)
+                        run.checkpoints.save(kept, num_clients)
     finally:
         for run in runs:
             run.close()
@@ -208,6 +216,12 @@ def _resumed(
         run.checkpoints.restore(own, num_clients, experiment.devices)
         for run, own in zip(runs, _states(experiment, state), strict=True)
     ]
+    population = experiment.population
+    if population is not None and not population.file.has(restored[0].clients[0]):
+        raise UserError(
+            f"{runs[0].directory / ROWS} has lost rows of the checkpoint of round {done}; start "
+            "anew in another work directory."
+        )
     return restored[0] if experiment.num_variants is None else variants.stack(restored), done
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfljax import metrics
 from pfljax.core import FederatedState
+from pfljax.data import Split
 from pfljax.engine import traffic
 from pfljax.training import runtime
 from pfljax.training.clock import Clock
@@ -42,19 +43,29 @@ def metrics_row(
                 if summary is not None:
                     for field, value in summary._asdict().items():
                         row[f"{model}/{who}{split}_accuracy_{field}"] = value
-            count = max(1, getattr(experiment.dataset, split).sizes.sum())
+            count = max(1, _sizes(experiment, split).sum())
             row[f"{model}/{split}_loss"] = float(evaluation[model][split]["loss"].sum() / count)
     return row
+
+
+def _evaluated(experiment: Experiment) -> np.ndarray:
+    """The ids of the clients that evaluations score, in their order."""
+    if experiment.eval_ids is None:
+        return np.arange(experiment.dataset.num_clients)
+    return experiment.eval_ids
+
+
+def _sizes(experiment: Experiment, split: str) -> np.ndarray:
+    """How many examples of a split each of these clients has."""
+    return getattr(experiment.dataset, split).sizes[_evaluated(experiment)]
 
 
 def _summaries(experiment: Experiment, evaluation, model: str, split: str):
     """The accuracy of the participants, and of the unseen clients."""
     sums = evaluation[model][split]["accuracy"]
-    sizes = getattr(experiment.dataset, split).sizes
-    seen = experiment.dataset.num_participants
-    return metrics.summarize(sums[:seen], sizes[:seen]), metrics.summarize(
-        sums[seen:], sizes[seen:]
-    )
+    sizes = _sizes(experiment, split)
+    seen = _evaluated(experiment) < experiment.dataset.num_participants
+    return metrics.summarize(sums[seen], sizes[seen]), metrics.summarize(sums[~seen], sizes[~seen])
 
 
 def scores(row: dict[str, Any]) -> dict[str, float]:
@@ -94,8 +105,12 @@ def summarize(
       clock: that ran the programs.
     """
     config, dataset = experiment.config, experiment.dataset
-    one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
-    bytes_of = traffic.count(experiment.algorithm, state.server, one_client, experiment.examples)
+    if experiment.population is None:
+        one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
+        examples = experiment.examples
+    else:
+        one_client, examples = experiment.population.one_client()
+    bytes_of = traffic.count(experiment.algorithm, state.server, one_client, examples)
     return {
         "algorithm": config.algorithm,
         "hyperparameters": dict(config.hparams[config.algorithm]),
@@ -127,17 +142,19 @@ def summarize(
 
 
 def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[str, Any]) -> None:
-    """Writes per-client arrays of an evaluation, row i for client i."""
-    dataset = experiment.dataset
+    """Writes per-client arrays of an evaluation, row i for client `client[i]`."""
+    dataset, ids = experiment.dataset, _evaluated(experiment)
+    train = Split(dataset.train.offsets[ids], dataset.train.sizes[ids])
     arrays = {
-        "train_size": dataset.train.sizes,
-        "test_size": dataset.test.sizes,
-        "class_counts": dataset.class_counts(),
-        "unseen": np.arange(dataset.num_clients) >= dataset.num_participants,
+        "client": ids,
+        "train_size": train.sizes,
+        "test_size": dataset.test.sizes[ids],
+        "class_counts": dataset._replace(train=train).class_counts(),
+        "unseen": ids >= dataset.num_participants,
     }
     for model, splits in evaluation.items():
         for split, sums in splits.items():
-            sizes = getattr(dataset, split).sizes
+            sizes = _sizes(experiment, split)
             for name, values in sums.items():
                 mean = np.divide(values, sizes, out=np.full(len(sizes), math.nan), where=sizes > 0)
                 arrays[f"{model}_{split}_{name}"] = mean

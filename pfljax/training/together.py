@@ -99,6 +99,11 @@ def build(
     """
     for config in configs[1:]:
         experiment_lib.check(config)
+    if configs[0].engine.residence == "host":
+        raise UserError(
+            "Runs whose config.engine.residence is 'host' cannot share a program; run them one by "
+            "one."
+        )
     first = experiment_lib.build(configs[0], dataset)
     values = _values(configs)
 

@@ -68,3 +68,21 @@ def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk):
 def test_poisson_places_hold_nearly_every_draw(size):
     plan = sampling.CohortPlan(num_clients=20, size=size, sampling="poisson")
     assert size <= plan.places <= 20
+
+
+def test_a_small_cohort_of_many_is_uniform_and_its_clients_differ():
+    """Sixty clients, three drawn: the way taken where a cohort is a small part."""
+    ids = draws(sampling.CohortPlan(num_clients=60, size=3), 4000)
+    assert all(len(set(row)) == 3 for row in ids)
+    for place in range(3):
+        frequency = np.bincount(ids[:, place], minlength=60) / 4000
+        np.testing.assert_allclose(frequency, 1 / 60, atol=0.01)
+
+
+def test_clients_drawn_twice_are_drawn_again():
+    """Every place is taken, which needs many draws."""
+    ids = jax.vmap(lambda key: sampling._distinct(key, 12, 12))(
+        jax.random.split(jax.random.key(0), 300)
+    )
+    np.testing.assert_array_equal(np.sort(ids), np.tile(np.arange(12), (300, 1)))
+    assert len({int(row[0]) for row in ids}) == 12

@@ -1,0 +1,186 @@
+"""A population whose rows and examples lie on the host: a million clients and more.
+
+The devices are handed the rows and the examples of a cohort at a time, and so need no more memory
+for a million clients than for a thousand; `engine/host_programs.py` runs rounds and evaluations.
+In the state of such a run `clients` is `[1, num_clients]`, a table of `engine/rows.py`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population
+from pfljax.engine import mapping, rows, sampling, start
+from pfljax.engine.examples import Examples
+from pfljax.engine.host_examples import HostExamples
+
+PyTree = Any
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+class Share(NamedTuple):
+    """What the host hands to the devices for a round or for a part of an evaluation.
+
+    Attributes:
+      ids: `[devices, share]` int32, the same on every device; -1 for nobody.
+      sizes: `[devices, share]` int32, training examples; the same on every device.
+      fresh: `[devices, share]` bool, who never took part; spread over the devices.
+      clients: `[devices, share, ...]`, their private states, keys as their data; spread.
+      examples: `[devices, ...]`, theirs; spread.
+    """
+
+    ids: np.ndarray
+    sizes: np.ndarray
+    fresh: jax.Array
+    clients: PyTree
+    examples: Examples
+
+
+SHARE_AXES = Share(ids=None, sizes=None, fresh=0, clients=0, examples=0)
+
+
+class HostPopulation:
+    """What lies on the host, and how shares of it come to the devices.
+
+    Args:
+      algorithm: the method.
+      plan: how cohorts are chosen.
+      examples: of all clients.
+      clients_per_chunk: how many clients a device trains or scores together.
+      snapshots: how many of the newest are kept, see `RowFile`.
+      devices: the devices to use; None means all.
+
+    Attributes:
+      share: how many clients of a cohort each device gets.
+      profiles: shapes and dtypes of what a server may know of all clients when it begins.
+      client: shapes and dtypes of one client's private state.
+      initial_server: of which clients begin, whenever they first take part; None before the start.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        plan: sampling.CohortPlan,
+        examples: HostExamples,
+        *,
+        clients_per_chunk: int,
+        snapshots: int = 3,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.algorithm, self.plan, self.examples = algorithm, plan, examples
+        self.clients_per_chunk, self._snapshots = clients_per_chunk, snapshots
+        mesh = mapping.local_mesh(devices)
+        self.devices, self._spread = list(mesh.devices), mapping.spread_sharding(mesh)
+        chunks = -(-plan.places // (mesh.size * clients_per_chunk))
+        self.share = chunks * clients_per_chunk
+        self.initial_server: PyTree = None
+        self._file: rows.RowFile | None = None
+
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        counts = jax.ShapeDtypeStruct((examples.num_classes,), jnp.int32)
+        self.profiles = jax.tree.map(
+            lambda one: jax.ShapeDtypeStruct((plan.num_clients, *one.shape), one.dtype),
+            Population(number, counts),
+        )
+
+        def first(key, profiles, profile):
+            server = start.start_server(algorithm, profiles, key)
+            return start.start_client(algorithm, server, profile, key)
+
+        key = jax.eval_shape(jax.random.key, 0)
+        profile = ClientProfile(number, number, counts)
+        self.client = jax.eval_shape(first, key, self.profiles, profile)
+
+    def open(self, path: pathlib.Path, *, anew: bool) -> None:
+        """Keeps private states in this file from now on; without it, in a temporary one."""
+        self._file = rows.RowFile(
+            path, jax.eval_shape(self.encode, self.client), snapshots=self._snapshots, anew=anew
+        )
+
+    @property
+    def file(self) -> rows.RowFile:
+        """The file of the private states."""
+        if self._file is None:
+            folder = tempfile.mkdtemp(prefix="pfljax-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.open(pathlib.Path(folder) / "clients.rows", anew=True)
+        return self._file
+
+    def snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns the state to put into a checkpoint; its rows are on disk and stay there."""
+        return state._replace(clients=self.file.snapshot(state.clients[0])[None])
+
+    def one_client(self) -> tuple[PyTree, Examples]:
+        """Returns shapes of a private state, and the examples of client 0 alone."""
+        room = max(1, self.examples.max_train_size)
+        share = self.examples.share(np.zeros(1, np.int32), ("train",), room)
+        return self.client, jax.tree.map(jnp.asarray, share)
+
+    def encode(self, client: PyTree) -> PyTree:
+        """Returns a private state as it is stored: keys as their data."""
+        return jax.tree.map(
+            lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, client
+        )
+
+    def decode(self, stored: PyTree) -> PyTree:
+        """The inverse of `encode`, for any number of clients."""
+        return jax.tree.map(
+            lambda leaf, like: (
+                jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+                if _is_key(like)
+                else leaf
+            ),
+            stored,
+            self.client,
+        )
+
+    def rows_of(self, share: Share, initial: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
+        """Returns this device's private states, new ones for the fresh, and their places."""
+        mine = share.ids[mapping.device_index()]
+        places = jnp.where(mine < 0, -1, jnp.arange(mine.shape[0], dtype=jnp.int32))
+        clients = self.decode(share.clients)
+        if not jax.tree.leaves(clients):
+            return clients, places
+
+        def one(client):
+            client_id, place, fresh, kept = client
+            profile = share.examples.profile(place)._replace(id=client_id)
+            return tree.where(
+                fresh, start.start_client(self.algorithm, initial, profile, key), kept
+            ), ()
+
+        clients, _ = mapping.map_and_sum(
+            one, (mine, places, share.fresh, clients), clients_per_chunk=self.clients_per_chunk
+        )
+        return clients, places
+
+    def examples_for(self, ids: np.ndarray, splits: Sequence[str], room: int) -> Examples:
+        """Copies the examples of `ids` `[devices, share]` to their devices."""
+        shares = [self.examples.share(own, splits, room) for own in ids]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *shares)
+        return jax.device_put(stacked, self._spread)
+
+    def clients_for(self, table: np.ndarray, ids: np.ndarray) -> tuple[jax.Array, PyTree]:
+        """Copies the private states of `ids` to their devices; says whose are fresh."""
+        flat = ids.reshape(-1)
+        found = self.file.read(table, flat)
+        clients = jax.tree.map(lambda leaf: leaf.reshape(*ids.shape, *leaf.shape[1:]), found)
+        fresh = table[np.maximum(ids, 0)] < 0
+        return jax.device_put((fresh, clients), self._spread)
+
+    def sizes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Returns how many training examples clients have, 0 for nobody."""
+        return np.where(ids < 0, 0, self.examples.sizes["train"][np.maximum(ids, 0)])

@@ -1,0 +1,78 @@
+"""All clients' examples as they lie on the host, and the few of them that a device needs now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pfljax.engine.examples import Examples
+
+
+class HostExamples(NamedTuple):
+    """The examples of all clients, seen and unseen, in arrays that may be memory-mapped files.
+
+    Clients may share rows.
+
+    Attributes:
+      inputs: `[num_examples, ...]` in stored dtype.
+      targets: `[num_examples, ...]`.
+      offsets: `{split: [num_clients]}` for the splits train, validation and test.
+      sizes: `{split: [num_clients]}`.
+      num_classes: `C`.
+      max_train_size: the largest training set.
+      num_participants: the clients with ids below it may be chosen for a round.
+      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where a
+        method's server begins with them.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    offsets: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    num_classes: int
+    max_train_size: int
+    num_participants: int
+    class_counts: Callable[[], np.ndarray]
+
+    @property
+    def num_clients(self) -> int:
+        """All clients, the unseen ones included."""
+        return len(self.sizes["train"])
+
+    def room(self, share: int, splits: Sequence[str]) -> int:
+        """Returns how many examples `share` clients have at most."""
+        totals = sum(np.asarray(self.sizes[split], np.int64) for split in splits)
+        share = min(share, len(totals))
+        return max(1, int(np.partition(totals, -share)[-share:].sum()))
+
+    def share(self, ids: np.ndarray, splits: Sequence[str], room: int) -> Examples:
+        """Copies the examples of some clients together.
+
+        Args:
+          ids: `[share]`; nobody where negative.
+          splits: which examples; the others are left out, as if the clients had none.
+          room: of the arrays returned; see the method of this name.
+
+        Returns:
+          NumPy arrays, in which client `ids[i]` stands in place i.
+        """
+        inputs = np.zeros((room, *self.inputs.shape[1:]), self.inputs.dtype)
+        targets = np.zeros((room, *self.targets.shape[1:]), self.targets.dtype)
+        offsets = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
+        sizes = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
+        counts = np.zeros((len(ids), self.num_classes), np.int32)
+        end = 0
+        for place, client in enumerate(ids):
+            for split in splits if client >= 0 else ():
+                begin, size = int(self.offsets[split][client]), int(self.sizes[split][client])
+                inputs[end : end + size] = self.inputs[begin : begin + size]
+                targets[end : end + size] = self.targets[begin : begin + size]
+                offsets[split][place], sizes[split][place] = end, size
+                if split == "train" and self.num_classes:
+                    labels = targets[end : end + size]
+                    counts[place] = np.bincount(labels, minlength=self.num_classes)
+                end += size
+        bounds = (self.max_train_size, self.num_participants)
+        return Examples(inputs, targets, offsets, sizes, counts, *bounds)

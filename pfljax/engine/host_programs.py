@@ -1,0 +1,256 @@
+"""The programs of a population on the host, called as those of one on the devices are.
+
+    devices  round r          | round r+1        | ...
+    host     examples of r+1, | examples of r+2, |
+             rows of r+1,     | rows of r+2,     |
+             store rows of r  | store rows of r+1|
+
+One thread does the host's work in this order. Where a client of round r takes part in round r+1
+too, the rows of r are stored before those of r+1 are fetched. What the devices do is in
+`engine/round.py` and `engine/evaluate.py`: cohorts, and results to rounding, are those of a
+population on the devices.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.core.types import Cohort, FederatedState, Population, Task
+from pfljax.engine import evaluate, mapping, round, rows, sampling, start
+from pfljax.engine.host import SHARE_AXES, HostPopulation, Share
+from pfljax.engine.host_examples import HostExamples
+
+_ALL = ("train", "validation", "test")
+
+
+class _OnHost:
+    """What a program of a host-resident population tells of the one it runs on the devices."""
+
+    program: mapping.Program
+
+    @property
+    def compile_seconds(self) -> float:
+        return self.program.compile_seconds
+
+    @property
+    def device_bytes(self) -> int | None:
+        return self.program.device_bytes
+
+
+class HostStart(_OnHost):
+    """`(examples, key) -> state`, the state of round 0; it touches no client."""
+
+    def __init__(self, population: HostPopulation):
+        self._of = population
+        shape = population.profiles
+        key = jax.eval_shape(jax.random.key, 0)
+
+        def server(key, sizes, counts):
+            return start.start_server(population.algorithm, Population(sizes, counts), key)
+
+        # Whoever does not read the labels of all clients is not made to count them.
+        traced = jax.make_jaxpr(server)(key, *shape).jaxpr
+        counts = traced.invars[-1]
+        read = any(counts is variable for eqn in traced.eqns for variable in eqn.invars)
+        self._reads_counts = read or any(counts is variable for variable in traced.outvars)
+
+        def first(key, sizes, counts):
+            if counts is None:
+                counts = jnp.zeros(shape.class_counts.shape, jnp.int32)
+            return FederatedState(server(key, sizes, counts), (), jnp.zeros((), jnp.int32), key)
+
+        self.program = mapping.over_devices(
+            first,
+            in_axes=(None, None, None),
+            out_axes=mapping.STATE_AXES,
+            devices=population.devices,
+        )
+
+    def _arguments(self, examples: HostExamples, key: jax.Array) -> tuple:
+        seen = slice(examples.num_participants)
+        counts = examples.class_counts()[seen] if self._reads_counts else None
+        return key, np.asarray(examples.sizes["train"][seen], np.int32), counts
+
+    def compile(self, examples: HostExamples, key: jax.Array) -> Any:
+        return self.program.compile(*self._arguments(examples, key))
+
+    def __call__(self, examples: HostExamples, key: jax.Array) -> FederatedState:
+        state = self.program(*self._arguments(examples, key))
+        # The rounds take over the memory of the state that they are given.
+        self._of.initial_server = jax.tree.map(jnp.copy, state.server)
+        return state._replace(clients=rows.new_table(examples.num_clients)[None])
+
+
+class HostRounds(_OnHost):
+    """`(state, examples, num_rounds, rounds_now) -> (state, metrics)`; see the module."""
+
+    def __init__(self, population: HostPopulation):
+        self._of = population
+        plan, num_devices = population.plan, len(population.devices)
+        self._room = population.examples.room(population.share, ("train",))
+        self._sample = jax.jit(
+            lambda key, number: sampling.sample(plan, round.cohort_key(key, number))
+        )
+        self._deal = jax.jit(
+            lambda ids, sizes: sampling.deal(
+                ids, sizes, num_devices=num_devices, chunk=population.clients_per_chunk
+            )
+        )
+
+        def one_round(state, initial, share, num_rounds):
+            clients, places = population.rows_of(share, initial, state.key)
+            cohort = Cohort(share.ids.reshape(-1), share.sizes.reshape(-1), plan.num_clients)
+            after, metrics = round.train_cohort(
+                population.algorithm,
+                population.clients_per_chunk,
+                state._replace(clients=clients),
+                share.examples,
+                places,
+                cohort,
+                num_rounds,
+            )
+            return after._replace(clients=()), population.encode(after.clients), metrics
+
+        self.program = mapping.over_devices(
+            one_round,
+            in_axes=(mapping.STATE_AXES, None, SHARE_AXES, None),
+            out_axes=(mapping.STATE_AXES, 0, None),
+            donate=(0,),
+            devices=population.devices,
+        )
+
+    def _cohorts(self, key: jax.Array, first: int, count: int) -> list[np.ndarray]:
+        """Returns the ids of some rounds, dealt: `[devices, share]` each."""
+        host = jax.local_devices(backend="cpu")[0]
+        key = jax.device_put(jax.random.wrap_key_data(np.asarray(jax.random.key_data(key))), host)
+        with jax.default_device(host):
+            drawn = [np.asarray(self._sample(key, np.int32(first + i))) for i in range(count)]
+            return [np.asarray(self._deal(ids, self._of.sizes_of(ids))) for ids in drawn]
+
+    def _share(self, table: np.ndarray, ids: np.ndarray) -> Share:
+        examples = self._of.examples_for(ids, ("train",), self._room)
+        return Share(ids, self._of.sizes_of(ids), *self._of.clients_for(table, ids), examples)
+
+    def compile(self, state: FederatedState, examples, num_rounds, rounds_now) -> Any:
+        (ids,) = self._cohorts(state.key, int(state.round), 1)
+        share = self._share(state.clients[0], ids)
+        return self.program.compile(
+            state._replace(clients=()), self._of.initial_server, share, num_rounds
+        )
+
+    def __call__(
+        self, state: FederatedState, examples: HostExamples, num_rounds, rounds_now
+    ) -> tuple[FederatedState, dict[str, np.ndarray]]:
+        table, now = state.clients[0], int(rounds_now)
+        cohorts = self._cohorts(state.key, int(state.round), now)
+        state, history, stored = state._replace(clients=()), [], []
+
+        def store(ids, clients):
+            host = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), clients)
+            self._of.file.write(table, ids.reshape(-1), host)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            sought = thread.submit(self._of.examples_for, cohorts[0], ("train",), self._room)
+            fetched = thread.submit(self._of.clients_for, table, cohorts[0])
+            for ids, later in zip(cohorts, [*cohorts[1:], None], strict=True):
+                sizes = self._of.sizes_of(ids)
+                share = Share(ids, sizes, *fetched.result(), sought.result())
+                state, clients, metrics = self.program(
+                    state, self._of.initial_server, share, num_rounds
+                )
+                history.append(metrics)
+                if later is None:
+                    stored.append(thread.submit(store, ids, clients))
+                    break
+                sought = thread.submit(self._of.examples_for, later, ("train",), self._room)
+                again = np.isin(ids[ids >= 0], later).any()
+                if again:
+                    stored.append(thread.submit(store, ids, clients))
+                fetched = thread.submit(self._of.clients_for, table, later)
+                if not again:
+                    stored.append(thread.submit(store, ids, clients))
+            for each in stored:
+                each.result()
+        history = jax.tree.map(lambda *values: np.stack(values), *history)
+        return state._replace(clients=table[None]), history
+
+
+class HostEvaluation(_OnHost):
+    """`(state, examples, num_rounds) -> {model: {split: {metric: [len(ids)]}}}`.
+
+    Args:
+      population: on the host.
+      task: model and metrics.
+      batch_size: examples scored together.
+      ids: of the clients to score; None means all.
+    """
+
+    def __init__(
+        self,
+        population: HostPopulation,
+        task: Task,
+        *,
+        batch_size: int,
+        ids: np.ndarray | None = None,
+    ):
+        self._of = population
+        self.ids = np.arange(population.examples.num_clients) if ids is None else ids
+        self._room = population.examples.room(population.share, _ALL)
+
+        def scores(state, initial, share, num_rounds):
+            clients, places = population.rows_of(share, initial, state.key)
+            return evaluate.evaluate_rows(
+                population.algorithm,
+                task,
+                batch_size,
+                population.clients_per_chunk,
+                state._replace(clients=clients),
+                share.examples,
+                share.ids[mapping.device_index()],
+                places,
+                population.examples.num_clients,
+                num_rounds,
+            )
+
+        self.program = mapping.over_devices(
+            scores,
+            in_axes=(mapping.STATE_AXES, None, SHARE_AXES, None),
+            out_axes=0,
+            devices=population.devices,
+        )
+
+    def _parts(self) -> list[np.ndarray]:
+        """Returns the clients to score, as many at a time as a cohort has places."""
+        shape = (-1, len(self._of.devices), self._of.share)
+        ids = np.asarray(self.ids, np.int32)
+        fill = -len(ids) % (shape[1] * shape[2])
+        return list(np.pad(ids, (0, fill), constant_values=-1).reshape(shape))
+
+    def _share(self, table: np.ndarray, ids: np.ndarray) -> Share:
+        examples = self._of.examples_for(ids, _ALL, self._room)
+        return Share(ids, self._of.sizes_of(ids), *self._of.clients_for(table, ids), examples)
+
+    def compile(self, state: FederatedState, examples, num_rounds) -> Any:
+        share = self._share(state.clients[0], self._parts()[0])
+        return self.program.compile(
+            state._replace(clients=()), self._of.initial_server, share, num_rounds
+        )
+
+    def __call__(self, state: FederatedState, examples: HostExamples, num_rounds) -> Any:
+        table, state = state.clients[0], state._replace(clients=())
+        parts, found = self._parts(), []
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self._share, table, parts[0])
+            for later in [*parts[1:], None]:
+                share = coming.result()
+                if later is not None:
+                    coming = thread.submit(self._share, table, later)
+                scores = self.program(state, self._of.initial_server, share, num_rounds)
+                found.append(jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1), scores))
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+        return jax.tree.map(lambda leaf: leaf[: len(self.ids)], joined)

@@ -1,0 +1,71 @@
+"""Runs whose population lies on the host: their numbers, their resumption, what they refuse."""
+
+import numpy as np
+import pytest
+from runs import assert_same_run, config
+
+from pfljax.errors import UserError
+from pfljax.training import experiment, loop, together, writers
+
+HOST = {"engine.residence": "host"}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return experiment.build(config(**HOST))
+
+
+@pytest.fixture(scope="module")
+def straight(built, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("straight")
+    return directory, loop.run(built, directory), None
+
+
+def test_the_numbers_are_those_of_a_population_on_the_devices(straight, tmp_path):
+    directory, result, _ = straight
+    expected = loop.run(experiment.build(config()), tmp_path)
+    for one, other in zip(
+        *(writers.read_rows(at / "metrics.jsonl") for at in (directory, tmp_path)), strict=True
+    ):
+        assert one.pop("train/slots", 0) >= 0 and other.pop("train/slots", 0) >= 0
+        assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
+    for name in ("upload_bytes", "download_bytes", "compilations_after_first_round"):
+        assert result[name] == expected[name], name
+    clients, wanted = (np.load(at / "clients.npz") for at in (directory, tmp_path))
+    for name in wanted:
+        np.testing.assert_allclose(clients[name], wanted[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("last", [3, 4, 6])
+def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
+    """Rounds after the last checkpoint have written rows, and are repeated."""
+
+    def interrupt(done, scores):
+        if done == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(built, tmp_path, progress=interrupt)
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+
+
+def test_a_checkpoint_needs_its_rows(built, tmp_path):
+    loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
+    (tmp_path / loop.ROWS).unlink()
+    with pytest.raises(UserError, match="clients.rows has lost rows of the checkpoint of round 3"):
+        loop.run(built, tmp_path, resume=True)
+
+
+def test_some_clients_are_scored(straight, tmp_path):
+    some = experiment.build(config(**HOST, **{"engine.eval_clients": 2}))
+    loop.run(some, tmp_path)
+    found, wanted = (np.load(at / "clients.npz") for at in (tmp_path, straight[0]))
+    ids = found["client"]
+    assert len(set(ids)) == 2
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name][ids], rtol=1e-5)
+
+
+def test_runs_on_the_host_share_no_program():
+    with pytest.raises(UserError, match="'host' cannot share a program"):
+        together.build([config(seed=seed, **HOST) for seed in (0, 1)])
