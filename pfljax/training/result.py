@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from pfljax import metrics
-from pfljax.core import FederatedState
+from pfljax.core import FederatedState, Task
+from pfljax.data import FederatedDataset
 from pfljax.engine import traffic
 from pfljax.training import runtime
 from pfljax.training.clock import Clock
@@ -35,42 +36,56 @@ def metrics_row(
     row: dict[str, Any] = {"round": done}
     for name, values in history.items():
         row[f"train/{name}"] = float(np.mean(values))
+    task = experiment.task
     for model in evaluation:
         for split in ("test", "validation"):
             seen, unseen = _summaries(experiment, evaluation, model, split)
             for who, summary in (("", seen), ("unseen_", unseen)):
                 if summary is not None:
                     for field, value in summary._asdict().items():
-                        row[f"{model}/{who}{split}_accuracy_{field}"] = value
-            count = max(1, getattr(experiment.dataset, split).sizes.sum())
+                        row[f"{model}/{who}{split}_{task.score}_{field}"] = value
+            count = max(1, _counts(experiment.dataset, evaluation, model, split).sum())
             row[f"{model}/{split}_loss"] = float(evaluation[model][split]["loss"].sum() / count)
     return row
 
 
+def _counts(dataset: FederatedDataset, evaluation, model: str, split: str) -> np.ndarray:
+    """Over how many examples, or whatever the task counts, each client's sums are."""
+    return np.asarray(evaluation[model][split].get("count", getattr(dataset, split).sizes))
+
+
 def _summaries(experiment: Experiment, evaluation, model: str, split: str):
-    """The accuracy of the participants, and of the unseen clients."""
-    sums = evaluation[model][split]["accuracy"]
-    sizes = getattr(experiment.dataset, split).sizes
-    seen = experiment.dataset.num_participants
-    return metrics.summarize(sums[:seen], sizes[:seen]), metrics.summarize(
-        sums[seen:], sizes[seen:]
-    )
+    """The score of the participants, and of the unseen clients."""
+    task, seen = experiment.task, experiment.dataset.num_participants
+    sums = evaluation[model][split][task.score]
+    counts = _counts(experiment.dataset, evaluation, model, split)
+    return [
+        metrics.summarize(sums[some], counts[some], more_is_better=task.more_is_better)
+        for some in (slice(seen), slice(seen, None))
+    ]
 
 
-def scores(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row that a progress bar shows."""
+def scores(row: dict[str, Any], score: str) -> dict[str, float]:
+    """Returns the numbers of a row that a progress bar shows.
+
+    Args:
+      row: of `metrics.jsonl`.
+      score: the task's.
+    """
     return {
-        model: row[f"{model}/test_accuracy_weighted"]
+        model: row[f"{model}/test_{score}_weighted"]
         for model in ("personal", "global")
-        if f"{model}/test_accuracy_weighted" in row
+        if f"{model}/test_{score}_weighted" in row
     }
 
 
-def _accuracy(rows: list[dict[str, Any]], model: str) -> dict[str, float | None] | None:
-    """The accuracies of `result.json`, from the rows alone, so that resuming changes nothing."""
+def _over_rounds(
+    task: Task, rows: list[dict[str, Any]], model: str
+) -> dict[str, float | None] | None:
+    """The scores of `result.json`, from the rows alone, so that resuming changes nothing."""
 
     def summary(row, name):
-        prefix = f"{model}/{name}_accuracy_"
+        prefix = f"{model}/{name}_{task.score}_"
         if f"{prefix}weighted" not in row:
             return None
         return metrics.Summary(**{field: row[prefix + field] for field in metrics.Summary._fields})
@@ -78,7 +93,8 @@ def _accuracy(rows: list[dict[str, Any]], model: str) -> dict[str, float | None]
     if summary(rows[-1], "test") is None:
         return None
     return metrics.over_rounds(
-        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test"))
+        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test")),
+        more_is_better=task.more_is_better,
     )
 
 
@@ -93,7 +109,9 @@ def summarize(
       rows: of `metrics.jsonl`.
       clock: that ran the programs.
     """
-    config, dataset = experiment.config, experiment.dataset
+    config, dataset, task = experiment.config, experiment.dataset, experiment.task
+    # Accuracies have a key of their own, which readers of old results know.
+    key = "accuracy" if task.score == "accuracy" else "score"
     one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
     bytes_of = traffic.count(experiment.algorithm, state.server, one_client, experiment.examples)
     return {
@@ -108,8 +126,10 @@ def summarize(
         "cohort_size": experiment.plan.size,
         "num_devices": len(experiment.devices),
         "platform": experiment.devices[0].device_kind,
-        "personal_accuracy": _accuracy(rows, "personal"),
-        "global_accuracy": _accuracy(rows, "global"),
+        "score_name": task.score,
+        "more_is_better": task.more_is_better,
+        f"personal_{key}": _over_rounds(task, rows, "personal"),
+        f"global_{key}": _over_rounds(task, rows, "global"),
         "seconds_compile": clock.compile_seconds,
         "seconds_per_round": clock.seconds_per_round,
         "seconds_per_evaluation": clock.seconds_per_evaluation,
@@ -137,8 +157,11 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
     }
     for model, splits in evaluation.items():
         for split, sums in splits.items():
-            sizes = getattr(dataset, split).sizes
+            counts = _counts(dataset, evaluation, model, split)
             for name, values in sums.items():
-                mean = np.divide(values, sizes, out=np.full(len(sizes), math.nan), where=sizes > 0)
+                if name == "count":
+                    continue
+                missing = np.full(len(counts), math.nan)
+                mean = np.divide(values, counts, out=missing, where=counts > 0)
                 arrays[f"{model}_{split}_{name}"] = mean
     np.savez_compressed(path, **arrays)
