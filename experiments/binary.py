@@ -123,14 +123,15 @@ def say(what) -> None:
 
 
 @contextlib.contextmanager
-def progress(rounds: int) -> Iterator[Callable[[str], Callable[[int, dict[str, float]], None]]]:
-    """Shows a bar for each run, with rounds per second and the current accuracies.
+def progress(rounds: int) -> Iterator[Callable[..., Callable[[int, dict[str, float]], None]]]:
+    """Shows a bar for each run, with rounds per second and the current scores.
 
     Args:
       rounds: of every run.
 
     Yields:
-      `name -> report`, where `report(rounds_done, scores)` moves the bar of that name.
+      `(name, score) -> report`, where `report(rounds_done, scores)` moves the bar of that name;
+        `score` is what the runs are scored by.
     """
     columns = (
         rich.progress.TextColumn("{task.description:<14}"),
@@ -142,7 +143,8 @@ def progress(rounds: int) -> Iterator[Callable[[str], Callable[[int, dict[str, f
     hidden = _QUIET.value or jax.process_index() != 0
     with rich.progress.Progress(*columns, console=console, disable=hidden) as bars:
 
-        def add(name):
+        def add(name, score):
+            form = ".1%" if score == "accuracy" else ".4g"
             bar = bars.add_task(name, total=rounds, speed="", scores="")
 
             def report(done, scores):
@@ -151,7 +153,7 @@ def progress(rounds: int) -> Iterator[Callable[[str], Callable[[int, dict[str, f
                     bar,
                     completed=done,
                     speed=f"{speed:.1f} rounds/s" if speed else "",
-                    scores="  ".join(f"{who} {value:.1%}" for who, value in scores.items()),
+                    scores="  ".join(f"{who} {value:{form}}" for who, value in scores.items()),
                 )
 
             return report

@@ -74,7 +74,7 @@ def main():
                     built[name]._replace(config=_variant(config, name, seed)),
                     places[name, seed],
                     resume=True,
-                    progress=add_bar(f"{name}, seed {seed}"),
+                    progress=add_bar(f"{name}, seed {seed}", built[name].task.score),
                 )
     if jax.process_index() == 0:
         _report(config, directory, places, dataset)
@@ -87,12 +87,13 @@ def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
         groups[name, checkpoint.latest_round(places[name, seed])].append(seed)
     for (name, _), seeds in groups.items():
         configs = [_variant(config, name, seed) for seed in seeds]
+        built = together.build(configs, dataset)
         results = loop.run_together(
-            together.build(configs, dataset),
+            built,
             configs,
             [places[name, seed] for seed in seeds],
             resume=True,
-            progress=add_bar(f"{name}, {len(seeds)} seeds"),
+            progress=add_bar(f"{name}, {len(seeds)} seeds", built.task.score),
         )
         for seed, result in zip(seeds, results, strict=True):
             if result is None:
@@ -132,7 +133,7 @@ def _report(config, directory: pathlib.Path, places, dataset) -> None:
     report.plot_curves(directory / "curves.png", runs, title)
     report.plot_clients(directory / "clients.png", runs, title)
     binary.say(report.table(runs, title))
-    binary.say(report.EXPLANATION)
+    binary.say(report.explanation(runs))
     files = ["comparison.md", "comparison.csv", "curves.png", "clients.png", *pictures]
     binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
 

@@ -5,7 +5,7 @@
         --values=client_optimizer.learning_rate=0.02,0.05
 
 Every combination runs with every seed of `config.seeds`; a run of its own is left in
-`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the accuracy of
+`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the score of
 the personalized models in the round where it is highest, averaged over the seeds; test examples
 only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`.
 """
@@ -96,31 +96,39 @@ def main():
     if todo:
         dataset = experiment.build_dataset(config)
         open_configs = [configs[index] for index in todo]
+        built = together.build(open_configs, dataset)
         with binary.progress(config.rounds) as add_bar:
             loop.run_together(
-                together.build(open_configs, dataset),
+                built,
                 open_configs,
                 [places[index] for index in todo],
                 resume=True,
-                progress=add_bar(f"{config.algorithm}, {len(todo)} runs"),
+                progress=add_bar(f"{config.algorithm}, {len(todo)} runs", built.task.score),
             )
     if jax.process_index() == 0:
         _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
 
 
 def scores(place: pathlib.Path) -> tuple[float, float]:
-    """Returns a run's best validation accuracy and the test accuracy then; NaN if it diverged."""
+    """Returns a run's best validation score and the test score then; NaN if it diverged."""
     if not (place / "result.json").exists():
         return math.nan, math.nan
+    score, sign = score_of(place)
     rows = writers.read_rows(place / "metrics.jsonl")
     validation, test = (
-        [row.get(f"personal/{split}_accuracy_weighted") for row in rows]
+        [row.get(f"personal/{split}_{score}_weighted") for row in rows]
         for split in ("validation", "test")
     )
     if None in validation:
         raise UserError("A sweep needs validation examples; set config.data.validation_fraction.")
-    best = max(range(len(rows)), key=lambda index: validation[index])
+    best = max(range(len(rows)), key=lambda index: sign * validation[index])
     return validation[best], test[best]
+
+
+def score_of(place: pathlib.Path) -> tuple[str, int]:
+    """Returns the metric of a finished run, and 1 if more of it is better, else -1."""
+    result = writers.read_json(place / "result.json")
+    return result.get("score_name", "accuracy"), 1 if result.get("more_is_better", True) else -1
 
 
 def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> None:
@@ -128,16 +136,19 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> None:
     for setting in settings:
         own = [scores(place) for (used, _), place in runs if used == setting]
         lines.append((setting, *(statistics.mean(column) for column in zip(*own, strict=True))))
-    lines.sort(key=lambda line: -1.0 if math.isnan(line[1]) else line[1], reverse=True)
+    finished = [place for _, place in runs if (place / "result.json").exists()]
+    score, sign = score_of(finished[0])
+    lines.sort(key=lambda line: -math.inf if math.isnan(line[1]) else sign * line[1], reverse=True)
     with open(directory / f"sweep_{algorithm}.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*settings[0], "validation_accuracy", "test_accuracy"])
+        writer.writerow([*settings[0], f"validation_{score}", f"test_{score}"])
         writer.writerows([*setting.values(), *means] for setting, *means in lines)
-    table = rich.table.Table(title=f"{algorithm}, best validation accuracy first")
-    for key in (*settings[0], "validation (%)", "test (%)"):
+    table = rich.table.Table(title=f"{algorithm}, best validation {score} first")
+    unit, factor, form = ("%", 100, ".2f") if score == "accuracy" else (score, 1, ".4g")
+    for key in (*settings[0], f"validation ({unit})", f"test ({unit})"):
         table.add_column(key, justify="right")
     for setting, *means in lines:
-        shown = ["diverged" if math.isnan(mean) else f"{100 * mean:.2f}" for mean in means]
+        shown = ["diverged" if math.isnan(mean) else f"{factor * mean:{form}}" for mean in means]
         table.add_row(*(repr(value) for value in setting.values()), *shown)
     binary.say(table)
     best = " ".join(f"--config.{key}={value!r}" for key, value in lines[0][0].items())

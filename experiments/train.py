@@ -12,7 +12,7 @@ from __future__ import annotations
 import binary
 from absl import flags
 
-from pfljax.training import experiment, loop
+from pfljax.training import experiment, loop, report
 
 binary.define_study()
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, if there is one.")
@@ -21,15 +21,17 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, 
 def main():
     config, workdir = binary.study()
     built = experiment.build(config)
+    score = built.task.score
     with binary.progress(config.rounds) as add_bar:
-        result = loop.run(built, workdir, resume=_RESUME.value, progress=add_bar(config.algorithm))
+        bar = add_bar(config.algorithm, score)
+        result = loop.run(built, workdir, resume=_RESUME.value, progress=bar)
     for model in ("personal", "global"):
-        accuracy = result[f"{model}_accuracy"]
-        if accuracy is not None:
+        found = report.scores_of(result, model)
+        if found is not None:
             binary.say(
-                f"{config.algorithm}, {model} model: test accuracy {accuracy['last']:.2%} after "
-                f"{config.rounds} rounds, {accuracy['worst_decile']:.2%} for the worst tenth of "
-                "the clients"
+                f"{config.algorithm}, {model} model: test {report.shown(score, found['last'])} "
+                f"after {config.rounds} rounds, {report.shown(score, found['worst_decile'])} for "
+                "the worst tenth of the clients"
             )
     binary.say(f"results in {workdir}")
 

@@ -223,7 +223,8 @@ class Task(NamedTuple):
       features: `(model, inputs) -> [B, d]`, the input of the head.
       head: `(model, features) -> outputs`, so `predict = head after features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
-      metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
+      metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
+        over examples, or where there is a metric 'count', over what that counts, such as tokens.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
       layers: where the layers stand in a model, in the order in which inputs pass them.
@@ -232,6 +233,8 @@ class Task(NamedTuple):
       observe: `(model, batch) -> statistics`, the running statistics that a training step on the
         batch leaves behind, at their paths in the model; None for a model without any. Whoever
         makes a `LocalTraining` hands it on, so that training keeps them.
+      score: the metric by which models are selected and compared.
+      more_is_better: whether a larger score is a better one.
     """
 
     init: Callable[[jax.Array], Model]
@@ -247,6 +250,8 @@ class Task(NamedTuple):
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Model, Batch], Model] | None = None
+    score: str = "accuracy"
+    more_is_better: bool = True
 
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""

@@ -25,12 +25,15 @@ class Summary(NamedTuple):
     worst_decile: float
 
 
-def summarize(sums: np.ndarray, sizes: np.ndarray) -> Summary | None:
-    """Summarizes a metric for which more is better.
+def summarize(
+    sums: np.ndarray, sizes: np.ndarray, *, more_is_better: bool = True
+) -> Summary | None:
+    """Summarizes a metric.
 
     Args:
       sums: `[n]`, each client's sum over its examples.
       sizes: `[n]`, each client's number of examples; clients without any are left out.
+      more_is_better: whether the worst clients are those with the smallest means.
 
     Returns:
       The summary; None where no client has an example.
@@ -44,7 +47,8 @@ def summarize(sums: np.ndarray, sizes: np.ndarray) -> Summary | None:
     if not some.any():
         return None
     means = sums[some] / sizes[some]
-    worst = np.sort(means)[: math.ceil(len(means) / 10)]
+    from_the_worst = np.sort(means) if more_is_better else np.sort(means)[::-1]
+    worst = from_the_worst[: math.ceil(len(means) / 10)]
     return Summary(
         weighted=float(sums[some].sum() / sizes[some].sum()),
         unweighted=float(means.mean()),
@@ -54,26 +58,32 @@ def summarize(sums: np.ndarray, sizes: np.ndarray) -> Summary | None:
 
 
 def over_rounds(
-    test: Sequence[Summary], validation: Sequence[Summary | None], unseen: Sequence[Summary | None]
+    test: Sequence[Summary],
+    validation: Sequence[Summary | None],
+    unseen: Sequence[Summary | None],
+    *,
+    more_is_better: bool = True,
 ) -> dict[str, float | None]:
     """Summarizes a run, as `result.json` holds it.
 
-    The model is selected on validation examples; the maximum over rounds on test examples is
+    The model is selected on validation examples; the best of all rounds on test examples is
     kept only because other papers publish it.
 
     Args:
       test: of the participating clients, one for each evaluation.
       validation: likewise, None where there are no validation examples.
       unseen: of the clients held out, on their test examples; None where there are none.
+      more_is_better: whether the best is the maximum over rounds, or the minimum.
     """
     last = test[-1]
     best = None
+    name, extreme, find = ("max", max, np.argmax) if more_is_better else ("min", min, np.argmin)
     if all(summary is not None for summary in validation):
-        best = test[int(np.argmax([summary.weighted for summary in validation]))].weighted
+        best = test[int(find([summary.weighted for summary in validation]))].weighted
     result = {
         "last": last.weighted,
         "at_best_validation": best,
-        "max_over_rounds": max(summary.weighted for summary in test),
+        f"{name}_over_rounds": extreme(summary.weighted for summary in test),
         "unweighted_last": last.unweighted,
         "std": last.std,
         "worst_decile": last.worst_decile,

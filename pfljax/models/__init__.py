@@ -1,7 +1,20 @@
 """Networks, and the tasks made of them; the only room that imports flax."""
 
-from pfljax.models.classification import classification
 from pfljax.models.model import Model, from_flax
 from pfljax.models.networks import MODELS, cnn, logistic, mlp, mlp_bn
+from pfljax.models.tasks import TASKS, classification, multi_label, next_token, regression
 
-__all__ = ["MODELS", "Model", "classification", "cnn", "from_flax", "logistic", "mlp", "mlp_bn"]
+__all__ = [
+    "MODELS",
+    "TASKS",
+    "Model",
+    "classification",
+    "cnn",
+    "from_flax",
+    "logistic",
+    "mlp",
+    "mlp_bn",
+    "multi_label",
+    "next_token",
+    "regression",
+]

@@ -50,28 +50,69 @@ _LEAST_WEIGHTS = {3: 2048, 5: 128}
 _LEAST_CHANNELS = 8
 
 
-def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves without padding, stride 1, in the form that is fastest on the device.
+def convolution(
+    x: jax.Array, kernel: jax.Array, *, padding: str = "VALID", strides: int = 1
+) -> jax.Array:
+    """Convolves in the form that is fastest on the device.
 
-        y[b, i, j, o] = sum_{p, q, c} x[b, i + p, j + q, c] kernel[p, q, c, o]
+        y[b, i, j, o] = sum_{p, q, c} x[b, s i + p, s j + q, c] kernel[p, q, c, o],  s = strides
 
     Args:
       x: `[B, H, W, c]`.
       kernel: `[size, size, c, features]`.
+      padding: 'VALID' for none; see `pad` for 'SAME'.
+      strides: from one output to the next, each way.
 
     Returns:
-      `[B, H - size + 1, W - size + 1, features]`.
+      `[B, (H - size) // strides + 1, (W - size) // strides + 1, features]` of the padded size.
     """
     size, channels, features = kernel.shape[1:]
+    x = pad(x, size, padding)
+    if size == 1:
+        return by_patches(x[:, ::strides, ::strides], kernel)
     enough = channels >= _LEAST_CHANNELS and size in _LEAST_WEIGHTS
-    if not enough or channels * features < _LEAST_WEIGHTS[size]:
-        return by_patches(x, kernel)
+    if strides != 1 or not enough or channels * features < _LEAST_WEIGHTS[size]:
+        return by_patches(x, kernel, strides)
     return jax.lax.platform_dependent(x, kernel, cpu=by_minimal_filtering, default=by_patches)
 
 
-def by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolution` as one product of all windows with the kernel."""
-    windows = patches(x, kernel.shape[0])
+def depthwise(x: jax.Array, kernel: jax.Array, *, padding: str, strides: int = 1) -> jax.Array:
+    """Convolves each channel with a kernel of its own, as a sum that one loop makes.
+
+    Args:
+      x: `[B, H, W, c]`.
+      kernel: `[size, size, c]`.
+      padding: as in `convolution`.
+      strides: likewise.
+
+    Returns:
+      `[B, H', W', c]`.
+    """
+    size = kernel.shape[0]
+    windows = _shifted(pad(x, size, padding), size, strides)
+    return sum(
+        part * weights for part, weights in zip(windows, kernel.reshape(size**2, -1), strict=True)
+    )
+
+
+def pad(x: jax.Array, size: int, padding: str) -> jax.Array:
+    """Adds zeros for a kernel of odd size: none for 'VALID', half of it all around for 'SAME'.
+
+    That is PyTorch's rule. XLA's 'SAME' pads otherwise where strides leave outputs out.
+    """
+    if padding == "VALID" or size == 1:
+        return x
+    half = size // 2
+    return jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+
+
+def by_patches(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
+    """`convolution` as one product of all windows with the kernel, without padding."""
+    size = kernel.shape[0]
+    if strides == 1:
+        windows = patches(x, size)
+    else:
+        windows = jnp.concatenate(_shifted(x, size, strides), axis=-1)
     fan_in, features = windows.shape[-1], kernel.shape[-1]
     out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, features))
     return out.reshape(*windows.shape[:-1], features)
@@ -170,9 +211,17 @@ def patches(x: jax.Array, size: int) -> jax.Array:
     Returns:
       `[B, H - size + 1, W - size + 1, size * size * channels]`.
     """
+    return jnp.concatenate(_shifted(x, size), axis=-1)
+
+
+def _shifted(x: jax.Array, size: int, strides: int = 1) -> list[jax.Array]:
+    """Returns each entry of all windows: `size`^2 arrays `[B, H', W', channels]`."""
     rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
-    windows = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
-    return jnp.concatenate(windows, axis=-1)
+    return [
+        x[:, i : i + rows : strides, j : j + columns : strides]
+        for i in range(size)
+        for j in range(size)
+    ]
 
 
 def _patches_forward(x, size):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pfljax.models.convolution import convolution, product
+from pfljax.models.convolution import convolution, depthwise, product
 
 
 def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -22,7 +22,7 @@ def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 
 class Dense(nn.Module):
-    """Fully connected layer: `[B, d] -> [B, features]`.
+    """Fully connected layer: `[B, ..., d] -> [B, ..., features]`.
 
     Attributes:
       features: outputs.
@@ -35,7 +35,10 @@ class Dense(nn.Module):
         init = uniform_by_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        return product(x, kernel) + bias
+        if x.ndim == 2:
+            return product(x, kernel) + bias
+        out = product(x.reshape(-1, x.shape[-1]), kernel)
+        return out.reshape(*x.shape[:-1], self.features) + bias
 
 
 class BatchNorm(nn.Module):
@@ -89,11 +92,74 @@ class BatchNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution without padding, stride 1: `[B, H, W, c] -> [B, H', W', features]`.
+    """Convolution: `[B, H, W, c] -> [B, H', W', features]`.
 
     Attributes:
       features: output channels.
       size: height and width of the kernel.
+      padding: 'VALID' or 'SAME', see `convolution.pad`.
+      strides: from one output to the next, each way.
+      use_bias: whether to add one; not before a normalization, which would take it away.
+      kernel_init: how the kernel starts; None for PyTorch's default.
+    """
+
+    features: int
+    size: int
+    padding: str = "VALID"
+    strides: int = 1
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = uniform_by_fan_in(self.size * self.size * x.shape[-1])
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init or init, shape)
+        x = convolution(x, kernel, padding=self.padding, strides=self.strides)
+        return x + self.param("bias", init, (self.features,)) if self.use_bias else x
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution of each channel by itself, padded, no bias: `[B, H, W, c] -> [B, H', W', c]`.
+
+    Attributes:
+      size: height and width of the kernels.
+      strides: from one output to the next, each way.
+      kernel_init: how the kernels start, whose shape is `[size, size, c]`.
+    """
+
+    size: int
+    strides: int
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1]))
+        return depthwise(x, kernel, padding="SAME", strides=self.strides)
+
+
+class Offset(nn.Module):
+    """Adds an array of the last axes: `[B, ...] -> [B, ...]`.
+
+    Attributes:
+      axes: how many of them.
+      initial: how the array starts.
+    """
+
+    axes: int
+    initial: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.param("offset", self.initial, x.shape[-self.axes :])
+
+
+class TimeConv(nn.Module):
+    """Convolution over time, without padding: `[B, T, c] -> [B, T - size + 1, features]`.
+
+    Attributes:
+      features: output channels.
+      size: length of the kernel.
     """
 
     features: int
@@ -101,10 +167,35 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = uniform_by_fan_in(self.size * self.size * x.shape[-1])
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        steps, fan_in = x.shape[1] - self.size + 1, self.size * x.shape[-1]
+        init = uniform_by_fan_in(fan_in)
+        kernel = self.param("kernel", init, (self.size, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        return convolution(x, kernel) + bias
+        windows = jnp.concatenate([x[:, i : i + steps] for i in range(self.size)], axis=-1)
+        out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, self.features))
+        return out.reshape(-1, steps, self.features) + bias
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Largest entry of every 2x2 window: `[B, H, W, c] -> [B, H // 2, W // 2, c]`.
+
+    A last row or column without a partner is left out, as in PyTorch.
+    """
+    height, width = (side - side % 2 for side in x.shape[1:3])
+    return _max_pool(x[:, :height, :width])
+
+
+def max_pool_time(x: jax.Array) -> jax.Array:
+    """Larger entry of each two steps: `[B, T, c] -> [B, T // 2, c]`; the first of equal ones."""
+    steps = x.shape[1] // 2
+    pairs = x[:, : 2 * steps].reshape(x.shape[0], steps, 2, x.shape[2])
+    first, second = pairs[:, :, 0], pairs[:, :, 1]
+    return jnp.where(first >= second, first, second)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """Mean over all rows and columns: `[B, H, W, c] -> [B, c]`."""
+    return jnp.mean(x, axis=(1, 2))
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:
@@ -115,8 +206,8 @@ def _corners(x: jax.Array) -> list[jax.Array]:
 
 
 @jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
-    """Largest entry of every 2x2 window: `[B, H, W, c] -> [B, H/2, W/2, c]`, H and W even.
+def _max_pool(x: jax.Array) -> jax.Array:
+    """`max_pool` of images with even sides.
 
     The gradient goes to the first largest entry in reading order, as in PyTorch; comparing
     again in the backward pass is far cheaper on CPU than XLA's select-and-scatter.
@@ -126,7 +217,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_forward(x):
-    return max_pool(x), x
+    return _max_pool(x), x
 
 
 def _max_pool_backward(x, gradient):
@@ -143,4 +234,4 @@ def _max_pool_backward(x, gradient):
     return (jnp.stack(columns, axis=2).reshape(x.shape),)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,11 +29,12 @@ class Model(NamedTuple):
       features: `(parameters, inputs [B, ...], mask=None) -> [B, d]`, the body.
       head: `(parameters, features [B, d], mask=None) -> outputs`.
       is_head: `path -> bool`.
-      num_features: `d`.
+      num_features: `d`; 0 where the features of an example are no row, but one for each position.
       layers: where each layer's arrays stand, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array is of a normalization layer.
       observe: `(parameters, inputs, mask) -> statistics`, the running statistics after training on
         these examples, a part of the nested dict; None for a network without batch normalization.
+      reads_ids: whether inputs are ids, int32, rather than measurements.
     """
 
     init: Callable[[jax.Array], Any]
@@ -43,19 +45,34 @@ class Model(NamedTuple):
     layers: tuple[Path, ...]
     is_norm: Callable[[Path], bool]
     observe: Callable[..., Any] | None
+    reads_ids: bool = False
 
 
 class Split(nn.Module):
-    """Two modules in a row: `head(body(x))`."""
+    """Two modules in a row: `head(body(x))`, or `head(body(x), array)` of the body's `tied` array.
+
+    Attributes:
+      body: the first.
+      head: the second.
+      tied: where the body keeps an array that the head uses too; `()` for none.
+    """
 
     body: nn.Module
     head: nn.Module
+    tied: Path = ()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.head(self.body(x))
+        features = self.body(x)
+        if not self.tied:
+            return self.head(features)
+        return self.head(features, _at(self.tied, self.body.variables["params"]))
 
 
-def layer_types(network: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, type[nn.Module]]:
+def _at(path: Path, arrays: Any) -> jax.Array:
+    return functools.reduce(lambda node, name: node[name], path, arrays)
+
+
+def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Module]]:
     """Returns path and type of each module that owns arrays, in the order in which inputs pass.
 
     Raises:
@@ -67,11 +84,8 @@ def layer_types(network: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, 
         types.setdefault(context.module.path, type(context.module))
         return call(*args, **kwargs)
 
-    def start():
-        return network.init(jax.random.key(0), jnp.zeros((1, *input_shape)))
-
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(start)
+        variables = jax.eval_shape(network.init, jax.random.key(0), example)
     if others := set(variables) - {"params"}:
         raise UserError(
             f"The network keeps arrays in {sorted(others)} beside its parameters; take the layers "
@@ -82,25 +96,39 @@ def layer_types(network: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, 
     return {path: kind for path, kind in types.items() if path in owners}
 
 
-def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) -> Model:
+def from_flax(
+    body: nn.Module,
+    head: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    reads_ids: bool = False,
+    tied: Path = (),
+) -> Model:
     """Makes a `Model` of two flax modules.
 
     Args:
-      body: `[B, *input_shape] -> [B, d]`; it may have no parameters.
-      head: `[B, d] -> outputs`.
+      body: `[B, *input_shape] -> [B, d]`, or `[B, T, d]`; it may have no parameters.
+      head: `[B, d] -> outputs`, or `[B, T, d] -> outputs`.
       input_shape: of one example.
+      reads_ids: whether inputs are ids, int32.
+      tied: where the body keeps an array that the head takes as second argument, such as an
+        embedding; it stays the body's.
 
     Raises:
       UserError: a module keeps arrays that are no parameters.
     """
-    network = Split(body, head)
-    types = layer_types(network, input_shape)
+    network = Split(body, head, tied)
+
+    def example():
+        return jnp.zeros((1, *input_shape), jnp.int32 if reads_ids else None)
+
+    types = layer_types(network, jax.eval_shape(example))
     norms = {path for path, kind in types.items() if issubclass(kind, NORMALIZATION)}
     watchers = [path for path, kind in types.items() if issubclass(kind, BatchNorm)]
     watching = {path[0] for path in watchers}
 
     def init(key):
-        return network.init(key, jnp.zeros((1, *input_shape)))["params"]
+        return network.init(key, example())["params"]
 
     def variables(parameters, part, mask):
         """What flax wants for one part: its arrays and, in training, the mask at each BatchNorm."""
@@ -114,7 +142,8 @@ def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) ->
         return body.apply(variables(parameters, "body", mask), inputs)
 
     def apply_head(parameters, features, mask=None):
-        return head.apply(variables(parameters, "head", mask), features)
+        arrays = [_at(tied, parameters["body"])] if tied else []
+        return head.apply(variables(parameters, "head", mask), features, *arrays)
 
     def observe(parameters, inputs, mask):
         if not watching <= set(parameters):
@@ -128,16 +157,16 @@ def from_flax(body: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) ->
             seen.update({part: state["observed"]} if part in watching else {})
         return seen
 
-    def features_of_one():
-        return features(init(jax.random.key(0)), jnp.zeros((1, *input_shape)))
+    of_one = jax.eval_shape(lambda: features(init(jax.random.key(0)), example()))
 
     return Model(
         init=init,
         features=features,
         head=apply_head,
         is_head=lambda path: path[0] == "head",
-        num_features=jax.eval_shape(features_of_one).shape[1],
+        num_features=of_one.shape[1] if len(of_one.shape) == 2 else 0,
         layers=tuple(types),
         is_norm=lambda path: path[:-1] in norms,
         observe=observe if watchers else None,
+        reads_ids=reads_ids,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pfljax import data, models
+from pfljax import data
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Algorithm, LocalTraining, Task
 from pfljax.data import FederatedDataset, Split
@@ -26,6 +26,7 @@ from pfljax.engine.start import build_start
 from pfljax.errors import UserError
 from pfljax.training import checkpoint, optimizers, runtime
 from pfljax.training import config as config_lib
+from pfljax.training.tasks import build_task
 
 
 class Experiment(NamedTuple):
@@ -72,30 +73,6 @@ def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
     settings = {**config.data}
     settings["options"] = {**config.data.options.get(config.data.name, {})}
     return data.load(**settings)
-
-
-def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
-    """Makes the config's model for a data set."""
-    config_lib.require_known("model", config.model.name, models.MODELS)
-    if dataset.task != "classification" or dataset.vocabulary:
-        kind = "token ids" if dataset.vocabulary else f"a {dataset.task}"
-        raise UserError(
-            f"{dataset.name} is {kind}, and no model here takes that yet; "
-            "name a data set of measured inputs and classes."
-        )
-    shape = dataset.inputs.shape[1:]
-    factory = models.MODELS[config.model.name]
-    arguments = {name: value for name, value in config.model.items() if name != "name"}
-    for name in arguments:
-        config_lib.require_known(
-            f"argument of the model {config.model.name}",
-            name,
-            list(inspect.signature(factory).parameters)[2:],
-        )
-    model = factory(shape, dataset.num_classes, **arguments)
-    return models.classification(
-        model, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std
-    )
 
 
 def build_local_training(config: ml_collections.ConfigDict, task: Task) -> LocalTraining:

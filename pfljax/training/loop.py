@@ -226,7 +226,9 @@ def _resumed(
 
 
 def _mean_scores(runs: list[_Run]) -> dict[str, float]:
-    scores = [result.scores(run.rows[-1]) for run in runs if not run.diverged]
+    scores = [
+        result.scores(run.rows[-1], run.experiment.task.score) for run in runs if not run.diverged
+    ]
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
 

@@ -36,7 +36,8 @@ class Column(NamedTuple):
     Attributes:
       title: its heading.
       path: where the number stands in `result.json`.
-      unit: of the number shown: '%', 'ms' or 'kB'.
+      unit: of the number shown, such as '%', 'ms' or 'kB'; for a score that is no accuracy, its
+        name.
       scale: factor from the stored unit to the shown one.
     """
 
@@ -46,12 +47,14 @@ class Column(NamedTuple):
     scale: float
 
 
-COLUMNS = (
-    Column("personal", ("personal_accuracy", "last"), "%", 100),
-    Column("validated", ("personal_accuracy", "at_best_validation"), "%", 100),
-    Column("worst tenth", ("personal_accuracy", "worst_decile"), "%", 100),
-    Column("unseen", ("personal_accuracy", "unseen_last"), "%", 100),
-    Column("global", ("global_accuracy", "last"), "%", 100),
+_SCORES = (
+    ("personal", "personal", "last"),
+    ("validated", "personal", "at_best_validation"),
+    ("worst tenth", "personal", "worst_decile"),
+    ("unseen", "personal", "unseen_last"),
+    ("global", "global", "last"),
+)
+_COSTS = (
     Column("round", ("seconds_per_round",), "ms", 1000),
     Column("up", ("upload_bytes",), "kB", 1e-3),
     Column("down", ("download_bytes",), "kB", 1e-3),
@@ -64,6 +67,33 @@ EXPLANATION = (
     "that never trained with the others; global: of the global model. round: median time of one; "
     "up, down: what a client sends and receives in a round."
 )
+
+
+def score_of(runs: dict[str, list[Run]]) -> str:
+    """Returns the metric by which runs are compared, which all of them share."""
+    return next(iter(runs.values()))[0].result.get("score_name", "accuracy")
+
+
+def explanation(runs: dict[str, list[Run]]) -> str:
+    """Returns what the columns mean."""
+    score = score_of(runs)
+    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse)"}
+    return EXPLANATION.replace("accuracies", names.get(score, score))
+
+
+def scores_of(result: dict[str, Any], model: str) -> dict[str, float | None] | None:
+    """Returns the scores in `result.json` of the 'personal' or 'global' model, if there is one."""
+    return result.get(f"{model}_accuracy", result.get(f"{model}_score"))
+
+
+def shown(score: str, value: float) -> str:
+    """Returns a score as text.
+
+    Example:
+      >>> shown("accuracy", 0.8125), shown("mse", 0.8125)
+      ('accuracy 81.25%', 'mse 0.8125')
+    """
+    return f"{score} {value:.2%}" if score == "accuracy" else f"{score} {value:.4g}"
 
 
 def read_run(directory: pathlib.Path) -> Run:
@@ -91,15 +121,20 @@ def _values(runs: Sequence[Run], column: Column) -> list[float] | None:
 
 def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
     """Returns the columns in which at least one method has a number."""
+    score = score_of(runs)
+    key, unit, scale = ("accuracy", "%", 100) if score == "accuracy" else ("score", score, 1)
+    scores = [
+        Column(title, (f"{model}_{key}", field), unit, scale) for title, model, field in _SCORES
+    ]
     return [
         column
-        for column in COLUMNS
+        for column in (*scores, *_COSTS)
         if any(_values(seeds, column) is not None for seeds in runs.values())
     ]
 
 
 def cell(runs: Sequence[Run], column: Column) -> str:
-    """Returns a method's entry: the mean over seeds and, for accuracies, the standard deviation.
+    """Returns a method's entry: the mean over seeds and, for scores, the standard deviation.
 
     The deviation is the sample's (n - 1), for two seeds or more.
     """
@@ -107,9 +142,10 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     if values is None:
         return "-"
     mean = np.mean(values) * column.scale
-    if column.unit == "%" and len(values) > 1:
-        return f"{mean:.2f} ± {np.std(values, ddof=1) * column.scale:.2f}"
-    return f"{mean:.2f}" if column.unit == "%" else f"{mean:.4g}"
+    form = ".2f" if column.unit == "%" else ".4g"
+    if column in _COSTS or len(values) == 1:
+        return f"{mean:{form}}"
+    return f"{mean:{form}} ± {np.std(values, ddof=1) * column.scale:{form}}"
 
 
 def heading(column: Column) -> str:
@@ -152,7 +188,7 @@ def write_markdown(
         for method, seeds in runs.items()
     ]
     shown = [f"\n![{pathlib.Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
-    path.write_text("\n".join([*lines, "", EXPLANATION, *shown, ""]))
+    path.write_text("\n".join([*lines, "", explanation(runs), *shown, ""]))
 
 
 def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
@@ -178,21 +214,28 @@ def _colors(count: int):
     return [palette(index % palette.N) for index in range(count)]
 
 
+def _axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
+    """The score on an axis, the factor from stored to shown numbers, and their unit."""
+    score = score_of(runs)
+    return (score, 100, " (%)") if score == "accuracy" else (score, 1, "")
+
+
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test accuracy against rounds: a line per method, a band of one deviation over seeds."""
-    key = "personal/test_accuracy_weighted"
+    """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
+    score, factor, unit = _axis(runs)
+    key = f"personal/test_{score}_weighted"
     picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = picture.subplots()
     for (method, seeds), color in zip(runs.items(), _colors(len(runs)), strict=True):
         rounds = [row["round"] for row in seeds[0].rows]
-        curves = 100 * np.array([[row[key] for row in run.rows] for run in seeds])
+        curves = factor * np.array([[row[key] for row in run.rows] for run in seeds])
         mean = curves.mean(axis=0)
         axes.plot(rounds, mean, label=method, color=color, linewidth=1.8)
         if len(seeds) > 1:
             std = curves.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
     axes.set_xlabel("round")
-    axes.set_ylabel("test accuracy of the personalized models (%)")
+    axes.set_ylabel(f"test {score} of the personalized models{unit}")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -202,25 +245,27 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws, for each method, one point per client and seed, and the quartiles across them."""
+    score, factor, unit = _axis(runs)
     picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)
     for place, (seeds, color) in enumerate(
         zip(runs.values(), _colors(len(runs)), strict=True), start=1
     ):
-        accuracy = 100 * np.concatenate([run.clients["personal_test_accuracy"] for run in seeds])
-        accuracy = accuracy[np.isfinite(accuracy)]
+        key = f"personal_test_{score}"
+        values = factor * np.concatenate([run.clients[key] for run in seeds])
+        values = values[np.isfinite(values)]
         axes.boxplot(
-            accuracy,
+            values,
             positions=[place],
             widths=0.55,
             showfliers=False,
             medianprops={"color": "black"},
         )
-        places = place + scatter.uniform(-0.18, 0.18, len(accuracy))
-        axes.plot(places, accuracy, ".", color=color, alpha=0.6, markersize=5)
+        places = place + scatter.uniform(-0.18, 0.18, len(values))
+        axes.plot(places, values, ".", color=color, alpha=0.6, markersize=5)
     axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
-    axes.set_ylabel("test accuracy of each client (%)")
+    axes.set_ylabel(f"test {score} of each client{unit}")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)

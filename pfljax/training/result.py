@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pfljax import metrics
-from pfljax.core import FederatedState
+from pfljax.core import FederatedState, Task
 from pfljax.data import Split
 from pfljax.engine import traffic
 from pfljax.training import runtime
@@ -36,14 +36,15 @@ def metrics_row(
     row: dict[str, Any] = {"round": done}
     for name, values in history.items():
         row[f"train/{name}"] = float(np.mean(values))
+    task = experiment.task
     for model in evaluation:
         for split in ("test", "validation"):
             seen, unseen = _summaries(experiment, evaluation, model, split)
             for who, summary in (("", seen), ("unseen_", unseen)):
                 if summary is not None:
                     for field, value in summary._asdict().items():
-                        row[f"{model}/{who}{split}_accuracy_{field}"] = value
-            count = max(1, _sizes(experiment, split).sum())
+                        row[f"{model}/{who}{split}_{task.score}_{field}"] = value
+            count = max(1, _counts(experiment, evaluation, model, split).sum())
             row[f"{model}/{split}_loss"] = float(evaluation[model][split]["loss"].sum() / count)
     return row
 
@@ -55,33 +56,45 @@ def _evaluated(experiment: Experiment) -> np.ndarray:
     return experiment.eval_ids
 
 
-def _sizes(experiment: Experiment, split: str) -> np.ndarray:
-    """How many examples of a split each of these clients has."""
-    return getattr(experiment.dataset, split).sizes[_evaluated(experiment)]
+def _counts(experiment: Experiment, evaluation, model: str, split: str) -> np.ndarray:
+    """Over how many examples, or whatever the task counts, each of these clients' sums are."""
+    sizes = getattr(experiment.dataset, split).sizes[_evaluated(experiment)]
+    return np.asarray(evaluation[model][split].get("count", sizes))
 
 
 def _summaries(experiment: Experiment, evaluation, model: str, split: str):
-    """The accuracy of the participants, and of the unseen clients."""
-    sums = evaluation[model][split]["accuracy"]
-    sizes = _sizes(experiment, split)
+    """The score of the participants, and of the unseen clients."""
+    task = experiment.task
+    sums = evaluation[model][split][task.score]
+    counts = _counts(experiment, evaluation, model, split)
     seen = _evaluated(experiment) < experiment.dataset.num_participants
-    return metrics.summarize(sums[seen], sizes[seen]), metrics.summarize(sums[~seen], sizes[~seen])
+    return [
+        metrics.summarize(sums[some], counts[some], more_is_better=task.more_is_better)
+        for some in (seen, ~seen)
+    ]
 
 
-def scores(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row that a progress bar shows."""
+def scores(row: dict[str, Any], score: str) -> dict[str, float]:
+    """Returns the numbers of a row that a progress bar shows.
+
+    Args:
+      row: of `metrics.jsonl`.
+      score: the task's.
+    """
     return {
-        model: row[f"{model}/test_accuracy_weighted"]
+        model: row[f"{model}/test_{score}_weighted"]
         for model in ("personal", "global")
-        if f"{model}/test_accuracy_weighted" in row
+        if f"{model}/test_{score}_weighted" in row
     }
 
 
-def _accuracy(rows: list[dict[str, Any]], model: str) -> dict[str, float | None] | None:
-    """The accuracies of `result.json`, from the rows alone, so that resuming changes nothing."""
+def _over_rounds(
+    task: Task, rows: list[dict[str, Any]], model: str
+) -> dict[str, float | None] | None:
+    """The scores of `result.json`, from the rows alone, so that resuming changes nothing."""
 
     def summary(row, name):
-        prefix = f"{model}/{name}_accuracy_"
+        prefix = f"{model}/{name}_{task.score}_"
         if f"{prefix}weighted" not in row:
             return None
         return metrics.Summary(**{field: row[prefix + field] for field in metrics.Summary._fields})
@@ -89,7 +102,8 @@ def _accuracy(rows: list[dict[str, Any]], model: str) -> dict[str, float | None]
     if summary(rows[-1], "test") is None:
         return None
     return metrics.over_rounds(
-        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test"))
+        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test")),
+        more_is_better=task.more_is_better,
     )
 
 
@@ -104,7 +118,9 @@ def summarize(
       rows: of `metrics.jsonl`.
       clock: that ran the programs.
     """
-    config, dataset = experiment.config, experiment.dataset
+    config, dataset, task = experiment.config, experiment.dataset, experiment.task
+    # Accuracies have a key of their own, which readers of old results know.
+    key = "accuracy" if task.score == "accuracy" else "score"
     if experiment.population is None:
         one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
         examples = experiment.examples
@@ -123,8 +139,10 @@ def summarize(
         "cohort_size": experiment.plan.size,
         "num_devices": len(experiment.devices),
         "platform": experiment.devices[0].device_kind,
-        "personal_accuracy": _accuracy(rows, "personal"),
-        "global_accuracy": _accuracy(rows, "global"),
+        "score_name": task.score,
+        "more_is_better": task.more_is_better,
+        f"personal_{key}": _over_rounds(task, rows, "personal"),
+        f"global_{key}": _over_rounds(task, rows, "global"),
         "seconds_compile": clock.compile_seconds,
         "seconds_per_round": clock.seconds_per_round,
         "seconds_per_evaluation": clock.seconds_per_evaluation,
@@ -154,8 +172,11 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
     }
     for model, splits in evaluation.items():
         for split, sums in splits.items():
-            sizes = _sizes(experiment, split)
+            counts = _counts(experiment, evaluation, model, split)
             for name, values in sums.items():
-                mean = np.divide(values, sizes, out=np.full(len(sizes), math.nan), where=sizes > 0)
+                if name == "count":
+                    continue
+                missing = np.full(len(counts), math.nan)
+                mean = np.divide(values, counts, out=missing, where=counts > 0)
                 arrays[f"{model}_{split}_{name}"] = mean
     np.savez_compressed(path, **arrays)

@@ -11,6 +11,7 @@ from pfljax.models.convolution import (
     by_minimal_filtering,
     by_patches,
     convolution,
+    depthwise,
     patches,
     product,
 )
@@ -54,6 +55,33 @@ def test_outputs_and_both_gradients_are_those_of_a_convolution(form, shape, kern
     cotangent = jax.random.normal(jax.random.key(1), y.shape)
     for ours, theirs in zip(back(cotangent), plain_back(cotangent), strict=True):
         near(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("depth", [1, 8])
+def test_padding_and_strides_are_those_of_a_convolution(size, strides, depth):
+    x, kernel = draw((2, 8, 7, depth), (size, size, depth, 8))
+    half = size // 2
+    settled = {"window_strides": (strides, strides), "padding": ((half, half), (half, half))}
+    y, back = jax.vjp(functools.partial(convolution, padding="SAME", strides=strides), x, kernel)
+    expected, plain_back = jax.vjp(functools.partial(plain, **settled), x, kernel)
+    near(y, expected)
+    for ours, theirs in zip(back(jnp.sin(y)), plain_back(jnp.sin(y)), strict=True):
+        near(ours, theirs)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_each_channel_by_itself_is_a_grouped_convolution(strides):
+    x, kernel = draw((2, 6, 7, 5), (3, 3, 1, 5))
+    settled = {"window_strides": (strides, strides), "padding": ((1, 1), (1, 1))}
+    grouped = functools.partial(plain, feature_group_count=5, **settled)
+    ours = functools.partial(depthwise, padding="SAME", strides=strides)
+    y, back = jax.vjp(ours, x, kernel[:, :, 0])
+    expected, plain_back = jax.vjp(grouped, x, kernel)
+    near(y, expected)
+    for own, theirs in zip(back(jnp.sin(y)), plain_back(jnp.sin(y)), strict=True):
+        near(own, theirs.reshape(own.shape))
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -108,10 +136,12 @@ def test_product_has_the_gradient_of_a_matrix_product(shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, plain)
 
 
-@pytest.mark.parametrize("channels", [1, 16])
-def test_no_grouped_convolution_under_vmap(channels):
+@pytest.mark.parametrize(
+    "layer, channels",
+    [(Conv(8, 3), 1), (Conv(8, 3), 16), (Conv(8, 1), 16), (Conv(8, 3, "SAME", 2), 16)],
+)
+def test_no_grouped_convolution_under_vmap(layer, channels):
     images = jnp.ones((3, 2, 8, 8, channels))
-    layer = Conv(8, 3)
     parameters = jax.vmap(lambda key: layer.init(key, images[0]))(
         jax.random.split(jax.random.key(0), 3)
     )

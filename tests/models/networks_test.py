@@ -10,26 +10,65 @@ import pytest
 from pfljax import core, models
 from pfljax.core import Batch
 from pfljax.errors import UserError
-from pfljax.models.layers import BatchNorm, Dense, max_pool
+from pfljax.models.layers import BatchNorm, Dense, max_pool, max_pool_time
 
-COUNTS = {
-    ("logistic", (28, 28, 1), 10): (7_850, 7_850),
-    ("mlp", (28, 28, 1), 10): (79_510, 1_010),
-    ("mlp_bn", (28, 28, 1), 10): (79_910, 1_010),
-    ("cnn", (28, 28, 1), 10): (582_026, 5_130),
-    ("cnn", (32, 32, 3), 10): (878_538, 5_130),
-    ("cnn", (32, 32, 3), 100): (924_708, 51_300),
-}
+IMAGE, CHARACTERS, NEWS = (32, 32, 3), {"vocabulary": 90}, {"vocabulary": 32000}
+RATINGS = {"vocabulary": (610, 9724)}
+WORDS = {"vocabulary": 10000, "embedding": 96, "widths": (670,)}
+
+# Name, shape, outputs, arguments; entries of all arrays, those of the head, features.
+COUNTS = [
+    ("logistic", (28, 28, 1), 10, {}, 7_850, 7_850, 784),
+    ("mlp", (28, 28, 1), 10, {}, 79_510, 1_010, 100),
+    ("mlp_bn", (28, 28, 1), 10, {}, 79_910, 1_010, 100),
+    ("amazon_mlp", (5000,), 2, {}, 5_551_802, 202, 100),
+    ("har_cnn", (128, 9), 6, {}, 2_253_958, 3_078, 512),
+    ("cnn", (28, 28, 1), 10, {}, 582_026, 5_130, 512),
+    ("cnn", IMAGE, 10, {}, 878_538, 5_130, 512),
+    ("cnn", IMAGE, 100, {}, 924_708, 51_300, 512),
+    ("cnn", (64, 64, 3), 200, {}, 5_694_600, 102_600, 512),
+    ("leaf_cnn", (28, 28, 1), 62, {}, 6_603_710, 127_038, 2048),
+    ("simple_cnn", IMAGE, 10, {}, 1_626_442, 1_290, 128),
+    ("simple_cnn", (28, 28, 1), 62, {}, 1_206_590, 7_998, 128),
+    ("lenet", (28, 28, 1), 10, {}, 61_706, 850, 84),
+    ("lenet", IMAGE, 10, {}, 62_006, 850, 84),
+    ("resnet8", IMAGE, 10, {}, 78_042, 650, 64),
+    ("resnet8", IMAGE, 10, {"norm": "batch"}, 78_714, 650, 64),
+    ("resnet10", IMAGE, 10, {}, 4_903_242, 5_130, 512),
+    ("resnet18", IMAGE, 10, {}, 11_173_962, 5_130, 512),
+    ("mobilenet_v2", IMAGE, 10, {}, 2_236_682, 12_810, 1280),
+    ("vit", IMAGE, 10, {}, 809_098, 1_290, 128),
+    ("fasttext", (200,), 4, NEWS, 1_025_188, 132, 32),
+    ("textcnn", (200,), 4, NEWS, 4_251_104, 1_204, 300),
+    ("transformer", (200,), 4, NEWS, 4_493_316, 516, 128),
+    ("lstm", (80,), 90, CHARACTERS, 820_522, 23_130, 256),
+    ("lstm_lm", (80,), 90, CHARACTERS, 820_522, 23_130, 0),
+    ("lstm_lm", (20,), 10_000, WORDS, 9_725_560, 6_710_000, 0),
+    ("transformer_lm", (80,), 90, CHARACTERS, 418_650, 346, 0),
+    ("matrix_factorization", (2,), 1, RATINGS, 165_325, 17, 17),
+    ("matrix_factorization", (2,), 1, RATINGS | {"user_table": True}, 175_696, 18, 17),
+]
 
 
-@pytest.mark.parametrize("name, shape, classes", COUNTS)
-def test_parameter_counts_of_model_and_head(name, shape, classes):
-    model = models.MODELS[name](shape, classes)
+@pytest.mark.parametrize("name, shape, outputs, arguments, total, head, features", COUNTS)
+def test_parameter_counts_of_model_and_head(name, shape, outputs, arguments, total, head, features):
+    factory = models.MODELS[name]
+    model = factory(shape, outputs, **arguments)
     parameters = jax.eval_shape(model.init, jax.random.key(0))
     paths = jax.tree_util.tree_leaves_with_path(parameters)
-    total = sum(leaf.size for _, leaf in paths)
-    head = sum(leaf.size for path, leaf in paths if model.is_head(tuple(k.key for k in path)))
-    assert (total, head) == COUNTS[name, shape, classes]
+    of_head = [leaf.size for path, leaf in paths if model.is_head(tuple(k.key for k in path))]
+    assert (sum(leaf.size for _, leaf in paths), sum(of_head)) == (total, head)
+    assert model.num_features == features
+    # No layer's path may begin another's: a path says which arrays are its own.
+    for path in model.layers:
+        assert not any(other[: len(path)] == path for other in model.layers if other != path)
+
+
+def test_every_model_has_a_count_which_its_docstring_tells():
+    assert {row[0] for row in COUNTS} == set(models.MODELS)
+    for name, factory in models.MODELS.items():
+        counts = [f"{row[4]:,}" for row in COUNTS if row[0] == name]
+        assert any(count in factory.__doc__ for count in counts), name
 
 
 def test_initialization_is_uniform_within_one_over_the_root_of_fan_in():
@@ -101,17 +140,38 @@ def test_loss_and_gradient_equal_plain_flax_also_with_weights_per_client():
     )
 
 
-def test_features_and_head_make_the_prediction():
-    for name in models.MODELS:
-        model = models.MODELS[name]((28, 28, 1), 10)
-        task = models.classification(model, num_classes=10)
-        parameters = model.init(jax.random.key(0))
-        images = jnp.ones((2, 28, 28, 1))
-        features = task.features(parameters, images)
-        assert features.ndim == 2
-        np.testing.assert_array_equal(
-            task.head(parameters, features), task.predict(parameters, images)
-        )
+# Small enough to run, of each the shape, the outputs and the arguments.
+TINY = {
+    "logistic": ((5,), 3, {}),
+    "mlp": ((5,), 3, {"widths": (4,)}),
+    "mlp_bn": ((5,), 3, {"widths": (4,)}),
+    "har_cnn": ((12, 2), 3, {"features": (4, 4), "size": 3, "widths": (5,)}),
+    "lenet": ((12, 13, 1), 3, {}),
+    "resnet8": ((6, 5, 1), 3, {}),
+    "vit": ((8, 4, 1), 3, {"width": 8, "layers": 1, "heads": 2}),
+    "fasttext": ((6,), 3, {"vocabulary": 7, "width": 4}),
+    "textcnn": ((6,), 3, {"vocabulary": 7, "width": 4, "features": 3}),
+    "transformer": ((6,), 3, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2}),
+    "lstm": ((6,), 3, {"vocabulary": 7, "embedding": 3, "widths": (4, 5)}),
+    "lstm_lm": ((6,), 7, {"vocabulary": 7, "embedding": 3, "widths": (4, 5)}),
+    "transformer_lm": ((6,), 7, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2}),
+    "matrix_factorization": ((2,), 1, {"vocabulary": (4, 7), "width": 3}),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_features_and_head_make_the_prediction(name):
+    shape, outputs, arguments = TINY[name]
+    model = models.MODELS[name](shape, outputs, **arguments)
+    task = models.classification(model, num_classes=outputs)
+    parameters = model.init(jax.random.key(0))
+    dtype = jnp.int32 if model.reads_ids else jnp.float32
+    inputs = jnp.ones((2, *shape), dtype)
+    features = task.features(parameters, inputs)
+    assert features.ndim == (2 if model.num_features else 3)
+    out = task.predict(parameters, inputs)
+    assert out.shape == (*features.shape[:-1], outputs)
+    np.testing.assert_array_equal(task.head(parameters, features), out)
 
 
 def test_pooling_sends_the_gradient_to_the_first_of_equal_entries():
@@ -128,6 +188,12 @@ def test_pooling_sends_the_gradient_to_the_first_of_equal_entries():
         for pool in (max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     )
     np.testing.assert_allclose(ours, plain, rtol=1e-6)
+
+
+def test_pooling_leaves_a_last_row_without_a_partner_out():
+    draw = jax.random.normal(jax.random.key(0), (2, 7, 5, 3))
+    np.testing.assert_array_equal(max_pool(draw), nn.max_pool(draw, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(max_pool_time(draw[:, 0]), nn.max_pool(draw[:, 0], (2,), (2,)))
 
 
 class PlainNet(nn.Module):

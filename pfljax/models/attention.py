@@ -1,0 +1,243 @@
+"""Transformers: the blocks, an encoder of texts, a language model, and one of images."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.errors import UserError
+from pfljax.models.ids import PADDING, Embedding, masked_mean, require_text
+from pfljax.models.layers import Dense, Offset
+from pfljax.models.model import Model, from_flax
+
+# So low that no weight is left, and no infinity that could become NaN where all are barred.
+_BARRED = -1e9
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: `[B, T, d] -> [B, T, d]`.
+
+    Attributes:
+      heads: among which `d` is divided.
+      causal: whether a position sees only itself and earlier ones.
+    """
+
+    heads: int
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        batch, steps, width = x.shape
+        projected = Dense(3 * width)(x).reshape(batch, steps, 3, self.heads, width // self.heads)
+        query, key, value = (projected[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (width // self.heads) ** -0.5
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, _BARRED)
+        if self.causal:
+            scores = jnp.where(np.tri(steps, dtype=bool), scores, _BARRED)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), value)
+        return Dense(width)(mixed.reshape(batch, steps, width))
+
+
+class Blocks(nn.Module):
+    """Attention and a two-layer network in turn, each normalized before and added to its input.
+
+    `[B, T, d] -> [B, T, d]`.
+
+    Attributes:
+      layers: how often.
+      heads: of each attention.
+      causal: whether a position sees only itself and earlier ones.
+    """
+
+    layers: int
+    heads: int
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        for _ in range(self.layers):
+            x = x + Attention(self.heads, self.causal)(nn.LayerNorm(epsilon=1e-5)(x), mask)
+            hidden = Dense(4 * width)(nn.LayerNorm(epsilon=1e-5)(x))
+            x = x + Dense(width)(nn.gelu(hidden))
+        return x
+
+
+class TextEncoder(nn.Module):
+    """Embeddings and sines of positions, blocks, and the mean over tokens: `[B, T] -> [B, width]`.
+
+    Attributes:
+      vocabulary: ids, the padding included.
+      width: of all layers, `d`.
+      layers: see `Blocks`.
+      heads: likewise.
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        real = ids != PADDING
+        x = Embedding(self.vocabulary, self.width)(ids)
+        x = x + jnp.asarray(_sines(ids.shape[1], self.width), x.dtype)
+        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(x, real))
+        return masked_mean(x, real)
+
+
+def transformer(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    vocabulary: int,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+) -> Model:
+    """Transformer encoder of texts that sees tokens and no padding: `[B, T] -> [B, width]`.
+
+    Normalized before attention and after the last block, the mean over tokens.
+    32,000 ids, 4 classes: 4,493,316 parameters, 4,096,000 of them the embedding.
+
+    References:
+      Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin, "Attention Is All You
+      Need", 2017, https://arxiv.org/abs/1706.03762.
+    """
+    require_text("transformer", input_shape, vocabulary)
+    _require_divisible("transformer", width, heads)
+    body = TextEncoder(vocabulary, width, layers, heads)
+    return from_flax(body, Dense(num_classes), input_shape, reads_ids=True)
+
+
+class Decoder(nn.Module):
+    """Embeddings of tokens and positions, and causal blocks: `[B, T] -> [B, T, width]`.
+
+    Attributes: as of `TextEncoder`.
+    """
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        small = nn.initializers.normal(0.02)
+        x = Embedding(self.vocabulary, self.width, small, name="tokens")(ids)
+        x = Offset(2, small, name="positions")(x)
+        return Blocks(self.layers, self.heads, causal=True)(x)
+
+
+class TiedOutputs(nn.Module):
+    """Normalization, and products with the embeddings: `[B, T, d] -> [B, T, vocabulary]`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        x = nn.LayerNorm(epsilon=1e-5)(x)
+        return Offset(1, name="bias")(x @ embedding.T)
+
+
+def transformer_lm(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    vocabulary: int,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+) -> Model:
+    """Decoder-only language model, whose outputs at t depend on tokens up to t.
+
+    `[B, T] -> [B, T, width] -> [B, T, vocabulary]`. The body's embedding is the matrix of the
+    outputs as well; of the head's own are the last normalization and a bias for each token, so that
+    a personal head knows how often its client uses each.
+    Characters, T = 80, 90 ids: 418,650 parameters.
+
+    References:
+      Radford, Wu, Child, Luan, Amodei, Sutskever, "Language Models are Unsupervised Multitask
+      Learners", 2019.
+      Press, Wolf, "Using the Output Embedding to Improve Language Models", 2017,
+      https://arxiv.org/abs/1608.05859.
+    """
+    require_text("transformer_lm", input_shape, vocabulary)
+    _require_divisible("transformer_lm", width, heads)
+    if num_classes != vocabulary:
+        raise UserError(
+            f"The model transformer_lm predicts its own {vocabulary} tokens, and {num_classes} "
+            "classes are asked for; name another model, such as transformer."
+        )
+    body = Decoder(vocabulary, width, layers, heads)
+    tied = ("tokens", "embedding")
+    return from_flax(body, TiedOutputs(), input_shape, reads_ids=True, tied=tied)
+
+
+class ImageEncoder(nn.Module):
+    """Patches as tokens, positions, blocks, and the mean: `[B, H, W, c] -> [B, width]`.
+
+    Attributes:
+      patch: height and width of a patch.
+      width: of all layers.
+      layers: see `Blocks`.
+      heads: likewise.
+    """
+
+    patch: int
+    width: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        down, across = height // self.patch, width // self.patch
+        x = x.reshape(batch, down, self.patch, across, self.patch, channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
+        x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
+        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(x))
+        return jnp.mean(x, axis=1)
+
+
+def vit(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    patch: int = 4,
+    width: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+) -> Model:
+    """A small vision Transformer with the mean over patches: `[B, H, W, c] -> [B, width]`.
+
+    32x32x3, 10 classes: 809,098 parameters.
+
+    References:
+      Dosovitskiy, Beyer, Kolesnikov et al., "An Image is Worth 16x16 Words: Transformers for Image
+      Recognition at Scale", 2021, https://arxiv.org/abs/2010.11929.
+    """
+    if len(input_shape) != 3 or any(side % patch for side in input_shape[:2]):
+        raise UserError(
+            f"The model vit reads images in patches of {patch}x{patch}, and an example here has "
+            f"the shape {input_shape}; set config.model.patch to a divisor, or name another model."
+        )
+    _require_divisible("vit", width, heads)
+    body = ImageEncoder(patch, width, layers, heads)
+    return from_flax(body, Dense(num_classes), input_shape)
+
+
+def _sines(steps: int, width: int) -> np.ndarray:
+    """Sines and cosines of positions, `[steps, width]`, in wavelengths from 2 pi to 20,000 pi."""
+    rates = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angles = np.arange(steps)[:, None] * rates
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(steps, -1)[:, :width]
+
+
+def _require_divisible(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(
+            f"config.model.width is {width} and config.model.heads {heads}; the model {name} "
+            "divides its width among the heads."
+        )

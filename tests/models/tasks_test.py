@@ -1,0 +1,133 @@
+"""Losses and metrics of the tasks, with paper and pencil."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax import models
+from pfljax.core import Batch
+from pfljax.errors import UserError
+from pfljax.models.model import from_flax
+
+
+class Nothing(nn.Module):
+    """Outputs are the inputs, so that they can be chosen."""
+
+    def __call__(self, x):
+        return x
+
+
+class Scale(nn.Module):
+    """One parameter, 1, since a task without any has no dtype."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("scale", nn.initializers.ones, ())
+
+
+def identity(shape):
+    return from_flax(Nothing(), Scale(), shape)
+
+
+def score(task, batch):
+    parameters = task.init(jax.random.key(0))
+    losses = task.losses(parameters, batch, jax.random.key(0))
+    loss = task.loss(parameters, batch, jax.random.key(0))
+    return losses, loss, task.metrics(task.predict(parameters, batch.inputs), batch)
+
+
+def test_regression_is_in_standard_units_and_told_in_the_targets_own():
+    task = models.regression(identity((1,)), mean=1.0, std=2.0, target_mean=10.0, target_std=5.0)
+    inputs = jnp.array([[3.0], [1.0], [7.0]])  # standardized: 1, 0, 3, meaning 15, 10, 25
+    batch = Batch(inputs, jnp.array([20.0, 10.0, 0.0]), jnp.array([True, True, False]))
+    losses, loss, metrics = score(task, batch)
+    np.testing.assert_allclose(losses, [1, 0, 25])
+    np.testing.assert_allclose(loss, 0.5)
+    expected = {"mse": 25, "mae": 5, "loss": 1}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected)
+    assert (task.score, task.more_is_better, task.num_classes) == ("mse", False, 0)
+
+
+def test_next_token_counts_tokens_and_leaves_the_padding_out():
+    task = models.next_token(identity((3, 4)), num_classes=4)
+    logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])) * jnp.ones((3, 3, 1))
+    targets = jnp.array([[3, 1, 0], [2, 0, 0], [3, 3, 3]])
+    batch = Batch(logits, targets, jnp.array([True, True, False]))
+    losses, loss, metrics = score(task, batch)
+    expected = -np.log([(0.4 * 0.2) ** 0.5, 0.3])
+    np.testing.assert_allclose(losses[:2], expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
+    told = {"accuracy": 1, "count": 3, "loss": -np.log(0.4 * 0.2 * 0.3)}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(told)
+
+
+def test_a_text_without_targets_costs_nothing():
+    task = models.next_token(identity((2, 3)), num_classes=3)
+    batch = Batch(jnp.ones((1, 2, 3)), jnp.zeros((1, 2), jnp.int32), jnp.array([True]))
+    parameters = task.init(jax.random.key(0))
+    loss, gradient = jax.value_and_grad(task.loss)(parameters, batch, jax.random.key(0))
+    assert loss == 0 and gradient["head"]["scale"] == 0
+
+
+def test_labels_are_told_one_by_one():
+    task = models.multi_label(identity((4,)))
+    inputs = jnp.array([[2.0, -1.0, 3.0, -4.0], [1.0, 1.0, 1.0, 1.0]])
+    batch = Batch(inputs, jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]]), jnp.array([True, False]))
+    losses, loss, metrics = score(task, batch)
+    expected = np.mean(np.log1p(np.exp([-2.0, 1.0, -3.0, -4.0])))
+    np.testing.assert_allclose(losses[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert metrics["accuracy"] == 0.75
+
+
+def test_inputs_are_standardized_column_by_column_and_ids_not_at_all():
+    mean, std = np.array([1.0, 2.0]), np.array([2.0, 4.0])
+    task = models.classification(identity((2,)), num_classes=2, mean=mean, std=std)
+    out = task.predict(task.init(jax.random.key(0)), jnp.array([[3.0, 2.0]]))
+    np.testing.assert_allclose(out, [[1.0, 0.0]])
+    arguments = {"vocabulary": (3, 5), "width": 2}
+    ratings = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
+    ids = jnp.array([[0, 4], [2, 1]], jnp.int32)
+    plain, scaled = (models.regression(ratings, mean=m) for m in (0.0, 9.0))
+    parameters = plain.init(jax.random.key(0))
+    outputs = plain.predict(parameters, ids)
+    np.testing.assert_array_equal(outputs, scaled.predict(parameters, ids))
+    items, user = parameters["body"], parameters["head"]
+    vectors, biases = (items[name]["embedding"][ids[:, 1]] for name in ("vectors", "biases"))
+    np.testing.assert_allclose(outputs, vectors @ user["vector"] + biases + user["bias"], rtol=1e-5)
+
+
+def test_a_table_of_users_tells_users_apart():
+    arguments = {"vocabulary": (3, 5), "width": 2, "user_table": True}
+    model = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
+    parameters = model.init(jax.random.key(0))
+    body, ids = parameters["body"], jnp.array([[0, 4], [2, 4]], jnp.int32)
+    out = model.head(parameters, model.features(parameters, ids))
+    users = body["user_vectors"]["embedding"][ids[:, 0]]
+    items = body["items"]["vectors"]["embedding"][ids[:, 1]]
+    np.testing.assert_allclose(out[:, 0], jnp.sum(users * items, axis=1), rtol=1e-5)
+    assert out[0, 0] != out[1, 0]
+
+
+@pytest.mark.parametrize(
+    "name, shape, outputs, arguments, told",
+    [
+        ("cnn", (8, 8, 1), 10, {}, "8x8"),
+        ("cnn", (64,), 10, {}, "reads images"),
+        ("resnet8", (8, 8, 1), 10, {"norm": "layer"}, "'layer'"),
+        ("vit", (9, 8, 1), 10, {}, "4x4"),
+        ("vit", (8, 8, 1), 10, {"heads": 3}, "heads"),
+        ("har_cnn", (64,), 10, {}, "windows"),
+        ("har_cnn", (20, 3), 10, {}, "Nothing is left"),
+        ("fasttext", (5,), 3, {"vocabulary": (3, 4)}, "one vocabulary"),
+        ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
+        ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its own 9 tokens"),
+        ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
+        ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(name, shape, outputs, arguments, told):
+    with pytest.raises(UserError, match=told):
+        models.MODELS[name](shape, outputs, **arguments)
