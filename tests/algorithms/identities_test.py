@@ -386,8 +386,8 @@ def test_fedfomo_sends_the_models_of_most_affinity(fedfomo_server):
     make, server = fedfomo_server
     for client, wanted in ((0, [1, 3]), (1, [3, 0]), (3, [1, 0])):
         context = core.Context(jax.random.key(client), jnp.int32(0), jnp.int32(1), client)
-        sent = make(exploration=0.0).download(server, context)
-        assert sent.ids.tolist() == wanted and all(sent.usable)
+        _, ids, usable = make(exploration=0.0).download(server, context)
+        assert ids.tolist() == wanted and all(usable)
 
 
 def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_server):
@@ -400,11 +400,11 @@ def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_se
             context = core.Context(key, jnp.int32(round), jnp.int32(100), jnp.int32(client))
             return method.download(server, context)
 
-        sent = jax.jit(lambda keys: jax.lax.map(draw, keys))(
+        _, ids, usable = jax.jit(lambda keys: jax.lax.map(draw, keys))(
             jax.random.split(jax.random.key(1), 200)
         )
-        assert np.all(sent.usable) and not np.any(sent.ids == client)
-        return np.asarray(sent.ids)
+        assert np.all(usable) and not np.any(ids == client)
+        return np.asarray(ids)
 
     for client, exploration in ((0, 1.0), (8, 0.0)):
         ids = sent_to(client, 0, exploration=exploration)
