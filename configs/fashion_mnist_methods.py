@@ -33,6 +33,6 @@ def get_config():
     config.hparams.fedcac.tau = 0.9
     config.hparams.fedcac.beta = 2.0
     config.hparams.fedfomo.validation_share = 0.1
-    config.hparams.apple.relation_rate = 0.03
+    config.hparams.apple.relation_rate = 0.01
     config.hparams.pfedhn.rate = 0.03
     return config

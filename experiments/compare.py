@@ -82,7 +82,7 @@ def main():
 
 def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
     """Trains the seeds of each method in one program; those that stopped alike go on together."""
-    groups = collections.defaultdict(list)
+    groups, diverged = collections.defaultdict(list), []
     for name, seed in open_runs:
         groups[name, checkpoint.latest_round(places[name, seed])].append(seed)
     for (name, _), seeds in groups.items():
@@ -95,12 +95,13 @@ def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
             resume=True,
             progress=add_bar(f"{name}, {len(seeds)} seeds", built.task.score),
         )
-        for seed, result in zip(seeds, results, strict=True):
-            if result is None:
-                raise UserError(
-                    f"{name} diverged with seed {seed}; lower config.client_optimizer."
-                    "learning_rate or the method's hyper-parameters."
-                )
+        lost = [seed for seed, result in zip(seeds, results, strict=True) if result is None]
+        diverged += [f"{name} with seed {seed}" for seed in lost]
+    if diverged:
+        raise UserError(
+            f"Diverged: {', '.join(diverged)}; lower config.client_optimizer.learning_rate or the "
+            "method's hyper-parameters. All other runs are kept and need not be repeated."
+        )
 
 
 def _draw_partition(config, directory: pathlib.Path, dataset, title: str) -> list[str]:
