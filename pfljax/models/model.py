@@ -85,7 +85,8 @@ def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Mo
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(network.init, jax.random.key(0), example)
+        # Not even the key is made: that would compile, before a mistake is told.
+        variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), example)
     if others := set(variables) - {"params"}:
         raise UserError(
             f"The network keeps arrays in {sorted(others)} beside its parameters; take the layers "

@@ -82,11 +82,11 @@ def _parameters(name: str) -> list[str]:
 def _require_outputs(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
 ) -> None:
-    def outputs(key):
+    def outputs():
         example = jnp.zeros((1, *dataset.inputs.shape[1:]), dataset.inputs.dtype)
-        return task.predict(task.init(key), example)
+        return task.predict(task.init(jax.random.key(0)), example)
 
-    given = jax.eval_shape(outputs, jax.random.key(0)).shape[1:]
+    given = jax.eval_shape(outputs).shape[1:]
     if given != wanted:
         raise UserError(
             f"The model {config.model.name} answers an example by numbers of the shape {given}, "
