@@ -210,7 +210,8 @@ def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
 
 
 def _colors(count: int):
-    palette = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    """Ten colors, again and again; the styles of lines tell them apart."""
+    palette = matplotlib.colormaps["tab10"]
     return [palette(index % palette.N) for index in range(count)]
 
 
@@ -224,13 +225,19 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
     score, factor, unit = _axis(runs)
     key = f"personal/test_{score}_weighted"
-    picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
+    # The legend has a line for each method, the best first, as the lines end.
+    height = max(4.5, 0.24 * len(runs))
+    picture = figure.Figure(figsize=(7.5, height), layout="constrained")
     axes = picture.subplots()
-    for (method, seeds), color in zip(runs.items(), _colors(len(runs)), strict=True):
+    last = {method: np.mean([run.rows[-1][key] for run in seeds]) for method, seeds in runs.items()}
+    for index, ((method, seeds), color) in enumerate(
+        zip(runs.items(), _colors(len(runs)), strict=True)
+    ):
         rounds = [row["round"] for row in seeds[0].rows]
         curves = factor * np.array([[row[key] for row in run.rows] for run in seeds])
         mean = curves.mean(axis=0)
-        axes.plot(rounds, mean, label=method, color=color, linewidth=1.8)
+        style = ("-", "--", ":")[index // 10 % 3]
+        axes.plot(rounds, mean, style, label=method, color=color, linewidth=1.8)
         if len(seeds) > 1:
             std = curves.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
@@ -239,14 +246,15 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    lines = sorted(axes.get_lines(), key=lambda line: last[line.get_label()], reverse=True)
+    picture.legend(handles=lines, loc="outside right center", frameon=False)
     picture.savefig(path, dpi=150)
 
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws, for each method, one point per client and seed, and the quartiles across them."""
     score, factor, unit = _axis(runs)
-    picture = figure.Figure(figsize=(7.5, 4.5), layout="constrained")
+    picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)
     for place, (seeds, color) in enumerate(
