@@ -37,7 +37,7 @@ setuptools.setup(
         "tensorboardX>=2.6.4",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
         "dp": ["dp-accounting>=0.6", "jax-privacy>=2"],
         "peers": ["torch>=2.6"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],

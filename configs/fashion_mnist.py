@@ -19,6 +19,10 @@ def get_config(model: str = "mlp"):
     config.eval_every = 5
     config.checkpoint_every = 50
     config.seeds = (0, 1, 2)
+    config.algorithms = (
+        *("local", "fedavg", "fedavg_ft", "fedprox"),
+        *("scaffold", "ditto", "fedper", "fedrep"),
+    )
 
     config.batch_size = 10
     config.drop_remainder = True

@@ -12,7 +12,6 @@ method share one program.
 
 from __future__ import annotations
 
-import collections
 import copy
 import pathlib
 
@@ -22,8 +21,8 @@ from absl import flags
 
 from pfljax.data import statistics
 from pfljax.errors import UserError
+from pfljax.training import config as config_lib
 from pfljax.training import (
-    checkpoint,
     experiment,
     loop,
     partition_report,
@@ -31,7 +30,6 @@ from pfljax.training import (
     together,
     workdir,
 )
-from pfljax.training import config as config_lib
 
 binary.define_study()
 _VMAP_SEEDS = flags.DEFINE_bool(
@@ -59,15 +57,20 @@ def main():
         for run, place in places.items()
         if not workdir.is_finished(place, _variant(config, *run))
     ]
+    for run in open_runs:
+        workdir.check(places[run], _variant(config, *run), resume=True)
     # Every method is built before the first one runs, so that no mistake shows up after an hour.
     dataset = experiment.build_dataset(config) if open_runs else None
-    built = {
-        name: experiment.build(_variant(config, name, config.seeds[0]), dataset)
-        for name in dict.fromkeys(name for name, _ in open_runs)
-    }
+    built, examples = {}, None
+    for name in dict.fromkeys(name for name, _ in open_runs):
+        begun = [workdir.clients_per_chunk(places[run]) for run in open_runs if run[0] == name]
+        chosen = next(filter(None, begun), None)
+        variant = _variant(config, name, config.seeds[0])
+        built[name] = experiment.build(variant, dataset, examples, chosen)
+        examples = built[name].examples
     with binary.progress(config.rounds) as add_bar:
         if _VMAP_SEEDS.value:
-            _run_seeds_together(config, open_runs, places, dataset, add_bar)
+            _run_seeds_together(config, open_runs, places, built, add_bar)
         else:
             for name, seed in open_runs:
                 loop.run(
@@ -80,23 +83,25 @@ def main():
         _report(config, directory, places, dataset)
 
 
-def _run_seeds_together(config, open_runs, places, dataset, add_bar) -> None:
+def _run_seeds_together(config, open_runs, places, built, add_bar) -> None:
     """Trains the seeds of each method in one program; those that stopped alike go on together."""
-    groups, diverged = collections.defaultdict(list), []
-    for name, seed in open_runs:
-        groups[name, checkpoint.latest_round(places[name, seed])].append(seed)
-    for (name, _), seeds in groups.items():
-        configs = [_variant(config, name, seed) for seed in seeds]
-        built = together.build(configs, dataset)
-        results = loop.run_together(
-            built,
-            configs,
-            [places[name, seed] for seed in seeds],
-            resume=True,
-            progress=add_bar(f"{name}, {len(seeds)} seeds", built.task.score),
-        )
-        lost = [seed for seed, result in zip(seeds, results, strict=True) if result is None]
-        diverged += [f"{name} with seed {seed}" for seed in lost]
+    diverged = []
+    for name, alone in built.items():
+        runs = [run for run in open_runs if run[0] == name]
+        for group in together.in_step([places[run] for run in runs]):
+            configs = [_variant(config, *runs[number]) for number in group]
+            results = loop.run_together(
+                together.build(configs, alone.dataset, alone.examples, alone.clients_per_chunk),
+                configs,
+                [places[runs[number]] for number in group],
+                resume=True,
+                progress=add_bar(f"{name}, {len(group)} seeds", alone.task.score),
+            )
+            diverged += [
+                f"{name} with seed {one.seed}"
+                for one, result in zip(configs, results, strict=True)
+                if result is None
+            ]
     if diverged:
         raise UserError(
             f"Diverged: {', '.join(diverged)}; lower config.client_optimizer.learning_rate or the "

@@ -93,18 +93,23 @@ def main():
         for index, place in enumerate(places)
         if not workdir.is_finished(place, configs[index])
     ]
+    for index in todo:
+        workdir.check(places[index], configs[index], resume=True)
     if todo:
-        dataset = experiment.build_dataset(config)
-        open_configs = [configs[index] for index in todo]
-        built = together.build(open_configs, dataset)
+        dataset, examples = experiment.build_dataset(config), None
         with binary.progress(config.rounds) as add_bar:
-            loop.run_together(
-                built,
-                open_configs,
-                [places[index] for index in todo],
-                resume=True,
-                progress=add_bar(f"{config.algorithm}, {len(todo)} runs", built.task.score),
-            )
+            for group in together.in_step([places[index] for index in todo]):
+                own = [todo[number] for number in group]
+                begun = workdir.clients_per_chunk(places[own[0]])
+                built = together.build([configs[index] for index in own], dataset, examples, begun)
+                examples = built.examples
+                loop.run_together(
+                    built,
+                    [configs[index] for index in own],
+                    [places[index] for index in own],
+                    resume=True,
+                    progress=add_bar(f"{config.algorithm}, {len(own)} runs", built.task.score),
+                )
     if jax.process_index() == 0:
         _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
 

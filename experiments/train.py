@@ -12,19 +12,21 @@ from __future__ import annotations
 import binary
 from absl import flags
 
-from pfljax.training import experiment, loop, report
+from pfljax.training import experiment, loop, report, workdir
 
 binary.define_study()
 _RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, if there is one.")
 
 
 def main():
-    config, workdir = binary.study()
-    built = experiment.build(config)
+    config, directory = binary.study()
+    experiment.check(config)
+    workdir.check(directory, config, resume=_RESUME.value)
+    built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
     score = built.task.score
     with binary.progress(config.rounds) as add_bar:
         bar = add_bar(config.algorithm, score)
-        result = loop.run(built, workdir, resume=_RESUME.value, progress=bar)
+        result = loop.run(built, directory, resume=_RESUME.value, progress=bar)
     for model in ("personal", "global"):
         found = report.scores_of(result, model)
         if found is not None:
@@ -33,7 +35,7 @@ def main():
                 f"after {config.rounds} rounds, {report.shown(score, found['worst_decile'])} for "
                 "the worst tenth of the clients"
             )
-    binary.say(f"results in {workdir}")
+    binary.say(f"results in {directory}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,7 @@ def task_for(name: str) -> core.Task:
     raise reason
 
 
+@functools.cache
 def local_training(**changes) -> core.LocalTraining:
     """SGD, batches of 4, two epochs; a model with running statistics wants its `observe` too."""
     return core.LocalTraining(optax.sgd(0.1), batch_size=4, epochs=2)._replace(**changes)
@@ -92,22 +94,31 @@ def make(name: str, **hyperparameters) -> core.Algorithm:
     return ALGORITHMS[name](task, local_training(observe=task.observe), **hyperparameters)
 
 
-class Outcome(NamedTuple):
-    """What running rounds gave, on the host.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What running rounds gave, on the host; evaluations compile only where a test looks at them.
 
     Attributes:
       server: the last server state.
       clients: the clients' states, `[num_clients, ...]`.
-      untrained_scores: the evaluation before the first round.
-      scores: the evaluation after the last.
       metrics: of each round.
+      evaluate_untrained: gives the evaluation before the first round.
+      evaluate: gives that after the last.
     """
 
     server: core.PyTree
     clients: core.PyTree
-    untrained_scores: core.PyTree
-    scores: core.PyTree
     metrics: dict[str, np.ndarray]
+    evaluate_untrained: Callable[[], core.PyTree]
+    evaluate: Callable[[], core.PyTree]
+
+    @functools.cached_property
+    def untrained_scores(self) -> core.PyTree:
+        return jax.tree.map(np.asarray, self.evaluate_untrained())
+
+    @functools.cached_property
+    def scores(self) -> core.PyTree:
+        return jax.tree.map(np.asarray, self.evaluate())
 
 
 PLAN = sampling.CohortPlan(num_clients=8, size=5)
@@ -128,22 +139,20 @@ def run(
     used = jax.devices()[:devices]
     placed = mapping.replicate(data or examples(), used)
     num_rounds = np.int32(rounds)
-    state = build_start(algorithm, devices=used)(placed, jax.random.key(seed))
+    start = functools.partial(build_start(algorithm, devices=used), placed, jax.random.key(seed))
     step = build_rounds(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
     )
     evaluate = build_evaluation(
         algorithm, score or task(), batch_size=4, clients_per_chunk=chunk, devices=used
     )
-    untrained_scores = jax.tree.map(np.asarray, evaluate(state, placed, num_rounds))
-    state, metrics = step(state, placed, num_rounds, num_rounds)
-    scores = evaluate(state, placed, num_rounds)
+    state, metrics = step(start(), placed, num_rounds, num_rounds)
     return Outcome(
         server=jax.tree.map(same_on_every_device, state.server),
         clients=to_host(state, placed.num_clients).clients,
-        untrained_scores=untrained_scores,
-        scores=jax.tree.map(np.asarray, scores),
         metrics=jax.tree.map(np.asarray, metrics),
+        evaluate_untrained=lambda: evaluate(start(), placed, num_rounds),
+        evaluate=lambda: evaluate(state, placed, num_rounds),
     )
 
 

@@ -15,6 +15,7 @@ from pfljax.core import (
     table,
     tree,
 )
+from pfljax.core.client_data import Batch, ClientData
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -28,8 +29,6 @@ from pfljax.core.masks import mean_over
 from pfljax.core.messages import Weighted, mean, shares, weighted
 from pfljax.core.types import (
     Algorithm,
-    Batch,
-    ClientData,
     ClientOutput,
     ClientProfile,
     Cohort,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core import partition
-from pfljax.core.types import Batch, ClientData, Context, Model, Path, random_order
+from pfljax.core.client_data import Batch, ClientData, random_order
+from pfljax.core.types import Context, Model, Path
 
 PyTree = Any
 Objective = Callable[[Model, Batch, jax.Array], jax.Array]  # (model, batch, key) -> []

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import tree as tree_lib
+from pfljax.core.client_data import Batch, ClientData
 from pfljax.core.local import LocalTraining, for_each_batch
-from pfljax.core.types import Batch, ClientData, Cohort, Context, Model, PyTree, Task
+from pfljax.core.types import Cohort, Context, Model, PyTree, Task
 
 
 def repeat(tree: PyTree, count: int) -> PyTree:

@@ -10,104 +10,17 @@ examples in a batch, `[]` a scalar. A *model* is a nested dict of arrays.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pfljax.core.client_data import Batch, ClientData
+
 PyTree = Any
 Model = Any  # nested dict of arrays: what a client can predict with
 Path = tuple[str, ...]  # where an array stands in a model, e.g. ('head', 'kernel')
-
-
-class Batch(NamedTuple):
-    """Some examples of one client; rows whose mask is False are padding.
-
-    Attributes:
-      inputs: `[B, ...]` in the dtype in which the examples are stored.
-      targets: `[B, ...]`.
-      mask: `[B]` bool, True for a real example.
-    """
-
-    inputs: jax.Array
-    targets: jax.Array
-    mask: jax.Array
-
-
-def random_order(key: jax.Array, length: int, size: jax.Array) -> jax.Array:
-    """Returns `[length]` int32: the numbers below `size` `[]` in random order, then the others."""
-    positions = jnp.arange(length, dtype=jnp.int32)
-    # Numbers below `size` get a random rank, and the others the last one.
-    bits = jax.random.bits(key, positions.shape)
-    rank = jnp.where(positions < size, bits, jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype))
-    _, order = jax.lax.sort((rank, positions), num_keys=1, is_stable=True)
-    return order
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ClientData:
-    """A view of ONE client's examples; the arrays are shared by all clients.
-
-    Attributes:
-      inputs: `[num_examples, ...]`, every client's examples, in stored dtype.
-      targets: `[num_examples, ...]`.
-      offset: `[]` int32, the row where this client's examples begin.
-      size: `[]` int32, how many they are.
-      class_counts: `[C]` int32, how many of them carry each label.
-      max_size: the largest `size` in the population (static).
-      order: `[max_size]` int32, which example stands in each row; None for the stored order.
-    """
-
-    inputs: jax.Array
-    targets: jax.Array
-    offset: jax.Array
-    size: jax.Array
-    class_counts: jax.Array
-    max_size: int = dataclasses.field(metadata={"static": True})
-    order: jax.Array | None = None
-
-    def take(self, indices: jax.Array) -> Batch:
-        """Returns the examples at `indices` `[B]`; those outside `[0, size)` are masked."""
-        mask = (indices >= 0) & (indices < self.size)
-        rows = jnp.where(mask, indices, 0)
-        rows = self.offset + (rows if self.order is None else self.order[rows])
-        return Batch(
-            jnp.take(self.inputs, rows, axis=0, mode="clip"),
-            jnp.take(self.targets, rows, axis=0, mode="clip"),
-            mask,
-        )
-
-    def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:
-        """Returns a view of the examples `start` to `stop` only; both lie in `[0, size]`.
-
-        `class_counts` stay those of all the client's examples.
-        """
-        start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
-        if self.order is not None:
-            order = jnp.roll(self.order, -start)
-            return dataclasses.replace(self, size=stop - start, order=order)
-        return dataclasses.replace(self, offset=self.offset + start, size=stop - start)
-
-    def hold_out(self, share: float) -> tuple[ClientData, ClientData]:
-        """Returns views of the examples but for the last `share`, one at least, and of the others.
-
-        `class_counts` stay those of all the client's examples.
-        """
-        count = jnp.floor(share * self.size).astype(jnp.int32)
-        cut = self.size - jnp.clip(count, 0, jnp.maximum(self.size - 1, 0))
-        return self.rows(0, cut), self.rows(cut, self.size)
-
-    def weight(self, by_size: bool) -> jax.Array:
-        """`[]`, the client's weight in an average: its examples, or 1 for all clients alike."""
-        return jnp.where(by_size, self.size, 1)
-
-    def shuffled(self, key: jax.Array) -> ClientData:
-        """Returns a view of the training examples in a random order, the same for the same key."""
-        order = random_order(key, self.max_size, self.size)
-        return dataclasses.replace(self, order=order if self.order is None else self.order[order])
 
 
 class ClientProfile(NamedTuple):

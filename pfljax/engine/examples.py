@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.types import ClientData, ClientProfile, Population
+from pfljax.core.client_data import ClientData
+from pfljax.core.types import ClientProfile, Population
 
 
 @jax.tree_util.register_dataclass

@@ -181,6 +181,11 @@ class HostPopulation:
         fresh = table[np.maximum(ids, 0)] < 0
         return jax.device_put((fresh, clients), self._spread)
 
+    def fetch(self, table: np.ndarray, ids: np.ndarray, splits: Sequence[str], room: int) -> Share:
+        """Returns everything that a program needs of `ids` `[devices, share]`."""
+        examples = self.examples_for(ids, splits, room)
+        return Share(ids, self.sizes_of(ids), *self.clients_for(table, ids), examples)
+
     def sizes_of(self, ids: np.ndarray) -> np.ndarray:
         """Returns how many training examples clients have, 0 for nobody."""
         return np.where(ids < 0, 0, self.examples.sizes["train"][np.maximum(ids, 0)])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core.types import Cohort, FederatedState, Population, Task
-from pfljax.engine import evaluate, mapping, round, rows, sampling, start
+from pfljax.engine import evaluate, mapping, reads, round, rows, sampling, start
 from pfljax.engine.host import SHARE_AXES, HostPopulation, Share
 from pfljax.engine.host_examples import HostExamples
 
@@ -54,10 +54,7 @@ class HostStart(_OnHost):
             return start.start_server(population.algorithm, Population(sizes, counts), key)
 
         # Whoever does not read the labels of all clients is not made to count them.
-        traced = jax.make_jaxpr(server)(key, *shape).jaxpr
-        counts = traced.invars[-1]
-        read = any(counts is variable for eqn in traced.eqns for variable in eqn.invars)
-        self._reads_counts = read or any(counts is variable for variable in traced.outvars)
+        self._reads_counts = reads.arguments(jax.make_jaxpr(server)(key, *shape))[-1]
 
         def first(key, sizes, counts):
             if counts is None:
@@ -132,13 +129,9 @@ class HostRounds(_OnHost):
             drawn = [np.asarray(self._sample(key, np.int32(first + i))) for i in range(count)]
             return [np.asarray(self._deal(ids, self._of.sizes_of(ids))) for ids in drawn]
 
-    def _share(self, table: np.ndarray, ids: np.ndarray) -> Share:
-        examples = self._of.examples_for(ids, ("train",), self._room)
-        return Share(ids, self._of.sizes_of(ids), *self._of.clients_for(table, ids), examples)
-
     def compile(self, state: FederatedState, examples, num_rounds, rounds_now) -> Any:
         (ids,) = self._cohorts(state.key, int(state.round), 1)
-        share = self._share(state.clients[0], ids)
+        share = self._of.fetch(state.clients[0], ids, ("train",), self._room)
         return self.program.compile(
             state._replace(clients=()), self._of.initial_server, share, num_rounds
         )
@@ -231,12 +224,8 @@ class HostEvaluation(_OnHost):
         fill = -len(ids) % (shape[1] * shape[2])
         return list(np.pad(ids, (0, fill), constant_values=-1).reshape(shape))
 
-    def _share(self, table: np.ndarray, ids: np.ndarray) -> Share:
-        examples = self._of.examples_for(ids, _ALL, self._room)
-        return Share(ids, self._of.sizes_of(ids), *self._of.clients_for(table, ids), examples)
-
     def compile(self, state: FederatedState, examples, num_rounds) -> Any:
-        share = self._share(state.clients[0], self._parts()[0])
+        share = self._of.fetch(state.clients[0], self._parts()[0], _ALL, self._room)
         return self.program.compile(
             state._replace(clients=()), self._of.initial_server, share, num_rounds
         )
@@ -245,11 +234,11 @@ class HostEvaluation(_OnHost):
         table, state = state.clients[0], state._replace(clients=())
         parts, found = self._parts(), []
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            coming = thread.submit(self._share, table, parts[0])
+            coming = thread.submit(self._of.fetch, table, parts[0], _ALL, self._room)
             for later in [*parts[1:], None]:
                 share = coming.result()
                 if later is not None:
-                    coming = thread.submit(self._share, table, later)
+                    coming = thread.submit(self._of.fetch, table, later, _ALL, self._room)
                 scores = self.program(state, self._of.initial_server, share, num_rounds)
                 found.append(jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1), scores))
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pfljax.core import tree
 from pfljax.core.types import Algorithm, Cohort, Context, Uploads
+from pfljax.engine import reads
 from pfljax.engine.examples import Examples
 
 
@@ -49,14 +50,11 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
     program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
         received, client, jnp.int32(0)
     )
-    read = {id(variable) for equation in program.jaxpr.eqns for variable in equation.invars}
-    read.update(id(variable) for variable in program.jaxpr.outvars)
-    leaves = jax.tree.leaves(received)
-    arguments = program.jaxpr.invars[: len(leaves)]
+    read = reads.arguments(program)
     download = sum(
         tree.num_bytes(leaf)
-        for leaf, variable in zip(leaves, arguments, strict=True)
-        if id(variable) in read
+        for leaf, wanted in zip(jax.tree.leaves(received), read, strict=False)
+        if wanted
     )
     if algorithm.exchange is not None:
         download += delivered(algorithm, server, client, summed, seen, examples)

@@ -1,6 +1,6 @@
 """Networks, and the tasks made of them; the only room that imports flax."""
 
-from pfljax.models.model import Model, from_flax
+from pfljax.models.model import Model, compute_in, from_flax
 from pfljax.models.networks import MODELS, cnn, logistic, mlp, mlp_bn
 from pfljax.models.tasks import TASKS, classification, multi_label, next_token, regression
 
@@ -10,6 +10,7 @@ __all__ = [
     "Model",
     "classification",
     "cnn",
+    "compute_in",
     "from_flax",
     "logistic",
     "mlp",

@@ -71,7 +71,8 @@ def convolution(
     if size == 1:
         return by_patches(x[:, ::strides, ::strides], kernel)
     enough = channels >= _LEAST_CHANNELS and size in _LEAST_WEIGHTS
-    if strides != 1 or not enough or channels * features < _LEAST_WEIGHTS[size]:
+    precise = kernel.dtype != jnp.bfloat16
+    if strides != 1 or not (enough and precise) or channels * features < _LEAST_WEIGHTS[size]:
         return by_patches(x, kernel, strides)
     return jax.lax.platform_dependent(x, kernel, cpu=by_minimal_filtering, default=by_patches)
 

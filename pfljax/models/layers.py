@@ -1,4 +1,8 @@
-"""Layers whose weights may differ from client to client, with PyTorch's default initialization."""
+"""Layers whose weights may differ from client to client, with PyTorch's default initialization.
+
+Products are computed in the type of their kernel, normalizations in that of their scale, see
+`model.compute_in`.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,7 @@ class Dense(nn.Module):
         init = uniform_by_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
+        x = x.astype(kernel.dtype)
         if x.ndim == 2:
             return product(x, kernel) + bias
         out = product(x.reshape(-1, x.shape[-1]), kernel)
@@ -64,6 +69,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape)
+        x = x.astype(scale.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean = self.param("mean", nn.initializers.zeros, shape)
         var = self.param("var", nn.initializers.ones, shape)
@@ -115,7 +121,7 @@ class Conv(nn.Module):
         init = uniform_by_fan_in(self.size * self.size * x.shape[-1])
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init or init, shape)
-        x = convolution(x, kernel, padding=self.padding, strides=self.strides)
+        x = convolution(x.astype(kernel.dtype), kernel, padding=self.padding, strides=self.strides)
         return x + self.param("bias", init, (self.features,)) if self.use_bias else x
 
 
@@ -135,7 +141,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1]))
-        return depthwise(x, kernel, padding="SAME", strides=self.strides)
+        return depthwise(x.astype(kernel.dtype), kernel, padding="SAME", strides=self.strides)
 
 
 class Offset(nn.Module):
@@ -171,6 +177,7 @@ class TimeConv(nn.Module):
         init = uniform_by_fan_in(fan_in)
         kernel = self.param("kernel", init, (self.size, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
+        x = x.astype(kernel.dtype)
         windows = jnp.concatenate([x[:, i : i + steps] for i in range(self.size)], axis=-1)
         out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, self.features))
         return out.reshape(-1, steps, self.features) + bias

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from pfljax.core import Path
+from pfljax.core import Path, tree
 from pfljax.errors import UserError
 from pfljax.models.layers import BatchNorm
 
@@ -46,6 +46,38 @@ class Model(NamedTuple):
     is_norm: Callable[[Path], bool]
     observe: Callable[..., Any] | None
     reads_ids: bool = False
+
+
+def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
+    """Returns a model that computes in another type than that in which its parameters are kept.
+
+    Products, activations and their gradients are computed in `dtype`; normalizations, parameters,
+    features, outputs and the gradients of parameters keep the parameters' own.
+
+    Args:
+      model: a network.
+      dtype: such as bfloat16.
+    """
+
+    def cast(parameters):
+        def one(path, leaf):
+            return leaf if model.is_norm(tuple(part.key for part in path)) else leaf.astype(dtype)
+
+        return jax.tree_util.tree_map_with_path(one, parameters)
+
+    def features(parameters, inputs, mask=None):
+        inputs = inputs if model.reads_ids else inputs.astype(dtype)
+        return model.features(cast(parameters), inputs, mask).astype(tree.dtype(parameters))
+
+    def head(parameters, features, mask=None):
+        outputs = model.head(cast(parameters), features.astype(dtype), mask)
+        return outputs.astype(tree.dtype(parameters))
+
+    def observe(parameters, inputs, mask):
+        return model.observe(cast(parameters), inputs.astype(dtype), mask)
+
+    observed = None if model.observe is None else observe
+    return model._replace(features=features, head=head, observe=observed)
 
 
 class Split(nn.Module):

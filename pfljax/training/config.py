@@ -62,9 +62,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.algorithm = "fedavg"
     config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
-    # What compare.py runs, FedBN left out, which wants another model than this default one;
-    # train.py runs `algorithm` with `seed`.
-    config.algorithms = tuple(name for name in ALGORITHMS if name != "fedbn")
+    # What compare.py runs; train.py runs `algorithm` with `seed`.
+    config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)
 
     config.batch_size = 10
@@ -107,6 +106,8 @@ def default_config() -> ml_collections.ConfigDict:
         name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
     }
     config.model = {"name": "mlp"}
+    # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
+    config.compute_dtype = "float32"
     config.engine = {
         "devices": 0,  # 0: all; on CPU one for each core
         "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
@@ -136,6 +137,7 @@ def require_known(what: str, word: str, known: Iterable[str]) -> None:
 
 
 RESIDENCES = ("device", "host")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 # Their keys become arguments, and are held against the signature of what takes them.
 _OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
@@ -180,6 +182,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"config.engine.{key} is {config.engine[key]}; it must be at least {least}."
             )
     require_known("engine.residence", config.engine.residence, RESIDENCES)
+    require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     if config.engine.eval_clients < 0:
         raise UserError(
             f"config.engine.eval_clients is {config.engine.eval_clients}; it must be at least 0."

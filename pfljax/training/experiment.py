@@ -13,7 +13,7 @@ import numpy as np
 
 from pfljax import data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Task
+from pfljax.core import Algorithm, LocalTraining, Population, Task
 from pfljax.data import FederatedDataset, Split
 from pfljax.engine import mapping, sampling
 from pfljax.engine.evaluate import build_evaluation
@@ -24,7 +24,7 @@ from pfljax.engine.host_programs import HostEvaluation, HostRounds, HostStart
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
 from pfljax.errors import UserError
-from pfljax.training import checkpoint, optimizers, runtime
+from pfljax.training import checkpoint, chunks, optimizers, runtime
 from pfljax.training import config as config_lib
 from pfljax.training.tasks import build_task
 
@@ -170,12 +170,20 @@ def check(config: ml_collections.ConfigDict) -> None:
         optimizers.check(config[key], key)
 
 
-def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = None) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict,
+    dataset: FederatedDataset | None = None,
+    examples: Examples | HostExamples | None = None,
+    clients_per_chunk: int | None = None,
+) -> Experiment:
     """Checks a config and makes everything a run needs.
 
     Args:
       config: all the keys of `default_config`.
       dataset: of an experiment with the same `config.data`, to load it only once.
+      examples: of that experiment, to hold them only once; its `config.engine` must be the same.
+      clients_per_chunk: with which a run began that is to go on, where the config leaves the
+        choice; None for a run that begins.
 
     Raises:
       UserError: something in the config cannot be meant, or the data cannot be read.
@@ -187,19 +195,19 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     plan = build_plan(config, dataset)
     task = build_task(config, dataset)
     algorithm = build_algorithm(config, task)
+    local = build_local_training(config, task)
+    _require_accepted(algorithm, dataset)
     share = -(-plan.places // len(devices))
-    chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, share)
+    if clients_per_chunk and config.engine.clients_per_chunk == "auto":
+        chunk = min(clients_per_chunk, share)
+    else:
+        chunk = chunks.choose(config, dataset, task, local, plan, devices)
     if config.engine.residence == "host":
-        return _build_on_host(config, dataset, plan, task, algorithm, devices, chunk)
-    examples = place(dataset, devices)
-    # A method may refuse the model, and says so here, before anything is compiled.
-    jax.eval_shape(
-        lambda key, examples: algorithm.init_server(key, examples.population()),
-        jax.eval_shape(jax.random.key, 0),
-        examples,
-    )
+        return _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk)
+    if examples is None:
+        examples = place(dataset, devices)
     owned = -(-dataset.num_clients // len(devices))
-    eval_chunk = runtime.clients_per_chunk(config.engine.clients_per_chunk, devices, owned)
+    eval_chunk = chunks.by_rule(config.engine.clients_per_chunk, devices, owned)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -228,14 +236,27 @@ def build(config: ml_collections.ConfigDict, dataset: FederatedDataset | None = 
     )
 
 
-def _build_on_host(config, dataset, plan, task, algorithm, devices, chunk) -> Experiment:
+def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
+    """Lets the method refuse the model, before anything is compiled."""
+    count, classes = dataset.num_participants, dataset.num_classes
+    sizes, counts = (
+        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((count,), (count, classes))
+    )
+    jax.eval_shape(
+        algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
+    )
+
+
+def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk) -> Experiment:
     """The rest of `build` for a population on the host."""
     if jax.process_count() > 1:
         raise UserError(
             "config.engine.residence is 'host', which several processes cannot share; take "
             "'device', or one process."
         )
-    examples, eval_ids = keep(dataset), choose_evaluated(config, dataset)
+    if examples is None:
+        examples = keep(dataset)
+    eval_ids = choose_evaluated(config, dataset)
     population = HostPopulation(
         algorithm,
         plan,

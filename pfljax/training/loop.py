@@ -46,8 +46,8 @@ def run(
     Raises:
       UserError: the directory holds another run, or the training diverged.
     """
-    runs = [_Run(experiment, directory, resume)]
-    _train(experiment, runs, progress)
+    runs = [_Run(experiment, directory)]
+    _train(experiment, runs, resume, progress)
     return runs[0].summary
 
 
@@ -75,10 +75,10 @@ def run_together(
       UserError: a directory holds another run, or all variants diverged.
     """
     runs = [
-        _Run(experiment._replace(config=config), directory, resume)
+        _Run(experiment._replace(config=config), directory)
         for config, directory in zip(configs, directories, strict=True)
     ]
-    _train(experiment, runs, progress)
+    _train(experiment, runs, resume, progress)
     return [run.summary for run in runs]
 
 
@@ -86,22 +86,29 @@ class _Run:
     """The files of one run, alone or among variants.
 
     Attributes:
-      checkpoints: its checkpoints.
+      checkpoints: its checkpoints; None before `claim`.
+      saved: the round of the newest one to go on from; None for none.
       rows: of `metrics.jsonl`.
       diverged: why the run has no numbers any more; None while it has.
       summary: the content of `result.json`, at the end.
     """
 
-    def __init__(self, experiment: Experiment, directory: pathlib.Path, resume: bool):
-        workdir.claim(directory, experiment.config, resume=resume)
+    def __init__(self, experiment: Experiment, directory: pathlib.Path):
         self.experiment, self.directory = experiment, directory
-        self.checkpoints = Checkpoints(directory / "checkpoints")
-        self.saved = self.checkpoints.latest_round() if resume else None
+        self.checkpoints: Checkpoints | None = None
+        self.saved: int | None = None
         self.rows: list[dict[str, Any]] = []
         self.diverged: str | None = None
         self.summary: dict[str, Any] | None = None
         self._writer = None
         self._evaluation = None
+
+    def claim(self, resume: bool) -> None:
+        """Takes the work directory, and finds out from which round to go on."""
+        workdir.claim(self.directory, self.experiment.config, resume=resume)
+        workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        self.saved = self.checkpoints.latest_round() if resume else None
 
     def begin(self, done: int) -> None:
         """Opens the files, with the rows of the rounds that are done."""
@@ -126,20 +133,22 @@ class _Run:
             writers.write_json(self.directory / "result.json", self.summary)
 
     def close(self) -> None:
-        self.checkpoints.close()
-        if self._writer:
-            self._writer.close()
+        for opened in (self.checkpoints, self._writer):
+            if opened:
+                opened.close()
 
 
-def _train(experiment: Experiment, runs: list[_Run], progress: Progress) -> None:
+def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or several variants."""
     config, num_clients = experiment.config, experiment.examples.num_clients
     population = experiment.population
-    if population is not None:
-        (run,) = runs
-        population.open(run.directory / ROWS, anew=run.saved is None)
     clock = Clock(experiment)
     try:
+        for run in runs:
+            run.claim(resume)
+        if population is not None:
+            (run,) = runs
+            population.open(run.directory / ROWS, anew=run.saved is None)
         state = clock.start([run.experiment.config.seed for run in runs])
         state, done = _resumed(experiment, runs, state)
         for run in runs:

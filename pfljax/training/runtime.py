@@ -18,10 +18,6 @@ from pfljax.errors import UserError
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
-# Beyond this many, vmapped clients cost memory and gain little.
-_MOST_TOGETHER = 64
-
-
 def _only_cpu() -> bool:
     """Whether JAX can have no other device: no plugin for one is installed, or none is wanted."""
     if os.environ.get("JAX_PLATFORMS"):
@@ -101,20 +97,6 @@ def devices(wanted: int) -> Sequence[jax.Device]:
             f"{len(present)} devices; with several processes take 0 for all."
         )
     return present[: wanted or len(present)]
-
-
-def clients_per_chunk(setting: str, devices: Sequence[jax.Device], share: int) -> int:
-    """Returns how many clients a device trains together.
-
-    Args:
-      setting: 'auto' or a number.
-      devices: of the run.
-      share: clients of a cohort for each device; more than these are never vmapped.
-    """
-    if setting != "auto":
-        return min(int(setting), share)
-    # One client at a time keeps plain matrix products, which a CPU does best.
-    return 1 if devices[0].platform == "cpu" else min(share, _MOST_TOGETHER)
 
 
 def peak_host_bytes() -> int:

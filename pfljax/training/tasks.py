@@ -32,6 +32,8 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
         kind, dataset.num_classes
     )
     model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
+    if config.compute_dtype != "float32":
+        model = models.compute_in(model, config.compute_dtype)
     scale = {"mean": dataset.mean, "std": dataset.std}
     if kind == "classification":
         task = models.classification(model, num_classes=outputs, **scale)

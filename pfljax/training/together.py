@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import functools
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +16,9 @@ import ml_collections
 from pfljax.core import Context
 from pfljax.data import FederatedDataset
 from pfljax.engine import variants
+from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
+from pfljax.training import checkpoint
 from pfljax.training import experiment as experiment_lib
 from pfljax.training.experiment import Experiment
 
@@ -83,13 +88,19 @@ class _Bound:
 
 
 def build(
-    configs: Sequence[ml_collections.ConfigDict], dataset: FederatedDataset | None = None
+    configs: Sequence[ml_collections.ConfigDict],
+    dataset: FederatedDataset | None = None,
+    examples: Examples | None = None,
+    clients_per_chunk: int | None = None,
 ) -> Experiment:
     """Checks configs and makes one experiment of them, whose programs train all at once.
 
     Args:
       configs: of one method on one data set, with seeds and values of their own.
       dataset: of an experiment with the same `config.data`, to load it only once.
+      examples: of that experiment, to hold them only once.
+      clients_per_chunk: with which runs began that are to go on, where the config leaves the
+        choice.
 
     Returns:
       The first config's experiment with `num_variants` and programs for all.
@@ -104,7 +115,8 @@ def build(
             "Runs whose config.engine.residence is 'host' cannot share a program; run them one by "
             "one."
         )
-    first = experiment_lib.build(configs[0], dataset)
+    # As if one client at a time were trained, until it is clear that nothing stands in the way.
+    first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1)
     values = _values(configs)
 
     def make(value):
@@ -118,6 +130,9 @@ def build(
                 node[name] = number
         return experiment_lib.build_algorithm(config, first.task)
 
+    _require_traceable(make, values, first)
+    if clients_per_chunk is None:
+        first = experiment_lib.build(configs[0], first.dataset, first.examples)
     programs = variants.build_variants(
         make,
         first.task,
@@ -129,7 +144,6 @@ def build(
         together=1 if first.devices[0].platform == "cpu" else len(configs),
         devices=first.devices,
     )
-    _require_traceable(make, values, first)
     return first._replace(
         start=_Bound(programs.start, values),
         run_rounds=_Bound(programs.run_rounds, values),
@@ -141,7 +155,7 @@ def build(
 def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) -> None:
     """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
 
-    def trace(value, key, examples):
+    def one_round(value, key, examples):
         algorithm = make(value)
         server = algorithm.init_server(key, examples.population())
         profile = examples.profile(jnp.int32(0))
@@ -151,11 +165,28 @@ def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) ->
         algorithm.update_client(server, client, data, context)
         algorithm.personalize(server, client, data, context)
 
-    one = {key: found[0] for key, found in values.items()}
+    # A mistake in the method itself shows with known numbers too, and is told as what it is.
+    jax.eval_shape(functools.partial(one_round, {}), jax.random.key(0), first.examples)
     try:
-        jax.eval_shape(trace, one, jax.random.key(0), first.examples)
+        one = {key: found[0] for key, found in values.items()}
+        jax.eval_shape(one_round, one, jax.random.key(0), first.examples)
     except (TypeError, IndexError) as error:  # what JAX raises where a number must be known
         raise UserError(
             f"One of {', '.join(f'config.{key}' for key in values)} decides the shape of arrays, "
             "so that runs which differ in it cannot share a program; run them one by one."
         ) from error
+
+
+def in_step(directories: Sequence[pathlib.Path]) -> list[list[int]]:
+    """Groups runs by the round of their newest checkpoint: such as can go on in one program.
+
+    Args:
+      directories: the runs' work directories.
+
+    Returns:
+      For each group, the numbers of its runs, in their order.
+    """
+    groups = collections.defaultdict(list)
+    for number, directory in enumerate(directories):
+        groups[checkpoint.latest_round(directory)].append(number)
+    return list(groups.values())

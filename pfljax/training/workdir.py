@@ -15,6 +15,9 @@ from pfljax.training import writers
 # Keys that may differ between a run and its resumption: they change neither state nor meaning.
 _FREE_KEYS = ("algorithms", "seeds", "engine", "eval_every", "checkpoint_every", "rounds")
 
+# What the engine chose for the run.
+_ENGINE = "engine.json"
+
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the part of a config that one run depends on: of the methods only its own.
@@ -65,19 +68,33 @@ def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> b
     return writers.read_json(result)["rounds"] == config.rounds
 
 
-def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
-    """Makes the work directory this run's own.
+def clients_per_chunk(directory: pathlib.Path) -> int | None:
+    """Returns how many clients the run in a work directory trains together; None for no run.
+
+    Another choice would change the rounding, and resuming is exact to the last bit.
+    """
+    path = directory / _ENGINE
+    return writers.read_json(path)["clients_per_chunk"] if path.exists() else None
+
+
+def keep_clients_per_chunk(directory: pathlib.Path, number: int) -> None:
+    """Notes it for `clients_per_chunk`."""
+    if jax.process_index() == 0:
+        writers.write_json(directory / _ENGINE, {"clients_per_chunk": number})
+
+
+def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
+    """Makes sure that a run may have a work directory, and makes it where it does not exist.
 
     Args:
-      directory: made where it does not exist.
-      config: of the run; written to `config.json`.
+      directory: that is to hold the run.
+      config: of the run.
       resume: the directory may hold an earlier part of the same run.
 
     Raises:
-      UserError: it holds another run, or one that was not asked to be resumed.
+      UserError: it holds another run, or one that was not asked to be resumed, or cannot be made.
     """
-    path = directory / "config.json"
-    if path.exists():
+    if (directory / "config.json").exists():
         require_same(directory, config)
         has_checkpoints = any((directory / "checkpoints").glob("[0-9]*"))
         if has_checkpoints and not resume:
@@ -85,11 +102,21 @@ def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume:
                 f"{directory} holds this run already; add --resume to go on with it, or name "
                 "another --workdir."
             )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(directory, error) from error
+
+
+def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
+    """Makes the work directory this run's own; what `check` says first, and `config.json`."""
+    check(directory, config, resume=resume)
     if jax.process_index() == 0:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            writers.write_json(path, settings(config))
+            writers.write_json(directory / "config.json", settings(config))
         except OSError as error:
-            raise UserError(
-                f"{directory} cannot be written ({error.strerror}); name another --workdir."
-            ) from error
+            raise _cannot_be_written(directory, error) from error
+
+
+def _cannot_be_written(directory: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"{directory} cannot be written ({error.strerror}); name another --workdir.")

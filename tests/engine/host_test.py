@@ -58,7 +58,8 @@ def run(name, devices, chunk, calls=(2, 3), plan=federation.PLAN):
     table = state.clients[0]
     clients = population.file.read(table, np.arange(examples.num_clients))
     server = jax.tree.map(federation.same_on_every_device, state.server)
-    return federation.Outcome(server, clients, untrained, scores, metrics), table
+    outcome = federation.Outcome(server, clients, metrics, lambda: untrained, lambda: scores)
+    return outcome, table
 
 
 @functools.cache

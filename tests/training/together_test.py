@@ -136,3 +136,16 @@ def test_a_number_that_decides_shapes_is_refused():
     changes = [{"algorithm": "fedem", "hparams.fedem.learners": count} for count in (2, 3)]
     with pytest.raises(UserError, match="learners.* decides the shape"):
         together.build([config(**change) for change in changes])
+
+
+def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
+    for number, rounds in enumerate(((2, 4), (), (4,), (2,), ())):
+        for done in rounds:
+            (tmp_path / str(number) / "checkpoints" / str(done)).mkdir(parents=True)
+    places = [tmp_path / str(number) for number in range(5)]
+    assert together.in_step(places) == [[0, 2], [1, 4], [3]]
+
+
+def test_experiments_can_share_one_copy_of_the_examples(built):
+    again = together.build(configs(), built.dataset, built.examples)
+    assert again.examples is built.examples
