@@ -37,5 +37,6 @@ def get_config():
     config.hparams.fedcac.beta = 2.0
     config.hparams.fedfomo.validation_share = 0.1
     config.hparams.apple.relation_rate = 0.01
-    config.hparams.pfedhn.rate = 0.03
+    config.hparams.pfedhn.rate = 0.1
+    config.hparams.pfedhn.momentum = 0.5
     return config

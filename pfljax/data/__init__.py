@@ -17,7 +17,7 @@ import numpy as np
 from pfljax.data import checks
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
-from pfljax.data.formats import load_npz, load_pfllib, save_npz
+from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
 from pfljax.data.natural import natural
 from pfljax.data.partition import PARTITIONS as _DEALT
 from pfljax.data.partition import deal, dirichlet, iid, pathological
@@ -37,6 +37,7 @@ __all__ = [
     "Examples",
     "FederatedDataset",
     "Split",
+    "StoreWriter",
     "assemble",
     "deal",
     "describe",
@@ -48,6 +49,7 @@ __all__ = [
     "load_mnist",
     "load_npz",
     "load_pfllib",
+    "load_store",
     "natural",
     "pathological",
     "save_npz",
@@ -59,6 +61,7 @@ __all__ = [
 _GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "pfllib": load_pfllib,
     "npz": load_npz,
+    "store": load_store,
 }
 DATASETS = {**SOURCES, **_GIVEN}
 PARTITIONS = (*_DEALT, "natural")
@@ -95,8 +98,8 @@ def load(
       name: a key of `DATASETS`.
       dir: a directory that holds its files, or a folder of its own name that does; for `npz` a
         file. Not used for what is generated or comes with a package.
-      partition: one of `PARTITIONS`; `natural` where the examples have owners; `pfllib` and `npz`
-        keep their own clients whatever it says.
+      partition: one of `PARTITIONS`; `natural` where the examples have owners; `pfllib`, `npz` and
+        `store` keep their own clients whatever it says.
       alpha: concentration of the four Dirichlet partitions.
       classes_per_client: for `pathological` and `dirichlet_extended`.
       balanced: whether `pathological` splits a class equally among its clients.
@@ -111,9 +114,9 @@ def load(
       concept_shift: one of `CONCEPT_SHIFTS`, what the groups' labels mean; copies the targets.
       num_clients: how many clients to deal the examples out to; `natural` takes all owners.
       seed: decides the partition and the splits.
-      test_fraction: of each client's examples; `pfllib` and `npz` have their own test examples.
-      validation_fraction: of each client's other examples; `npz` has its own.
-      unseen_fraction: of the clients, who never train; `npz` has its own.
+      test_fraction: of each client's examples; `pfllib`, `npz` and `store` have their own.
+      validation_fraction: of each client's other examples; `npz` and `store` have their own.
+      unseen_fraction: of the clients, who never train; `npz` and `store` have their own.
       least: examples that the Dirichlet partitions (but for the balanced one) and the quantities
         must give every client, and without which `natural` leaves an owner out; None for their
         rules.
@@ -137,8 +140,8 @@ def load(
     checks.choice("data.group_by", group_by, GROUPINGS)
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
-    if name == "npz":
-        dataset = load_npz(dir)
+    if name in ("npz", "store"):
+        dataset = _GIVEN[name](dir)
     elif name == "pfllib":
         dataset = load_pfllib(
             dir,

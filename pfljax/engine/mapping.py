@@ -55,6 +55,10 @@ class Program:
         self.compile_seconds = 0.0
         self.device_bytes: int | None = None
 
+    def trace(self, *args: Any) -> Any:
+        """Returns what the program does on its devices, as JAX writes it down."""
+        return jax.make_jaxpr(self._function)(self._positions, *args)
+
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """Returns the program before XLA compiles it, for those who want to read it."""
         return self._function.lower(self._positions, *args)

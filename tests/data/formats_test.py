@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pfljax.data import assemble, formats, load_npz, save_npz, sources
-from pfljax.data.formats import npz, pfllib
+from pfljax.data.formats import layout, pfllib
 from pfljax.errors import UserError
 
 FRACTIONS = dict(validation_fraction=0.0, unseen_fraction=0.0, seed=0)
@@ -357,7 +357,7 @@ def test_round_trip_of_a_pfllib_directory(tmp_path):
 def test_the_documented_keys_are_those_in_the_file(tmp_path, dataset):
     save_npz(str(tmp_path / "data.npz"), dataset)
     with np.load(tmp_path / "data.npz") as stored:
-        assert all(key in npz.__doc__ for key in stored)
+        assert all(key in layout.__doc__ for key in stored)
         assert len(stored.files) == 17
 
 

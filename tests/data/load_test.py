@@ -127,7 +127,7 @@ def test_describe():
 
 def test_all_that_is_exported_exists():
     assert all(hasattr(data, name) for name in data.__all__)
-    assert set(data.DATASETS) == {*data.SOURCES, "pfllib", "npz"}
+    assert set(data.DATASETS) == {*data.SOURCES, "pfllib", "npz", "store"}
 
 
 def test_the_readme_has_a_row_for_every_data_set():

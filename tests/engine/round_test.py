@@ -10,6 +10,7 @@ import pytest
 
 from pfljax import core
 from pfljax.engine import mapping, sampling
+from pfljax.engine.communication import count
 from pfljax.engine.reference import reference_round
 from pfljax.engine.round import build_rounds, one_round
 from pfljax.engine.start import build_start
@@ -166,3 +167,26 @@ def test_no_client_model_is_gathered(name):
     assert "all-gather" not in text
     assert "all-reduce" in text
     assert ("collective-permute" in text) == (name != "fedavg")
+
+
+def communication(name, devices):
+    """What a method's round sends where each device trains two clients."""
+    used = jax.devices()[:devices]
+    algorithm = federation.make(name)
+    placed = mapping.replicate(federation.examples(), used)
+    state = build_start(algorithm, devices=used)(placed, jax.random.key(0))
+    plan = sampling.CohortPlan(num_clients=8, size=2 * devices)
+    step = build_rounds(algorithm, plan, clients_per_chunk=1, rounds_per_call=3, devices=used)
+    return count(step, state, placed, np.int32(3), np.int32(3))
+
+
+def test_what_devices_send_does_not_grow_with_them_but_for_rows_on_the_ring():
+    model = 4 * (5 * 4 + 4 + 4 * 3 + 3)
+    head, scalars = 4 * (4 * 3 + 3), 4 * 3  # the weight, the loss, how many clients there are
+    for devices in (2, 4):
+        assert communication("fedavg", devices) == (model + scalars, 0, 0)
+        ids = 4
+        once = 2 * (head + ids)  # two clients
+        expected = (model - head + scalars, 0, 2 * devices * once)  # fetched and stored
+        assert communication("fedper", devices) == expected
+    assert communication("fedcac", 2).gathered >= 4 * model  # it compares clients

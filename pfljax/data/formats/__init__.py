@@ -1,8 +1,9 @@
-"""Federated data sets on disk whose clients are given: PFLlib's directories and pfljax's file."""
+"""Federated data sets on disk whose clients are given: PFLlib's directories, pfljax's own."""
 
 from __future__ import annotations
 
 from pfljax.data.formats.npz import load_npz, save_npz
 from pfljax.data.formats.pfllib import load_pfllib
+from pfljax.data.formats.store import StoreWriter, load_store
 
-__all__ = ["load_npz", "load_pfllib", "save_npz"]
+__all__ = ["StoreWriter", "load_npz", "load_pfllib", "load_store", "save_npz"]

@@ -21,6 +21,11 @@ def unreadable(file: Path, error: OSError) -> UserError:
     return UserError(f"{file} cannot be read ({error.strerror or error}): check its path.")
 
 
+def faulty(file: Path, fault: str, remedy: str) -> UserError:
+    """Returns the sentence for a file whose content cannot be meant."""
+    return UserError(f"{file} {fault}: {remedy}.")
+
+
 def check_values(file: Path, values: np.ndarray, remedy: str) -> None:
     """Raises a `UserError` where values are infinite or not a number."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():

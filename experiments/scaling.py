@@ -1,0 +1,106 @@
+"""Weak scaling: the same clients for every device, on more and more devices of this machine.
+
+    python experiments/scaling.py --devices=1,2,4,8 --clients_per_device=8 --algorithm=fedavg
+
+Each device trains as many clients, of one size, whatever the number of devices. What one of them
+computes then stays the same, and what it sends is counted from the traced program. On a CPU devices
+beyond the number of cores share the cores: `work` is the time of a round times the cores at
+work, divided by the devices, and should not grow.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import binary
+import jax
+import numpy as np
+import rich.table
+from absl import flags
+
+from pfljax.data import FederatedDataset, Split
+from pfljax.engine import communication
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import experiment, runtime
+
+_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to try.")
+_CLIENTS = flags.DEFINE_integer("clients_per_device", 8, "Clients of each device in a round.")
+_SIZE = flags.DEFINE_integer("examples", 200, "Training examples of each client.")
+_ALGORITHM = flags.DEFINE_string("algorithm", "fedavg", "A method of the table.")
+_MODEL = flags.DEFINE_string("model", "mlp", "A model for 28x28 images.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
+
+
+def synthetic(num_clients: int, size: int) -> FederatedDataset:
+    """Returns clients of one size whose pixels and labels are drawn uniformly, from one pool."""
+    draw = np.random.default_rng(0)
+    begins, sizes = np.zeros(num_clients, np.int32), np.full(num_clients, size, np.int32)
+    nothing = Split(begins, 0 * sizes)
+    return FederatedDataset(
+        name="synthetic",
+        inputs=draw.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8),
+        targets=draw.integers(0, 10, size).astype(np.int32),
+        train=Split(begins, sizes),
+        validation=nothing,
+        test=nothing,
+        num_classes=10,
+        mean=127.5,
+        std=127.5,
+    )
+
+
+def measure(devices: int) -> tuple[float, communication.Communication]:
+    """Returns the seconds of a round, and what its devices send each other."""
+    config = config_lib.default_config()
+    config.algorithm, config.model.name = _ALGORITHM.value, _MODEL.value
+    config.engine.devices, config.engine.rounds_per_call = devices, 1
+    config.engine.clients_per_chunk = "1" if jax.devices()[0].platform == "cpu" else "auto"
+    built = experiment.build(config, synthetic(_CLIENTS.value * devices, _SIZE.value))
+    state = built.start(built.examples, jax.random.key(0))
+    rounds = np.int32(_ROUNDS.value), np.int32(1)
+    sent = communication.count(built.run_rounds, state, built.examples, *rounds)
+    seconds = []
+    for _ in range(_ROUNDS.value + 1):
+        begin = time.perf_counter()
+        state, _ = jax.block_until_ready(built.run_rounds(state, built.examples, *rounds))
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:]), sent
+
+
+def numbers() -> list[int]:
+    """Returns the numbers of devices to try; raises a `UserError` for what is none."""
+    words = _DEVICES.value
+    if not words or not all(word.isdigit() and int(word) > 0 for word in words):
+        raise UserError(f"--devices={','.join(words)} is no list of numbers; write --devices=1,2.")
+    config_lib.require_known("algorithm", _ALGORITHM.value, config_lib.ALGORITHMS)
+    return [int(word) for word in words]
+
+
+def main():
+    tried = numbers()
+    runtime.start(devices=max(tried))
+    on_cpu = jax.devices()[0].platform == "cpu"
+    table = rich.table.Table(
+        title=f"{_ALGORITHM.value}, {_MODEL.value}, {_CLIENTS.value} clients of {_SIZE.value} "
+        "examples for each device"
+    )
+    for name in ("devices", "clients", "round (s)", "work (s)", "sums (kB)", "copies (kB)"):
+        table.add_column(name, justify="right")
+    table.add_column("ring (kB)", justify="right")
+    table.add_column("a device sends (kB)", justify="right")
+    for devices in tried:
+        seconds, sent = measure(devices)
+        at_work = min(devices, runtime.available_cores()) if on_cpu else devices
+        kilobytes = [value / 1e3 for value in (*sent, sent.sent(devices))]
+        table.add_row(
+            *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),
+            f"{seconds * at_work / devices:.4f}",
+            *(f"{value:,.1f}" for value in kilobytes),
+        )
+    binary.say(table)
+
+
+if __name__ == "__main__":
+    binary.run(main)

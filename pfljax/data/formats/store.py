@@ -1,0 +1,178 @@
+"""A federated data set that need not fit into memory: a directory whose examples stay on disk.
+
+    inputs.npy, targets.npy     the examples, memory-mapped
+    clients.npz                 all other keys of `layout.py`
+
+With `config.engine.residence='host'` only the rows of a cohort are read; with 'device' all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pfljax.data.dataset import FederatedDataset
+from pfljax.data.formats import layout, refusals
+from pfljax.errors import UserError
+
+_EXAMPLES = ("inputs", "targets")
+_CLIENTS = "clients.npz"
+_REMEDY = "write it again with StoreWriter"
+
+
+class _Rows:
+    """An `.npy` file that grows; NumPy leaves room in its header for the number of rows."""
+
+    def __init__(self, file: Path):
+        self._path, self._file, self._form, self.count = file, None, None, 0
+
+    def append(self, rows: np.ndarray) -> None:
+        form = rows.shape[1:], rows.dtype
+        if self._file is None:
+            self._file: BinaryIO | None = self._path.open("wb")
+            self._form = form
+            self._write_header()
+        if form != self._form:
+            shape, dtype = self._form
+            raise UserError(
+                f"{self._path} holds examples of shape {shape} and dtype {dtype}, and one of shape "
+                f"{form[0]} and dtype {form[1]} was added; give all the same form."
+            )
+        self._file.write(np.ascontiguousarray(rows).tobytes())
+        self.count += len(rows)
+
+    def _write_header(self) -> None:
+        shape, dtype = self._form
+        description = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": description, "fortran_order": False, "shape": (self.count, *shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+            self._write_header()
+            self._file.close()
+
+
+class StoreWriter:
+    """Writes a federated data set client by client, of which only one need be in memory.
+
+    Args:
+      path: a directory, made where it does not exist.
+      name: how reports call the data set.
+      num_classes: `C`; 0 for a regression.
+      num_unseen: how many clients, the last ones, never train.
+      **others: `mean`, `std`, `task`, `vocabulary`, `target_mean`, `target_std` of a
+        `FederatedDataset`.
+
+    Example:
+      >>> import tempfile
+      >>> directory = tempfile.mkdtemp()
+      >>> with StoreWriter(directory, name='tiny', num_classes=2) as store:
+      ...     for _ in range(3):
+      ...         store.add(np.zeros((5, 4), np.uint8), np.array([0, 1, 0, 1, 1]), train=3)
+      >>> load_store(directory).test.sizes
+      array([2, 2, 2], dtype=int32)
+    """
+
+    def __init__(
+        self, path: str, *, name: str, num_classes: int, num_unseen: int = 0, **others: Any
+    ):
+        self._directory = refusals.given(path, "a directory to write")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): choose another directory."
+            ) from error
+        # An interrupted writer leaves no file that says which rows are whose.
+        (self._directory / _CLIENTS).unlink(missing_ok=True)
+        self._rows = {key: _Rows(self._directory / f"{key}.npy") for key in _EXAMPLES}
+        self._about = {"name": name, "num_classes": num_classes, "num_unseen": num_unseen, **others}
+        self._sizes: list[tuple[int, int, int]] = []
+
+    def add(
+        self, inputs: np.ndarray, targets: np.ndarray, *, train: int, validation: int = 0
+    ) -> None:
+        """Adds a client.
+
+        Args:
+          inputs: `[n, ...]`, its training examples first, then those for validation, then for test.
+          targets: `[n, ...]`.
+          train: how many are for training.
+          validation: how many for validation; the others are for testing.
+        """
+        if len(inputs) != len(targets) or min(train, len(inputs) - train - validation) < 1:
+            raise UserError(
+                f"Client {len(self._sizes)} has {len(inputs)} inputs and {len(targets)} targets, "
+                f"{train} for training and {validation} for validation; give as many of both, with "
+                "at least one for training and one for testing."
+            )
+        targets = np.asarray(targets)
+        self._rows["inputs"].append(np.asarray(inputs))
+        self._rows["targets"].append(
+            targets.astype(np.float32 if targets.dtype.kind == "f" else np.int32)
+        )
+        self._sizes.append((train, validation, len(inputs) - train - validation))
+
+    def close(self) -> None:
+        """Writes what tells whose the rows are; without it the directory is no data set."""
+        for rows in self._rows.values():
+            rows.close()
+        sizes = np.array(self._sizes, np.int64).reshape(-1, 3)
+        ends = np.cumsum(sizes.ravel()).reshape(-1, 3)
+        if len(ends) and ends[-1, -1] >= 2**31:
+            raise UserError(f"{self._directory} has {ends[-1, -1]} rows; 2**31 - 1 are the most.")
+        offsets = (ends - sizes).astype(np.int32)
+        splits = {
+            f"{split}_{part}": column
+            for number, split in enumerate(layout.SPLITS)
+            for part, column in (
+                ("offsets", offsets[:, number]),
+                ("sizes", sizes[:, number].astype(np.int32)),
+            )
+        }
+        about = {"mean": 0.0, "std": 1.0, "task": "classification", **self._about}
+        forms = {"num_classes": np.int32, "num_unseen": np.int32, "vocabulary": np.int32}
+        others = {
+            key: np.array(value, forms.get(key, str if isinstance(value, str) else np.float64))
+            for key, value in about.items()
+        }
+        np.savez(self._directory / _CLIENTS, **splits, **others)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            for rows in self._rows.values():
+                rows.close()
+
+
+def load_store(path: str) -> FederatedDataset:
+    """Returns the federated data set in a directory, its examples memory-mapped.
+
+    Args:
+      path: a directory that `StoreWriter` wrote.
+
+    Returns:
+      The federated data set, of which labels, offsets and sizes were read and inputs were not.
+
+    Raises:
+      UserError: a file is absent, damaged or contradicts another.
+    """
+    directory = refusals.given(path, "a directory in pfljax's layout")
+    arrays = layout.read(directory / _CLIENTS, _REMEDY)
+    for key in _EXAMPLES:
+        file = directory / f"{key}.npy"
+        try:
+            arrays[key] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise refusals.unreadable(file, error) from error
+        except layout.DAMAGED as error:
+            raise UserError(f"{file} is truncated or damaged: {_REMEDY}.") from error
+    return layout.from_arrays(directory, arrays, _REMEDY, look_at_inputs=False)
