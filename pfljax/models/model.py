@@ -13,9 +13,12 @@ from flax.traverse_util import unflatten_dict
 
 from pfljax.core import Path, tree
 from pfljax.errors import UserError
-from pfljax.models.layers import BatchNorm
+from pfljax.models.layers import BatchNorm, GroupNorm
 
-NORMALIZATION = (BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm)
+NORMALIZATION = (
+    *(BatchNorm, GroupNorm),
+    *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm),
+)
 
 
 class Model(NamedTuple):

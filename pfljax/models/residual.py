@@ -10,7 +10,14 @@ import flax.linen as nn
 import jax
 
 from pfljax.errors import UserError
-from pfljax.models.layers import BatchNorm, Conv, Dense, DepthwiseConv, average_pool
+from pfljax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    DepthwiseConv,
+    GroupNorm,
+    average_pool,
+)
 from pfljax.models.model import Model, from_flax
 
 # Kernels start as those of PyTorch's own residual networks do.
@@ -35,7 +42,7 @@ class Normalize(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.norm == "batch":
             return BatchNorm()(x)
-        return nn.GroupNorm(num_groups=self.groups, epsilon=1e-5)(x)
+        return GroupNorm(self.groups)(x)
 
 
 class BasicBlock(nn.Module):
