@@ -15,8 +15,8 @@ def get_config(model: str = "mlp"):
     config.seeds = (0, 1, 2)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 30
-    config.eval_every = 3
+    config.rounds = 10
+    config.eval_every = 1
     config.batch_size = 32
     config.client_optimizer.learning_rate = 0.03
     config.hparams.fedrep.head_epochs = 1
