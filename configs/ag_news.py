@@ -1,6 +1,6 @@
 """AG News with label skew: 20 clients, Dirichlet(0.1), fastText on 8,000 words, batch 32.
 
-Texts are cut at 64 tokens, which 19 in 20 do not exceed. 20 rounds of one local epoch.
+Texts are cut at 64 tokens, which 19 in 20 do not exceed. 15 rounds of one local epoch.
 `:textcnn`, `:lstm` and `:transformer` cost much more.
 
     python experiments/compare.py --config=configs/ag_news.py --workdir=WORKDIR \
@@ -15,10 +15,10 @@ def get_config(model: str = "fasttext"):
     config.seeds = (0,)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 20
-    config.eval_every = 2
+    config.rounds = 15
+    config.eval_every = 3
     config.batch_size = 32
-    config.client_optimizer.learning_rate = 0.3
+    config.client_optimizer.learning_rate = 1.0
     config.hparams.fedrep.head_epochs = 1
 
     config.data.name = "ag_news"

@@ -2,7 +2,7 @@
 
 The films' vectors are the body, and the user's vector and bias the head: with FedPer and FedRep
 they stay with the user, with FedAvg they are those of the average user. Each user's last ratings
-are tested. 100 rounds of one local epoch, batch 10; Adam at the server, because most films are
+are tested. 60 rounds of one local epoch, batch 10; Adam at the server, because most films are
 rated by few users of a round, and an average of changes would hardly move them.
 
     python experiments/compare.py --config=configs/movielens.py --workdir=WORKDIR \
@@ -17,9 +17,10 @@ def get_config(model: str = "matrix_factorization"):
     config.seeds = (0, 1, 2)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 100
+    config.rounds = 60
     config.eval_every = 10
     config.client_optimizer.learning_rate = 0.03
+    config.hparams.ditto.lam = 1.0
     config.hparams.fedrep.head_epochs = 1
 
     config.data.name = "movielens"

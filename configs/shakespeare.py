@@ -16,15 +16,16 @@ def get_config(model: str = "lstm_lm"):
     config.seeds = (0,)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 100
-    config.eval_every = 20
+    config.rounds = 40
+    config.eval_every = 10
     config.client_optimizer.name = "adam"
-    config.client_optimizer.learning_rate = 0.01
+    config.client_optimizer.learning_rate = 0.03
     config.hparams.fedrep.head_epochs = 1
     config.cohort.size = 10
 
     config.data.name = "shakespeare"
     config.data.partition = "natural"
+    config.data.least = 60
     config.model.name = model
     if model == "lstm_lm":
         config.model.widths = (64,)

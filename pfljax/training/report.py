@@ -224,17 +224,20 @@ def _colors(count: int):
     return [palette(index % palette.N) for index in range(count)]
 
 
-def _axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
-    """The score on an axis, the factor from stored to shown numbers, and their unit."""
+def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
+    """Returns the score on an axis, the factor from stored to shown numbers, and their unit."""
     score = score_of(runs)
-    return (score, 100, " (%)") if score == "accuracy" else (score, 1, "")
+    if score == "accuracy":
+        return score, 100, " (%)"
+    more = next(iter(runs.values()))[0].result.get("more_is_better", True)
+    return score, 1, "" if more else " (less is better)"
 
 
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
-    score, factor, unit = _axis(runs)
+    score, factor, unit = axis(runs)
     key = f"personal/test_{score}_weighted"
-    # The legend has a line for each method, the best first, as the lines end.
+    # The legend has a line for each method, in the order in which the lines end.
     height = max(4.5, 0.24 * len(runs))
     picture = figure.Figure(figsize=(7.5, height), layout="constrained")
     axes = picture.subplots()
@@ -262,7 +265,7 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws, for each method, one point per client and seed, and the quartiles across them."""
-    score, factor, unit = _axis(runs)
+    score, factor, unit = axis(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)

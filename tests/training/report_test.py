@@ -70,7 +70,7 @@ def test_cells(runs):
 
 def test_errors_show_their_deviation_to_the_same_place(tmp_path):
     def run(error):
-        result = {"score_name": "mse", "personal_score": {"last": error}}
+        result = {"score_name": "mse", "more_is_better": False, "personal_score": {"last": error}}
         return report.Run(result, [], {})
 
     runs = {"local": [run(338.2), run(344.7)], "fedper": [run(0.8371), run(0.8379)]}
@@ -80,6 +80,7 @@ def test_errors_show_their_deviation_to_the_same_place(tmp_path):
     assert report.cell(runs["fedper"], column) == "0.8375 ± 0.0006"
     assert report.cell([run(0.0)], column) == "0.000"
     assert "less is better" in report.explanation(runs)
+    assert report.axis(runs) == ("mse", 1, " (less is better)")
 
 
 def test_a_column_that_nobody_fills_is_left_out(runs, tmp_path):
