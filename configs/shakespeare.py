@@ -1,7 +1,7 @@
-"""Shakespeare by speaking role: the next character, 163 clients, an LSTM of width 64, 10 a round.
+"""Shakespeare by speaking role: the next character, 65 clients, an LSTM of width 64, 10 a round.
 
-Roles with ten windows of 80 characters or more; each role's last windows are tested. 100 rounds of
-one local epoch, batch 10, Adam. A client takes part in six of them or so. `:transformer_lm` takes
+Roles with 60 windows of 80 characters or more; each role's last windows are tested. 40 rounds of
+one local epoch, batch 10, Adam, so that a role trains in six of them or so. `:transformer_lm` takes
 a Transformer.
 
     python experiments/compare.py --config=configs/shakespeare.py --workdir=WORKDIR \
