@@ -1,7 +1,7 @@
 """Shakespeare by speaking role: the next character, 65 clients, an LSTM of width 64, 10 a round.
 
-Roles with 60 windows of 80 characters or more; each role's last windows are tested. 40 rounds of
-one local epoch, batch 10, Adam, so that a role trains in six of them or so. `:transformer_lm` takes
+Roles with 60 windows of 80 characters or more; each role's last windows are tested. 25 rounds of
+one local epoch, batch 10, Adam, so that a role trains in four of them or so. `:transformer_lm` takes
 a Transformer.
 
     python experiments/compare.py --config=configs/shakespeare.py --workdir=WORKDIR \
@@ -16,8 +16,8 @@ def get_config(model: str = "lstm_lm"):
     config.seeds = (0,)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 40
-    config.eval_every = 10
+    config.rounds = 25
+    config.eval_every = 5
     config.client_optimizer.name = "adam"
     config.client_optimizer.learning_rate = 0.03
     config.hparams.fedrep.head_epochs = 1
