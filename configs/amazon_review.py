@@ -1,6 +1,6 @@
 """Amazon reviews by kind of product: positive or not, four clients, MLP 5000-100-2, batch 32.
 
-30 rounds of one local epoch: 1.2 s a round of FedAvg on two cores shared with other work.
+10 rounds of one local epoch: 0.5 s a round of FedAvg on two cores shared with other work.
 `:logistic` takes the linear model.
 
     python experiments/compare.py --config=configs/amazon_review.py --workdir=WORKDIR \
@@ -15,8 +15,8 @@ def get_config(model: str = "mlp"):
     config.seeds = (0, 1, 2)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 30
-    config.eval_every = 3
+    config.rounds = 10
+    config.eval_every = 1
     config.batch_size = 32
     config.client_optimizer.learning_rate = 0.03
     config.hparams.fedrep.head_epochs = 1

@@ -19,7 +19,7 @@ def get_config(model: str = "mlp"):
 
     config.rounds = 60
     config.eval_every = 5
-    config.client_optimizer.learning_rate = 0.02
+    config.client_optimizer.learning_rate = 0.05
 
     config.data.name = "har"
     config.data.partition = "natural"

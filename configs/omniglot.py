@@ -1,10 +1,10 @@
-"""Omniglot by drawer: the alphabet of a drawing, 20 clients, the 4-layer CNN on 28x28, batch 10.
+"""Omniglot by alphabet: which character a drawing is, the CNN on 28x28, batch 10.
 
-All drawers write all alphabets, so there is little to personalize here: FedAvg came out ahead of
-its fine-tuned form and of Local (one seed). With `--config.data.options.omniglot.owners=alphabet
---config.data.options.omniglot.labels=character` each client has characters of its own. 60 rounds
-of one local epoch: 1 to 1.5 s a round of FedAvg on two cores shared with other work. `:mlp` and
-`:logistic` are cheaper.
+Each client has the characters of its own alphabet, 8 clients with 242 characters in the two small
+archives. 30 rounds of one local epoch. With `--config.data.options.omniglot.owners=drawer
+--config.data.options.omniglot.labels=alphabet` the 20 drawers are the clients, who all write all
+alphabets: there FedAvg came out ahead of its fine-tuned form and of Local (one seed). `:lenet`,
+`:mlp` and `:logistic` take other models.
 
     python experiments/compare.py --config=configs/omniglot.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
@@ -15,14 +15,16 @@ from pfljax.training.config import default_config
 
 def get_config(model: str = "cnn"):
     config = default_config()
-    config.seeds = (0, 1, 2)
+    config.seeds = (0,)
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
-    config.rounds = 60
+    config.rounds = 30
     config.eval_every = 5
-    config.client_optimizer.learning_rate = 0.05
+    config.client_optimizer.learning_rate = 0.1
 
     config.data.name = "omniglot"
     config.data.partition = "natural"
+    config.data.options.omniglot.owners = "alphabet"
+    config.data.options.omniglot.labels = "character"
     config.model.name = model
     return config

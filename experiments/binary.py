@@ -32,7 +32,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 
 console = rich.console.Console()
 if not console.is_terminal:  # A log file has room for the whole table.
-    console = rich.console.Console(width=100)
+    console = rich.console.Console(width=120)
 
 
 def define_config() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def score_of(runs: dict[str, list[Run]]) -> str:
 def explanation(runs: dict[str, list[Run]]) -> str:
     """Returns what the columns mean."""
     score = score_of(runs)
-    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse)"}
+    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse, less is better)"}
     return EXPLANATION.replace("accuracies", names.get(score, score))
 
 
@@ -142,10 +143,17 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     if values is None:
         return "-"
     mean = np.mean(values) * column.scale
-    form = ".2f" if column.unit == "%" else ".4g"
-    if column in _COSTS or len(values) == 1:
-        return f"{mean:{form}}"
-    return f"{mean:{form}} ± {np.std(values, ddof=1) * column.scale:{form}}"
+    if column in _COSTS:
+        return f"{mean:.4g}"
+    places = 2 if column.unit == "%" else _places(mean)
+    if len(values) == 1:
+        return f"{mean:.{places}f}"
+    return f"{mean:.{places}f} ± {np.std(values, ddof=1) * column.scale:.{places}f}"
+
+
+def _places(mean: float) -> int:
+    """The decimal places that show four digits of a mean; its deviation is shown with as many."""
+    return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean and math.isfinite(mean) else 3
 
 
 def heading(column: Column) -> str:
@@ -164,7 +172,8 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
     view = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
-    view.add_column("method")
+    # A narrow terminal shortens numbers, which comparison.md has, rather than what they are of.
+    view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
         view.add_column(f"{column.title}\n({column.unit})", justify="right", no_wrap=True)
     for method, seeds in runs.items():
@@ -215,17 +224,20 @@ def _colors(count: int):
     return [palette(index % palette.N) for index in range(count)]
 
 
-def _axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
-    """The score on an axis, the factor from stored to shown numbers, and their unit."""
+def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
+    """Returns the score on an axis, the factor from stored to shown numbers, and their unit."""
     score = score_of(runs)
-    return (score, 100, " (%)") if score == "accuracy" else (score, 1, "")
+    if score == "accuracy":
+        return score, 100, " (%)"
+    more = next(iter(runs.values()))[0].result.get("more_is_better", True)
+    return score, 1, "" if more else " (less is better)"
 
 
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
-    score, factor, unit = _axis(runs)
+    score, factor, unit = axis(runs)
     key = f"personal/test_{score}_weighted"
-    # The legend has a line for each method, the best first, as the lines end.
+    # The legend has a line for each method, in the order in which the lines end.
     height = max(4.5, 0.24 * len(runs))
     picture = figure.Figure(figsize=(7.5, height), layout="constrained")
     axes = picture.subplots()
@@ -253,7 +265,7 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws, for each method, one point per client and seed, and the quartiles across them."""
-    score, factor, unit = _axis(runs)
+    score, factor, unit = axis(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)

@@ -68,6 +68,21 @@ def test_cells(runs):
     assert report.cell(runs["local"][:1], by_title["personal"]) == "70.00"
 
 
+def test_errors_show_their_deviation_to_the_same_place(tmp_path):
+    def run(error):
+        result = {"score_name": "mse", "more_is_better": False, "personal_score": {"last": error}}
+        return report.Run(result, [], {})
+
+    runs = {"local": [run(338.2), run(344.7)], "fedper": [run(0.8371), run(0.8379)]}
+    (column,) = report.columns_of(runs)
+    assert report.heading(column) == "personal (mse)"
+    assert report.cell(runs["local"], column) == "341.4 ± 4.6"
+    assert report.cell(runs["fedper"], column) == "0.8375 ± 0.0006"
+    assert report.cell([run(0.0)], column) == "0.000"
+    assert "less is better" in report.explanation(runs)
+    assert report.axis(runs) == ("mse", 1, " (less is better)")
+
+
 def test_a_column_that_nobody_fills_is_left_out(runs, tmp_path):
     assert "unseen" not in columns(runs)
     write_run(tmp_path / "unseen" / "fedavg", seed=0, last=0.5, global_last=0.5, unseen=0.25)
@@ -76,12 +91,15 @@ def test_a_column_that_nobody_fills_is_left_out(runs, tmp_path):
     assert report.cell(runs["ditto"], columns(runs)["unseen"]) == "-"
 
 
-def test_the_table_for_a_terminal(runs):
-    console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))
+@pytest.mark.parametrize("width", [40, 100])
+def test_the_table_for_a_terminal(runs, width):
+    runs = {"fedavg_ft": runs["ditto"], **runs}
+    console = rich.console.Console(width=width, record=True, file=open("/dev/null", "w"))
     with console.file:
         console.print(report.table(runs, "A title"))
     text = console.export_text()
-    assert "A title" in text and "81.00 ± 1.41" in text and "(kB)" in text
+    assert "A title" in text and "fedavg_ft " in text
+    assert ("81.00 ± 1.41" in text and "(kB)" in text) == (width == 100)
 
 
 def test_markdown(runs, tmp_path):
