@@ -52,14 +52,20 @@ def parse(text: str, config) -> tuple[str, list]:
                 f"{config_lib.suggest(name, known)}"
             )
         node = node[name]
-    kind = type(node)
+    if key == "client_optimizer.learning_rate" and config.learning_rates[config.algorithm]:
+        raise UserError(
+            f"{config.algorithm} has a learning rate of its own here; sweep "
+            f"learning_rates.{config.algorithm}."
+        )
+    kind = float if key.startswith("learning_rates.") else type(node)
     if kind not in (bool, int, float):
         raise UserError(f"config.{key} is no number; only numbers can be swept.")
     words = {"true": True, "false": False}
     try:
         return key, [words[v.lower()] if kind is bool else kind(v) for v in values.split(",")]
     except (ValueError, KeyError) as error:
-        raise UserError(f"--values={text}: config.{key} takes values like {node!r}.") from error
+        example = 0.05 if node is None else node
+        raise UserError(f"--values={text}: config.{key} takes values like {example!r}.") from error
 
 
 def changed(config, settings: dict, seed: int):

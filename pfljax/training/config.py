@@ -71,6 +71,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.drop_remainder = False  # leave out the last batch of an epoch where it is not full
     config.client_optimizer = optimizer_config("sgd", 0.05)
     config.client_optimizer.decay = 1.0  # factor on the clients' steps, once per round
+    # The learning rate of a method's clients, where it is another: studies may tune it for each.
+    config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
     config.server_optimizer = optimizer_config("sgd", 1.0)
 
     # size 0: everybody; sampling: 'fixed' or 'poisson'; dropout: share lost after selection.

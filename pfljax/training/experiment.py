@@ -78,8 +78,9 @@ def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
 def build_local_training(config: ml_collections.ConfigDict, task: Task) -> LocalTraining:
     """Makes the config's local training of a task's models."""
     decay = config.client_optimizer.decay
+    of_method = {"learning_rate": config.learning_rates[config.algorithm]}
     return LocalTraining(
-        optimizer=optimizers.make(config.client_optimizer),
+        optimizer=optimizers.make(config.client_optimizer, **of_method),
         batch_size=config.batch_size,
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
@@ -168,6 +169,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
     for key in ("client_optimizer", "server_optimizer"):
         optimizers.check(config[key], key)
+    for name, rate in config.learning_rates.items():
+        if rate is not None and not rate > 0:
+            raise UserError(f"config.learning_rates.{name} is {rate}; it must be positive.")
 
 
 def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import jax
 import ml_collections
@@ -26,16 +27,17 @@ def known_optimizers() -> list[str]:
     ]
 
 
-def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTransformation:
     """Makes an optimizer of a config that `check` has passed; its numbers may be traced.
 
     Args:
       config: `name`, `learning_rate` and further arguments; those that are None are not passed.
+      **changes: arguments in place of the config's, but for those that are None.
     """
-    arguments = {
-        name: value for name, value in config.items() if name not in _OWN_KEYS and value is not None
-    }
-    return getattr(optax, config.name)(**arguments)
+    arguments = {name: value for name, value in config.items() if name not in _OWN_KEYS}
+    arguments |= {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return getattr(optax, config.name)(**given)
 
 
 def check(config: ml_collections.ConfigDict, key: str) -> None:

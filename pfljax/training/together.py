@@ -54,7 +54,8 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 def _values(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, jax.Array]:
     """Returns `{key: [variants]}`; raises a `UserError` for keys that cannot be traced."""
     values = differences(configs)
-    allowed = (f"hparams.{configs[0].algorithm}.", *(f"{name}." for name in _OPTIMIZERS))
+    own = configs[0].algorithm
+    allowed = (f"hparams.{own}.", f"learning_rates.{own}", *(f"{name}." for name in _OPTIMIZERS))
     for key, found in values.items():
         numbers = all(isinstance(v, bool | int | float) for v in found)
         if not key.startswith(allowed) or key.endswith(".decay") or not numbers:

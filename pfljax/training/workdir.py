@@ -25,7 +25,8 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     The numbers are as JSON keeps them, so that they compare with what was written.
     """
     content = json.loads(config.to_json())
-    content["hparams"] = {config.algorithm: content["hparams"][config.algorithm]}
+    for key in ("hparams", "learning_rates"):
+        content[key] = {config.algorithm: content[key][config.algorithm]}
     return content
 
 

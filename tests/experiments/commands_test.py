@@ -282,6 +282,10 @@ MISTAKES = {
     "nothing to sweep": (SWEEP, "--values="),
     "sweep without values": ([*SWEEP, "--values=seed"], "KEY=VALUE"),
     "sweep of an unknown key": ([*SWEEP, "--values=hparams.ditto.lamb=1"], "'lam'"),
+    "sweep of a rate that another replaces": (
+        [*SWEEP, "--config.learning_rates.fedavg=1.0", "--values=client_optimizer.learning_rate=1"],
+        "learning_rates.fedavg",
+    ),
     "sweep of a word": ([*SWEEP, "--values=algorithm=ditto"], "only numbers"),
     "sweep with a wrong value": ([*SWEEP, "--values=hparams.ditto.lam=a"], "values like 0.1"),
     "sweep of what cannot be traced": ([*SWEEP, "--values=batch_size=5,10"], "config.batch_size"),

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -37,6 +38,16 @@ def test_running_statistics_are_kept_where_the_model_has_them():
         task = experiment.build_task(config, experiment.build_dataset(config))
         assert experiment.build_local_training(config, task).observe is task.observe
         assert (task.observe is None) == (name == "mlp")
+
+
+def test_a_method_may_have_a_learning_rate_of_its_own():
+    config = changed(**{"client_optimizer.learning_rate": 0.1, "learning_rates.ditto": 0.5})
+    task = experiment.build_task(config, experiment.build_dataset(config))
+    for name, rate in (("fedavg", 0.1), ("ditto", 0.5)):
+        config.algorithm = name
+        optimizer = experiment.build_local_training(config, task).optimizer
+        update, _ = optimizer.update(1.0, optimizer.init(1.0))
+        np.testing.assert_allclose(update, -rate)
 
 
 def changed(**changes):
@@ -157,6 +168,7 @@ def test_optimizers_that_cannot_be_meant(arguments, message):
         ({"cohort.sampling": "poison"}, "Did you mean 'poisson'?"),
         ({"client_optimizer.decay": 1.5}, "config.client_optimizer.decay is 1.5"),
         ({"client_optimizer.decay": 0.0}, "config.client_optimizer.decay is 0.0"),
+        ({"learning_rates.ditto": 0.0}, "config.learning_rates.ditto is 0.0"),
         ({"server_optimizer.name": "sgdd"}, "config.server_optimizer.name is 'sgdd'"),
         ({"engine.devices": 5}, "config.engine.devices is 5, but there are 4 cpu devices"),
         ({"algorithm": "fedrep", "model.name": "logistic"}, "all head"),

@@ -138,6 +138,12 @@ def test_a_number_that_decides_shapes_is_refused():
         together.build([config(**change) for change in changes])
 
 
+def test_a_learning_rate_of_the_method_may_differ():
+    rates = [config(**{"learning_rates.ditto": rate}) for rate in (0.1, 0.2)]
+    assert together.differences(rates) == {"learning_rates.ditto": [0.1, 0.2]}
+    assert together.build(rates).num_variants == 2
+
+
 def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
     for number, rounds in enumerate(((2, 4), (), (4,), (2,), ())):
         for done in rounds:

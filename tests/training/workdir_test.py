@@ -59,6 +59,7 @@ def test_another_config_is_refused(tmp_path, resume):
         {"seeds": (5, 6)},
         {"algorithms": ("local",)},
         {"hparams.ditto.lam": 7.0},  # of another method
+        {"learning_rates.ditto": 7.0},
     ],
 )
 def test_what_may_change_between_a_run_and_its_resumption(tmp_path, changes):
