@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
-from pfljax.training import writers
+from pfljax.training import experiment, writers
 
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
 _WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"What to run. {_LIST}.")
@@ -49,6 +49,7 @@ def main():
     workload = workloads.find(name, _NUM_CLIENTS.value)
     if _ROUNDS.value < 1 or _EVALUATIONS.value < 0:
         raise UserError("--rounds must be at least 1, and --evaluations at least 0.")
+    experiment.check(workloads.study(workload, engine))
     pythons = opponents.pythons(_PEER_PYTHON.value)
     for opponent in _AGAINST.value:
         opponents.check(opponent, name, workload, pythons.get(opponent, ""))
@@ -97,12 +98,14 @@ def table(title: str, columns: dict[str, dict]) -> rich.table.Table:
 
 
 def _seconds(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.4g} ({spread['min']:.4g} to {spread['max']:.4g})"
+    """The median, and the range below it."""
+    return f"{spread['median']:.4g}\n{spread['min']:.4g} to {spread['max']:.4g}"
 
 
 _CELLS = {
     "setting": lambda of: of["setting"],
     "round (s)": lambda of: _seconds(of["seconds_per_round"]),
+    "all threads, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
     "examples/s": lambda of: f"{of['examples_per_second']:,.0f}",
     "ours, times as fast": lambda of: f"{of['ratio']:.2f}",
     "evaluation (s)": lambda of: _seconds(of["seconds_per_evaluation"]),

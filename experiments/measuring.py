@@ -18,8 +18,10 @@ from pfljax.engine import mapping
 from pfljax.training import experiment, runtime
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Returns the median and the range of some timings."""
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Returns the median and the range of some timings; None where there are none."""
+    if not seconds:
+        return None
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
@@ -80,9 +82,11 @@ def measure(
     before = counter.programs
     built.run_rounds.compile(state, *round_args)
     (state, _), _ = timed(built.run_rounds, state, *round_args)  # the warm-up
-    seconds, examples, slots = [], [], []
+    seconds, of_threads, examples, slots = [], [], [], []
     for _ in range(rounds):
+        busy = time.process_time()
         (state, metrics), of_call = timed(built.run_rounds, state, *round_args)
+        of_threads.append((time.process_time() - busy) / each_call)
         seconds.append(of_call / each_call)
         examples.append(float(np.sum(metrics["examples"])) / each_call)
         slots.append(float(np.sum(metrics["slots"])) / each_call)
@@ -104,7 +108,8 @@ def measure(
             "evaluation": built.evaluate.compile_seconds,
         },
         "seconds_per_round": spread(seconds),
-        "seconds_per_evaluation": spread(of_evaluations) if evaluations else None,
+        "processor_seconds_per_round": spread(of_threads),
+        "seconds_per_evaluation": spread(of_evaluations),
         "examples_per_second": median_rate(examples, seconds),
         "padding_fraction": 1 - sum(examples) / sum(slots),
         "arithmetic": arithmetic(workload, built.devices, median_rate(examples, seconds)),

@@ -43,6 +43,10 @@ OPPONENTS = {
     "pfl": Opponent(
         "pfl_fedavg.py", "pfl", "pfl torch", ("one thread", "all threads", "processes")
     ),
+    "drjax": Opponent(
+        "drjax_fedavg.py", "drjax", "drjax", ("one device", "all devices"), equal_sizes=True
+    ),
+    "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", ("actors",)),
 }
 
 
@@ -130,6 +134,7 @@ def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
         version = answer["version"]
         settings[setting] = {
             "seconds_per_round": spread(answer["seconds"]),
+            "processor_seconds_per_round": spread(answer["processor_seconds"]),
             "examples_per_second": median_rate(examples, answer["seconds"]),
         }
     best = max(settings, key=lambda setting: settings[setting]["examples_per_second"])

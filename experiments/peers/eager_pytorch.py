@@ -22,9 +22,7 @@ from collections.abc import Sequence
 import peer
 import torch
 from peer import Work
-from torch import Tensor
-from torch.nn import functional
-from torch_network import build_network, set_threads, tensors
+from torch_network import build_network, set_threads, tensors, train_one_epoch
 
 
 class FedAvg:
@@ -45,31 +43,18 @@ class FedAvg:
             with torch.no_grad():
                 for parameter, start in zip(self.parameters, self.server, strict=True):
                     parameter.copy_(start)
-            self._train(*self.clients[client])
+            train_one_epoch(self.model, *self.clients[client], self.work)
             with torch.no_grad():
                 for mean, parameter in zip(average, self.parameters, strict=True):
                     mean.add_(parameter, alpha=self.work.sizes[client] / num_examples)
         self.server = average
-
-    def _train(self, images: Tensor, labels: Tensor) -> None:
-        """One pass over a client's shuffled examples; a last, smaller batch is kept."""
-        order = torch.randperm(len(labels))
-        size = self.work.batch_size
-        batches = zip(images[order].split(size), labels[order].split(size), strict=True)
-        for some_images, some_labels in batches:
-            for parameter in self.parameters:
-                parameter.grad = None
-            functional.cross_entropy(self.model(some_images), some_labels).backward()
-            with torch.no_grad():
-                for parameter in self.parameters:
-                    parameter.add_(parameter.grad, alpha=-self.work.learning_rate)
 
 
 def main() -> None:
     work = peer.read()
     torch.manual_seed(0)
     set_threads(work.setting)
-    peer.answer(torch.__version__, peer.time_rounds(work, FedAvg(work).play))
+    peer.answer(torch.__version__, *peer.time_rounds(work, FedAvg(work).play))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def main() -> None:
         state, _ = fedavg.apply(state, [(client, clients[client], own) for client, own in pairs])
         jax.block_until_ready(state.params)
 
-    peer.answer(importlib.metadata.version("fedjax"), peer.time_rounds(work, play))
+    peer.answer(importlib.metadata.version("fedjax"), *peer.time_rounds(work, play))
 
 
 if __name__ == "__main__":

@@ -63,16 +63,29 @@ def examples(work: Work) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def time_rounds(work: Work, play: Callable[[Sequence[int]], None]) -> list[float]:
-    """Returns the seconds of each counted round; `play` runs one of a cohort to its end."""
-    seconds = []
+def time_rounds(work: Work, play: Callable[[Sequence[int]], None]) -> tuple[list, list]:
+    """Plays all rounds and times those that count.
+
+    Args:
+      work: whose cohorts they are.
+      play: runs one round of a cohort to its end.
+
+    Returns:
+      For each round the seconds, and the seconds of all of this process's threads together.
+    """
+    seconds, of_threads = [], []
     for cohort in work.cohorts:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         play(cohort)
         seconds.append(time.perf_counter() - begin)
-    return seconds[1:]
+        of_threads.append(time.process_time() - busy)
+    return seconds[1:], of_threads[1:]
 
 
-def answer(version: str, seconds: Sequence[float]) -> None:
-    """Prints the opponent's version and the seconds of its counted rounds."""
-    print(json.dumps({"version": version, "seconds": list(seconds)}), flush=True)
+def answer(version: str, seconds: Sequence[float], of_threads: Sequence[float] = ()) -> None:
+    """Prints the opponent's version and the seconds of its counted rounds; see `time_rounds`.
+
+    Where several processes work, nobody knows `of_threads` round by round.
+    """
+    figures = {"version": version, "seconds": list(seconds), "processor_seconds": list(of_threads)}
+    print(json.dumps(figures), flush=True)

@@ -39,8 +39,12 @@ class Classifier(nn.Module):
         return {}
 
 
-def simulate(work: Work) -> list[float]:
-    """Runs all rounds in this process, or with the others of its group; returns their seconds."""
+def simulate(work: Work) -> tuple[list[float], list[float]]:
+    """Runs all rounds in this process, or with the others of its group.
+
+    Returns:
+      For each counted round the seconds, and the seconds of this process's threads together.
+    """
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
     from pfl.algorithm.base import NNAlgorithmParams
@@ -54,10 +58,11 @@ def simulate(work: Work) -> list[float]:
 
     class Clock(TrainingProcessCallback):
         def __init__(self):
-            self.ends = []
+            self.ends, self.busy = [], []
 
         def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
             self.ends.append(time.perf_counter())
+            self.busy.append(time.process_time())
             return False, Metrics()
 
     datasets = {
@@ -91,7 +96,10 @@ def simulate(work: Work) -> list[float]:
         [clock],
         send_metrics_to_platform=False,
     )
-    return [after - before for before, after in itertools.pairwise(clock.ends)]
+    return tuple(
+        [after - before for before, after in itertools.pairwise(times)]
+        for times in (clock.ends, clock.busy)
+    )
 
 
 def start_group(work: Work, processes: int) -> None:
@@ -122,9 +130,9 @@ def main() -> None:
     if work.setting == "processes" and rank is None:
         start_group(work, torch.get_num_threads())
         return
-    seconds = simulate(work)
+    seconds, of_threads = simulate(work)
     if rank in (None, "0"):
-        peer.answer(importlib.metadata.version("pfl"), seconds)
+        peer.answer(importlib.metadata.version("pfl"), seconds, () if rank else of_threads)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work's network, data and threads for opponents that compute with PyTorch."""
+"""The work's network, data, local training and threads for opponents that compute with PyTorch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from peer import Work, examples
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def build_network(work: Work) -> nn.Sequential:
@@ -40,6 +41,21 @@ def tensors(work: Work) -> dict[int, tuple[Tensor, Tensor]]:
 def to_channels(images: np.ndarray) -> Tensor:
     """Returns `[n, H, W, c]` as `[n, c, H, W]`, in the channels-last layout it has already."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def train_one_epoch(network: nn.Module, images: Tensor, labels: Tensor, work: Work) -> None:
+    """Passes once over shuffled examples with plain SGD; a last, smaller batch is kept."""
+    parameters = list(network.parameters())
+    order = torch.randperm(len(labels))
+    size = work.batch_size
+    batches = zip(images[order].split(size), labels[order].split(size), strict=True)
+    for some_images, some_labels in batches:
+        for parameter in parameters:
+            parameter.grad = None
+        functional.cross_entropy(network(some_images), some_labels).backward()
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(parameter.grad, alpha=-work.learning_rate)
 
 
 def set_threads(setting: str) -> None:
