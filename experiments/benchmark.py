@@ -6,7 +6,8 @@ Prints, and writes as JSON: seconds to compile, median and spread of seconds per
 evaluation, examples per second, padding, arithmetic as a share of what the devices reach with
 square matrices, peak memory and the number of compilations. Examples are synthetic, of the right
 shapes and sizes; the workloads stand in `workloads.py`. An opponent runs in a process of its own,
-under the Python that `--peer_python` names, in all its settings, of which the fastest counts.
+under the Python that `--peer_python` names, in all its settings, of which the fastest counts; it
+runs FedAvg, whatever the workload's method.
 """
 
 from __future__ import annotations

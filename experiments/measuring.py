@@ -88,8 +88,8 @@ def measure(
         (state, metrics), of_call = timed(built.run_rounds, state, *round_args)
         of_threads.append((time.process_time() - busy) / each_call)
         seconds.append(of_call / each_call)
-        examples.append(float(np.sum(metrics["examples"])) / each_call)
-        slots.append(float(np.sum(metrics["slots"])) / each_call)
+        examples.append(float(np.asarray(metrics["examples"]).sum()) / each_call)
+        slots.append(float(np.asarray(metrics["slots"]).sum()) / each_call)
     evaluation_args = (state, built.examples, total)
     of_evaluations = []
     if evaluations:

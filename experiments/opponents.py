@@ -72,13 +72,15 @@ def pythons(named: list[str]) -> dict[str, str]:
 
 
 def check(name: str, workload_name: str, workload: Workload, python: str) -> None:
-    """Raises a `UserError` unless an opponent can run a workload under an interpreter."""
+    """Raises a `UserError` unless an opponent can run a workload under an interpreter.
+
+    All opponents run FedAvg, whatever the workload's method.
+    """
     config_lib.require_known("opponent", name, OPPONENTS)
     opponent = OPPONENTS[name]
-    if workload.algorithm != "fedavg" or workload.cohorts:
+    if workload.pool or workload.cohorts:
         raise UserError(
-            f"The workload {workload_name} has no opponent; leave --against out, or take one of "
-            "FedAvg with one cohort."
+            f"The workload {workload_name} is compared with itself only; leave --against out."
         )
     if opponent.equal_sizes and len(set(workload.sizes)) > 1:
         raise UserError(

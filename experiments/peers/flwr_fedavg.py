@@ -47,7 +47,7 @@ def main() -> None:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    logging.getLogger("flwr").setLevel(logging.INFO)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     clients, server = ClientApp(), ServerApp()
 
     @clients.train()
