@@ -3,11 +3,12 @@
     python experiments/benchmark.py --workload=r4-mlp --against=eager_pytorch --output=FILE.json
 
 Prints, and writes as JSON: seconds to compile, median and spread of seconds per round and per
-evaluation, examples per second, padding, arithmetic as a share of what the devices reach with
-square matrices, peak memory and the number of compilations. Examples are synthetic, of the right
-shapes and sizes; the workloads stand in `workloads.py`. An opponent runs in a process of its own,
-under the Python that `--peer_python` names, in all its settings, of which the fastest counts; it
-runs FedAvg, whatever the workload's method.
+evaluation, examples per second, padding (of clients that are vmapped together, and of last batches
+that are not full), arithmetic as a share of what the devices reach with square matrices, peak
+memory and the number of compilations. Examples are synthetic, of the right shapes and sizes; the
+workloads stand in `workloads.py`. An opponent runs FedAvg, whatever the workload's method, in a
+process of its own, under the Python that `--peer_python` names, in all its settings, of which the
+fastest counts.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ _CELLS = {
     "compile round (s)": lambda of: f"{of['seconds_compile']['round']:.2f}",
     "compile evaluation (s)": lambda of: f"{of['seconds_compile']['evaluation']:.2f}",
     "compilations": lambda of: f"{of['compilations']}",
-    "padding": lambda of: f"{of['padding_fraction']:.1%}",
+    "padding of clients": lambda of: f"{of['padding_fraction']:.1%}",
+    "empty rows of batches": lambda of: f"{of['empty_rows_fraction']:.1%}",
     "GFLOP/s, direct sums": lambda of: f"{of['arithmetic']['flop_per_second'] / 1e9:,.1f}",
     "of square matrices'": lambda of: f"{of['arithmetic']['share_of_matmul_peak']:.1%}",
     "device (MB)": lambda of: f"{of['peak_device_bytes'] / 1e6:,.1f}",

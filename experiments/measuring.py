@@ -112,6 +112,7 @@ def measure(
         "seconds_per_evaluation": spread(of_evaluations),
         "examples_per_second": median_rate(examples, seconds),
         "padding_fraction": 1 - sum(examples) / sum(slots),
+        "empty_rows_fraction": empty_rows(workload),
         "arithmetic": arithmetic(workload, built.devices, median_rate(examples, seconds)),
         "peak_host_bytes": runtime.peak_host_bytes(),
         "peak_device_bytes": runtime.peak_device_bytes(
@@ -119,6 +120,16 @@ def measure(
         ),
         "compilations": compilations,
     }
+
+
+def empty_rows(workload: Workload) -> float:
+    """Returns the share of rows without an example in batches of the size asked for.
+
+    Counted over all clients: the last batch of each is seldom full.
+    """
+    sizes = np.asarray(workload.sizes)
+    rows = -(-sizes // workload.batch_size) * workload.batch_size
+    return float(1 - sizes.sum() / rows.sum())
 
 
 def median_rate(examples: Sequence[float], seconds: Sequence[float]) -> float:

@@ -20,6 +20,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 # As Python does for a script in these folders.
 sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "peers")]
 import jax_network  # noqa: E402
+import measuring  # noqa: E402
 import opponents  # noqa: E402
 import peer  # noqa: E402
 from networks import NETWORKS, Layer, Network  # noqa: E402
@@ -132,6 +133,18 @@ def test_arithmetic_is_what_xla_counts(name):
     # XLA counts additions of biases, ReLU and the like, too.
     flop = batch * network.flop_per_example(shape, num_classes)
     assert flop < counted < 1.1 * flop
+
+
+def test_empty_rows_are_those_of_last_batches():
+    assert measuring.empty_rows(WORKLOADS["r1"]) == 0
+    workload = WORKLOADS["r1"]._replace(sizes=[1, 10, 11], batch_size=10)
+    assert measuring.empty_rows(workload) == pytest.approx(1 - 22 / 40)
+
+
+def test_the_median_rate_is_that_of_rounds():
+    assert measuring.median_rate([10, 20, 90], [1, 4, 3]) == 10
+    assert measuring.spread([3.0, 1.0, 5.0]) == {"median": 3.0, "min": 1.0, "max": 5.0}
+    assert measuring.spread([]) is None
 
 
 # opponents
