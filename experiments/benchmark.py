@@ -107,12 +107,14 @@ def _seconds(spread: dict[str, float]) -> str:
 _CELLS = {
     "setting": lambda of: of["setting"],
     "round (s)": lambda of: _seconds(of["seconds_per_round"]),
-    "all threads, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
+    "processor, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
     "examples/s": lambda of: f"{of['examples_per_second']:,.0f}",
     "ours, times as fast": lambda of: f"{of['ratio']:.2f}",
     "evaluation (s)": lambda of: _seconds(of["seconds_per_evaluation"]),
     "compile round (s)": lambda of: f"{of['seconds_compile']['round']:.2f}",
-    "compile evaluation (s)": lambda of: f"{of['seconds_compile']['evaluation']:.2f}",
+    "compile evaluation (s)": lambda of: (
+        of["seconds_per_evaluation"] and f"{of['seconds_compile']['evaluation']:.2f}"
+    ),
     "compilations": lambda of: f"{of['compilations']}",
     "padding of clients": lambda of: f"{of['padding_fraction']:.1%}",
     "empty rows of batches": lambda of: f"{of['empty_rows_fraction']:.1%}",
@@ -126,7 +128,7 @@ _CELLS = {
 def _cell(cell, figures: dict) -> str:
     """A figure that a system does not have leaves its cell empty."""
     try:
-        return cell(figures)
+        return cell(figures) or ""
     except (KeyError, TypeError):
         return ""
 

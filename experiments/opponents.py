@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -26,28 +27,47 @@ class Opponent(NamedTuple):
       adapter: a file in `peers/`, which runs under an interpreter that has the package.
       package: what it imports.
       install: what pip calls it.
-      settings: that the adapter knows; all are run and the fastest counts.
+      settings: that the adapter knows, with what is added to the environment for each; all are run
+        and the fastest counts.
       equal_sizes: whether clients must have equally many examples.
     """
 
     adapter: str
     package: str
     install: str
-    settings: tuple[str, ...]
+    settings: dict[str, dict[str, str]]
     equal_sizes: bool = False
 
 
+# Products on the thread that asks for them, not spread over all cores, as `runtime.start` has it.
+_XLA_ONE_THREAD = {"NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 OPPONENTS = {
-    "eager_pytorch": Opponent("eager_pytorch.py", "torch", "torch", ("one thread", "all threads")),
-    "fedjax": Opponent("fedjax_fedavg.py", "fedjax", "fedjax", ("jit", "pmap")),
+    "eager_pytorch": Opponent(
+        "eager_pytorch.py", "torch", "torch", {"one thread": {}, "all threads": {}}
+    ),
+    "fedjax": Opponent(
+        "fedjax_fedavg.py",
+        "fedjax",
+        "fedjax",
+        {"jit": {}, "jit, one thread": _XLA_ONE_THREAD, "pmap": _XLA_ONE_THREAD},
+    ),
     "pfl": Opponent(
-        "pfl_fedavg.py", "pfl", "pfl torch", ("one thread", "all threads", "processes")
+        "pfl_fedavg.py",
+        "pfl",
+        "pfl torch",
+        {"one thread": {}, "all threads": {}, "processes": {}},
     ),
     "drjax": Opponent(
-        "drjax_fedavg.py", "drjax", "drjax", ("one device", "all devices"), equal_sizes=True
+        "drjax_fedavg.py",
+        "drjax",
+        "drjax",
+        {"one device": {}, "all devices": _XLA_ONE_THREAD},
+        equal_sizes=True,
     ),
-    "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", ("actors",)),
+    "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
 }
+# As it was before pfljax prepared this process for itself.
+_ENVIRONMENT = dict(os.environ)
 
 
 def pythons(named: list[str]) -> dict[str, str]:
@@ -151,7 +171,13 @@ def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
 
 def _answer(name: str, work: dict, python: str) -> dict:
     command = [python, str(_PEERS / OPPONENTS[name].adapter)]
-    done = subprocess.run(command, input=json.dumps(work), capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        input=json.dumps(work),
+        env={**_ENVIRONMENT, **OPPONENTS[name].settings[work["setting"]]},
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         said = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)] or lines

@@ -3,7 +3,8 @@
 FedJAX calls three functions that JAX no longer has, and its backend 'pmap' knows shards in a form
 that JAX has changed; both are put back here.
 
-Settings: 'jit', 'pmap' (one device for each core). Needs fedjax.
+Settings: 'jit', 'jit, one thread' (which the environment sets), 'pmap' (one device for each core).
+Needs fedjax.
 """
 
 from __future__ import annotations
