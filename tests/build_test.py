@@ -15,7 +15,10 @@ LAYERS = (
     {"core"},
     {"data", "models", "algorithms", "metrics", "engine"},
     {"training"},
-    {"configs", "binary"},
+    {"configs", "binary", "networks", "peer"},
+    {"workloads", "torch_network", "jax_network"},
+    {"measuring"},
+    {"opponents"},
 )
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}

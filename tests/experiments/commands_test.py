@@ -208,6 +208,7 @@ def broken_data(place):
 
 
 TRAIN = ["train.py", QUICK, "--workdir={place}/run"]
+FEDJAX = ["benchmark.py", "--against=fedjax"]
 SWEEP = ["sweep.py", QUICK, "--workdir={place}/run"]
 COMPARE = ["compare.py", QUICK, "--workdir={place}/run"]
 OPTIMIZER = "--config.client_optimizer"
@@ -291,6 +292,15 @@ MISTAKES = {
     "sweep of what cannot be traced": ([*SWEEP, "--values=batch_size=5,10"], "config.batch_size"),
     "unknown workload": (["benchmark.py", "--workload=r4-mpl"], "'r4-mlp'"),
     "unknown opponent": (["benchmark.py", "--against=pytorch"], "'eager_pytorch'"),
+    "opponent that is not installed": ([*FEDJAX, "--peer_python=fedjax=/bin/sh"], "pip install"),
+    "python of an unknown opponent": (["benchmark.py", "--peer_python=fedjx=/bin/sh"], "'fedjax'"),
+    "python without an opponent": ([*FEDJAX, "--peer_python=/bin/sh"], "OPPONENT=PYTHON"),
+    "python that is not there": ([*FEDJAX, "--peer_python=fedjax={place}/python"], "names no file"),
+    "workload without opponents": ([*FEDJAX, "--workload=r12"], "leave --against out"),
+    "clients too different": (["benchmark.py", "--against=drjax"], "equally many examples"),
+    "too few clients": (["benchmark.py", "--workload=population", "--num_clients=9"], "cohort"),
+    "no round to time": (["benchmark.py", "--rounds=0"], "--rounds"),
+    "wrong engine of a workload": (["benchmark.py", "--config.engine.devices=-1"], "devices"),
 }
 
 

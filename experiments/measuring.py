@@ -1,0 +1,167 @@
+"""Compiles and times a workload, and what the devices could do at best."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from workloads import Workload, study
+
+from pfljax.data import FederatedDataset
+from pfljax.engine import mapping
+from pfljax.training import experiment, runtime
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Returns the median and the range of some timings; None where there are none."""
+    if not seconds:
+        return None
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def timed(function, *args):
+    """Returns a function's result, once it is there, and the seconds it took."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - begin
+
+
+def matmul_peak(devices: Sequence[jax.Device]) -> float:
+    """Returns the FLOP/s of all devices together, each multiplying square float32 matrices.
+
+    The best of seven tries counts, so that other processes lower it little.
+    """
+    side = 512 if devices[0].platform == "cpu" else 4096
+    repeats = 64
+    # Products of such matrices keep the size of their entries.
+    matrix = np.random.default_rng(0).normal(0, side**-0.5, (side, side)).astype(np.float32)
+
+    def multiply(matrix):
+        return jax.lax.fori_loop(0, repeats, lambda _, product: matrix @ product, matrix)
+
+    program = mapping.over_devices(multiply, in_axes=(None,), out_axes=0, devices=devices)
+    args = mapping.replicate(jnp.asarray(matrix), devices)
+    timed(program, args)
+    least = min(timed(program, args)[1] for _ in range(7))
+    return len(devices) * repeats * 2 * side**3 / least
+
+
+def measure(
+    workload: Workload,
+    dataset: FederatedDataset,
+    engine: ml_collections.ConfigDict,
+    *,
+    rounds: int,
+    evaluations: int,
+) -> dict:
+    """Compiles and times a workload.
+
+    Args:
+      workload: what to run.
+      dataset: its examples.
+      engine: devices, clients per chunk and so on.
+      rounds: timed calls for rounds.
+      evaluations: timed evaluations; 0 compiles none.
+
+    Returns:
+      The figures, for JSON.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be real
+    counter = runtime.CompilationCounter()
+    built = experiment.build(study(workload, engine), dataset)
+    each_call = built.config.engine.rounds_per_call
+    total = np.int32((rounds + 1) * each_call)
+    state = built.start(built.examples, jax.random.key(0))
+    round_args = (built.examples, total, np.int32(each_call))
+    before = counter.programs
+    built.run_rounds.compile(state, *round_args)
+    (state, _), _ = timed(built.run_rounds, state, *round_args)  # the warm-up
+    seconds, of_threads, examples, slots = [], [], [], []
+    for _ in range(rounds):
+        busy = time.process_time()
+        (state, metrics), of_call = timed(built.run_rounds, state, *round_args)
+        of_threads.append((time.process_time() - busy) / each_call)
+        seconds.append(of_call / each_call)
+        examples.append(float(np.asarray(metrics["examples"]).sum()) / each_call)
+        slots.append(float(np.asarray(metrics["slots"]).sum()) / each_call)
+    evaluation_args = (state, built.examples, total)
+    of_evaluations = []
+    if evaluations:
+        built.evaluate.compile(*evaluation_args)
+        timed(built.evaluate, *evaluation_args)
+        of_evaluations = [timed(built.evaluate, *evaluation_args)[1] for _ in range(evaluations)]
+    compilations = counter.programs - before
+    counter.close()
+    return {
+        "system": "pfljax",
+        "num_clients": len(workload.sizes),
+        "cohort": built.plan.size,
+        "examples_per_round": statistics.fmean(examples),
+        "seconds_compile": {
+            "round": built.run_rounds.compile_seconds,
+            "evaluation": built.evaluate.compile_seconds,
+        },
+        "seconds_per_round": spread(seconds),
+        "processor_seconds_per_round": spread(of_threads),
+        "seconds_per_evaluation": spread(of_evaluations),
+        "examples_per_second": median_rate(examples, seconds),
+        "padding_fraction": 1 - sum(examples) / sum(slots),
+        "empty_rows_fraction": empty_rows(workload),
+        "arithmetic": arithmetic(workload, built.devices, median_rate(examples, seconds)),
+        "peak_host_bytes": runtime.peak_host_bytes(),
+        "peak_device_bytes": runtime.peak_device_bytes(
+            built.devices, [built.run_rounds, built.evaluate]
+        ),
+        "compilations": compilations,
+    }
+
+
+def empty_rows(workload: Workload) -> float:
+    """Returns the share of rows without an example in batches of the size asked for.
+
+    Counted over all clients: the last batch of each is seldom full.
+    """
+    sizes = np.asarray(workload.sizes)
+    rows = -(-sizes // workload.batch_size) * workload.batch_size
+    return float(1 - sizes.sum() / rows.sum())
+
+
+def median_rate(examples: Sequence[float], seconds: Sequence[float]) -> float:
+    """Returns the median over rounds of examples per second; rounds need not be alike."""
+    return statistics.median(np.divide(examples, seconds).tolist())
+
+
+def arithmetic(workload: Workload, devices: Sequence[jax.Device], rate: float) -> dict:
+    """Returns what the devices compute in a second, and at most could.
+
+    Args:
+      workload: what they train; the arithmetic of direct sums counts, whatever form computes them.
+      devices: that train it.
+      rate: examples per second.
+    """
+    of_example = workload.network.flop_per_example(workload.shape, workload.num_classes)
+    per_second, peak = workload.trainings * of_example * rate, matmul_peak(devices)
+    return {
+        "flop_per_example": workload.trainings * of_example,
+        "flop_per_second": per_second,
+        "matmul_flop_per_second": peak,
+        "share_of_matmul_peak": per_second / peak,
+    }
+
+
+def machine(wanted: int) -> dict:
+    """Returns what the figures were taken on, where `wanted` devices are asked for; 0 means all."""
+    devices = runtime.devices(wanted)
+    return {
+        "jax": jax.__version__,
+        "platform": devices[0].device_kind,
+        "num_devices": len(devices),
+        "cores": runtime.available_cores(),
+        "machine": platform.processor() or platform.machine(),
+    }

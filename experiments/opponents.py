@@ -1,0 +1,185 @@
+"""Other systems at the same work: each in a process of its own, by an adapter in `peers/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+from measuring import median_rate, spread
+from workloads import Workload
+
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+
+_PEERS = pathlib.Path(__file__).parent / "peers"
+
+
+class Opponent(NamedTuple):
+    """A system to run beside pfljax.
+
+    Attributes:
+      adapter: a file in `peers/`, which runs under an interpreter that has the package.
+      package: what it imports.
+      install: what pip calls it.
+      settings: that the adapter knows, with what is added to the environment for each; all are run
+        and the fastest counts.
+      equal_sizes: whether clients must have equally many examples.
+    """
+
+    adapter: str
+    package: str
+    install: str
+    settings: dict[str, dict[str, str]]
+    equal_sizes: bool = False
+
+
+# Products on the thread that asks for them, not spread over all cores, as `runtime.start` has it.
+_XLA_ONE_THREAD = {"NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+OPPONENTS = {
+    "eager_pytorch": Opponent(
+        "eager_pytorch.py", "torch", "torch", {"one thread": {}, "all threads": {}}
+    ),
+    "fedjax": Opponent(
+        "fedjax_fedavg.py",
+        "fedjax",
+        "fedjax",
+        {"jit": {}, "jit, one thread": _XLA_ONE_THREAD, "pmap": _XLA_ONE_THREAD},
+    ),
+    "pfl": Opponent(
+        "pfl_fedavg.py",
+        "pfl",
+        "pfl torch",
+        {"one thread": {}, "all threads": {}, "processes": {}},
+    ),
+    "drjax": Opponent(
+        "drjax_fedavg.py",
+        "drjax",
+        "drjax",
+        {"one device": {}, "all devices": _XLA_ONE_THREAD},
+        equal_sizes=True,
+    ),
+    "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
+}
+# As it was before pfljax prepared this process for itself.
+_ENVIRONMENT = dict(os.environ)
+
+
+def pythons(named: list[str]) -> dict[str, str]:
+    """Returns the interpreter of each opponent.
+
+    Args:
+      named: `OPPONENT=PYTHON` each; the others run under this process's.
+
+    Raises:
+      UserError: one is not of that form, or there is no such opponent or file.
+    """
+    chosen = dict.fromkeys(OPPONENTS, sys.executable)
+    for text in named:
+        name, _, python = text.partition("=")
+        if not python:
+            raise UserError(f"--peer_python={text} must have the form OPPONENT=PYTHON.")
+        config_lib.require_known("opponent", name, OPPONENTS)
+        if not pathlib.Path(python).is_file():
+            raise UserError(f"--peer_python={text} names no file; give the path of a python.")
+        chosen[name] = python
+    return chosen
+
+
+def check(name: str, workload_name: str, workload: Workload, python: str) -> None:
+    """Raises a `UserError` unless an opponent can run a workload under an interpreter.
+
+    All opponents run FedAvg, whatever the workload's method.
+    """
+    config_lib.require_known("opponent", name, OPPONENTS)
+    opponent = OPPONENTS[name]
+    if workload.pool or workload.cohorts:
+        raise UserError(
+            f"The workload {workload_name} is compared with itself only; leave --against out."
+        )
+    if opponent.equal_sizes and len(set(workload.sizes)) > 1:
+        raise UserError(
+            f"The opponent {name} wants clients with equally many examples, which the workload "
+            f"{workload_name} has not; take r1."
+        )
+    look = f"import importlib.util as u, sys; sys.exit(u.find_spec({opponent.package!r}) is None)"
+    if subprocess.run([python, "-c", look], capture_output=True).returncode:
+        raise UserError(
+            f"The opponent {name} is not installed for {python}; run {python} -m pip install "
+            f"{opponent.install}, or name another with --peer_python={name}=PYTHON."
+        )
+
+
+def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
+    """Runs an opponent in all its settings.
+
+    Args:
+      name: in `OPPONENTS`.
+      workload: what it trains.
+      rounds: that are timed, after one that is not.
+      python: the interpreter.
+
+    Returns:
+      Its figures, those of the fastest setting above.
+
+    Raises:
+      UserError: it failed.
+    """
+    sizes = np.asarray(workload.sizes)
+    draw = np.random.default_rng(1)
+    everybody = list(range(len(sizes)))
+    cohorts = [
+        draw.choice(len(sizes), workload.cohort, replace=False).tolist()
+        if workload.cohort
+        else everybody
+        for _ in range(rounds + 1)
+    ]
+    examples = [int(np.sum(sizes[cohort])) for cohort in cohorts[1:]]
+    work = {
+        "convolutions": workload.network.convolutions,
+        "widths": workload.network.widths,
+        "shape": workload.shape,
+        "num_classes": workload.num_classes,
+        "sizes": sizes.tolist(),
+        "batch_size": workload.batch_size,
+        "learning_rate": workload.learning_rate,
+        "cohorts": cohorts,
+    }
+    settings = {}
+    for setting in OPPONENTS[name].settings:
+        answer = _answer(name, {**work, "setting": setting}, python)
+        version = answer["version"]
+        settings[setting] = {
+            "seconds_per_round": spread(answer["seconds"]),
+            "processor_seconds_per_round": spread(answer["processor_seconds"]),
+            "examples_per_second": median_rate(examples, answer["seconds"]),
+        }
+    best = max(settings, key=lambda setting: settings[setting]["examples_per_second"])
+    return {
+        "system": name,
+        "version": version,
+        "setting": best,
+        **settings[best],
+        "settings": settings,
+    }
+
+
+def _answer(name: str, work: dict, python: str) -> dict:
+    command = [python, str(_PEERS / OPPONENTS[name].adapter)]
+    done = subprocess.run(
+        command,
+        input=json.dumps(work),
+        env={**_ENVIRONMENT, **OPPONENTS[name].settings[work["setting"]]},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        said = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)] or lines
+        raise UserError(f"The opponent {name} with {work['setting']!r} did not run: {said[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,234 @@
+"""What the benchmark runs: published settings, on synthetic examples of their shapes and sizes.
+
+Sizes of clients that are published stand here; others are drawn once, log-normal, with the mean and
+the deviation that are known of the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+from networks import NETWORKS, Network
+
+from pfljax.data import FederatedDataset, Split
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+
+
+class Workload(NamedTuple):
+    """What is measured.
+
+    Attributes:
+      about: one line for the list of workloads.
+      network: what is trained.
+      sizes: training examples of each client.
+      shape: of one example.
+      num_classes: `C`.
+      batch_size: of local training, one epoch of it.
+      cohort: clients in a round; 0 means all.
+      algorithm: a name in the table of methods.
+      trainings: local trainings that the method asks of a client in a round.
+      train_per_test: training examples for each one that is for testing.
+      learning_rate: of the clients.
+      rounds_per_call: rounds between two looks from the host; timed together.
+      pool: rows that clients share, for populations on the host; 0 where each has its own.
+      cohorts: numbers of clients in a round that are measured one after another, in place of
+        `cohort`.
+    """
+
+    about: str
+    network: Network
+    sizes: Sequence[int]
+    shape: tuple[int, ...]
+    num_classes: int
+    batch_size: int
+    cohort: int = 0
+    algorithm: str = "fedavg"
+    trainings: int = 1
+    train_per_test: int = 3
+    learning_rate: float = 0.005
+    rounds_per_call: int = 1
+    pool: int = 0
+    cohorts: tuple[int, ...] = ()
+
+
+# Training examples of the clients in PFLlib's MNIST example.
+_R4_SIZES = (
+    [1972, 374, 1222, 1905, 1437, 4641, 942, 951, 2700, 3004]
+    + [2337, 2829, 2709, 1600, 4297, 4086, 2721, 4239, 3949, 4577]
+)  # fmt: skip
+
+
+def _drawn(count: int, mean: float, deviation: float, least: int, most: int) -> list[int]:
+    """Draws sizes of clients: log-normal, cut to a range, and always the same."""
+    variance = np.log1p((deviation / mean) ** 2)
+    draw = np.random.default_rng(0).lognormal(np.log(mean) - variance / 2, variance**0.5, count)
+    return np.clip(draw, least, most).astype(int).tolist()
+
+
+_EMNIST = {"shape": (28, 28, 1), "num_classes": 62, "train_per_test": 9}
+_EMNIST_SIZES = _drawn(3400, 198, 80, 16, 500)  # in all about 671,585, FedEMNIST's number
+_MNIST = {"shape": (28, 28, 1), "num_classes": 10, "batch_size": 10}
+_R1 = Workload(
+    "pfl-research's CIFAR10-IID: 1,000 clients of 50 images, 50 a round, batches of 10, simple_cnn",
+    NETWORKS["simple_cnn"],
+    [50] * 1000,
+    (32, 32, 3),
+    num_classes=10,
+    batch_size=10,
+    cohort=50,
+    train_per_test=5,
+    learning_rate=0.1,
+)
+_R2 = Workload(
+    "FedJAX's EMNIST_CONV: 3,400 clients, 10 a round, batches of 10, simple_cnn",
+    NETWORKS["simple_cnn"],
+    _EMNIST_SIZES,
+    batch_size=10,
+    cohort=10,
+    learning_rate=0.001,
+    **_EMNIST,
+)
+_R3 = Workload(
+    "FedJAX's EMNIST_DENSE: 3,400 clients, 340 a round, batches of 20, MLP 784-200-200-62",
+    NETWORKS["emnist_dense"],
+    _EMNIST_SIZES,
+    batch_size=20,
+    cohort=340,
+    learning_rate=0.001,
+    **_EMNIST,
+)
+_R4_MLP = Workload(
+    "PFLlib's MNIST example: 20 clients, 52,492 images, all each round, MLP 784-100-10",
+    NETWORKS["mlp"],
+    _R4_SIZES,
+    **_MNIST,
+)
+WORKLOADS = {
+    "r1": _R1,
+    "r2": _R2,
+    "r3": _R3,
+    "r3-ditto": _R3._replace(
+        about="r3 with Ditto: a second, personal model for each client, as APFL has",
+        algorithm="ditto",
+        trainings=2,
+    ),
+    "r4-mlp": _R4_MLP,
+    "r4-cnn": _R4_MLP._replace(
+        about="the same with the 4-layer CNN (582,026 parameters)", network=NETWORKS["cnn"]
+    ),
+    "r5": Workload(
+        "PFLlib's CIFAR-100: 500 clients with a CNN each (1.8 GB), Ditto; meant for a GPU",
+        NETWORKS["cnn"],
+        [90] * 500,
+        (32, 32, 3),
+        num_classes=100,
+        batch_size=10,
+        algorithm="ditto",
+        trainings=2,
+    ),
+    "r6": Workload(
+        "FLUTE's LR_MNIST: 1,000 clients, 10 a round, logistic regression, ten rounds in a call",
+        NETWORKS["logistic"],
+        _drawn(1000, 62, 95, 8, 1000),
+        cohort=10,
+        learning_rate=0.03,
+        rounds_per_call=10,
+        **_MNIST,
+    ),
+    "r7": _R2._replace(
+        about="FLUTE's CNN_FEMNIST: r2 with batches of 20; meant for a GPU",
+        batch_size=20,
+        learning_rate=0.1,
+    ),
+    "r10": Workload(
+        "FederatedScope's FEMNIST: 100 clients, 40 a round, batches of 10, leaf_cnn",
+        NETWORKS["leaf_cnn"],
+        _drawn(100, 136, 53, 16, 400),
+        batch_size=10,
+        cohort=40,
+        learning_rate=0.01,
+        **_EMNIST,
+    ),
+    "r12": _R1._replace(
+        about="r1 with cohorts of 1, 2, 5, 10, 20 and 50", cohorts=(1, 2, 5, 10, 20, 50)
+    ),
+    "population": Workload(
+        "FedPer, --num_clients on the host with a head each, 20 examples each out of one pool, "
+        "100 a round, ten rounds in a call; evaluations score 1,000 clients",
+        NETWORKS["mlp"],
+        (),
+        cohort=100,
+        algorithm="fedper",
+        rounds_per_call=10,
+        pool=4096,
+        **_MNIST,
+    ),
+}
+
+
+def find(name: str, num_clients: int) -> Workload:
+    """Returns the workload of a name.
+
+    Args:
+      name: in `WORKLOADS`.
+      num_clients: of the workload population, the only one whose clients are not given.
+
+    Raises:
+      UserError: there is none of that name, or too few clients for it.
+    """
+    config_lib.require_known("workload", name, WORKLOADS)
+    workload = WORKLOADS[name]
+    if not workload.pool:
+        return workload
+    if num_clients < workload.cohort:
+        raise UserError(f"--num_clients must be at least the cohort, {workload.cohort}.")
+    return workload._replace(sizes=np.full(num_clients, 20, np.int32))
+
+
+def synthetic(workload: Workload) -> FederatedDataset:
+    """Returns uniform pixels and labels, of the workload's shapes and sizes."""
+    draw = np.random.default_rng(0)
+    train = np.array(workload.sizes, np.int32)
+    test = train // workload.train_per_test
+    if workload.pool:
+        num_examples = workload.pool
+        begins = np.arange(len(train), dtype=np.int32) % (workload.pool - max(train + test))
+    else:
+        num_examples = int(np.sum(train + test))
+        begins = (np.cumsum(train + test) - train - test).astype(np.int32)
+    nothing = np.zeros_like(train)
+    return FederatedDataset(
+        name="synthetic",
+        inputs=draw.integers(0, 256, (num_examples, *workload.shape), dtype=np.uint8),
+        targets=draw.integers(0, workload.num_classes, num_examples).astype(np.int32),
+        train=Split(begins, train),
+        validation=Split(nothing, nothing),
+        test=Split(begins + train, test),
+        num_classes=workload.num_classes,
+        mean=127.5,
+        std=127.5,
+    )
+
+
+def study(workload: Workload, engine: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the config of a workload.
+
+    Args:
+      workload: what is measured.
+      engine: devices, clients per chunk and so on.
+    """
+    config = config_lib.default_config()
+    config.algorithm = workload.algorithm
+    config.model = workload.network.config()
+    config.batch_size = workload.batch_size
+    config.client_optimizer.learning_rate = workload.learning_rate
+    config.cohort.size = workload.cohort
+    config.engine.update(engine)
+    config.engine.rounds_per_call = workload.rounds_per_call
+    if workload.pool:
+        config.engine.residence, config.engine.eval_clients = "host", 1000
+    return config

@@ -1,0 +1,226 @@
+"""The benchmark: workloads of the published sizes, the arithmetic that it counts, its opponents."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfljax import models
+from pfljax.errors import UserError
+from pfljax.training import config as config_lib
+from pfljax.training import experiment, runtime
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+# As Python does for a script in these folders.
+sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "peers")]
+import jax_network  # noqa: E402
+import measuring  # noqa: E402
+import opponents  # noqa: E402
+import peer  # noqa: E402
+from networks import NETWORKS, Layer, Network  # noqa: E402
+from workloads import WORKLOADS, find, study, synthetic  # noqa: E402
+
+# Clients, the cohort, the size of batches, and parameters, as the workloads' authors give them.
+PUBLISHED = {
+    "r1": (1000, 50, 10, 1_626_442),
+    "r2": (3400, 10, 10, 1_206_590),
+    "r3": (3400, 340, 20, 209_662),
+    "r3-ditto": (3400, 340, 20, 209_662),
+    "r4-mlp": (20, 0, 10, 79_510),
+    "r4-cnn": (20, 0, 10, 582_026),
+    "r5": (500, 0, 10, 924_708),
+    "r6": (1000, 10, 10, 7_850),
+    "r7": (3400, 10, 20, 1_206_590),
+    "r10": (100, 40, 10, 6_603_710),
+    "r12": (1000, 50, 10, 1_626_442),
+    "population": (1000, 100, 10, 79_510),
+}
+TOTALS = {"r1": 50_000, "r2": 671_585, "r4-mlp": 52_492, "r5": 45_000, "r6": 61_664}
+
+
+def parameters_of(workload):
+    layers = workload.network.layers(workload.shape, workload.num_classes)
+    return sum((layer.inputs + 1) * layer.outputs for layer in layers)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_the_published_one(name):
+    workload = find(name, 1000)
+    given = len(workload.sizes), workload.cohort, workload.batch_size, parameters_of(workload)
+    assert given == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_clients_have_as_many_examples_as_the_data_set(name):
+    # Drawn sizes come near the number of examples in their data set.
+    assert sum(WORKLOADS[name].sizes) == pytest.approx(TOTALS[name], rel=0.1)
+    assert min(WORKLOADS[name].sizes) > 0
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_workload_is_built_without_compiling(name):
+    # Clients of a few examples take the place of the real ones, which fill half a gigabyte.
+    few = find(name, 1000)
+    few = few._replace(sizes=np.full(len(few.sizes), few.train_per_test, np.int32))
+    dataset = synthetic(few)
+    counter = runtime.CompilationCounter()
+    built = experiment.build(study(few, config_lib.default_config().engine), dataset)
+    counter.close()
+    assert counter.programs == 0
+    parameters = jax.eval_shape(built.task.init, jax.eval_shape(jax.random.key, 0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(parameters)) == parameters_of(few)
+    assert built.plan.size == (few.cohort or len(few.sizes))
+
+
+def test_examples_have_the_shapes_and_sizes_of_the_workload():
+    workload = WORKLOADS["r6"]
+    dataset = synthetic(workload)
+    assert dataset.train.sizes.tolist() == list(workload.sizes)
+    assert dataset.test.sizes.tolist() == [size // 3 for size in workload.sizes]
+    assert dataset.inputs.shape == (dataset.train.sizes.sum() + dataset.test.sizes.sum(), 28, 28, 1)
+    ends = dataset.test.offsets + dataset.test.sizes
+    np.testing.assert_array_equal(dataset.train.offsets[1:], ends[:-1])
+
+
+# networks and arithmetic
+
+
+def work_of(network, shape, num_classes, **changes):
+    work = peer.Work(
+        network.convolutions, network.widths, shape, num_classes, [4], 4, 0.1, [[0]], ""
+    )
+    return work._replace(**changes)
+
+
+@pytest.mark.parametrize("name", ["emnist_dense", "simple_cnn", "leaf_cnn"])
+def test_opponents_train_the_same_network(name):
+    """The network of the opponents, with pfljax's weights, answers as pfljax's own."""
+    network, shape, num_classes = NETWORKS[name], (12, 12, 1), 5
+    arguments = network.config()
+    ours = models.MODELS[arguments.pop("name")](shape, num_classes, **arguments)
+    _, apply = jax_network.build_network(work_of(network, shape, num_classes))
+
+    @jax.jit
+    def answers(key):
+        parameters, x = ours.init(key), jax.random.normal(key, (2, *shape))
+        layers = [functools.reduce(dict.__getitem__, path, parameters) for path in ours.layers]
+        return ours.head(parameters, ours.features(parameters, x)), apply(layers, x)
+
+    expected, given = answers(jax.random.key(0))
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+    assert np.std(given) > 1e-3
+
+
+def test_layers_with_padding_and_pooling():
+    network = Network("", ((3, 5, "SAME", True), (4, 3, "VALID", False)), (7,))
+    layers = list(network.layers((8, 8, 2), 6))
+    assert layers == [Layer(50, 3, 64), Layer(27, 4, 4), Layer(16, 7, 1), Layer(7, 6, 1)]
+
+
+@pytest.mark.parametrize("name", ["emnist_dense", "simple_cnn"])
+def test_arithmetic_is_what_xla_counts(name):
+    network, shape, num_classes, batch = NETWORKS[name], (12, 12, 3), 5, 4
+    init, apply = jax_network.build_network(work_of(network, shape, num_classes))
+    gradient = jax.jit(jax.grad(lambda parameters, x: jnp.sum(apply(parameters, x) ** 2)))
+    args = jax.eval_shape(init, jax.random.key(0)), jax.ShapeDtypeStruct((batch, *shape), "float32")
+    counted = gradient.lower(*args).compile().cost_analysis()["flops"]
+    # XLA counts additions of biases, ReLU and the like, too.
+    flop = batch * network.flop_per_example(shape, num_classes)
+    assert flop < counted < 1.1 * flop
+
+
+def test_empty_rows_are_those_of_last_batches():
+    assert measuring.empty_rows(WORKLOADS["r1"]) == 0
+    workload = WORKLOADS["r1"]._replace(sizes=[1, 10, 11], batch_size=10)
+    assert measuring.empty_rows(workload) == pytest.approx(1 - 22 / 40)
+
+
+def test_the_median_rate_is_that_of_rounds():
+    assert measuring.median_rate([10, 20, 90], [1, 4, 3]) == 10
+    assert measuring.spread([3.0, 1.0, 5.0]) == {"median": 3.0, "min": 1.0, "max": 5.0}
+    assert measuring.spread([]) is None
+
+
+# opponents
+
+
+def test_the_fastest_setting_of_an_opponent_counts(monkeypatch):
+    works = []
+
+    def answer(name, work, python):
+        works.append(work)
+        seconds = [1.0, 3.0] if work["setting"] == "pmap" else [2.0, 4.0]
+        return {"version": "1", "seconds": seconds, "processor_seconds": []}
+
+    monkeypatch.setattr(opponents, "_answer", answer)
+    workload = WORKLOADS["r4-mlp"]._replace(sizes=[10, 20, 30], cohort=0)
+    figures = opponents.run("fedjax", workload, 2, "python")
+    assert figures["setting"] == "pmap" and "jit" in figures["settings"]
+    assert figures["seconds_per_round"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert figures["examples_per_second"] == pytest.approx((60 + 20) / 2)
+    # One round more, which warms up; the work goes through JSON.
+    assert peer.Work(**json.loads(json.dumps(works[0]))).cohorts == [[0, 1, 2]] * 3
+
+
+def test_cohorts_of_an_opponent_are_drawn_without_replacement(monkeypatch):
+    works = []
+
+    def answer(name, work, python):
+        works.append(work)
+        return {"version": "1", "seconds": [1.0] * 4, "processor_seconds": [1.0] * 4}
+
+    monkeypatch.setattr(opponents, "_answer", answer)
+    opponents.run("fedjax", WORKLOADS["r6"], 4, "python")
+    assert [len(set(cohort)) for cohort in works[0]["cohorts"]] == [10] * 5
+    assert works[0]["cohorts"] == works[1]["cohorts"]
+    assert works[0]["cohorts"][0] != works[0]["cohorts"][1]
+
+
+def test_an_opponent_does_not_inherit_what_pfljax_sets_for_itself(monkeypatch):
+    environments = []
+
+    def run(command, *, env, **_):
+        environments.append(env)
+        said = json.dumps({"version": "1", "seconds": [1.0], "processor_seconds": []})
+        return subprocess.CompletedProcess(command, 0, stdout=said, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("NPROC", "7")
+    opponents.run("fedjax", WORKLOADS["r6"], 1, "python")
+    assert [env.get("NPROC") for env in environments] == [None, "1", "1"]
+
+
+def test_an_opponent_that_fails_is_told():
+    workload = WORKLOADS["r1"]._replace(sizes=[10] * 50)
+    with pytest.raises(UserError, match="opponent drjax with 'one device' did not run: .*drjax"):
+        opponents.run("drjax", workload, 1, sys.executable)
+
+
+def test_an_opponent_trains_and_answers():
+    pytest.importorskip("torch")
+    work = work_of(NETWORKS["cnn"], (16, 16, 1), 5, sizes=[6, 9], cohorts=[[0, 1], [1, 0], [1]])
+    adapter = EXPERIMENTS / "peers" / "eager_pytorch.py"
+    done = subprocess.run(
+        [sys.executable, str(adapter)],
+        input=json.dumps(work._replace(setting="one thread")._asdict()),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["seconds"]) == len(answer["processor_seconds"]) == 2
+
+
+def test_examples_of_an_opponent_are_those_of_clients_that_take_part():
+    work = work_of(NETWORKS["mlp"], (4, 4, 1), 5, sizes=[3, 2, 1], cohorts=[[2], [0]])
+    clients = peer.examples(work)
+    assert {client: len(labels) for client, (_, labels) in clients.items()} == {0: 3, 2: 1}
+    images, labels = clients[0]
+    assert images.shape == (3, 4, 4, 1) and images.dtype == np.float32
+    assert set(labels.tolist()) <= set(range(5))
