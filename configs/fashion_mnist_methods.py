@@ -37,6 +37,8 @@ def get_config():
     config.hparams.fedcac.beta = 2.0
     config.hparams.fedfomo.validation_share = 0.1
     config.hparams.apple.relation_rate = 0.01
+    config.hparams.fedem.learners = 5
+    config.learning_rates.fedem = 0.1
     config.hparams.pfedhn.rate = 0.1
     config.hparams.pfedhn.momentum = 0.5
     return config

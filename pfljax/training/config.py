@@ -114,7 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
         "devices": 0,  # 0: all; on CPU one for each core
         "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
         "rounds_per_call": 10,  # the most rounds between two looks from the host
-        "eval_batch_size": 32,  # examples scored together; larger ones outgrow a CPU's cache
+        "eval_batch_size": 32,  # the most examples scored together; more outgrow a CPU's cache
         # Where private states and examples lie: 'device', or 'host' for populations that outgrow
         # it: in files, of which a cohort at a time comes to the devices.
         "residence": "device",

@@ -161,6 +161,18 @@ def choose_evaluated(
     return np.sort(chosen).astype(np.int32)
 
 
+def eval_batch_size(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> int:
+    """Returns how many examples are scored together: no more than clients fill, or nearly fill.
+
+    Example:
+      A client has 33 examples at most and the config says 32: two batches of 17.
+    """
+    splits = (dataset.validation, dataset.test)
+    largest = max(1, *(int(np.max(split.sizes)) for split in splits))
+    batches = -(-largest // config.engine.eval_batch_size)
+    return -(-largest // batches)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a config that cannot be meant, before any data is read."""
     config_lib.check(config)
@@ -231,7 +243,7 @@ def build(
         evaluate=build_evaluation(
             algorithm,
             task,
-            batch_size=config.engine.eval_batch_size,
+            batch_size=eval_batch_size(config, dataset),
             clients_per_chunk=eval_chunk,
             devices=devices,
         ),
@@ -281,7 +293,7 @@ def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, ch
         start=HostStart(population),
         run_rounds=HostRounds(population),
         evaluate=HostEvaluation(
-            population, task, batch_size=config.engine.eval_batch_size, ids=eval_ids
+            population, task, batch_size=eval_batch_size(config, dataset), ids=eval_ids
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=chunk,

@@ -140,7 +140,7 @@ def build(
         first.plan,
         clients_per_chunk=first.clients_per_chunk,
         eval_clients_per_chunk=first.eval_clients_per_chunk,
-        eval_batch_size=configs[0].engine.eval_batch_size,
+        eval_batch_size=experiment_lib.eval_batch_size(configs[0], first.dataset),
         rounds_per_call=configs[0].engine.rounds_per_call,
         together=1 if first.devices[0].platform == "cpu" else len(configs),
         devices=first.devices,

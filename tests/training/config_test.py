@@ -40,6 +40,16 @@ def test_running_statistics_are_kept_where_the_model_has_them():
         assert (task.observe is None) == (name == "mlp")
 
 
+def test_batches_of_an_evaluation_are_no_larger_than_clients():
+    config = changed(**{"data.num_clients": 5})
+    dataset = experiment.build_dataset(config)
+    nothing = dataset.validation._replace(sizes=np.zeros(5, int))
+    for size, batch in ((33, 17), (32, 32), (7, 7), (65, 22)):
+        own = dataset.test._replace(sizes=np.array([size, 3, 1, 1, 1]))
+        clients = dataset._replace(test=own, validation=nothing)
+        assert experiment.eval_batch_size(config, clients) == batch
+
+
 def test_a_method_may_have_a_learning_rate_of_its_own():
     config = changed(**{"client_optimizer.learning_rate": 0.1, "learning_rates.ditto": 0.5})
     task = experiment.build_task(config, experiment.build_dataset(config))
