@@ -41,17 +41,20 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where to write the figures as JSO
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls where they run several.")
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 3, "Timed evaluations; 0 for none.")
 _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 1000, "Clients of the workload population.")
+_DEFAULT = config_lib.default_config()
 config_flags.DEFINE_config_dict(
-    "config", ml_collections.ConfigDict({"engine": config_lib.default_config().engine})
+    "config",
+    ml_collections.ConfigDict({key: _DEFAULT[key] for key in ("engine", "compute_dtype")}),
 )
 
 
 def main():
     name, engine = _WORKLOAD.value, flags.FLAGS.config.engine
+    compute_dtype = flags.FLAGS.config.compute_dtype
     workload = workloads.find(name, _NUM_CLIENTS.value)
     if _ROUNDS.value < 1 or _EVALUATIONS.value < 0:
         raise UserError("--rounds must be at least 1, and --evaluations at least 0.")
-    experiment.check(workloads.study(workload, engine))
+    experiment.check(workloads.study(workload, engine, compute_dtype))
     pythons = opponents.pythons(_PEER_PYTHON.value)
     for opponent in _AGAINST.value:
         opponents.check(opponent, name, workload, pythons.get(opponent, ""))
@@ -68,6 +71,7 @@ def main():
             engine,
             rounds=_ROUNDS.value,
             evaluations=_EVALUATIONS.value,
+            compute_dtype=compute_dtype,
         )
         for cohort in workload.cohorts or (workload.cohort,)
     ]

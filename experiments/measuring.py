@@ -59,6 +59,7 @@ def measure(
     *,
     rounds: int,
     evaluations: int,
+    compute_dtype: str = "float32",
 ) -> dict:
     """Compiles and times a workload.
 
@@ -68,13 +69,14 @@ def measure(
       engine: devices, clients per chunk and so on.
       rounds: timed calls for rounds.
       evaluations: timed evaluations; 0 compiles none.
+      compute_dtype: what models compute in.
 
     Returns:
       The figures, for JSON.
     """
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be real
     counter = runtime.CompilationCounter()
-    built = experiment.build(study(workload, engine), dataset)
+    built = experiment.build(study(workload, engine, compute_dtype), dataset)
     each_call = built.config.engine.rounds_per_call
     total = np.int32((rounds + 1) * each_call)
     state = built.start(built.examples, jax.random.key(0))

@@ -107,6 +107,17 @@ _R4_MLP = Workload(
     _R4_SIZES,
     **_MNIST,
 )
+_POPULATION = Workload(
+    "FedPer, --num_clients on the host with a head each, 20 examples each out of one pool, "
+    "100 a round, ten rounds in a call; evaluations score 1,000 clients",
+    NETWORKS["mlp"],
+    (),
+    cohort=100,
+    algorithm="fedper",
+    rounds_per_call=10,
+    pool=4096,
+    **_MNIST,
+)
 WORKLOADS = {
     "r1": _R1,
     "r2": _R2,
@@ -156,17 +167,8 @@ WORKLOADS = {
     "r12": _R1._replace(
         about="r1 with cohorts of 1, 2, 5, 10, 20 and 50", cohorts=(1, 2, 5, 10, 20, 50)
     ),
-    "population": Workload(
-        "FedPer, --num_clients on the host with a head each, 20 examples each out of one pool, "
-        "100 a round, ten rounds in a call; evaluations score 1,000 clients",
-        NETWORKS["mlp"],
-        (),
-        cohort=100,
-        algorithm="fedper",
-        rounds_per_call=10,
-        pool=4096,
-        **_MNIST,
-    ),
+    "population": _POPULATION,
+    "population-1000": _POPULATION._replace(about="the same with 1,000 a round", cohort=1000),
 }
 
 
@@ -175,7 +177,7 @@ def find(name: str, num_clients: int) -> Workload:
 
     Args:
       name: in `WORKLOADS`.
-      num_clients: of the workload population, the only one whose clients are not given.
+      num_clients: of the two workloads whose clients are not given.
 
     Raises:
       UserError: there is none of that name, or too few clients for it.
@@ -214,14 +216,18 @@ def synthetic(workload: Workload) -> FederatedDataset:
     )
 
 
-def study(workload: Workload, engine: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def study(
+    workload: Workload, engine: ml_collections.ConfigDict, compute_dtype: str = "float32"
+) -> ml_collections.ConfigDict:
     """Returns the config of a workload.
 
     Args:
       workload: what is measured.
       engine: devices, clients per chunk and so on.
+      compute_dtype: what models compute in.
     """
     config = config_lib.default_config()
+    config.compute_dtype = compute_dtype
     config.algorithm = workload.algorithm
     config.model = workload.network.config()
     config.batch_size = workload.batch_size

@@ -228,6 +228,7 @@ def describe(dataset: FederatedDataset) -> str:
         "classification": f"in {dataset.num_classes} classes",
         "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
         "next_token": f"of {dataset.num_classes} tokens",
+        "ranking": f"of {dataset.inputs.shape[1:2]} items",
     }
     classes = ""
     if dataset.task == "classification":

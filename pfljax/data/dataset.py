@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TASKS = ("classification", "regression", "next_token")
+TASKS = ("classification", "regression", "next_token", "ranking")
 
 
 class Split(NamedTuple):
@@ -31,11 +31,12 @@ class FederatedDataset(NamedTuple):
       name: how reports call it.
       inputs: `[num_examples, ...]` in the dtype in which they are distributed (images stay uint8).
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
-        int32 for next_token, 0 where there is no token.
+        int32 for next_token, 0 where there is no token; for ranking, where the inputs of an
+        example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
       train: the training examples of each client.
       validation: the validation examples of each client; sizes are 0 where there are none.
       test: the test examples of each client.
-      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression.
+      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
       mean: subtracted from the inputs inside the program, in stored units; one number, or an array
         that fits the last axes of an example.
       std: divides the inputs after that, in stored units; of the same kind.

@@ -17,8 +17,9 @@ class Examples(NamedTuple):
       name: how reports call it.
       inputs: `[n, ...]` in the dtype in which they are distributed; text and tables of ids int32.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
-        int32 for next_token, each the token after that of the inputs, 0 where there is none.
-      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression.
+        int32 for next_token, each the token after that of the inputs, 0 where there is none;
+        `[n]` int32 zeros for ranking.
+      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
       mean: subtracted from the inputs on the device, in stored units; one number, or an array
         that fits the last axes of an example.
       std: divides the inputs after that, in stored units; of the same kind.
@@ -53,7 +54,7 @@ class Examples(NamedTuple):
         """What partitions and splits go by: `[n]` integers.
 
         The targets of a classification, the tenth in which a regression's target lies, and 0 for
-        every example of text.
+        every example of another task.
 
         >>> pool = Examples("toy", np.zeros((4, 1)), np.float32([0, 1, 2, 9]), 0, task="regression")
         >>> pool.labels.tolist()

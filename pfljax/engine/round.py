@@ -146,11 +146,11 @@ def one_round(
     )
     mine, dealt = hands[mapping.device_index()], hands.reshape(-1)
     cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
-    share = state._replace(clients=store.fetch(state.clients, mine))
+    share = state._replace(clients=store.fetch(state.clients, hands))
     after, metrics = train_cohort(
         algorithm, clients_per_chunk, share, examples, mine, cohort, num_rounds
     )
-    return after._replace(clients=store.store(state.clients, mine, after.clients)), metrics
+    return after._replace(clients=store.store(state.clients, hands, after.clients)), metrics
 
 
 def run_rounds(

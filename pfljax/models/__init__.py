@@ -2,7 +2,14 @@
 
 from pfljax.models.model import Model, compute_in, from_flax
 from pfljax.models.networks import MODELS, cnn, logistic, mlp, mlp_bn
-from pfljax.models.tasks import TASKS, classification, multi_label, next_token, regression
+from pfljax.models.tasks import (
+    TASKS,
+    classification,
+    multi_label,
+    next_token,
+    ranking,
+    regression,
+)
 
 __all__ = [
     "MODELS",
@@ -17,5 +24,6 @@ __all__ = [
     "mlp_bn",
     "multi_label",
     "next_token",
+    "ranking",
     "regression",
 ]

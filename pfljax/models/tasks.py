@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from pfljax.core import Batch, Task, mean_over, tree
+from pfljax.errors import UserError
 from pfljax.models.ids import PADDING
 from pfljax.models.model import Model
 
@@ -154,7 +155,70 @@ def multi_label(
     return _task(model, each, metrics, mean, std, score="accuracy")
 
 
-TASKS = ("classification", "regression", "rating", "next_token", "multi_label")
+def ranking(model: Model) -> Task:
+    """Returns the task of putting the item that was chosen before others that were not.
+
+        L(theta, batch) = mean over real examples and others k of
+            -log sigmoid(f_theta(x_0) - f_theta(x_k))
+
+    An example is `[1 + K, ...]`: the chosen item first, then K others. Targets are not looked at.
+    Of an item with r of the others before it, equal ones counting half, the metrics are: ndcg (the
+    score), 1 / log2(2 + r) if r < 10 and else 0; hit, whether r < 10; auc, 1 - r / K; loss.
+
+    Args:
+      model: a network with one output, of a single item.
+
+    References:
+      Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
+      Implicit Feedback", 2009, https://arxiv.org/abs/1205.2618.
+      He, Liao, Zhang, Nie, Hu, Chua, "Neural Collaborative Filtering", 2017,
+      https://arxiv.org/abs/1708.05031 (one chosen item among others).
+    """
+
+    if model.observe is not None:
+        raise UserError("A ranking takes no model with batch normalization; name another model.")
+
+    def of_items(function):
+        """A function of rows as one of rows of rows."""
+
+        def apply(parameters, rows, *mask):
+            flat = rows.reshape(-1, *rows.shape[2:])
+            items = [jnp.repeat(one, rows.shape[1]) for one in mask if one is not None]
+            out = function(parameters, flat, *items)
+            return out.reshape(*rows.shape[:2], *out.shape[1:])
+
+        return apply
+
+    def head(parameters, features, *mask):
+        return of_items(model.head)(parameters, features, *mask)[..., 0]
+
+    def margins(scores):
+        return scores[:, :1] - scores[:, 1:]
+
+    def each(scores, batch):
+        return jnp.mean(jax.nn.softplus(-margins(scores)), axis=-1)
+
+    def metrics(scores, batch):
+        # Scores that are no numbers are never behind.
+        behind = jnp.sum((margins(scores) > 0) + 0.5 * (margins(scores) == 0), axis=-1)
+        ahead = scores.shape[1] - 1 - behind
+        hit = ahead < _CUTOFF
+        found = {
+            "ndcg": jnp.where(hit, 1 / jnp.log2(2 + ahead), 0),
+            "hit": hit,
+            "auc": 1 - ahead / (scores.shape[1] - 1),
+            "loss": each(scores, batch),
+        }
+        return {name: jnp.sum(value * batch.mask) for name, value in found.items()}
+
+    items = model._replace(features=of_items(model.features), head=head, num_features=0)
+    return _task(items, each, metrics, 0.0, 1.0, score="ndcg")
+
+
+# Items that a user is shown.
+_CUTOFF = 10
+
+TASKS = ("classification", "regression", "rating", "next_token", "multi_label", "ranking")
 
 
 def _task(

@@ -26,9 +26,11 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     kind = getattr(dataset, "task", "classification")
     config_lib.require_known("task", kind, models.TASKS)
     shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
+    if kind == "ranking":  # whose examples are several items
+        columns, shape = shape[:1], shape[1:]
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
-    outputs = {"regression": 1, "rating": 1, "multi_label": sum(columns)}.get(
+    outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
         kind, dataset.num_classes
     )
     model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
@@ -39,6 +41,8 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
         task = models.classification(model, num_classes=outputs, **scale)
     elif kind == "next_token":
         task = models.next_token(model, num_classes=outputs)
+    elif kind == "ranking":
+        task = models.ranking(model)
     elif kind == "multi_label":
         task = models.multi_label(model, **scale)
     else:
@@ -47,7 +51,8 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
             "target_std": getattr(dataset, "target_std", 1.0),
         }
         task = models.regression(model, **scale, **of_targets)
-    _require_outputs(config, dataset, task, (*(columns if kind == "next_token" else ()), outputs))
+    shapes = {"next_token": (*columns, outputs), "ranking": columns}
+    _require_outputs(config, dataset, task, shapes.get(kind, (outputs,)))
     return task
 
 

@@ -283,6 +283,31 @@ def test_movielens(tmp_path, packed):
     assert pool.owners.tolist() == [0, 1, 1] and pool.time_gap == 0
 
 
+def test_movielens_beside_films_that_nobody_chose(tmp_path):
+    rows = [(user, film, 3.0, 10 * film) for user in (4, 9) for film in (1, user)]
+    rows += [(5, 7, 1.0, 0)]
+    lines = "".join(f"{','.join(map(str, row))}\n" for row in rows)
+    (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{lines}")
+    pool = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=6)
+    assert (pool.task, pool.inputs.shape) == ("ranking", (5, 7, 2))
+    films = {1: 0, 4: 1, 7: 2, 9: 3}
+    had = {0: {0, 1}, 1: {2}, 2: {0, films[9]}}
+    for row, user in zip(pool.inputs, pool.owners, strict=True):
+        assert set(row[:, 0]) == {user} and row[0, 1] in had[user]
+        assert set(row[1:, 1]) <= set(range(4)) - had[user]
+    again = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=6)
+    np.testing.assert_array_equal(again.inputs, pool.inputs)
+    for options, message in (
+        ({"feedback": "implict"}, "'implicit'"),
+        ({"feedback": "implicit", "num_others": 0}, "num_others is 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LOAD["movielens"](str(tmp_path), **options)
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,3.0,1\n")
+    with pytest.raises(UserError, match="rated every film"):
+        LOAD["movielens"](str(tmp_path), feedback="implicit")
+
+
 def test_movielens_files_that_are_wrong(tmp_path):
     (tmp_path / "ml-latest-small.zip").write_bytes(b"PK\x03\x04 no zip")
     assert "truncated or damaged zip" in refusal("movielens", tmp_path)

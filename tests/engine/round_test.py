@@ -185,8 +185,7 @@ def test_what_devices_send_does_not_grow_with_them_but_for_rows_on_the_ring():
     head, scalars = 4 * (4 * 3 + 3), 4 * 3  # the weight, the loss, how many clients there are
     for devices in (2, 4):
         assert communication("fedavg", devices) == (model + scalars, 0, 0)
-        ids = 4
-        once = 2 * (head + ids)  # two clients
-        expected = (model - head + scalars, 0, 2 * devices * once)  # fetched and stored
+        rows = 2 * head  # of two clients, fetched and stored
+        expected = (model - head + scalars, 0, 2 * (devices - 1) * rows)
         assert communication("fedper", devices) == expected
     assert communication("fedcac", 2).gathered >= 4 * model  # it compares clients

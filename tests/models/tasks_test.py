@@ -82,6 +82,40 @@ def test_labels_are_told_one_by_one():
     assert metrics["accuracy"] == 0.75
 
 
+def test_a_ranking_puts_the_chosen_item_before_others():
+    task = models.ranking(identity((1,)))
+    scores = [[2.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 1.0], [0.0, 9.0, 9.0, 9.0]]
+    inputs = jnp.array(scores)[..., None]
+    batch = Batch(inputs, jnp.zeros(3, jnp.int32), jnp.array([True, True, False]))
+    losses, loss, metrics = score(task, batch)
+    expected = [np.mean(np.log1p(np.exp([-1.0, 1.0, 0.0]))), np.log1p(np.exp(-4.0))]
+    np.testing.assert_allclose(losses[:2], expected, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+    # One item and the half of another stand before the first one, nothing before the second.
+    told = {"ndcg": 1 / np.log2(3.5) + 1, "hit": 2, "auc": 0.5 + 1, "loss": sum(expected)}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(told, rel=1e-5)
+    assert (task.score, task.more_is_better, task.num_features) == ("ndcg", True, 0)
+
+
+def test_a_ranking_shows_ten_items():
+    task = models.ranking(identity((1,)))
+    ahead = jnp.where(jnp.arange(20) < jnp.array([[9], [10]]), 1.0, -1.0)
+    inputs = jnp.concatenate([jnp.zeros((2, 1)), ahead], axis=1)[..., None]
+    batch = Batch(inputs, jnp.zeros(2, jnp.int32), jnp.array([True, True]))
+    _, _, metrics = score(task, batch)
+    np.testing.assert_allclose(metrics["hit"], 1)
+    np.testing.assert_allclose(metrics["ndcg"], 1 / np.log2(11), rtol=1e-6)
+    np.testing.assert_allclose(metrics["auc"], 11 / 20 + 10 / 20, rtol=1e-6)
+    lost = Batch(jnp.full((1, 5, 1), jnp.nan), jnp.zeros(1, jnp.int32), jnp.array([True]))
+    _, _, metrics = score(task, lost)
+    assert metrics["auc"] == 0
+
+
+def test_a_ranking_refuses_batch_normalization():
+    with pytest.raises(UserError, match="batch normalization"):
+        models.ranking(models.mlp_bn((2,), 1, widths=(2,)))
+
+
 def test_inputs_are_standardized_column_by_column_and_ids_not_at_all():
     mean, std = np.array([1.0, 2.0]), np.array([2.0, 4.0])
     task = models.classification(identity((2,)), num_classes=2, mean=mean, std=std)

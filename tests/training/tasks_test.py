@@ -55,6 +55,7 @@ def ids(*shape):
         ("rating", ids(2), ids(), 0, {"vocabulary": (3, 4)}, "matrix_factorization", (1,)),
         ("regression", ids(2), ids(), 0, {}, "logistic", (1,)),
         ("multi_label", ids(2), ids(6), 0, {}, "mlp", (6,)),
+        ("ranking", ids(4, 2), ids(), 0, {"vocabulary": (3, 4)}, "matrix_factorization", (4,)),
     ],
 )
 def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, model, outputs):
@@ -62,7 +63,8 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
 
     out = jax.eval_shape(lambda key: task.predict(task.init(key), inputs[:2]), jax.random.key(0))
     assert out.shape == (2, *outputs)
-    assert task.score == ("mse" if outputs == (1,) else "accuracy")
+    scores = {"rating": "mse", "regression": "mse", "ranking": "ndcg"}
+    assert task.score == scores.get(kind, "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,8 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
         ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "name one of fasttext"),
         ("classification", ids(5), ids(), 9, {}, "lstm", "config.model.vocabulary"),
         ("next_token", ids(5), ids(5), 9, {"vocabulary": (9,)}, "lstm", r"asks for \(5, 9\)"),
-        ("ranking", ids(5), ids(), 9, {}, "mlp", "ranking"),
+        ("sorting", ids(5), ids(), 9, {}, "mlp", "sorting"),
+        ("ranking", ids(4, 2), ids(), 0, {"vocabulary": (3, 4)}, "lstm", r"vocabulary"),
     ],
 )
 def test_models_that_do_not_answer_the_question(kind, inputs, targets, classes, more, model, told):

@@ -195,7 +195,7 @@ def _contradiction(dataset: FederatedDataset) -> str | None:
     if np.any((test.offsets + test.sizes)[by_row][:-1] > train.offsets[by_row][1:]):
         return "gives the same rows to two clients"
     labels = dataset.targets
-    if dataset.task == "regression":
+    if dataset.task in ("regression", "ranking"):
         return None
     if labels.min() < 0 or labels.max() >= dataset.num_classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()

@@ -1,4 +1,4 @@
-"""MovieLens: ratings of films, whose users are the clients."""
+"""MovieLens: ratings of films, or which films were rated at all; the users are the clients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from pfljax.data import checks
 from pfljax.data.examples import Examples
 from pfljax.data.sources import archives, files
 from pfljax.errors import UserError
@@ -13,26 +14,34 @@ from pfljax.errors import UserError
 _FOLDERS = ("movielens", "ml-latest-small")
 _ARCHIVE, _TABLE = "ml-latest-small.zip", "ratings.csv"
 _HEADER = "userId,movieId,rating,timestamp"
+_FEEDBACKS = ("ratings", "implicit")
 
 
-def load_movielens(data_dir: str = "") -> Examples:
+def load_movielens(
+    data_dir: str = "", *, feedback: str = "ratings", num_others: int = 99
+) -> Examples:
     """Returns ratings from 0.5 to 5, owned by their users, in the order of time.
 
     Args:
       data_dir: holds `ml-latest-small.zip` or a `ratings.csv` of its columns, or a folder
         `movielens` or `ml-latest-small` that does.
+      feedback: 'ratings', or 'implicit' for which films a user rated, whatever the rating.
+      num_others: for 'implicit', how many films that the user never rated stand beside each that it
+        did, drawn with replacement, once and always the same.
 
     Returns:
       Examples for a regression: inputs `[n, 2]` int32, numbers of user and film in the order of
-      MovieLens' own; targets `[n]` float32. Each user's last ratings are tested.
+      MovieLens' own; targets `[n]` float32. Or for ranking: inputs `[n, 1 + num_others, 2]` int32,
+      the film that was rated first. Each user's last ratings are tested.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: the files are absent or damaged, or an option makes no sense.
 
     References:
       Harper, Konstan, "The MovieLens Datasets: History and Context", 2015,
       https://doi.org/10.1145/2827872.
     """
+    checks.choice("data.options.movielens.feedback", feedback, _FEEDBACKS)
     places = files.directories(data_dir, _FOLDERS)
     if paths := files.find(places, [_TABLE]):
         path, text = paths[0], files.read_text(paths[0])
@@ -59,6 +68,17 @@ def load_movielens(data_dir: str = "") -> Examples:
     order = np.lexsort((times, users))
     pairs = np.stack([users, films], axis=1)[order].astype(np.int32)
     ratings = ratings[order].astype(np.float32)
+    if feedback == "implicit":
+        return Examples(
+            name="movielens",
+            inputs=_beside_others(pairs, len(titles), num_others),
+            targets=np.zeros(len(pairs), np.int32),
+            num_classes=0,
+            task="ranking",
+            owners=pairs[:, 0],
+            time_gap=0,
+            vocabulary=(len(names), len(titles)),
+        )
     return Examples(
         name="movielens",
         inputs=pairs,
@@ -71,3 +91,26 @@ def load_movielens(data_dir: str = "") -> Examples:
         target_mean=float(ratings.mean(dtype=np.float64)),
         target_std=float(ratings.std(dtype=np.float64)),
     )
+
+
+def _beside_others(pairs: np.ndarray, num_films: int, num_others: int) -> np.ndarray:
+    """Returns `[n, 1 + num_others, 2]`: each pair of user and film, and others the user never had.
+
+    Raises:
+      UserError: there are none to draw.
+    """
+    if num_others < 1:
+        raise UserError(f"data.options.movielens.num_others is {num_others}; take 1 or more.")
+    draw = np.random.default_rng(0)
+    beside = np.empty((len(pairs), 1 + num_others, 2), np.int32)
+    beside[:, 0], beside[:, :, 0] = pairs, pairs[:, :1]
+    for user in np.unique(pairs[:, 0]):
+        rows = np.flatnonzero(pairs[:, 0] == user)
+        others = np.setdiff1d(np.arange(num_films), pairs[rows, 1])
+        if not len(others):
+            raise UserError(
+                f"User {user} of movielens rated every film, so that there are no others: take "
+                "data.options.movielens.feedback=ratings."
+            )
+        beside[rows, 1:, 1] = others[draw.integers(len(others), size=(len(rows), num_others))]
+    return beside
