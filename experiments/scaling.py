@@ -5,12 +5,16 @@
 Each device trains as many clients, of one size, whatever the number of devices. What one of them
 computes then stays the same, and what it sends is counted from the traced program. On a CPU devices
 beyond the number of cores share the cores: `work` is the time of a round times the cores at
-work, divided by the devices, and should not grow.
+work, divided by the devices, and should not grow. Each number of devices has a process of its own:
+a process with more devices than it uses is slower.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 
 import binary
@@ -31,6 +35,7 @@ _SIZE = flags.DEFINE_integer("examples", 200, "Training examples of each client.
 _ALGORITHM = flags.DEFINE_string("algorithm", "fedavg", "A method of the table.")
 _MODEL = flags.DEFINE_string("model", "mlp", "A model for 28x28 images.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
+_JSON = flags.DEFINE_bool("json", False, "Print the figures of one number of devices as JSON.")
 
 
 def synthetic(num_clients: int, size: int) -> FederatedDataset:
@@ -51,8 +56,9 @@ def synthetic(num_clients: int, size: int) -> FederatedDataset:
     )
 
 
-def measure(devices: int) -> tuple[float, communication.Communication]:
-    """Returns the seconds of a round, and what its devices send each other."""
+def measure(devices: int) -> dict:
+    """Returns the seconds of a round, the cores at work, and the bytes of `Communication`."""
+    runtime.start(devices=devices)
     config = config_lib.default_config()
     config.algorithm, config.model.name = _ALGORITHM.value, _MODEL.value
     config.engine.devices, config.engine.rounds_per_call = devices, 1
@@ -66,7 +72,18 @@ def measure(devices: int) -> tuple[float, communication.Communication]:
         begin = time.perf_counter()
         state, _ = jax.block_until_ready(built.run_rounds(state, built.examples, *rounds))
         seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:]), sent
+    on_cpu = jax.devices()[0].platform == "cpu"
+    at_work = min(devices, runtime.available_cores()) if on_cpu else devices
+    return {"seconds": statistics.median(seconds[1:]), "at_work": at_work, **sent._asdict()}
+
+
+def measure_apart(devices: int) -> dict:
+    """Returns what `measure` does in a process of its own."""
+    command = [sys.executable, *sys.argv, f"--devices={devices}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{devices} devices: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
 
 
 def numbers() -> list[int]:
@@ -80,8 +97,9 @@ def numbers() -> list[int]:
 
 def main():
     tried = numbers()
-    runtime.start(devices=max(tried))
-    on_cpu = jax.devices()[0].platform == "cpu"
+    if _JSON.value:
+        print(json.dumps(measure(*tried)))
+        return
     table = rich.table.Table(
         title=f"{_ALGORITHM.value}, {_MODEL.value}, {_CLIENTS.value} clients of {_SIZE.value} "
         "examples for each device"
@@ -91,8 +109,11 @@ def main():
     table.add_column("ring (kB)", justify="right")
     table.add_column("a device sends (kB)", justify="right")
     for devices in tried:
-        seconds, sent = measure(devices)
-        at_work = min(devices, runtime.available_cores()) if on_cpu else devices
+        found = measure_apart(devices)
+        seconds, at_work = found["seconds"], found["at_work"]
+        sent = communication.Communication(
+            *(found[key] for key in ("reduced", "gathered", "passed"))
+        )
         kilobytes = [value / 1e3 for value in (*sent, sent.sent(devices))]
         table.add_row(
             *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),
