@@ -9,12 +9,14 @@ kept beside the compilation cache. What a cohort costs follows from it and from 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,8 @@ def measure(
       local: of the run.
       inputs: one stored example's.
       targets: likewise.
-      chunks: the sizes, in rising order; those after one that is far slower are left out.
+      chunks: the sizes, in rising order; those after one that is far slower, or does not fit into
+        the device's memory, are left out.
       device: on which.
 
     Returns:
@@ -118,16 +121,29 @@ def measure(
         model = jax.jit(task.init)(jax.random.key(0))
         for chunk in chunks:
             keys = jax.random.split(jax.random.key(0), num_clients // chunk * chunk)
-            program = jax.jit(train_all, static_argnums=0).lower(chunk, model, data, keys).compile()
-            taken = []
-            for _ in range(4):
-                begin = time.perf_counter()
-                jax.block_until_ready(program(model, data, keys))
-                taken.append(time.perf_counter() - begin)
-            found[chunk] = min(taken) / (keys.shape[0] * _STEPS)
+            try:
+                taken = _least_seconds(
+                    jax.jit(functools.partial(train_all, chunk)), model, data, keys
+                )
+            except jax.errors.JaxRuntimeError as error:
+                if not found or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                break  # So many do not fit into the device's memory.
+            found[chunk] = taken / (keys.shape[0] * _STEPS)
             if found[chunk] > 1.5 * min(found.values()):
                 break
     return found
+
+
+def _least_seconds(function: Callable, *args: Any) -> float:
+    """Returns how long a function takes at best, once it is compiled."""
+    jax.block_until_ready(function(*args))
+    taken = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
 
 
 def _memory() -> pathlib.Path | None:

@@ -84,6 +84,26 @@ def test_a_number_or_a_short_run_needs_no_measurement(cache, monkeypatch):
     assert not cache.exists()
 
 
+def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
+    calls = []
+
+    def least_seconds(function, *args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return 1.0
+
+    monkeypatch.setattr(chunks, "_least_seconds", least_seconds)
+    task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
+    local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
+    rows = jax.ShapeDtypeStruct((6,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    found = chunks.measure(task, local, *rows, [1, 4, 16], jax.devices()[0])
+    assert found == {1: 1 / (16 * 4)} and len(calls) == 2
+    calls.append(None)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # not even one client fits
+        chunks.measure(task, local, *rows, [1, 4], jax.devices()[0])
+
+
 def test_sizes_are_those_of_a_typical_cohort():
     local = core.LocalTraining(optax.sgd(0.1), batch_size=10)
     everybody = sampling.CohortPlan(num_clients=5, size=5)
