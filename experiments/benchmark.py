@@ -37,6 +37,7 @@ _AGAINST = flags.DEFINE_list(
 _PEER_PYTHON = flags.DEFINE_list(
     "peer_python", [], "OPPONENT=PYTHON,...: interpreters that have them; by default this one."
 )
+_PFLLIB_DIR = flags.DEFINE_string("pfllib_dir", "", "A checkout of PFLlib, to run it.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where to write the figures as JSON.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls where they run several.")
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 3, "Timed evaluations; 0 for none.")
@@ -57,10 +58,13 @@ def main():
     experiment.check(workloads.study(workload, engine, compute_dtype))
     pythons = opponents.pythons(_PEER_PYTHON.value)
     for opponent in _AGAINST.value:
-        opponents.check(opponent, name, workload, pythons.get(opponent, ""))
+        python = pythons.get(opponent, "")
+        opponents.check(opponent, name, workload, python, _PFLLIB_DIR.value)
     # Opponents first: they run in processes of their own, and nothing of ours is alive yet.
     peers = {
-        opponent: opponents.run(opponent, workload, _ROUNDS.value, pythons[opponent])
+        opponent: opponents.run(
+            opponent, workload, _ROUNDS.value, pythons[opponent], _PFLLIB_DIR.value
+        )
         for opponent in _AGAINST.value
     }
     dataset = workloads.synthetic(workload)

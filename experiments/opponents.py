@@ -30,6 +30,7 @@ class Opponent(NamedTuple):
       settings: that the adapter knows, with what is added to the environment for each; all are run
         and the fastest counts.
       equal_sizes: whether clients must have equally many examples.
+      checkout: the file by which a checkout of its sources is known; '' where pip installs it.
     """
 
     adapter: str
@@ -37,6 +38,7 @@ class Opponent(NamedTuple):
     install: str
     settings: dict[str, dict[str, str]]
     equal_sizes: bool = False
+    checkout: str = ""
 
 
 # Products on the thread that asks for them, not spread over all cores, as `runtime.start` has it.
@@ -63,6 +65,13 @@ OPPONENTS = {
         "drjax",
         {"one device": {}, "all devices": _XLA_ONE_THREAD},
         equal_sizes=True,
+    ),
+    "pfllib": Opponent(
+        "pfllib_fedavg.py",
+        "torchvision",
+        "torch torchvision h5py scikit-learn matplotlib calmsize cvxpy",
+        {"one thread": {"OMP_NUM_THREADS": "1"}, "all threads": {}},
+        checkout="system/main.py",
     ),
     "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
 }
@@ -91,13 +100,20 @@ def pythons(named: list[str]) -> dict[str, str]:
     return chosen
 
 
-def check(name: str, workload_name: str, workload: Workload, python: str) -> None:
+def check(
+    name: str, workload_name: str, workload: Workload, python: str, checkout: str = ""
+) -> None:
     """Raises a `UserError` unless an opponent can run a workload under an interpreter.
 
     All opponents run FedAvg, whatever the workload's method.
     """
     config_lib.require_known("opponent", name, OPPONENTS)
     opponent = OPPONENTS[name]
+    if opponent.checkout and not (pathlib.Path(checkout) / opponent.checkout).is_file():
+        raise UserError(
+            f"The opponent {name} runs from a checkout, and {checkout or 'no folder'!r} has no "
+            f"{opponent.checkout}; name one with --{name}_dir=DIR."
+        )
     if workload.pool or workload.cohorts:
         raise UserError(
             f"The workload {workload_name} is compared with itself only; leave --against out."
@@ -115,7 +131,7 @@ def check(name: str, workload_name: str, workload: Workload, python: str) -> Non
         )
 
 
-def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
+def run(name: str, workload: Workload, rounds: int, python: str, checkout: str = "") -> dict:
     """Runs an opponent in all its settings.
 
     Args:
@@ -123,6 +139,7 @@ def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
       workload: what it trains.
       rounds: that are timed, after one that is not.
       python: the interpreter.
+      checkout: of its sources, where it has one.
 
     Returns:
       Its figures, those of the fastest setting above.
@@ -149,6 +166,8 @@ def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
         "batch_size": workload.batch_size,
         "learning_rate": workload.learning_rate,
         "cohorts": cohorts,
+        "test_sizes": (sizes // workload.train_per_test).tolist(),
+        "checkout": checkout,
     }
     settings = {}
     for setting in OPPONENTS[name].settings:
@@ -157,6 +176,7 @@ def run(name: str, workload: Workload, rounds: int, python: str) -> dict:
         settings[setting] = {
             "seconds_per_round": spread(answer["seconds"]),
             "processor_seconds_per_round": spread(answer["processor_seconds"]),
+            "seconds_per_evaluation": spread(answer.get("evaluation_seconds", [])),
             "examples_per_second": median_rate(examples, answer["seconds"]),
         }
     best = max(settings, key=lambda setting: settings[setting]["examples_per_second"])

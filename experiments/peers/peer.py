@@ -29,6 +29,8 @@ class Work(NamedTuple):
       learning_rate: of the clients.
       cohorts: the clients of each round; the first one warms up and is not counted.
       setting: one of those that the adapter knows.
+      test_sizes: test examples of each client, for those that evaluate.
+      checkout: where the opponent's sources lie, for those that come as such.
     """
 
     convolutions: Sequence[tuple[int, int, str, bool]]
@@ -40,6 +42,8 @@ class Work(NamedTuple):
     learning_rate: float
     cohorts: Sequence[Sequence[int]]
     setting: str
+    test_sizes: Sequence[int] = ()
+    checkout: str = ""
 
 
 def read() -> Work:
@@ -82,10 +86,20 @@ def time_rounds(work: Work, play: Callable[[Sequence[int]], None]) -> tuple[list
     return seconds[1:], of_threads[1:]
 
 
-def answer(version: str, seconds: Sequence[float], of_threads: Sequence[float] = ()) -> None:
+def answer(
+    version: str,
+    seconds: Sequence[float],
+    of_threads: Sequence[float] = (),
+    evaluations: Sequence[float] = (),
+) -> None:
     """Prints the opponent's version and the seconds of its counted rounds; see `time_rounds`.
 
     Where several processes work, nobody knows `of_threads` round by round.
     """
-    figures = {"version": version, "seconds": list(seconds), "processor_seconds": list(of_threads)}
+    figures = {
+        "version": version,
+        "seconds": list(seconds),
+        "processor_seconds": list(of_threads),
+        "evaluation_seconds": list(evaluations),
+    }
     print(json.dumps(figures), flush=True)

@@ -40,6 +40,7 @@ PUBLISHED = {
     "r10": (100, 40, 10, 6_603_710),
     "r12": (1000, 50, 10, 1_626_442),
     "population": (1000, 100, 10, 79_510),
+    "population-1000": (1000, 1000, 10, 79_510),
 }
 TOTALS = {"r1": 50_000, "r2": 671_585, "r4-mlp": 52_492, "r5": 45_000, "r6": 61_664}
 
@@ -201,6 +202,44 @@ def test_an_opponent_that_fails_is_told():
     workload = WORKLOADS["r1"]._replace(sizes=[10] * 50)
     with pytest.raises(UserError, match="opponent drjax with 'one device' did not run: .*drjax"):
         opponents.run("drjax", workload, 1, sys.executable)
+
+
+PRETENDER = """
+import pathlib, sys
+import numpy as np
+told = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+for part, size in (("train", 6), ("test", 2)):
+    data = np.load(pathlib.Path("..", "dataset", told["-data"], part, "0.npz"), allow_pickle=True)
+    data = data["data"].tolist()
+    assert data["x"].shape == (size, 1, 28, 28) and data["y"].shape == (size,), data["x"].shape
+assert (told["-m"], told["-nc"], told["-lbs"], told["-dev"]) == ("DNN", "2", "10", "cpu")
+for number in range(int(told["-gr"]) + 1):
+    seconds = (9.0 if number == 0 else 0.5) + (0.25 if told["-eg"] == "1" else 0)
+    print("-" * 25, "time cost", "-" * 25, seconds)
+"""
+
+
+def test_a_program_in_a_checkout_is_given_its_files_and_read(tmp_path):
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / "main.py").write_text(PRETENDER)
+    work = work_of(NETWORKS["mlp"], (28, 28, 1), 10, sizes=[6, 9], cohorts=[[0, 1]] * 3)
+    work = work._replace(test_sizes=[2, 3], checkout=str(tmp_path), batch_size=10)._asdict()
+
+    def answer(**changes):
+        done = subprocess.run(
+            [sys.executable, EXPERIMENTS / "peers" / "pfllib_fedavg.py"],
+            input=json.dumps(work | changes),
+            capture_output=True,
+            text=True,
+        )
+        return done.stderr if done.returncode else json.loads(done.stdout)
+
+    found = answer()
+    assert (found["seconds"], found["evaluation_seconds"]) == ([0.5, 0.5], [0.25, 0.25])
+    assert "take a workload of all clients" in answer(cohorts=[[0], [1]])
+    assert "no such network" in answer(widths=[7])
+    (tmp_path / "system" / "main.py").write_text("raise SystemExit('no torch')")
+    assert "PFLlib stopped: no torch" in answer()
 
 
 def test_an_opponent_trains_and_answers():

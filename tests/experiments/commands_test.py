@@ -293,6 +293,10 @@ MISTAKES = {
     "unknown workload": (["benchmark.py", "--workload=r4-mpl"], "'r4-mlp'"),
     "unknown opponent": (["benchmark.py", "--against=pytorch"], "'eager_pytorch'"),
     "opponent that is not installed": ([*FEDJAX, "--peer_python=fedjax=/bin/sh"], "pip install"),
+    "opponent without its checkout": (
+        ["benchmark.py", "--against=pfllib", "--pfllib_dir={place}"],
+        "--pfllib_dir=DIR",
+    ),
     "python of an unknown opponent": (["benchmark.py", "--peer_python=fedjx=/bin/sh"], "'fedjax'"),
     "python without an opponent": ([*FEDJAX, "--peer_python=/bin/sh"], "OPPONENT=PYTHON"),
     "python that is not there": ([*FEDJAX, "--peer_python=fedjax={place}/python"], "names no file"),
