@@ -19,7 +19,7 @@ def get_config(model: str = "lenet"):
     config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
 
     config.batch_size = 10
-    config.client_optimizer.learning_rate = 0.02
+    config.client_optimizer.learning_rate = 0.1
     config.hparams.fedrep.head_epochs = 1
 
     config.data.name = "cifar100"

@@ -93,12 +93,14 @@ _R2 = Workload(
     **_EMNIST,
 )
 _R3 = Workload(
-    "FedJAX's EMNIST_DENSE: 3,400 clients, 340 a round, batches of 20, MLP 784-200-200-62",
+    "FedJAX's EMNIST_DENSE: 3,400 clients, 340 a round, batches of 20, MLP 784-200-200-62, "
+    "five rounds in a call",
     NETWORKS["emnist_dense"],
     _EMNIST_SIZES,
     batch_size=20,
     cohort=340,
     learning_rate=0.001,
+    rounds_per_call=5,
     **_EMNIST,
 )
 _R4_MLP = Workload(
