@@ -22,8 +22,9 @@ import jax
 import numpy as np
 import rich.table
 from absl import flags
+from networks import NETWORKS
+from workloads import Workload, synthetic
 
-from pfljax.data import FederatedDataset, Split
 from pfljax.engine import communication
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
@@ -38,21 +39,10 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
 _JSON = flags.DEFINE_bool("json", False, "Print the figures of one number of devices as JSON.")
 
 
-def synthetic(num_clients: int, size: int) -> FederatedDataset:
-    """Returns clients of one size whose pixels and labels are drawn uniformly, from one pool."""
-    draw = np.random.default_rng(0)
-    begins, sizes = np.zeros(num_clients, np.int32), np.full(num_clients, size, np.int32)
-    nothing = Split(begins, 0 * sizes)
-    return FederatedDataset(
-        name="synthetic",
-        inputs=draw.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8),
-        targets=draw.integers(0, 10, size).astype(np.int32),
-        train=Split(begins, sizes),
-        validation=nothing,
-        test=nothing,
-        num_classes=10,
-        mean=127.5,
-        std=127.5,
+def clients(count: int, size: int) -> Workload:
+    """Returns clients of one size, whose pixels and labels are drawn uniformly from one pool."""
+    return Workload(
+        "weak scaling", NETWORKS["mlp"], [size] * count, (28, 28, 1), 10, 10, pool=2 * size
     )
 
 
@@ -63,7 +53,7 @@ def measure(devices: int) -> dict:
     config.algorithm, config.model.name = _ALGORITHM.value, _MODEL.value
     config.engine.devices, config.engine.rounds_per_call = devices, 1
     config.engine.clients_per_chunk = "1" if jax.devices()[0].platform == "cpu" else "auto"
-    built = experiment.build(config, synthetic(_CLIENTS.value * devices, _SIZE.value))
+    built = experiment.build(config, synthetic(clients(_CLIENTS.value * devices, _SIZE.value)))
     state = built.start(built.examples, jax.random.key(0))
     rounds = np.int32(_ROUNDS.value), np.int32(1)
     sent = communication.count(built.run_rounds, state, built.examples, *rounds)
@@ -111,9 +101,8 @@ def main():
     for devices in tried:
         found = measure_apart(devices)
         seconds, at_work = found["seconds"], found["at_work"]
-        sent = communication.Communication(
-            *(found[key] for key in ("reduced", "gathered", "passed"))
-        )
+        fields = communication.Communication._fields
+        sent = communication.Communication(*(found[field] for field in fields))
         kilobytes = [value / 1e3 for value in (*sent, sent.sent(devices))]
         table.add_row(
             *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),

@@ -14,6 +14,9 @@ from pfljax.errors import UserError
 from pfljax.models.ids import PADDING
 from pfljax.models.model import Model
 
+# Items that a ranking shows.
+_CUTOFF = 10
+
 
 def classification(
     model: Model, *, num_classes: int, mean: float | np.ndarray = 0.0, std: float | np.ndarray = 1.0
@@ -214,9 +217,6 @@ def ranking(model: Model) -> Task:
     items = model._replace(features=of_items(model.features), head=head, num_features=0)
     return _task(items, each, metrics, 0.0, 1.0, score="ndcg")
 
-
-# Items that a user is shown.
-_CUTOFF = 10
 
 TASKS = ("classification", "regression", "rating", "next_token", "multi_label", "ranking")
 

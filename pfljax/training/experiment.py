@@ -14,8 +14,8 @@ import numpy as np
 from pfljax import data
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Algorithm, LocalTraining, Population, Task
-from pfljax.data import FederatedDataset, Split
-from pfljax.engine import mapping, sampling
+from pfljax.data import FederatedDataset
+from pfljax.engine import sampling
 from pfljax.engine.evaluate import build_evaluation
 from pfljax.engine.examples import Examples
 from pfljax.engine.host import HostPopulation
@@ -24,7 +24,7 @@ from pfljax.engine.host_programs import HostEvaluation, HostRounds, HostStart
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
 from pfljax.errors import UserError
-from pfljax.training import checkpoint, chunks, optimizers, runtime
+from pfljax.training import checkpoint, chunks, optimizers, placement, runtime
 from pfljax.training import config as config_lib
 from pfljax.training.tasks import build_task
 
@@ -116,40 +116,6 @@ def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     )
 
 
-def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
-    """Copies a data set to every device of this process."""
-    splits = _splits(dataset)
-    examples = Examples(
-        inputs=dataset.inputs,
-        targets=dataset.targets,
-        offsets={name: np.asarray(split.offsets, np.int32) for name, split in splits.items()},
-        sizes={name: np.asarray(split.sizes, np.int32) for name, split in splits.items()},
-        class_counts=dataset.class_counts(),
-        max_train_size=int(dataset.train.sizes.max()),
-        num_participants=dataset.num_participants,
-    )
-    return mapping.replicate(examples, devices)
-
-
-def _splits(dataset: FederatedDataset) -> dict[str, Split]:
-    return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-
-
-def keep(dataset: FederatedDataset) -> HostExamples:
-    """Returns a data set for a population on the host; nothing is copied."""
-    splits = _splits(dataset)
-    return HostExamples(
-        inputs=dataset.inputs,
-        targets=dataset.targets,
-        offsets={name: split.offsets for name, split in splits.items()},
-        sizes={name: split.sizes for name, split in splits.items()},
-        num_classes=dataset.num_classes,
-        max_train_size=int(dataset.train.sizes.max()),
-        num_participants=dataset.num_participants,
-        class_counts=dataset.class_counts,
-    )
-
-
 def choose_evaluated(
     config: ml_collections.ConfigDict, dataset: FederatedDataset
 ) -> np.ndarray | None:
@@ -221,7 +187,7 @@ def build(
     if config.engine.residence == "host":
         return _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk)
     if examples is None:
-        examples = place(dataset, devices)
+        examples = placement.place(dataset, devices)
     owned = -(-dataset.num_clients // len(devices))
     eval_chunk = chunks.by_rule(config.engine.clients_per_chunk, devices, owned)
     return Experiment(
@@ -271,7 +237,7 @@ def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, ch
             "'device', or one process."
         )
     if examples is None:
-        examples = keep(dataset)
+        examples = placement.keep(dataset)
     eval_ids = choose_evaluated(config, dataset)
     population = HostPopulation(
         algorithm,
