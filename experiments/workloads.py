@@ -124,8 +124,13 @@ WORKLOADS = {
     "r1": _R1,
     "r2": _R2,
     "r3": _R3,
+    "r3-apfl": _R3._replace(
+        about="r3 with APFL: a second model for each client, in a mixture that moves",
+        algorithm="apfl",
+        trainings=2,
+    ),
     "r3-ditto": _R3._replace(
-        about="r3 with Ditto: a second, personal model for each client, as APFL has",
+        about="r3 with Ditto: a second model for each client, held near the first",
         algorithm="ditto",
         trainings=2,
     ),

@@ -6,6 +6,7 @@ arguments, from whose names and defaults the configs are made.
 
 from collections.abc import Callable
 
+from pfljax.algorithms.apfl import apfl
 from pfljax.algorithms.apple import apple
 from pfljax.algorithms.ditto import ditto
 from pfljax.algorithms.fedala import fedala
@@ -38,6 +39,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "fedprox": fedprox,
     "scaffold": scaffold,
     "ditto": ditto,
+    "apfl": apfl,
     "fedper": fedper,
     "fedrep": fedrep,
     "fedbabu": fedbabu,
@@ -62,7 +64,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "no federation": ("local",),
     "one model": ("fedavg", "fedprox", "scaffold", "fedgen"),
     "one model, adapted": ("fedavg_ft", "perfedavg"),
-    "second model": ("ditto", "pfedme", "fedkd"),
+    "second model": ("ditto", "apfl", "pfedme", "fedkd"),
     "body and head": ("fedper", "fedrep", "fedbabu", "fedpac", "fedcp"),
     "normalization": ("fedbn",),
     "element-wise mixing": ("fedala", "fedcac"),

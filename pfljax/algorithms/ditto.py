@@ -15,7 +15,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging
 
 
 def ditto(
@@ -41,7 +41,8 @@ def ditto(
       The method; a client's state is its personal model, and the global model is FedAvg's.
 
     Notes:
-      Both trainings start from the `w` received in this round, in either order.
+      Both trainings start from the `w` received in this round, in either order. The personal loss
+      reported is `L_k` without the pull.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
@@ -49,12 +50,9 @@ def ditto(
         return server.model
 
     def client_update(server, client, data, context):
-        def objective(model, batch, key):
-            pull = tree.squared_distance(model, server.model)
-            return task.loss(model, batch, key) + 0.5 * lam * pull
-
-        personal = core.train(
-            objective, client, data, context.child(0), local, epochs=personal_epochs
+        pulled = core.pulled_towards(task.loss, server.model, lam)
+        personal = core.descend(
+            pulled, client, (), data, context.child(0), local, epochs=personal_epochs
         )
         output = average.client_update(server, (), data, context.child(1))
         metrics = {**output.metrics, "personal_loss": personal.metrics["loss"]}

@@ -39,15 +39,12 @@ def fedprox(
 
     Notes:
       The paper lets a slow client stop early (gamma-inexactness); here every client of the
-      cohort runs all its epochs. The loss reported is the whole objective.
+      cohort runs all its epochs. The loss reported is `L_k` without the proximal term.
     """
 
     def client_update(server, client, data, context):
-        def objective(model, batch, key):
-            proximal = tree.squared_distance(model, server.model)
-            return task.loss(model, batch, key) + 0.5 * mu * proximal
-
-        trained = core.train(objective, server.model, data, context, local)
+        pulled = core.pulled_towards(task.loss, server.model, mu)
+        trained = core.descend(pulled, server.model, (), data, context, local)
         change = tree.subtract(trained.model, server.model)
         return core.ClientOutput(
             state=client, sum=core.weighted(change, data.size), metrics=trained.metrics

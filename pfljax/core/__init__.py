@@ -22,6 +22,7 @@ from pfljax.core.local import (
     Trained,
     descend,
     for_each_batch,
+    pulled_towards,
     steps_per_epoch,
     train,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "mean_over",
     "partition",
     "prototypes",
+    "pulled_towards",
     "shares",
     "simplex",
     "steps_per_epoch",

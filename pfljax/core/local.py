@@ -189,6 +189,34 @@ def descend(
     return Trained(model, metrics, optimizer_state, carry)
 
 
+def pulled_towards(objective: Objective, anchor: Model, strength: float | jax.Array) -> Callable:
+    """Returns the rule of `descend` for an objective that also pulls towards a model.
+
+        g = grad objective(theta) + strength (theta - anchor)
+
+    That is the gradient of `objective + strength/2 ||theta - anchor||^2`. The loss that is returned
+    is the objective alone: the value of the pull moves nothing, and would take another pass over
+    both models in every step.
+
+    Args:
+      objective: `(model, batch, key) -> []`.
+      anchor: of the model's structure.
+      strength: of the pull.
+    """
+
+    def gradient(model, carry, batch, key):
+        loss, slope = jax.value_and_grad(objective)(model, batch, key)
+        pulled = jax.tree.map(
+            lambda g, theta, held: g + jnp.asarray(strength, g.dtype) * (theta - held),
+            slope,
+            model,
+            anchor,
+        )
+        return loss, pulled, carry
+
+    return gradient
+
+
 def train(
     objective: Objective,
     model: Model,

@@ -42,6 +42,15 @@ def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def after(tree: PyTree, number: jax.Array) -> PyTree:
+    """Returns `tree` as it is, but not before the finite scalar `number` is known.
+
+    An update of arrays in place, beside a sum over what they held before: XLA copies them, unless
+    the update waits for the sum.
+    """
+    return jax.tree.map(lambda leaf: leaf + 0 * jnp.asarray(number, leaf.dtype), tree)
+
+
 def size(tree: PyTree) -> int:
     """Returns how many numbers the arrays (or their shapes) in `tree` hold."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

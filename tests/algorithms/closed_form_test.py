@@ -131,6 +131,25 @@ def test_ditto():
     near(vector(outcome.clients), v)
 
 
+def test_apfl():
+    rate, w, v, alpha = 0.1, START, np.tile(START, (3, 1)), np.full((3, 1), 0.3)
+    for _ in range(2):
+        theta = np.tile(w, (3, 1))
+        for _ in range(STEPS):
+            slope = alpha * v + (1 - alpha) * theta - MEANS  # of the mixture
+            moved = np.clip(alpha - rate * (slope * (v - theta)).sum(1, keepdims=True), 0, 1)
+            theta, v = theta - ETA * (theta - MEANS), v - ETA * alpha * slope
+            alpha = moved
+        w = theta.mean(axis=0)
+    outcome = run("apfl", 2, alpha=0.3, alpha_rate=rate)
+    near(vector(outcome.server.model), w)
+    near(vector(outcome.clients.model), v)
+    near(outcome.clients.alpha, alpha[:, 0])
+    assert not np.allclose(alpha, 0.3, atol=0.01)
+    mixed = alpha * v + (1 - alpha) * w
+    near(outcome.scores["personal"]["test"]["loss"], personal_gaps(mixed))
+
+
 def test_scaffold():
     rate, w, c, c_k = 0.5, START, START, np.zeros((3, 4))
     for _ in range(3):

@@ -51,6 +51,20 @@ def test_ditto_without_pull_is_local_training_beside_fedavg():
     assert federation.differ(run("ditto", lam=1.0, personal_epochs=2).clients, ditto.clients)
 
 
+def test_apfl_between_fedavg_and_local_training():
+    average, local = run("fedavg", plan=EVERYBODY), run("local", plan=EVERYBODY)
+    held = {"plan": EVERYBODY, "alpha_rate": 0.0, "weight_by_size": True}
+    common = run("apfl", alpha=0.0, **held)
+    federation.assert_close(common.scores["personal"], average.scores["global"])
+    own = run("apfl", alpha=1.0, **held)
+    federation.assert_close(own.server.model, average.server.model)
+    federation.assert_close(own.clients.model, local.clients)
+    federation.assert_close(own.scores["personal"], local.scores["personal"])
+    assert federation.differ(run("apfl", alpha=0.5, **held).clients.model, local.clients)
+    moving = run("apfl", plan=EVERYBODY, alpha=0.5, alpha_rate=0.3).clients.alpha
+    assert np.all((moving >= 0) & (moving <= 1)) and np.ptp(moving) > 0
+
+
 def test_fine_tuning_for_no_epoch_is_fedavg():
     average = run("fedavg", plan=EVERYBODY)
     tuned = run("fedavg_ft", plan=EVERYBODY, fine_tuning_epochs=0)
@@ -284,7 +298,7 @@ def small_clients():
 @pytest.mark.parametrize(
     "name",
     [
-        *("fedavg", "scaffold", "ditto", "fedrep", "fedbabu", "perfedavg", "pfedme"),
+        *("fedavg", "scaffold", "ditto", "apfl", "fedrep", "fedbabu", "perfedavg", "pfedme"),
         *("fedala", "fedem", "fedfomo", "fedpac", "fedkd"),
     ],
 )

@@ -150,6 +150,12 @@ CASES = {
         client=lambda clients: {"model_per": clients},
         global_logits="test_logits_global",
     ),
+    "apfl": Case(  # the common model; PFLlib trains and mixes the own one otherwise
+        "APFL",
+        hyperparameters=lambda theirs: {"weight_by_size": True},
+        personal=None,
+        global_logits=None,
+    ),
     "fedper": Case(
         "FedPer", server=lambda server: {"global": server.average.model}, global_logits=None
     ),

@@ -1,0 +1,129 @@
+"""APFL: every client answers with a mixture of the common model and one of its own.
+
+Server: the model `w`. Client: its model `v_k` and its share `alpha_k` of the mixture.
+Down: `w`. Up: `theta_k - w`, with uniform weights (`sum`); `v_k` and `alpha_k` never leave.
+Cost per client and round: two local trainings, on the same batches.
+
+References:
+  Deng, Kamani, Mahdavi, "Adaptive Personalized Federated Learning", 2020,
+  https://arxiv.org/abs/2003.13461 (algorithm 1, with the adaptive mixing weight).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.core import averaging, tree
+
+
+class Own(NamedTuple):
+    """What a client keeps.
+
+    Attributes:
+      model: `v_k`, nested dict of arrays.
+      alpha: `[]`, its weight in the mixture.
+    """
+
+    model: core.Model
+    alpha: jax.Array
+
+
+def mixture(alpha: jax.Array, own: core.Model, common: core.Model) -> core.Model:
+    """Returns `alpha own + (1 - alpha) common`."""
+
+    def one(v, w):
+        weight = jnp.asarray(alpha, w.dtype)
+        return weight * v + (1 - weight) * w
+
+    return jax.tree.map(one, own, common)
+
+
+def apfl(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    alpha: float = 0.5,
+    alpha_rate: float = 0.01,
+    weight_by_size: bool = False,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Descent on the common model and, through the mixture, on the client's own.
+
+        m = alpha_k v_k + (1 - alpha_k) theta          at every batch, all three at once:
+        theta   <- theta - eta g(theta)
+        v_k     <- v_k - eta alpha_k g(m)
+        alpha_k <- alpha_k - alpha_rate <g(m), v_k - theta>,  kept in [0, 1]
+        w       <- mean_k theta_k
+
+    Args:
+      task: model and loss.
+      local: how clients train both models.
+      alpha: where `alpha_k` begins, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
+        `alpha_rate=0` is local training beside it.
+      alpha_rate: rate of `alpha_k`, 0 to 0.1; 0 keeps it. The paper takes that of the models.
+      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
+      server_optimizer: as in FedAvg.
+
+    Returns:
+      The method; a client's state is `v_k` and `alpha_k`, and the server's is FedAvg's.
+
+    Notes:
+      The paper moves `alpha_k` along its gradient and leaves its range to the reader; it is kept
+      where the mixture is convex. PFLlib takes the gradient at `v_k` itself in place of the
+      mixture, decays `alpha_k`, and overwrites `v_k` with the mixture at the end of a round, so
+      that it is mixed twice; that is another method and has no keyword.
+    """
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+
+    def init_client(server, profile, key):
+        return Own(server.model, jnp.asarray(alpha, jnp.result_type(float)))
+
+    def client_update(server, client, data, context):
+        def gradient(models, share, batch, key):
+            own, common = models["own"], models["common"]
+            loss, of_common = jax.value_and_grad(task.loss)(common, batch, key)
+            mixed_loss, of_mixture = jax.value_and_grad(task.loss)(
+                mixture(share.alpha, own, common), batch, key
+            )
+            of_own = jax.tree.map(lambda g: jnp.asarray(share.alpha, g.dtype) * g, of_mixture)
+            slope = optax.tree.vdot(of_mixture, tree.subtract(own, common))
+            moved = jnp.clip(share.alpha - alpha_rate * slope, 0.0, 1.0)
+            share = Share(moved.astype(share.alpha.dtype), share.loss + mixed_loss)
+            return loss, tree.after({"own": of_own, "common": of_common}, slope), share
+
+        start = {"own": client.model, "common": server.model}
+        share = Share(client.alpha, jnp.zeros((), jnp.result_type(float)))
+        both = local.of_models("own", "common")
+        trained = core.descend(gradient, start, share, data, context, both)
+        steps = jnp.maximum(local.epochs * core.steps_per_epoch(data.size, local), 1)
+        change = tree.subtract(trained.model["common"], server.model)
+        return core.ClientOutput(
+            state=Own(trained.model["own"], trained.carry.alpha),
+            sum=core.weighted(change, data.weight(weight_by_size)),
+            metrics={
+                **trained.metrics,
+                "personal_loss": trained.carry.loss / steps,
+                "alpha": trained.carry.alpha,
+            },
+        )
+
+    return average._replace(
+        init_client=init_client,
+        client_update=client_update,
+        personalize=lambda server, client, data, context: mixture(
+            client.alpha, client.model, server.model
+        ),
+    )
+
+
+class Share(NamedTuple):
+    """What goes from step to step: `alpha_k`, and the sum of the mixture's losses."""
+
+    alpha: jax.Array
+    loss: jax.Array
