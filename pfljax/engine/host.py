@@ -2,7 +2,8 @@
 
 The devices are handed the rows and the examples of a cohort at a time, and so need no more memory
 for a million clients than for a thousand; `engine/host_programs.py` runs rounds and evaluations.
-In the state of such a run `clients` is `[1, num_clients]`, a table of `engine/rows.py`.
+In the state of such a run `clients` is `[1, num_clients]`, a table of `engine/rows.py`. Of several
+processes each keeps clients of its own (`engine/processes.py`), in a file of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from pfljax.core import tree
 from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population
-from pfljax.engine import mapping, rows, sampling, start
+from pfljax.engine import mapping, processes, rows, sampling, start
 from pfljax.engine.examples import Examples
 from pfljax.engine.host_examples import HostExamples
 
@@ -37,9 +38,9 @@ class Share(NamedTuple):
     Attributes:
       ids: `[devices, share]` int32, the same on every device; -1 for nobody.
       sizes: `[devices, share]` int32, training examples; the same on every device.
-      fresh: `[devices, share]` bool, who never took part; spread over the devices.
-      clients: `[devices, share, ...]`, their private states, keys as their data; spread.
-      examples: `[devices, ...]`, theirs; spread.
+      fresh: `[devices here, share]` bool, who never took part; spread over those of this process.
+      clients: `[devices here, share, ...]`, their private states, keys as their data; spread.
+      examples: `[devices here, ...]`, theirs; spread.
     """
 
     ids: np.ndarray
@@ -64,7 +65,10 @@ class HostPopulation:
       devices: the devices to use; None means all.
 
     Attributes:
-      share: how many clients of a cohort each device gets.
+      num_processes: that keep the clients.
+      places: how many clients of a cohort a process has room for.
+      share: how many of them each device gets.
+      file_name: of the file of the private states that this process keeps.
       profiles: shapes and dtypes of what a server may know of all clients when it begins.
       client: shapes and dtypes of one client's private state.
       initial_server: of which clients begin, whenever they first take part; None before the start.
@@ -83,9 +87,14 @@ class HostPopulation:
         self.algorithm, self.plan, self.examples = algorithm, plan, examples
         self.clients_per_chunk, self._snapshots = clients_per_chunk, snapshots
         mesh = mapping.local_mesh(devices)
-        self.devices, self._spread = list(mesh.devices), mapping.spread_sharding(mesh)
-        chunks = -(-plan.places // (mesh.size * clients_per_chunk))
-        self.share = chunks * clients_per_chunk
+        self.devices, self._spread = list(devices or jax.devices()), mapping.spread_sharding(mesh)
+        first = self.devices.index(mesh.devices[0])
+        self._here = slice(first, first + mesh.size)
+        self.num_processes = len(self.devices) // mesh.size
+        self.places = processes.places(plan, self.num_processes)
+        self.share = sampling.hand_size(self.places, mesh.size, clients_per_chunk)
+        of_many = f"-{jax.process_index()}-of-{self.num_processes}"
+        self.file_name = f"clients{of_many if self.num_processes > 1 else ''}.rows"
         self.initial_server: PyTree = None
         self._file: rows.RowFile | None = None
 
@@ -168,18 +177,23 @@ class HostPopulation:
         return clients, places
 
     def examples_for(self, ids: np.ndarray, splits: Sequence[str], room: int) -> Examples:
-        """Copies the examples of `ids` `[devices, share]` to their devices."""
-        shares = [self.examples.share(own, splits, room) for own in ids]
+        """Copies the examples of `ids` `[devices, share]` to the devices of this process."""
+        shares = [self.examples.share(own, splits, room) for own in ids[self._here]]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *shares)
         return jax.device_put(stacked, self._spread)
 
     def clients_for(self, table: np.ndarray, ids: np.ndarray) -> tuple[jax.Array, PyTree]:
-        """Copies the private states of `ids` to their devices; says whose are fresh."""
-        flat = ids.reshape(-1)
-        found = self.file.read(table, flat)
+        """Copies the private states of `ids` to the devices here; says whose are fresh."""
+        ids = ids[self._here]
+        found = self.file.read(table, ids.reshape(-1))
         clients = jax.tree.map(lambda leaf: leaf.reshape(*ids.shape, *leaf.shape[1:]), found)
         fresh = table[np.maximum(ids, 0)] < 0
         return jax.device_put((fresh, clients), self._spread)
+
+    def put_back(self, table: np.ndarray, ids: np.ndarray, clients: PyTree) -> None:
+        """Stores the states `[devices here, share, ...]` that training made of those of `ids`."""
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), clients)
+        self.file.write(table, ids[self._here].reshape(-1), rows)
 
     def fetch(self, table: np.ndarray, ids: np.ndarray, splits: Sequence[str], room: int) -> Share:
         """Returns everything that a program needs of `ids` `[devices, share]`."""

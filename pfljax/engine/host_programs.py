@@ -19,9 +19,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pfljax.core.types import Cohort, FederatedState, Population, Task
-from pfljax.engine import evaluate, mapping, reads, round, rows, sampling, start
+from pfljax.engine import (
+    evaluate,
+    mapping,
+    processes,
+    reads,
+    round,
+    rows,
+    sampling,
+    start,
+    store,
+)
 from pfljax.engine.host import SHARE_AXES, HostPopulation, Share
 from pfljax.engine.host_examples import HostExamples
 
@@ -88,14 +99,14 @@ class HostRounds(_OnHost):
 
     def __init__(self, population: HostPopulation):
         self._of = population
-        plan, num_devices = population.plan, len(population.devices)
+        plan, of_process = population.plan, len(population.devices) // population.num_processes
         self._room = population.examples.room(population.share, ("train",))
         self._sample = jax.jit(
             lambda key, number: sampling.sample(plan, round.cohort_key(key, number))
         )
         self._deal = jax.jit(
             lambda ids, sizes: sampling.deal(
-                ids, sizes, num_devices=num_devices, chunk=population.clients_per_chunk
+                ids, sizes, num_devices=of_process, chunk=population.clients_per_chunk
             )
         )
 
@@ -105,13 +116,13 @@ class HostRounds(_OnHost):
             after, metrics = round.train_cohort(
                 population.algorithm,
                 population.clients_per_chunk,
-                state._replace(clients=clients),
+                state._replace(clients=store.all_owned(clients, places)),
                 share.examples,
                 places,
                 cohort,
                 num_rounds,
             )
-            return after._replace(clients=()), population.encode(after.clients), metrics
+            return after._replace(clients=()), population.encode(after.clients.owned), metrics
 
         self.program = mapping.over_devices(
             one_round,
@@ -122,12 +133,20 @@ class HostRounds(_OnHost):
         )
 
     def _cohorts(self, key: jax.Array, first: int, count: int) -> list[np.ndarray]:
-        """Returns the ids of some rounds, dealt: `[devices, share]` each."""
+        """Returns the ids of some rounds, dealt: `[devices, share]` each.
+
+        Each process deals the clients that it keeps over its devices; all know all hands.
+        """
         host = jax.local_devices(backend="cpu")[0]
         key = jax.device_put(jax.random.wrap_key_data(np.asarray(jax.random.key_data(key))), host)
         with jax.default_device(host):
             drawn = [np.asarray(self._sample(key, np.int32(first + i))) for i in range(count)]
-            return [np.asarray(self._deal(ids, self._of.sizes_of(ids))) for ids in drawn]
+            return [self._hands(ids) for ids in drawn]
+
+    def _hands(self, cohort: np.ndarray) -> np.ndarray:
+        """Deals a cohort; returns `[devices, share]`."""
+        kept = processes.apart(cohort, self._of.num_processes, self._of.places)
+        return np.concatenate([self._deal(ids, self._of.sizes_of(ids)) for ids in kept])
 
     def compile(self, state: FederatedState, examples, num_rounds, rounds_now) -> Any:
         (ids,) = self._cohorts(state.key, int(state.round), 1)
@@ -143,10 +162,6 @@ class HostRounds(_OnHost):
         cohorts = self._cohorts(state.key, int(state.round), now)
         state, history, stored = state._replace(clients=()), [], []
 
-        def store(ids, clients):
-            host = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), clients)
-            self._of.file.write(table, ids.reshape(-1), host)
-
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             sought = thread.submit(self._of.examples_for, cohorts[0], ("train",), self._room)
             fetched = thread.submit(self._of.clients_for, table, cohorts[0])
@@ -158,15 +173,15 @@ class HostRounds(_OnHost):
                 )
                 history.append(metrics)
                 if later is None:
-                    stored.append(thread.submit(store, ids, clients))
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
                     break
                 sought = thread.submit(self._of.examples_for, later, ("train",), self._room)
                 again = np.isin(ids[ids >= 0], later).any()
                 if again:
-                    stored.append(thread.submit(store, ids, clients))
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
                 fetched = thread.submit(self._of.clients_for, table, later)
                 if not again:
-                    stored.append(thread.submit(store, ids, clients))
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
             for each in stored:
                 each.result()
         history = jax.tree.map(lambda *values: np.stack(values), *history)
@@ -217,12 +232,28 @@ class HostEvaluation(_OnHost):
             devices=population.devices,
         )
 
-    def _parts(self) -> list[np.ndarray]:
-        """Returns the clients to score, as many at a time as a cohort has places."""
-        shape = (-1, len(self._of.devices), self._of.share)
-        ids = np.asarray(self.ids, np.int32)
-        fill = -len(ids) % (shape[1] * shape[2])
-        return list(np.pad(ids, (0, fill), constant_values=-1).reshape(shape))
+    def _parts(self) -> np.ndarray:
+        """Returns `[parts, devices, share]`, the clients to score, as many at a time as train."""
+        ids, num_processes = np.asarray(self.ids, np.int32), self._of.num_processes
+        at_a_time = self._of.share * len(self._of.devices) // num_processes
+        most = int(np.bincount(ids % num_processes).max())
+        places = -(-most // at_a_time) * at_a_time
+        kept = processes.apart(ids, num_processes, places)
+        return (
+            kept.reshape(num_processes, -1, at_a_time)
+            .swapaxes(0, 1)
+            .reshape(-1, len(self._of.devices), self._of.share)
+        )
+
+    def _in_order(self, parts: np.ndarray, found: Any) -> Any:
+        """Takes the scores `[parts, devices here, share]` of all processes to where `ids` are."""
+        if self._of.num_processes > 1:
+            found = multihost_utils.process_allgather(found)
+            # `[processes, parts, devices of one, share]`
+            found = jax.tree.map(lambda leaf: np.asarray(leaf).swapaxes(0, 1), found)
+        place = np.argsort(parts.reshape(-1), kind="stable")[-len(self.ids) :]
+        order = np.argsort(np.argsort(self.ids, kind="stable"), kind="stable")
+        return jax.tree.map(lambda leaf: leaf.reshape(-1)[place][order], found)
 
     def compile(self, state: FederatedState, examples, num_rounds) -> Any:
         share = self._of.fetch(state.clients[0], self._parts()[0], _ALL, self._room)
@@ -240,6 +271,5 @@ class HostEvaluation(_OnHost):
                 if later is not None:
                     coming = thread.submit(self._of.fetch, table, later, _ALL, self._room)
                 scores = self.program(state, self._of.initial_server, share, num_rounds)
-                found.append(jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1), scores))
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
-        return jax.tree.map(lambda leaf: leaf[: len(self.ids)], joined)
+                found.append(jax.tree.map(np.asarray, scores))
+        return self._in_order(parts, jax.tree.map(lambda *leaves: np.stack(leaves), *found))

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from pfljax.core import FederatedState, PyTree
-from pfljax.engine import mapping, store
+from pfljax.engine import mapping, processes, store
 from pfljax.errors import UserError
 
 
@@ -38,9 +38,15 @@ def to_host(state: FederatedState, num_clients: int) -> FederatedState:
       num_clients: seen and unseen.
     """
 
+    one_process = jax.process_count() == 1
+
     def by_id(leaf):
+        if isinstance(leaf, np.ndarray):
+            # A table of a population on the hosts: each process knows its own clients.
+            tables = leaf if one_process else multihost_utils.process_allgather(leaf, tiled=True)
+            return np.max(tables, axis=0)
         leaf = _key_data(leaf)
-        if jax.process_count() > 1:
+        if not one_process:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         # Client i is row i // devices of device i % devices.
         rows = np.asarray(leaf).swapaxes(0, 1)
@@ -69,7 +75,7 @@ def to_devices(
 
     def spread(leaf, like):
         if isinstance(like, np.ndarray):
-            return np.array(leaf)[None]
+            return processes.kept_here(leaf)[None]
         rows = store.rows_per_device(leaf.shape[0], len(devices))
         padded = np.zeros((rows * len(devices), *leaf.shape[1:]), leaf.dtype)
         padded[: leaf.shape[0]] = leaf

@@ -231,11 +231,6 @@ def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
 
 def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk) -> Experiment:
     """The rest of `build` for a population on the host."""
-    if jax.process_count() > 1:
-        raise UserError(
-            "config.engine.residence is 'host', which several processes cannot share; take "
-            "'device', or one process."
-        )
     if examples is None:
         examples = placement.keep(dataset)
     eval_ids = choose_evaluated(config, dataset)

@@ -18,9 +18,6 @@ from pfljax.training.checkpoint import Checkpoints
 from pfljax.training.clock import Clock
 from pfljax.training.experiment import Experiment
 
-# The private states of a population on the host, beside the checkpoints that tell whose they are.
-ROWS = "clients.rows"
-
 # Called after every call of the round program: (rounds done, scores so far).
 Progress = Callable[[int, dict[str, float]], None]
 
@@ -148,7 +145,8 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
             run.claim(resume)
         if population is not None:
             (run,) = runs
-            population.open(run.directory / ROWS, anew=run.saved is None)
+            # Beside the checkpoints, which tell whose rows they are.
+            population.open(run.directory / population.file_name, anew=run.saved is None)
         state = clock.start([run.experiment.config.seed for run in runs])
         state, done = _resumed(experiment, runs, state)
         for run in runs:
@@ -228,8 +226,9 @@ def _resumed(
     population = experiment.population
     if population is not None and not population.file.has(restored[0].clients[0]):
         raise UserError(
-            f"{runs[0].directory / ROWS} has lost rows of the checkpoint of round {done}; start "
-            "anew in another work directory."
+            f"{runs[0].directory / population.file_name} has not all rows of the checkpoint of "
+            f"round {done}; go on with as many processes as the run had, or start anew in another "
+            "work directory."
         )
     return restored[0] if experiment.num_variants is None else variants.stack(restored), done
 

@@ -18,6 +18,7 @@ STUDY = [
     "--config.algorithm=ditto",
     "--config.data.num_clients=6",
     "--config.data.partition=iid",
+    "--config.cohort.size=4",
     "--config.eval_every=1",
     "--config.checkpoint_every=1",
     "--config.engine.devices=2",
@@ -69,21 +70,25 @@ def one(tmp_path_factory):
     return place
 
 
+def train_in_two(place, rounds, *options):
+    """Trains in two processes with a device each; returns what they said."""
+    both = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", *options]
+    return finish(*(train(place, rounds, *both, f"--process_id={i}") for i in range(2)))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The same of two processes with a device each, after two rounds, and what they said."""
+    """The same of two processes, after two rounds, and what they said."""
     place = tmp_path_factory.mktemp("two") / "run"
-    address = f"--coordinator=127.0.0.1:{free_port()}"
-    said = finish(
-        *(train(place, 2, address, "--num_processes=2", f"--process_id={i}") for i in range(2))
-    )
-    return place, said
+    return place, train_in_two(place, 2)
 
 
 def assert_same_rows(place, other, rounds):
     rows, expected = (writers.read_rows(p / "metrics.jsonl") for p in (place, other))
     assert [row["round"] for row in rows] == list(range(rounds + 1))
     for row, wanted in zip(rows, expected[: rounds + 1], strict=True):
+        # How many slots there are depends on who trains together.
+        assert row.pop("train/slots", 0) >= 0 and wanted.pop("train/slots", 0) >= 0
         assert row == pytest.approx(wanted, abs=1e-5)
 
 
@@ -104,6 +109,28 @@ def test_the_second_process_is_silent(two):
 def test_one_process_resumes_what_two_began(one, two):
     place, _ = two
     finish(train(place, 3, "--resume"))
+    assert_same_run(place, one)
+
+
+HOST = "--config.engine.residence=host"
+
+
+def test_two_processes_keep_a_population_on_their_hosts(one, tmp_path):
+    """Each keeps half of the clients, in a file of its own, and goes on from it."""
+    place = tmp_path / "run"
+    train_in_two(place, 2, HOST)
+    assert {path.name for path in place.glob("*.rows")} == {
+        "clients-0-of-2.rows",
+        "clients-1-of-2.rows",
+    }
+    alone = train(place, 3, HOST, "--resume")
+    _, error = alone.communicate(timeout=180)
+    assert alone.returncode == 2 and "go on with as many processes" in error
+    train_in_two(place, 3, HOST, "--resume")
+    assert_same_run(place, one)
+
+
+def assert_same_run(place, one):
     assert_same_rows(place, one, rounds=3)
     clients, expected = np.load(place / "clients.npz"), np.load(one / "clients.npz")
     assert set(clients) == set(expected)

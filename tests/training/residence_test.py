@@ -51,8 +51,8 @@ def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
 
 def test_a_checkpoint_needs_its_rows(built, tmp_path):
     loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
-    (tmp_path / loop.ROWS).unlink()
-    with pytest.raises(UserError, match="clients.rows has lost rows of the checkpoint of round 3"):
+    (tmp_path / built.population.file_name).unlink()
+    with pytest.raises(UserError, match="clients.rows has not all rows of the checkpoint of"):
         loop.run(built, tmp_path, resume=True)
 
 
