@@ -2,11 +2,12 @@
 
     python experiments/scaling.py --devices=1,2,4,8 --clients_per_device=8 --algorithm=fedavg
 
-Each device trains as many clients, of one size, whatever the number of devices. What one of them
-computes then stays the same, and what it sends is counted from the traced program. On a CPU devices
-beyond the number of cores share the cores: `work` is the time of a round times the cores at
-work, divided by the devices, and should not grow. Each number of devices has a process of its own:
-a process with more devices than it uses is slower.
+Each device trains as many clients, of one size, whatever the number of devices; they are drawn from
+`--population` times as many. What one of them computes then stays the same, and what it sends is
+counted from the traced program, with the parcels of guests that its rounds really have. On a CPU
+devices beyond the number of cores share the cores: `work` is the time of a round times the cores
+at work, divided by the devices, and should not grow. Each number of devices has a process of its
+own: a process with more devices than it uses is slower.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ import time
 
 import binary
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.table
 from absl import flags
 from networks import NETWORKS
 from workloads import Workload, synthetic
 
-from pfljax.engine import communication
+from pfljax.engine import communication, round, sampling, store
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
 from pfljax.training import experiment, runtime
 
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to try.")
 _CLIENTS = flags.DEFINE_integer("clients_per_device", 8, "Clients of each device in a round.")
+_POPULATION = flags.DEFINE_integer("population", 4, "Clients for each one in a round.")
 _SIZE = flags.DEFINE_integer("examples", 200, "Training examples of each client.")
 _ALGORITHM = flags.DEFINE_string("algorithm", "fedavg", "A method of the table.")
 _MODEL = flags.DEFINE_string("model", "mlp", "A model for 28x28 images.")
@@ -47,13 +50,15 @@ def clients(count: int, size: int) -> Workload:
 
 
 def measure(devices: int) -> dict:
-    """Returns the seconds of a round, the cores at work, and the bytes of `Communication`."""
+    """Returns the seconds of a round, the cores at work, parcels and bytes of `Communication`."""
     runtime.start(devices=devices)
     config = config_lib.default_config()
     config.algorithm, config.model.name = _ALGORITHM.value, _MODEL.value
     config.engine.devices, config.engine.rounds_per_call = devices, 1
     config.engine.clients_per_chunk = "1" if jax.devices()[0].platform == "cpu" else "auto"
-    built = experiment.build(config, synthetic(clients(_CLIENTS.value * devices, _SIZE.value)))
+    config.cohort.size = _CLIENTS.value * devices
+    everybody = clients(_POPULATION.value * config.cohort.size, _SIZE.value)
+    built = experiment.build(config, synthetic(everybody))
     state = built.start(built.examples, jax.random.key(0))
     rounds = np.int32(_ROUNDS.value), np.int32(1)
     sent = communication.count(built.run_rounds, state, built.examples, *rounds)
@@ -64,7 +69,28 @@ def measure(devices: int) -> dict:
         seconds.append(time.perf_counter() - begin)
     on_cpu = jax.devices()[0].platform == "cpu"
     at_work = min(devices, runtime.available_cores()) if on_cpu else devices
-    return {"seconds": statistics.median(seconds[1:]), "at_work": at_work, **sent._asdict()}
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "at_work": at_work,
+        "parcels": parcels(built) if jax.tree.leaves(state.clients) else 0,
+        **sent._asdict(),
+    }
+
+
+def parcels(built: experiment.Experiment) -> float:
+    """Returns in how many parcels the guests of a round travel, the mean of the timed ones."""
+    found = []
+    for number in range(_ROUNDS.value + 1):
+        ids = sampling.sample(built.plan, round.cohort_key(jax.random.key(0), np.int32(number)))
+        hands = sampling.deal(
+            ids,
+            jnp.full_like(ids, _SIZE.value),
+            num_devices=len(built.devices),
+            chunk=built.clients_per_chunk,
+            at_home=True,
+        )
+        found.append(int(store.num_parcels(hands)))
+    return statistics.fmean(found[1:])
 
 
 def measure_apart(devices: int) -> dict:
@@ -96,18 +122,21 @@ def main():
     )
     for name in ("devices", "clients", "round (s)", "work (s)", "sums (kB)", "copies (kB)"):
         table.add_column(name, justify="right")
-    table.add_column("ring (kB)", justify="right")
-    table.add_column("a device sends (kB)", justify="right")
+    for name in ("parcels", "of one, there and back (kB)", "a device sends (kB)"):
+        table.add_column(name, justify="right")
     for devices in tried:
         found = measure_apart(devices)
         seconds, at_work = found["seconds"], found["at_work"]
         fields = communication.Communication._fields
         sent = communication.Communication(*(found[field] for field in fields))
-        kilobytes = [value / 1e3 for value in (*sent, sent.sent(devices))]
+        all_parcels = sent._replace(posted=found["parcels"] * sent.posted)
+        sums, copies, parcel, sends = (
+            f"{value / 1e3:,.1f}" for value in (*sent, all_parcels.sent(devices))
+        )
         table.add_row(
             *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),
             f"{seconds * at_work / devices:.4f}",
-            *(f"{value:,.1f}" for value in kilobytes),
+            *(sums, copies, f"{found['parcels']:.1f}", parcel, sends),
         )
     binary.say(table)
 

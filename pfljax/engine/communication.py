@@ -2,10 +2,11 @@
 
     reduced   added up over all devices, every device getting the sum
     gathered  copied from every device to every device
-    passed    handed from device to device around the ring, once for each hop
+    posted    sent by every device to every other, each getting rows of its own
 
-A loop of known length counts as often as it runs, one of unknown length (the rounds of a call)
-once, so that what is counted of a program of rounds is one round.
+A loop of known length counts as often as it runs, one of unknown length (the rounds of a call, the
+parcels of a round) once, so that what is counted of a program of rounds is one round with one
+parcel of guests each way.
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ class Communication(NamedTuple):
     Attributes:
       reduced: of sums.
       gathered: of everybody's rows.
-      passed: of rows on their way around the ring.
+      posted: of rows that go straight from each device to each.
     """
 
     reduced: int = 0
     gathered: int = 0
-    passed: int = 0
+    posted: int = 0
 
     def sent(self, devices: int) -> float:
         """Returns the bytes that one of so many devices sends, with the usual ring algorithms.
 
-        A sum takes every byte around twice but for its own part, copies once.
+        A sum takes every byte around twice but for its own part, copies once; a device posts
+        nothing to itself.
 
         Example:
-          >>> Communication(reduced=100, passed=8).sent(4)
-          158.0
+          >>> Communication(reduced=100, posted=8).sent(4)
+          156.0
         """
         others = (devices - 1) / devices
-        return 2 * others * self.reduced + others * self.gathered + self.passed
+        return others * (2 * self.reduced + self.gathered + self.posted)
 
 
-_KINDS = {"psum": "reduced", "all_gather": "gathered", "ppermute": "passed"}
+_KINDS = {"psum": "reduced", "all_gather": "gathered", "all_to_all": "posted"}
 
 
 def count(program: mapping.Program, *args: Any) -> Communication:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -138,10 +138,13 @@ def stack_over_devices(rows: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), rows)
 
 
-def pass_to_next_device(values: PyTree) -> PyTree:
-    """Hands `values` to the next device of the ring and returns those of the one before."""
-    ring = [(i, (i + 1) % num_devices()) for i in range(num_devices())]
-    return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, AXIS, ring), values)
+def exchange_over_devices(rows: PyTree) -> PyTree:
+    """Sends row `i` of `[devices, ...]` to device `i`; returns in row `i` what device `i` sent."""
+
+    def one(leaf):
+        return jax.lax.all_to_all(leaf, AXIS, split_axis=0, concat_axis=0)
+
+    return jax.tree.map(one, rows)
 
 
 def map_and_sum(
@@ -157,29 +160,76 @@ def map_and_sum(
     Returns:
       The rows, stacked along the client axis, and the sum of the terms.
     """
-
-    def shape_of_one(clients):
-        return jax.tree.map(lambda leaf: leaf[0], clients)
-
-    _, term = jax.eval_shape(lambda: function(shape_of_one(clients)))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), term)
-
-    if clients_per_chunk == 1:
-
-        def one(total, client):
-            row, term = function(client)
-            return tree.add(total, term), row
-
-        total, rows = jax.lax.scan(one, zero, clients)
-        return rows, total
-
-    def one_chunk(total, chunk):
-        rows, terms = jax.vmap(function)(chunk)
-        terms = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, dtype=leaf.dtype), terms)
-        return tree.add(total, terms), rows
-
-    chunked = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, clients_per_chunk, *leaf.shape[1:]), clients
+    _, rows, total = map_states(
+        lambda client, _: ((), *function(client)),
+        _NoStates(),
+        clients,
+        clients_per_chunk=clients_per_chunk,
     )
-    total, rows = jax.lax.scan(one_chunk, zero, chunked)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows), total
+    return rows, total
+
+
+class States(Protocol):
+    """States of clients, which are read and written in place."""
+
+    def read(self, numbers: jax.Array) -> PyTree:
+        """Returns `[n, ...]`, the states of the clients `numbers` `[n]`."""
+
+    def write(self, numbers: jax.Array, states: PyTree) -> States:
+        """Returns all states, those of the clients `numbers` `[n]` being `states` `[n, ...]`."""
+
+
+class _NoStates(NamedTuple):
+    def read(self, numbers):
+        return ()
+
+    def write(self, numbers, states):
+        return self
+
+
+def map_states(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]],
+    states: States,
+    clients: PyTree,
+    *,
+    clients_per_chunk: int,
+) -> tuple[States, PyTree, PyTree]:
+    """`map_and_sum` for clients with a state each, which is replaced where it lies.
+
+    Args:
+      function: `(client, state) -> (state, row, term)`.
+      states: of the clients.
+      clients: arrays with a leading client axis, a multiple of `clients_per_chunk` long.
+      clients_per_chunk: how many clients are vmapped together; memory grows with it.
+
+    Returns:
+      The states, the rows, stacked along the client axis, and the sum of the terms.
+    """
+    starts = np.arange(0, jax.tree.leaves(clients)[0].shape[0], clients_per_chunk, np.int32)
+
+    def of_chunk(states, start):
+        numbers = start + jnp.arange(clients_per_chunk, dtype=jnp.int32)
+        chunk = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, clients_per_chunk), clients
+        )
+        found, rows, terms = _map_chunk(function, chunk, states.read(numbers))
+        return states.write(numbers, found), rows, terms
+
+    def one_chunk(carry, start):
+        states, total = carry
+        states, rows, terms = of_chunk(states, start)
+        return (states, tree.add(total, terms)), rows
+
+    zero = tree.zeros_like(jax.eval_shape(of_chunk, states, starts[0])[2])
+    (states, total), rows = jax.lax.scan(one_chunk, (states, zero), starts)
+    return states, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows), total
+
+
+def _map_chunk(function: Callable, clients: PyTree, states: PyTree) -> tuple:
+    """Applies a function to the clients of a chunk; returns its results, the last added up."""
+    if jax.tree.leaves(clients)[0].shape[0] == 1:
+        clients, states = jax.tree.map(lambda leaf: leaf[0], (clients, states))
+        states, rows, terms = function(clients, states)
+        return *jax.tree.map(lambda leaf: leaf[None], (states, rows)), terms
+    states, rows, terms = jax.vmap(function)(clients, states)
+    return states, rows, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, dtype=leaf.dtype), terms)

@@ -1,11 +1,11 @@
 """One federated round, and many of them, as one compiled program.
 
     ids      choose the cohort, order it by size, deal it over the devices
-    rows     fetch the clients' private states from the devices that own them
+    lend     bring the private states of those who train elsewhere than they live
     update   run `client_update` for every client; add up what goes to the server
     server   let the method take its server step with the total
     exchange let the cohort learn from one another, where the method does
-    store    put the private states back
+    return   send those states home
 
 The same round as a plain Python loop over clients stands in `engine/reference.py`; where rows and
 examples lie on the host, `engine/host.py` fetches and stores them, and the rest is the same.
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import tree
-from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
+from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, PyTree, Uploads
 from pfljax.engine import mapping, sampling, store
 from pfljax.engine.examples import Examples
 
@@ -39,12 +39,12 @@ def train_cohort(
     cohort: Cohort,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs a round of a given cohort, wherever its rows and examples came from.
+    """Runs a round of a given cohort, wherever its states and examples came from.
 
     Args:
       algorithm: the method.
       clients_per_chunk: how many clients a device trains together.
-      state: `clients` holds the private states of this device's share of the cohort only.
+      state: `clients` is the `store.Hand` of this device's share of the cohort.
       examples: at least those of this share.
       places: `[share]` int32, where each client of this share stands in `examples`; -1 where it is
         nobody.
@@ -62,18 +62,18 @@ def train_cohort(
 
     mine = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
 
-    def update(client):
-        client_id, place, private = client
+    def update(client, private):
+        client_id, place = client
         data = examples.of_client(place)
         output = algorithm.update_client(state.server, private, data, context(client_id, client_id))
         present = client_id >= 0
         uploaded = (output.sum, output.metrics, jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
         each = tree.where(present, output.each, tree.zeros_like(output.each))
-        return (output.state, each), uploaded
+        return output.state, each, uploaded
 
-    (rows, each), sums = mapping.map_and_sum(
-        update, (mine, places, state.clients), clients_per_chunk=clients_per_chunk
+    hand, each, sums = mapping.map_states(
+        update, state.clients, (mine, places), clients_per_chunk=clients_per_chunk
     )
     total, metrics, count = mapping.sum_over_devices(sums)
 
@@ -83,8 +83,8 @@ def train_cohort(
 
     if algorithm.exchange is not None:
 
-        def exchange(client):
-            member, client_id, private = client
+        def exchange(client, private):
+            member, client_id = client
             moved = algorithm.exchange(
                 server,
                 private,
@@ -93,11 +93,11 @@ def train_cohort(
                 member,
                 context(client_id, client_id).child(1),
             )
-            return moved, ()
+            return moved, (), ()
 
         members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
-        rows, _ = mapping.map_and_sum(
-            exchange, (members, mine, rows), clients_per_chunk=clients_per_chunk
+        hand, _, _ = mapping.map_states(
+            exchange, hand, (members, mine), clients_per_chunk=clients_per_chunk
         )
 
     metrics = {name: value / jnp.maximum(count, 1) for name, value in metrics.items()}
@@ -106,7 +106,7 @@ def train_cohort(
     metrics["examples"] = jnp.sum(chunks)
     # Clients trained together all wait for the largest.
     metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
-    return FederatedState(server, rows, state.round + 1, state.key), metrics
+    return FederatedState(server, hand, state.round + 1, state.key), metrics
 
 
 def cohort_key(key: jax.Array, round: jax.Array) -> jax.Array:
@@ -119,9 +119,10 @@ def one_round(
     plan: sampling.CohortPlan,
     clients_per_chunk: int,
     state: FederatedState,
+    guests: PyTree | None,
     examples: Examples,
     num_rounds: jax.Array,
-) -> tuple[FederatedState, dict[str, jax.Array]]:
+) -> tuple[FederatedState, PyTree | None, dict[str, jax.Array]]:
     """Runs one round on every device; call it inside `mapping.over_devices`.
 
     Args:
@@ -129,12 +130,14 @@ def one_round(
       plan: how the cohort is chosen.
       clients_per_chunk: how many clients a device trains together.
       state: `clients` holds this device's rows only.
+      guests: the room for guests, of `store.room_for_guests`.
       examples: of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, and the means of the clients' metrics, with the number of clients (`cohort`),
-      their training examples (`examples`), and what these cost with padding (`slots`).
+      The next state, the room for guests, and the means of the clients' metrics, with the number of
+      clients (`cohort`), their training examples (`examples`), and what these cost with padding
+      (`slots`).
     """
 
     def sizes_of(ids):
@@ -142,15 +145,20 @@ def one_round(
 
     ids = sampling.sample(plan, cohort_key(state.key, state.round))
     hands = sampling.deal(
-        ids, sizes_of(ids), num_devices=mapping.num_devices(), chunk=clients_per_chunk
+        ids,
+        sizes_of(ids),
+        num_devices=mapping.num_devices(),
+        chunk=clients_per_chunk,
+        at_home=bool(jax.tree.leaves(state.clients)),
     )
     mine, dealt = hands[mapping.device_index()], hands.reshape(-1)
     cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
-    share = state._replace(clients=store.fetch(state.clients, hands))
+    share = state._replace(clients=store.lend(state.clients, guests, hands))
     after, metrics = train_cohort(
         algorithm, clients_per_chunk, share, examples, mine, cohort, num_rounds
     )
-    return after._replace(clients=store.store(state.clients, hands, after.clients)), metrics
+    hand = after.clients
+    return after._replace(clients=store.give_back(hand, hands)), hand.guests, metrics
 
 
 def run_rounds(
@@ -165,19 +173,24 @@ def run_rounds(
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
     """Runs `rounds_now` rounds on every device; see `build_rounds`."""
 
-    def run_one(state):
-        return one_round(algorithm, plan, clients_per_chunk, state, examples, num_rounds)
+    share = sampling.hand_size(plan.places, mapping.num_devices(), clients_per_chunk)
+    guests = store.room_for_guests(state.clients, share)
+
+    def run_one(state, guests):
+        return one_round(algorithm, plan, clients_per_chunk, state, guests, examples, num_rounds)
 
     def body(index, carry):
-        state, history = carry
-        state, metrics = run_one(state)
-        return state, jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
+        state, guests, history = carry
+        state, guests, metrics = run_one(state, guests)
+        history = jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
+        return state, guests, history
 
-    _, metrics = jax.eval_shape(run_one, state)
+    *_, metrics = jax.eval_shape(run_one, state, guests)
     history = jax.tree.map(
         lambda leaf: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype), metrics
     )
-    return jax.lax.fori_loop(0, rounds_now, body, (state, history))
+    state, _, history = jax.lax.fori_loop(0, rounds_now, body, (state, guests, history))
+    return state, history
 
 
 def build_rounds(

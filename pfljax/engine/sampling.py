@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from scipy import stats
 
 SAMPLINGS = ("fixed", "poisson")
@@ -13,6 +14,9 @@ SAMPLINGS = ("fixed", "poisson")
 # Where a cohort is so small a part of the population, drawing again whoever was drawn twice costs
 # less than putting everybody in random order.
 _SMALL_PART = 1 / 16
+
+# Into so many groups of about the same size a cohort is divided, to be dealt level within each.
+_GROUPS = 32
 
 # A Poisson cohort that would not fit its places is cut; this is how often that may happen.
 _OVERFLOW_PROBABILITY = 1e-9
@@ -100,7 +104,14 @@ def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
     return ids
 
 
-def deal(ids: jax.Array, sizes: jax.Array, *, num_devices: int, chunk: int) -> jax.Array:
+def hand_size(places: int, num_devices: int, chunk: int) -> int:
+    """Returns how many of a cohort's places each device gets, whole chunks of them."""
+    return -(-places // (num_devices * chunk)) * chunk
+
+
+def deal(
+    ids: jax.Array, sizes: jax.Array, *, num_devices: int, chunk: int, at_home: bool = False
+) -> jax.Array:
     """Deals a cohort over devices so that they are level and neighbours are alike.
 
     Sorted by size and dealt back and forth, like cards, every device gets clients of every
@@ -111,13 +122,62 @@ def deal(ids: jax.Array, sizes: jax.Array, *, num_devices: int, chunk: int) -> j
       sizes: `[cohort]` int32, 0 in empty places.
       num_devices: how many hands.
       chunk: a hand's length is a multiple of it.
+      at_home: of clients of about the same size, give device `i % num_devices` client `i`, as long
+        as all devices get as many.
 
     Returns:
       `[num_devices, hand]` int32, filled up with -1.
     """
-    hand = -(-ids.shape[0] // (num_devices * chunk)) * chunk
+    hand = hand_size(ids.shape[0], num_devices, chunk)
     order = jnp.argsort(jnp.where(ids < 0, -1, sizes), descending=True)
     filled = jnp.full((hand * num_devices,), -1, jnp.int32).at[: ids.shape[0]].set(ids[order])
+    if at_home and num_devices > 1:
+        return filled[jnp.argsort(_devices(filled, num_devices))].reshape(num_devices, hand)
     rows = filled.reshape(hand, num_devices)
     back = (jnp.arange(hand) % 2 == 1)[:, None]
     return jnp.where(back, rows[:, ::-1], rows).T
+
+
+def _devices(ids: jax.Array, num_devices: int) -> jax.Array:
+    """Chooses devices for a cohort sorted by size, most clients being at home.
+
+    Of every group of neighbours each device takes as many: first those that live there, then
+    whoever found no room at home.
+
+    Args:
+      ids: `[num_devices * hand]` int32; -1 is nobody, who fits everywhere.
+      num_devices: how many hands.
+
+    Returns:
+      `[num_devices * hand]` int32, each device `hand` times.
+    """
+    hand = ids.shape[0] // num_devices
+    groups = min(_GROUPS, hand)
+    starts = -(-np.arange(groups + 1) * hand // groups)
+    room = np.repeat(np.diff(starts), np.diff(starts) * num_devices)  # for each device
+    group = np.repeat(np.arange(groups), np.diff(starts) * num_devices)
+    start = num_devices * starts[group]  # of the group's places, of which each device has `room`
+
+    # Back and forth, like cards: every other group begins with its smallest clients.
+    turn = np.arange(ids.shape[0])
+    ends = start + num_devices * room
+    turn = np.where(group % 2 == 1, start + ends - 1 - turn, turn)
+    ids = ids[turn]
+
+    home = jnp.where(ids < 0, num_devices, ids % num_devices)
+    before = _rank(group * (num_devices + 1) + home)
+    stays = (home < num_devices) & (before < room)
+    place = start + home * room + before
+    taken = jnp.zeros(ids.shape, bool).at[jnp.where(stays, place, ids.shape[0])].set(True)
+    # In each group as many places are left as clients.
+    moving, left = jnp.argsort(2 * group + stays), jnp.argsort(2 * group + taken)
+    place = jnp.where(stays, place, jnp.zeros_like(left).at[moving].set(left))
+    return ((place - start) // room)[turn]
+
+
+def _rank(values: jax.Array) -> jax.Array:
+    """Returns `[n]`, for each of the values `[n]` how many equal ones stand before it."""
+    order = jnp.argsort(values)
+    ordered = values[order]
+    rank = jnp.arange(values.shape[0]) - jnp.searchsorted(ordered, ordered)
+    return jnp.zeros_like(rank).at[order].set(rank)

@@ -51,10 +51,13 @@ def test_dropout_empties_places():
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12),
     devices=st.integers(1, 5),
     chunk=st.integers(1, 3),
+    at_home=st.booleans(),
 )
-def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk):
+def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk, at_home):
     ids = jnp.arange(len(sizes), dtype=jnp.int32)
-    hands = np.asarray(sampling.deal(ids, jnp.array(sizes), num_devices=devices, chunk=chunk))
+    hands = np.asarray(
+        sampling.deal(ids, jnp.array(sizes), num_devices=devices, chunk=chunk, at_home=at_home)
+    )
     assert hands.shape[0] == devices and hands.shape[1] % chunk == 0
     np.testing.assert_array_equal(np.sort(hands[hands >= 0]), np.arange(len(sizes)))
     loads = np.where(hands >= 0, np.array(sizes)[hands], 0).sum(axis=1)
@@ -62,6 +65,31 @@ def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk):
     for hand in hands:
         own = [sizes[i] for i in hand if i >= 0]
         assert own == sorted(own, reverse=True)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_most_clients_train_where_they_live(devices):
+    """Of a hundred for each device; none moves where all homes are as full in every size."""
+
+    def guests(ids, sizes):
+        hands = sampling.deal(
+            jnp.array(ids), jnp.array(sizes), num_devices=devices, chunk=1, at_home=True
+        )
+        hands = np.asarray(hands)
+        placed = {client: int(sizes[place]) for place, client in enumerate(ids)}
+        loads = [sum(placed[client] for client in hand) for hand in hands.tolist()]
+        assert np.ptp(loads) < 0.02 * max(loads)
+        assert sorted(hands.reshape(-1)) == sorted(ids)
+        return float(np.mean(hands % devices != np.arange(devices)[:, None]))
+
+    draw, count = np.random.default_rng(0), 100 * devices
+    drawn = draw.choice(10 * count, count, replace=False).astype(np.int32)
+    assert 0 < guests(drawn, draw.integers(50, 150, count)) < 0.25
+    everybody = np.arange(count, dtype=np.int32)
+    assert guests(everybody, np.full(count, 7)) == 0
+    # All live on the first device: the others have no other clients to train.
+    away = guests(devices * everybody, draw.integers(50, 150, count))
+    assert away == pytest.approx(1 - 1 / devices)
 
 
 @pytest.mark.parametrize("size", [1, 3, 19])
