@@ -1,7 +1,7 @@
 """Convolutions as matrix products, which stay fast inside loops and with weights for each client.
 
-Under `vmap` over clients an ordinary convolution becomes a grouped one, and inside a loop XLA's
-fast CPU convolution is not used at all. Two forms avoid both:
+Under `vmap` over clients an ordinary convolution becomes a grouped one, and its gradients are slow
+inside a loop on a CPU. Two forms avoid both:
 
 - patches: every window of the image is a row, and one product with the kernel gives all outputs;
 - minimal filtering (Winograd's): tiles of the image and the kernel are transformed so that 4x4
@@ -9,21 +9,33 @@ fast CPU convolution is not used at all. Two forms avoid both:
   of 144. In float32 its rounding errors are some ten times those of the sum itself, which is why
   only CPUs use it: accelerators shorten the factors of their products to bfloat16 or TF32.
 
-Batches of 10 in a loop on one core, forward and both gradients, in microseconds (the first row on a
-quiet machine, the others on a busy one, which takes twice as long: the ratios count):
+A third one, XLA's own, has the fastest outputs for images of one channel on a CPU, where kernels
+are not vmapped; its gradients are those of patches.
 
-| kernel | input | patches | minimal filtering |
-|---|---|---:|---:|
-| 5x5x32x64 | 12x12x32 | 2,066 | 867 |
-| 5x5x32x64 | 14x14x32 | 5,090 | 3,671 |
-| 5x5x16x32 | 12x12x16 | 1,171 | 634 |
-| 5x5x8x16 | 12x12x8 | 247 | 184 |
-| 3x3x64x64 | 16x16x64 | 10,495 | 5,774 |
-| 3x3x48x48 | 16x16x48 | 5,457 | 3,478 |
-| 3x3x32x64 | 12x12x32 | 2,270 | 1,716 |
-| 3x3x32x32 | 32x32x32 | 15,863 | 16,156 |
-| 3x3x16x16 | 16x16x16 | 888 | 852 |
-| 3x3x8x8 | 10x10x8 | 70 | 79 |
+In a loop on one core of a quiet machine, microseconds. Training: outputs and both gradients (of the
+kernel alone where images have up to three channels) for a batch of 10; scoring: outputs for 32.
+
+| | | training | | | scoring | | |
+|---|---|---:|---:|---:|---:|---:|---:|
+| kernel | input | patches | own | filtering | patches | own | filtering |
+| 5x5x1x32 | 28x28x1 | 411 | 388 | | 1,433 | 387 | |
+| 5x5x3x32 | 32x32x3 | 1,199 | 2,570 | | 2,642 | 5,231 | |
+| 5x5x32x64 | 12x12x32 | 1,452 | 1,508 | 568 | 2,677 | 1,862 | 951 |
+| 5x5x16x32 | 12x12x16 | 444 | 484 | 223 | 927 | 481 | 388 |
+| 5x5x8x16 | 12x12x8 | 144 | 185 | 123 | 305 | 260 | 189 |
+| 5x5x32x32 | 9x9x32 | 332 | 351 | 384 | 632 | 372 | 697 |
+| 3x3x1x32 | 28x28x1 | 220 | 204 | | 516 | 267 | |
+| 3x3x3x32 | 32x32x3 | 527 | 1,088 | | 1,065 | 2,162 | |
+| 3x3x8x8 | 32x32x8 | 439 | 832 | 550 | 1,255 | 1,580 | 1,117 |
+| 3x3x8x16 | 18x18x8 | 225 | 318 | 178 | 547 | 450 | 358 |
+| 3x3x16x16 | 34x34x16 | 1,833 | 2,301 | 1,108 | 8,024 | 2,997 | 3,600 |
+| 3x3x32x32 | 18x18x32 | 1,267 | 1,356 | 641 | 2,881 | 1,394 | 1,371 |
+| 3x3x32x64 | 14x14x32 | 1,208 | 1,254 | 567 | 2,110 | 1,530 | 1,047 |
+| 3x3x64x64 | 8x8x64 | 568 | 602 | 495 | 923 | 797 | 837 |
+| 3x3x64x64 | 7x7x64 | 401 | 417 | 494 | 630 | 535 | 828 |
+| 3x3x128x128 | 4x4x128 | 269 | 302 | 589 | 382 | 376 | 591 |
+| 3x3x256x256 | 10x10x256 | 14,812 | 16,731 | 6,381 | 26,986 | 21,950 | 9,503 |
+| 3x3x512x512 | 6x6x512 | 17,081 | 18,118 | 19,608 | 30,053 | 23,544 | 11,592 |
 
 References:
   Winograd, "Arithmetic Complexity of Computations", 1980,
@@ -35,6 +47,7 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +57,12 @@ import numpy as np
 _TILE = 4
 # Points at which the polynomials behind minimal filtering are evaluated, and infinity.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-# For each size of kernel, the channels in times channels out from which on the products that are
-# saved cost more than the transforms; with few channels in, products are slow in either form.
-_LEAST_WEIGHTS = {3: 2048, 5: 128}
-_LEAST_CHANNELS = 8
+# Minimal filtering pays from so many channels in, and channels in times out, on: below, the
+# transforms cost more than the products that they save.
+_LEAST_CHANNELS, _LEAST_WEIGHTS = 8, 128
+# It pays where so much of the tiles' outputs is wanted, and a batch has a tile for so many channels
+# in times out, for each of which the kernel is transformed.
+_LEAST_USE, _WEIGHTS_PER_TILE = 0.5, 2**14
 
 
 def convolution(
@@ -66,15 +81,29 @@ def convolution(
     Returns:
       `[B, (H - size) // strides + 1, (W - size) // strides + 1, features]` of the padded size.
     """
-    size, channels, features = kernel.shape[1:]
+    size, channels = kernel.shape[1:3]
     x = pad(x, size, padding)
     if size == 1:
         return by_patches(x[:, ::strides, ::strides], kernel)
-    enough = channels >= _LEAST_CHANNELS and size in _LEAST_WEIGHTS
-    precise = kernel.dtype != jnp.bfloat16
-    if strides != 1 or not (enough and precise) or channels * features < _LEAST_WEIGHTS[size]:
+    if strides != 1 or kernel.dtype == jnp.bfloat16:
         return by_patches(x, kernel, strides)
+    if channels == 1:
+        return jax.lax.platform_dependent(x, kernel, cpu=by_xla, default=by_patches)
+    if not _filtering_pays(x.shape, kernel.shape):
+        return by_patches(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=by_minimal_filtering, default=by_patches)
+
+
+def _filtering_pays(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
+    """Whether minimal filtering is faster than patches on a CPU, as far as was measured."""
+    size, _, channels, features = kernel_shape
+    weights = channels * features
+    if size not in (3, 5) or channels < _LEAST_CHANNELS or weights < _LEAST_WEIGHTS:
+        return False
+    outputs = [side - size + 1 for side in shape[1:3]]
+    tiles = math.prod(-(-wanted // _TILE) for wanted in outputs)
+    used = math.prod(outputs) / (tiles * _TILE**2)
+    return used >= _LEAST_USE and weights <= _WEIGHTS_PER_TILE * tiles * shape[0]
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, padding: str, strides: int = 1) -> jax.Array:
@@ -117,6 +146,35 @@ def by_patches(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
     fan_in, features = windows.shape[-1], kernel.shape[-1]
     out = product(windows.reshape(-1, fan_in), kernel.reshape(fan_in, features))
     return out.reshape(*windows.shape[:-1], features)
+
+
+@jax.custom_vjp
+def by_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolution` as XLA has it; its gradients, and all of it under `vmap`, by patches."""
+    return _unless_vmapped(x, kernel)
+
+
+def _by_xla_forward(x, kernel):
+    return _unless_vmapped(x, kernel), (x, kernel)
+
+
+def _by_xla_backward(residuals, gradient):
+    return jax.vjp(by_patches, *residuals)[1](gradient)
+
+
+by_xla.defvjp(_by_xla_forward, _by_xla_backward)
+
+
+@jax.custom_batching.custom_vmap
+def _unless_vmapped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
+
+
+@_unless_vmapped.def_vmap
+def _by_patches_if_vmapped(_, is_vmapped, x, kernel):
+    axes = [0 if vmapped else None for vmapped in is_vmapped]
+    return jax.vmap(by_patches, axes)(x, kernel), True
 
 
 def by_minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:

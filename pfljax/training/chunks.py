@@ -1,8 +1,10 @@
 """How many clients a device trains together: measured once for each model, and remembered.
 
 Clients trained together share operations, and wait for the one with most steps. What a step costs
-in chunks of several sizes is measured on a few clients of one size, without the run's data, and is
-kept beside the compilation cache. What a cohort costs follows from it and from the clients' sizes:
+in chunks of several sizes is measured on a few clients of one size, without the run's data, on all
+devices of the process at once, as rounds run: one alone would have caches and threads of the others
+too. It is kept beside the compilation cache. What a cohort costs follows from it and from the
+clients' sizes:
 
     cost(c) = sum over chunks of c clients of  c * seconds(c) * (most steps in the chunk)
 """
@@ -82,9 +84,9 @@ def measure(
     inputs: jax.ShapeDtypeStruct,
     targets: jax.ShapeDtypeStruct,
     chunks: Sequence[int],
-    device: jax.Device,
+    devices: Sequence[jax.Device],
 ) -> dict[int, float]:
-    """Times a step of local training on one device, in chunks of several sizes.
+    """Times a step of local training on each device, in chunks of several sizes.
 
     Args:
       task: of the run.
@@ -93,7 +95,7 @@ def measure(
       targets: likewise.
       chunks: the sizes, in rising order; those after one that is far slower, or does not fit into
         the device's memory, are left out.
-      device: on which.
+      devices: all of this process.
 
     Returns:
       Seconds of a step of one client, for each size.
@@ -117,21 +119,25 @@ def measure(
         return mapping.map_and_sum(train_one, keys, clients_per_chunk=chunk)[1]
 
     found: dict[int, float] = {}
-    with jax.default_device(device):
-        model = jax.jit(task.init)(jax.random.key(0))
-        for chunk in chunks:
-            keys = jax.random.split(jax.random.key(0), num_clients // chunk * chunk)
-            try:
-                taken = _least_seconds(
-                    jax.jit(functools.partial(train_all, chunk)), model, data, keys
-                )
-            except jax.errors.JaxRuntimeError as error:
-                if not found or "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                break  # So many do not fit into the device's memory.
-            found[chunk] = taken / (keys.shape[0] * _STEPS)
-            if found[chunk] > 1.5 * min(found.values()):
-                break
+    model = jax.jit(task.init)(jax.random.key(0))
+    model, data = mapping.replicate((model, data), devices)
+    for chunk in chunks:
+        keys = jax.random.split(jax.random.key(0), num_clients // chunk * chunk)
+        program = mapping.over_devices(
+            functools.partial(train_all, chunk),
+            in_axes=(None, None, None),
+            out_axes=0,
+            devices=devices,
+        )
+        try:
+            taken = _least_seconds(program, model, data, mapping.replicate(keys, devices))
+        except jax.errors.JaxRuntimeError as error:
+            if not found or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            break  # So many do not fit into the devices' memory.
+        found[chunk] = taken / (keys.shape[0] * _STEPS)
+        if found[chunk] > 1.5 * min(found.values()):
+            break
     return found
 
 
@@ -198,20 +204,20 @@ def choose(
     rule = by_rule(config.engine.clients_per_chunk, devices, share)
     if config.engine.clients_per_chunk != "auto" or config.rounds < _LEAST_ROUNDS or share == 1:
         return rule
-    device = next(one for one in devices if one.process_index == jax.process_index())
-    sizes_tried = _ON_CPU if device.platform == "cpu" else _ELSEWHERE
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    sizes_tried = _ON_CPU if own[0].platform == "cpu" else _ELSEWHERE
     chunks = sorted({min(share, chunk) for chunk in sizes_tried})
     one_input, one_target = (
         jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
         for array in (dataset.inputs, dataset.targets)
     )
     described = (
-        *(jax.__version__, device.device_kind, len(devices), chunks),
+        *(jax.__version__, own[0].device_kind, len(own), len(devices), chunks),
         *(config.model.to_json(), config.compute_dtype, config.client_optimizer.name),
         *(config.batch_size, str(one_input), task.num_classes),
     )
     key = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
-    seconds = remembered(key, lambda: measure(task, local, one_input, one_target, chunks, device))
+    seconds = remembered(key, lambda: measure(task, local, one_input, one_target, chunks, own))
     chosen = best(seconds, _typical_steps(dataset, local, plan, len(devices)))
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))

@@ -10,6 +10,7 @@ import pytest
 from pfljax.models.convolution import (
     by_minimal_filtering,
     by_patches,
+    by_xla,
     convolution,
     depthwise,
     patches,
@@ -42,10 +43,11 @@ SHAPES = [
     ((3, 11, 10, 8), (5, 5, 8, 8)),
     ((1, 5, 6, 16), (5, 5, 16, 8)),
     ((2, 10, 7, 9), (3, 3, 9, 8)),
+    ((2, 9, 8, 1), (5, 5, 1, 6)),
 ]
 
 
-@pytest.mark.parametrize("form", [by_patches, by_minimal_filtering, convolution])
+@pytest.mark.parametrize("form", [by_patches, by_minimal_filtering, by_xla, convolution])
 @pytest.mark.parametrize("shape, kernel_shape", SHAPES)
 def test_outputs_and_both_gradients_are_those_of_a_convolution(form, shape, kernel_shape):
     x, kernel = draw(shape, kernel_shape)
@@ -114,6 +116,42 @@ def test_accelerators_take_patches_and_cpus_take_minimal_filtering():
     points = "tensor<64x8x16xf32>"  # a kernel for each of the 8x8 points of a tile
     assert points in programs["cpu"].as_text()
     assert points not in programs["cuda"].as_text() + programs["tpu"].as_text()
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
+def test_no_kernel_of_a_client_makes_a_grouped_convolution(axes):
+    x, kernel = (jnp.stack([leaf, 2 * leaf]) for leaf in draw((2, 9, 8, 1), (5, 5, 1, 6)))
+    given = [leaf if axis == 0 else leaf[0] for leaf, axis in zip((x, kernel), axes, strict=True)]
+    ours, theirs = (jax.vmap(form, axes) for form in (convolution, plain))
+    near(ours(*given), theirs(*given))
+    assert "stablehlo.convolution" not in jax.jit(ours).lower(*given).as_text()
+    assert "stablehlo.convolution" in jax.jit(convolution).lower(x[0], kernel[0]).as_text()
+    loss = functools.partial(jax.grad, argnums=(0, 1))
+    both = [
+        loss(lambda x, k, form=form: jnp.sum(jnp.sin(form(x, k))))(*given)
+        for form in (ours, theirs)
+    ]
+    jax.tree.map(near, *both)
+
+
+@pytest.mark.parametrize(
+    "shape, kernel_shape, pays",
+    [
+        ((10, 12, 12, 32), (5, 5, 32, 64), True),
+        ((10, 9, 9, 32), (5, 5, 32, 32), False),  # 5x5 outputs of four tiles' 8x8
+        ((10, 18, 18, 16), (3, 3, 16, 16), True),
+        ((10, 18, 18, 4), (3, 3, 4, 64), False),
+        ((10, 18, 18, 8), (3, 3, 8, 8), False),
+        ((10, 4, 4, 128), (3, 3, 128, 128), False),
+        ((10, 6, 6, 256), (3, 3, 256, 256), True),
+        ((10, 6, 6, 512), (3, 3, 512, 512), False),
+    ],
+)
+def test_cpus_filter_where_it_was_measured_to_pay(shape, kernel_shape, pays):
+    x, kernel = jnp.zeros(shape), jnp.zeros(kernel_shape)
+    lowered = jax.jit(convolution).trace(x, kernel).lower(lowering_platforms=("cpu",))
+    points, channels, features = (kernel_shape[0] + 3) ** 2, *kernel_shape[2:]
+    assert (f"tensor<{points}x{channels}x{features}xf32>" in lowered.as_text()) == pays
 
 
 @pytest.mark.parametrize("size, channels", [(3, 2), (5, 1)])

@@ -97,11 +97,11 @@ def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
     task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     rows = jax.ShapeDtypeStruct((6,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    found = chunks.measure(task, local, *rows, [1, 4, 16], jax.devices()[0])
+    found = chunks.measure(task, local, *rows, [1, 4, 16], jax.devices()[:1])
     assert found == {1: 1 / (16 * 4)} and len(calls) == 2
     calls.append(None)
     with pytest.raises(jax.errors.JaxRuntimeError):  # not even one client fits
-        chunks.measure(task, local, *rows, [1, 4], jax.devices()[0])
+        chunks.measure(task, local, *rows, [1, 4], jax.devices()[:1])
 
 
 def test_sizes_are_those_of_a_typical_cohort():
@@ -119,5 +119,5 @@ def test_measuring_leaves_texts_alone():
     task = models.next_token(network, num_classes=7)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     row = jax.ShapeDtypeStruct((5,), jnp.int32)
-    seconds = chunks.measure(task, local, row, row, [1], jax.devices()[0])
+    seconds = chunks.measure(task, local, row, row, [1], jax.devices()[:1])
     assert seconds[1] > 0
