@@ -27,7 +27,7 @@ from absl import flags
 from networks import NETWORKS
 from workloads import Workload, synthetic
 
-from pfljax.engine import communication, round, sampling, store
+from pfljax.engine import communication, round, sampling, visits
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
 from pfljax.training import experiment, runtime
@@ -89,7 +89,7 @@ def parcels(built: experiment.Experiment) -> float:
             chunk=built.clients_per_chunk,
             at_home=True,
         )
-        found.append(int(store.num_parcels(hands)))
+        found.append(int(visits.num_parcels(hands)))
     return statistics.fmean(found[1:])
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from pfljax.core import tree
 from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, PyTree, Uploads
-from pfljax.engine import mapping, sampling, store
+from pfljax.engine import mapping, sampling, visits
 from pfljax.engine.examples import Examples
 
 # A client's key in a round is fold_in(fold_in(key, round), id); these lie beyond every id.
@@ -130,7 +130,7 @@ def one_round(
       plan: how the cohort is chosen.
       clients_per_chunk: how many clients a device trains together.
       state: `clients` holds this device's rows only.
-      guests: the room for guests, of `store.room_for_guests`.
+      guests: the room for guests, of `visits.room`.
       examples: of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
@@ -153,12 +153,12 @@ def one_round(
     )
     mine, dealt = hands[mapping.device_index()], hands.reshape(-1)
     cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
-    share = state._replace(clients=store.lend(state.clients, guests, hands))
+    share = state._replace(clients=visits.lend(state.clients, guests, hands))
     after, metrics = train_cohort(
         algorithm, clients_per_chunk, share, examples, mine, cohort, num_rounds
     )
     hand = after.clients
-    return after._replace(clients=store.give_back(hand, hands)), hand.guests, metrics
+    return after._replace(clients=visits.give_back(hand, hands)), hand.guests, metrics
 
 
 def run_rounds(
@@ -174,7 +174,7 @@ def run_rounds(
     """Runs `rounds_now` rounds on every device; see `build_rounds`."""
 
     share = sampling.hand_size(plan.places, mapping.num_devices(), clients_per_chunk)
-    guests = store.room_for_guests(state.clients, share)
+    guests = visits.room(state.clients, share)
 
     def run_one(state, guests):
         return one_round(algorithm, plan, clients_per_chunk, state, guests, examples, num_rounds)

@@ -172,9 +172,17 @@ def _unless_vmapped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @_unless_vmapped.def_vmap
-def _by_patches_if_vmapped(_, is_vmapped, x, kernel):
-    axes = [0 if vmapped else None for vmapped in is_vmapped]
-    return jax.vmap(by_patches, axes)(x, kernel), True
+def _by_patches_if_vmapped(num_clients, is_vmapped, x, kernel):
+    """The same by patches, of `x` `[n, B, H, W, c]` or `kernel` `[n, size, size, c, features]`."""
+    x, kernel = (
+        leaf if vmapped else leaf[None]
+        for leaf, vmapped in zip((x, kernel), is_vmapped, strict=True)
+    )
+    windows = patches(x.reshape(-1, *x.shape[2:]), kernel.shape[1])
+    rows = windows.reshape(x.shape[0], -1, windows.shape[-1])
+    out = rows @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+    shape = (num_clients, x.shape[1], *windows.shape[1:3], kernel.shape[-1])
+    return out.reshape(shape), True
 
 
 def by_minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax.engine import mapping, store
+from pfljax.engine import mapping, store, visits
 
 WHO = {
     "at home": lambda clients, devices: np.arange(clients),
@@ -31,8 +31,8 @@ def trip(devices, share, chunk):
 
     def visit(hands):
         clients = states(store.owned_ids(devices * share * devices + 1))
-        guests = store.room_for_guests(clients, share)
-        hand = store.lend(clients, guests, hands)
+        guests = visits.room(clients, share)
+        hand = visits.lend(clients, guests, hands)
 
         def one(number, state):
             found = state["visits"], state["model"], jax.random.key_data(state["key"])
@@ -44,7 +44,7 @@ def trip(devices, share, chunk):
 
         numbers = jnp.arange(share)
         hand, found, _ = mapping.map_states(client, hand, numbers, clients_per_chunk=chunk)
-        after = store.give_back(hand, hands)
+        after = visits.give_back(hand, hands)
         return found, after | {"key": jax.random.key_data(after["key"])}
 
     return mapping.over_devices(visit, in_axes=(None,), out_axes=0, devices=jax.devices()[:devices])
