@@ -91,7 +91,7 @@ def _run_seeds_together(config, open_runs, places, built, add_bar) -> None:
         for group in together.in_step([places[run] for run in runs]):
             configs = [_variant(config, *runs[number]) for number in group]
             results = loop.run_together(
-                together.build(configs, alone.dataset, alone.examples, alone.clients_per_chunk),
+                together.build(configs, alone),
                 configs,
                 [places[runs[number]] for number in group],
                 resume=True,

@@ -26,7 +26,7 @@ from absl import flags
 
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
-from pfljax.training import experiment, loop, together, workdir, writers
+from pfljax.training import loop, together, workdir, writers
 
 binary.define_study()
 _VALUES = flags.DEFINE_multi_string(
@@ -102,13 +102,12 @@ def main():
     for index in todo:
         workdir.check(places[index], configs[index], resume=True)
     if todo:
-        dataset, examples = experiment.build_dataset(config), None
+        built = None
         with binary.progress(config.rounds) as add_bar:
             for group in together.in_step([places[index] for index in todo]):
                 own = [todo[number] for number in group]
                 begun = workdir.clients_per_chunk(places[own[0]])
-                built = together.build([configs[index] for index in own], dataset, examples, begun)
-                examples = built.examples
+                built = together.build([configs[index] for index in own], built, begun)
                 loop.run_together(
                     built,
                     [configs[index] for index in own],

@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from pfljax.core import Context
-from pfljax.data import FederatedDataset
 from pfljax.engine import variants
-from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training import checkpoint
 from pfljax.training import experiment as experiment_lib
@@ -90,18 +88,16 @@ class _Bound:
 
 def build(
     configs: Sequence[ml_collections.ConfigDict],
-    dataset: FederatedDataset | None = None,
-    examples: Examples | None = None,
+    like: Experiment | None = None,
     clients_per_chunk: int | None = None,
 ) -> Experiment:
     """Checks configs and makes one experiment of them, whose programs train all at once.
 
     Args:
       configs: of one method on one data set, with seeds and values of their own.
-      dataset: of an experiment with the same `config.data`, to load it only once.
-      examples: of that experiment, to hold them only once.
+      like: an experiment on the same data and model, to hold and to measure them only once.
       clients_per_chunk: with which runs began that are to go on, where the config leaves the
-        choice.
+        choice; None for that of `like`.
 
     Returns:
       The first config's experiment with `num_variants` and programs for all.
@@ -116,8 +112,11 @@ def build(
             "Runs whose config.engine.residence is 'host' cannot share a program; run them one by "
             "one."
         )
+    given = () if like is None else (like.dataset, like.examples)
+    if clients_per_chunk is None and like is not None:
+        clients_per_chunk = like.clients_per_chunk
     # As if one client at a time were trained, until it is clear that nothing stands in the way.
-    first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1)
+    first = experiment_lib.build(configs[0], *given, clients_per_chunk=clients_per_chunk or 1)
     values = _values(configs)
 
     def make(value):

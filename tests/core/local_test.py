@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from pfljax import core
+from pfljax.core.client_data import random_order
 
 BATCH = 4
 MAX_SIZE = 10
@@ -115,6 +116,18 @@ def test_the_key_decides_the_order():
 
 def test_the_order_does_not_depend_on_the_largest_client():
     assert batches(7, local(), max_size=8) == batches(7, local(), max_size=30)
+    assert batches(7, local(), max_size=8) == batches(7, local(), max_size=5000)
+
+
+@pytest.mark.parametrize("length, size", [(1, 1), (2, 1), (300, 299), (70_000, 69_990)])
+def test_an_order_has_every_number_once_and_the_others_at_the_end(length, size):
+    """Of more than 65,536 numbers, ranks have 8 bits at a time."""
+    order = np.asarray(random_order(jax.random.key(0), length, jnp.int32(size)))
+    np.testing.assert_array_equal(np.sort(order[:size]), np.arange(size))
+    np.testing.assert_array_equal(order[size:], np.arange(size, length))
+    if size > 100:
+        ascending = np.mean(np.diff(order[:size]) > 0)
+        assert abs(ascending - 0.5) < 5 * 0.5 / size**0.5
 
 
 def test_every_example_comes_at_every_place():

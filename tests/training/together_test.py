@@ -153,5 +153,5 @@ def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
 
 
 def test_experiments_can_share_one_copy_of_the_examples(built):
-    again = together.build(configs(), built.dataset, built.examples)
+    again = together.build(configs(), built)
     assert again.examples is built.examples

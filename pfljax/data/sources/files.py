@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 
 from pfljax.errors import UserError
 
@@ -91,6 +92,23 @@ def read(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the file.") from error
     return content
+
+
+def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
+    """Returns arrays of a MATLAB file by their names.
+
+    Raises:
+      UserError: it is damaged, or lacks one of them.
+    """
+    try:
+        content = scipy.io.loadmat(io.BytesIO(read(path)))
+        return [content[key] for key in keys]
+    except UserError:
+        raise
+    except Exception as error:  # Damaged files fail in nearly every way there is.
+        raise UserError(
+            f"{path} is damaged or no MATLAB file of {' and '.join(keys)}: {FETCH_AGAIN}."
+        ) from error
 
 
 def read_text(path: Path) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
@@ -32,7 +31,9 @@ def load_flowers102(data_dir: str = "", *, side: int = 64) -> Examples:
     """
     name, folders = "flowers102", ("flowers-102", "102flowers", "flowers102")
     (path,) = _find(name, data_dir, folders, ["imagelabels.mat"])
-    labels = files.labels_below(path, _mat(path, "labels").ravel().astype(np.int64) - 1, 102)
+    labels = files.labels_below(
+        path, files.read_matlab(path, "labels")[0].ravel().astype(np.int64) - 1, 102
+    )
     images = [
         path.parent / "jpg" / f"image_{number:05}.jpg" for number in range(1, len(labels) + 1)
     ]
@@ -58,7 +59,7 @@ def load_stanford_cars(data_dir: str = "", *, side: int = 64) -> Examples:
     train, test = _find(name, data_dir, folders, needed)
     paths, labels = [], []
     for part, path in (("cars_train", train), ("cars_test", test)):
-        table = _mat(path, "annotations").ravel()
+        table = files.read_matlab(path, "annotations")[0].ravel()
         try:
             paths += [test.parent / part / str(row["fname"].item()) for row in table]
             classes = np.array([int(row["class"].item()) - 1 for row in table])
@@ -194,17 +195,6 @@ def _find(name: str, data_dir: str, folders: Sequence[str], needed: list[str]) -
     if paths is None:
         raise files.absent(name, places, f"put {', '.join(needed)} and its images there")
     return paths
-
-
-def _mat(path: Path, key: str) -> np.ndarray:
-    try:
-        return scipy.io.loadmat(io.BytesIO(files.read(path)))[key]
-    except UserError:
-        raise
-    except Exception as error:  # Damaged files fail in nearly every way there is.
-        raise UserError(
-            f"{path} is damaged or no MATLAB file of {key}: {files.FETCH_AGAIN}."
-        ) from error
 
 
 def _rows(path: Path, columns: list[str], delimiter: str = ",") -> list[dict[str, str]]:

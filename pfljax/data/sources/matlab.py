@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
@@ -41,7 +39,7 @@ def load_office_caltech(data_dir: str = "") -> Examples:
     paths = _find("office_caltech", data_dir, ("office-caltech10", "office_caltech"), names)
     inputs, labels, owners = [], [], []
     for domain, path in enumerate(paths):
-        counts, classes = _read(path, "fts", "labels")
+        counts, classes = files.read_matlab(path, "fts", "labels")
         if counts.ndim != 2 or counts.shape[1] != _WORDS or len(classes.ravel()) != len(counts):
             raise UserError(
                 f"{path} holds features of shape {counts.shape} and labels of shape "
@@ -126,23 +124,13 @@ def _find(name: str, data_dir: str, folders: tuple[str, ...], names: list[str]) 
     return paths
 
 
-def _read(path: Path, *keys: str) -> list[np.ndarray]:
-    try:
-        content = scipy.io.loadmat(io.BytesIO(files.read(path)))
-        return [content[key] for key in keys]
-    except UserError:
-        raise
-    except Exception as error:  # Damaged files fail in nearly every way there is.
-        raise UserError(
-            f"{path} is damaged or no MATLAB file of {' and '.join(keys)}: {files.FETCH_AGAIN}."
-        ) from error
-
-
 def _read_tasks(
     path: Path, inputs_key: str, targets_key: str
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Reads cell arrays of a matrix and a column per task: inputs, flat targets, owners."""
-    inputs, targets = (list(cells.ravel()) for cells in _read(path, inputs_key, targets_key))
+    inputs, targets = (
+        list(cells.ravel()) for cells in files.read_matlab(path, inputs_key, targets_key)
+    )
     targets = [np.ravel(each) for each in targets]
     fits = len(inputs) == len(targets) and all(
         matrix.ndim == 2 and matrix.shape[1] == inputs[0].shape[1] and len(matrix) == len(column)
