@@ -28,6 +28,7 @@ def get_config():
     config.hparams.perfedavg.alpha = 0.02
     config.hparams.perfedavg.adaptation_steps = 5
     config.hparams.ditto.lam = 0.01
+    config.hparams.apfl.alpha = 0.9
     config.hparams.pfedme.lam = 30.0
     config.hparams.fedproto.lam = 0.1
     config.hparams.fedala.eta = 0.1
