@@ -34,6 +34,13 @@ class Own(NamedTuple):
     alpha: jax.Array
 
 
+class Share(NamedTuple):
+    """What goes from step to step: `alpha_k`, and the sum of the mixture's losses."""
+
+    alpha: jax.Array
+    loss: jax.Array
+
+
 def mixture(alpha: jax.Array, own: core.Model, common: core.Model) -> core.Model:
     """Returns `alpha own + (1 - alpha) common`."""
 
@@ -120,10 +127,3 @@ def apfl(
             client.alpha, client.model, server.model
         ),
     )
-
-
-class Share(NamedTuple):
-    """What goes from step to step: `alpha_k`, and the sum of the mixture's losses."""
-
-    alpha: jax.Array
-    loss: jax.Array

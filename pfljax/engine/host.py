@@ -66,6 +66,7 @@ class HostPopulation:
 
     Attributes:
       num_processes: that keep the clients.
+      devices_here: how many devices each of them has.
       places: how many clients of a cohort a process has room for.
       share: how many of them each device gets.
       file_name: of the file of the private states that this process keeps.
@@ -90,6 +91,7 @@ class HostPopulation:
         self.devices, self._spread = list(devices or jax.devices()), mapping.spread_sharding(mesh)
         first = self.devices.index(mesh.devices[0])
         self._here = slice(first, first + mesh.size)
+        self.devices_here = mesh.size
         self.num_processes = len(self.devices) // mesh.size
         self.places = processes.places(plan, self.num_processes)
         self.share = sampling.hand_size(self.places, mesh.size, clients_per_chunk)

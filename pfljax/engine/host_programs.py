@@ -99,14 +99,17 @@ class HostRounds(_OnHost):
 
     def __init__(self, population: HostPopulation):
         self._of = population
-        plan, of_process = population.plan, len(population.devices) // population.num_processes
+        plan = population.plan
         self._room = population.examples.room(population.share, ("train",))
         self._sample = jax.jit(
             lambda key, number: sampling.sample(plan, round.cohort_key(key, number))
         )
         self._deal = jax.jit(
             lambda ids, sizes: sampling.deal(
-                ids, sizes, num_devices=of_process, chunk=population.clients_per_chunk
+                ids,
+                sizes,
+                num_devices=population.devices_here,
+                chunk=population.clients_per_chunk,
             )
         )
 
@@ -235,7 +238,7 @@ class HostEvaluation(_OnHost):
     def _parts(self) -> np.ndarray:
         """Returns `[parts, devices, share]`, the clients to score, as many at a time as train."""
         ids, num_processes = np.asarray(self.ids, np.int32), self._of.num_processes
-        at_a_time = self._of.share * len(self._of.devices) // num_processes
+        at_a_time = self._of.share * self._of.devices_here
         most = int(np.bincount(ids % num_processes).max())
         places = -(-most // at_a_time) * at_a_time
         kept = processes.apart(ids, num_processes, places)

@@ -13,9 +13,6 @@ from scipy import stats
 
 from pfljax.engine import sampling
 
-# How often a cohort may have more clients of one process than it has places; those are left out.
-_OVERFLOW_PROBABILITY = 1e-9
-
 
 def kept_here(table: np.ndarray) -> np.ndarray:
     """Returns `[num_clients]`, a table of all clients with -1 for those of other processes."""
@@ -26,6 +23,8 @@ def kept_here(table: np.ndarray) -> np.ndarray:
 def places(plan: sampling.CohortPlan, num_processes: int) -> int:
     """Returns how many clients of a cohort a process has room for.
 
+    Those beyond them are left out, which happens no more often than `OVERFLOW_PROBABILITY` says.
+
     Example:
       >>> plan = sampling.CohortPlan(num_clients=10_000_000, size=10_240)
       >>> places(plan, 1), places(plan, 32)
@@ -35,7 +34,7 @@ def places(plan: sampling.CohortPlan, num_processes: int) -> int:
     most = min(kept, plan.places)
     if num_processes == 1 or most == kept == plan.places:
         return most
-    allowed = 1 - _OVERFLOW_PROBABILITY / num_processes
+    allowed = 1 - sampling.OVERFLOW_PROBABILITY / num_processes
     return min(most, int(stats.hypergeom.ppf(allowed, plan.num_clients, kept, plan.places)) + 1)
 
 

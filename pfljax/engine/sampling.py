@@ -18,8 +18,8 @@ _SMALL_PART = 1 / 16
 # Into so many groups of about the same size a cohort is divided, to be dealt level within each.
 _GROUPS = 32
 
-# A Poisson cohort that would not fit its places is cut; this is how often that may happen.
-_OVERFLOW_PROBABILITY = 1e-9
+# A cohort that would not fit its places is cut; this is how often that may happen.
+OVERFLOW_PROBABILITY = 1e-9
 
 
 class CohortPlan(NamedTuple):
@@ -44,7 +44,7 @@ class CohortPlan(NamedTuple):
         if self.sampling == "fixed" or self.size == self.num_clients:
             return self.size
         rate = self.size / self.num_clients
-        largest = stats.binom.ppf(1 - _OVERFLOW_PROBABILITY, self.num_clients, rate)
+        largest = stats.binom.ppf(1 - OVERFLOW_PROBABILITY, self.num_clients, rate)
         return min(self.num_clients, int(largest) + 1)
 
 
