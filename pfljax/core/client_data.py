@@ -34,18 +34,24 @@ def random_order(key: jax.Array, length: int, size: jax.Array) -> jax.Array:
 
     Each number gets a random rank in the upper bits of a word of which it is itself the lower ones:
     sorting single words is several times as fast as sorting pairs. What equal ranks leave in order
-    is sorted again by new ones, until all have drawn 32 bits. As long as numbers take as many bits,
-    the order does not depend on `length`.
+    is sorted again by further bits, until all 32 of a draw have counted. As long as numbers take as
+    many bits, the order does not depend on `length`.
     """
     own_bits = next(bits for bits in _BITS_OF_NUMBERS if length <= 2**bits)
     positions, own = jnp.arange(length, dtype=jnp.uint32), jnp.uint32(2**own_bits - 1)
     order = jnp.arange(length, dtype=jnp.int32)
-    for number in range(-(-32 // (32 - own_bits))):
-        bits = jax.random.bits(jax.random.fold_in(key, number), (length,), jnp.uint32)
+    bits = jax.random.bits(key, (length,), jnp.uint32)
+    for used in range(0, 32, 32 - own_bits):
         # Those past `size` get the last rank, behind all that share it.
-        rank = jnp.where(positions < size, bits, ~jnp.uint32(0)) & ~own
+        rank = jnp.where(positions < size, bits << used, ~jnp.uint32(0)) & ~own
         order = order[jnp.sort(rank | positions) & own]
     return order
+
+
+def _rows(array: jax.Array, rows: jax.Array) -> jax.Array:
+    """Returns `array[rows]`, copied as rows of one axis, for which a CPU takes whole vectors."""
+    flat = array.reshape(array.shape[0], -1)
+    return jnp.take(flat, rows, axis=0, mode="clip").reshape(*rows.shape, *array.shape[1:])
 
 
 @jax.tree_util.register_dataclass
@@ -76,11 +82,7 @@ class ClientData:
         mask = (indices >= 0) & (indices < self.size)
         rows = jnp.where(mask, indices, 0)
         rows = self.offset + (rows if self.order is None else self.order[rows])
-        return Batch(
-            jnp.take(self.inputs, rows, axis=0, mode="clip"),
-            jnp.take(self.targets, rows, axis=0, mode="clip"),
-            mask,
-        )
+        return Batch(_rows(self.inputs, rows), _rows(self.targets, rows), mask)
 
     def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:
         """Returns a view of the examples `start` to `stop` only; both lie in `[0, size]`.

@@ -53,6 +53,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pfljax.models.product import product
+
 # Outputs of a tile, each way; larger tiles save more and round worse.
 _TILE = 4
 # Points at which the polynomials behind minimal filtering are evaluated, and infinity.
@@ -235,36 +237,6 @@ def _filtering_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     factors = np.array([*factors, 1.0])[:, None]
     for_input = np.linalg.inv(values(n)).T * factors
     return values(_TILE).T, values(size) / factors, for_input
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Matrix product `[m, k] @ [k, n] -> [m, n]` with a gradient laid out for XLA on CPU.
-
-    XLA turns `x^T g` into a product with a transposed left factor, which on CPU is up to half as
-    slow again. Transposing whichever is smaller, the input or the result, and keeping it so with a
-    barrier, avoids that.
-    """
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(residuals, gradient):
-    x, kernel = residuals
-    inputs, outputs = kernel.shape
-    if x.shape[0] <= outputs:
-        for_kernel = jax.lax.optimization_barrier(x.T) @ gradient
-    elif inputs >= outputs:
-        for_kernel = jax.lax.optimization_barrier(gradient.T @ x).T
-    else:
-        for_kernel = x.T @ gradient
-    return gradient @ kernel.T, for_kernel
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -14,7 +14,6 @@ from pfljax.models.convolution import (
     convolution,
     depthwise,
     patches,
-    product,
 )
 from pfljax.models.layers import Conv
 
@@ -162,16 +161,6 @@ def test_patches_are_windows_in_reading_order_and_their_transpose_adds_up(size, 
     cotangent = jax.random.normal(jax.random.key(1), windows.shape)
     back = jax.vjp(lambda x: patches(x, size), x)[1](cotangent)[0]
     np.testing.assert_allclose(jnp.vdot(windows, cotangent), jnp.vdot(x, back), rtol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(4, 9, 6), (50, 9, 6), (50, 6, 9)])
-def test_product_has_the_gradient_of_a_matrix_product(shape):
-    rows, inputs, outputs = shape
-    x = jax.random.normal(jax.random.key(0), (rows, inputs))
-    kernel = jax.random.normal(jax.random.key(1), (inputs, outputs))
-    ours = jax.grad(lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1))(x, kernel)
-    plain = jax.grad(lambda x, k: jnp.sum(jnp.sin(x @ k)), argnums=(0, 1))(x, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, plain)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""The matrix product of dense layers, its gradients in the form that is fastest on the device.
+
+The gradient of a kernel is a sum over the rows of a batch, `x^T g`. As a matrix product it is
+written to memory, to be read again by the optimizer. On a CPU and for few rows the sum is written
+out instead, and becomes a part of the loop in which the optimizer updates the kernel.
+
+Outputs and a step of SGD in a loop on one core of a quiet machine, microseconds, the gradient
+multiplied and written out:
+
+| kernel | 5 rows | | 10 rows | | 20 rows | | 32 rows | |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
+| 100 x 10 | 3.4 | 1.9 | 4.0 | 2.1 | 3.9 | 2.6 | 5.4 | 3.6 |
+| 512 x 10 | 13.7 | 7.5 | 16.5 | 8.4 | 18.8 | 11.1 | 34.6 | 22.2 |
+| 200 x 62 | 5.2 | 4.2 | 8.3 | 7.9 | 14.2 | 17.9 | 22.8 | 35.2 |
+| 64 x 100 | 3.1 | 2.0 | 4.8 | 3.4 | 8.7 | 7.4 | 12.7 | 13.0 |
+| 784 x 100 | 28.2 | 19.2 | 46.1 | 37.4 | 93.0 | 83.8 | 140 | 149 |
+| 784 x 200 | 51.5 | 35.1 | 89.6 | 73.8 | 172 | 139 | 259 | 255 |
+| 1024 x 512 | 173 | 131 | 272 | 238 | 486 | 561 | 773 | 1,406 |
+| 5000 x 100 | 198 | 128 | 318 | 249 | 589 | 551 | 867 | 929 |
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Sums of so many rows are always written out, and of so many where the loop over the outputs has no
+# rest that does not fill a vector, and the rows of the gradient fit into the level-1 cache.
+_FEW_ROWS, _SOME_ROWS = 12, 20
+_VECTOR, _FEW_OUTPUTS, _MOST_ENTRIES = 8, 16, 2**12
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Matrix product `[m, k] @ [k, n] -> [m, n]`."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, gradient):
+    x, kernel = residuals
+    return gradient @ kernel.T, _for_kernel(x, gradient)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_jvp
+def _for_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Returns `x^T g` `[k, n]` of `x` `[m, k]` and `g` `[m, n]`."""
+    if gradient.dtype == jnp.bfloat16 or not _writing_out_pays(*gradient.shape):
+        return _multiplied(x, gradient)
+    return jax.lax.platform_dependent(x, gradient, cpu=_written_out, default=_multiplied)
+
+
+@_for_kernel.defjvp
+def _for_kernel_jvp(primals, tangents):
+    (x, gradient), (x_tangent, gradient_tangent) = primals, tangents
+    tangent = _multiplied(x_tangent, gradient) + _multiplied(x, gradient_tangent)
+    return _for_kernel(x, gradient), tangent
+
+
+def _writing_out_pays(rows: int, outputs: int) -> bool:
+    """Whether the sum over the rows is faster written out on a CPU, as far as was measured."""
+    even = outputs % _VECTOR == 0 or outputs <= _FEW_OUTPUTS
+    return rows <= _FEW_ROWS or (rows <= _SOME_ROWS and even and rows * outputs <= _MOST_ENTRIES)
+
+
+def _multiplied(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`x^T g` as a matrix product.
+
+    XLA turns it into a product with a transposed left factor, which on CPU is up to half as slow
+    again. Transposing whichever is smaller, the input or the result, and keeping it so with a
+    barrier, avoids that.
+    """
+    (rows, inputs), outputs = x.shape, gradient.shape[-1]
+    if rows <= outputs:
+        return jax.lax.optimization_barrier(x.T) @ gradient
+    if inputs >= outputs:
+        return jax.lax.optimization_barrier(gradient.T @ x).T
+    return x.T @ gradient
+
+
+@jax.custom_batching.custom_vmap
+def _written_out(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`x^T g` as a sum of outer products, of which XLA makes one loop with what uses it.
+
+    That loop would also compute the gradient's entries anew for each of its own, were they not
+    behind a branch, into which XLA does not look. It is always the same one: NaNs pass on NaNs.
+    """
+    first = x[0, 0]
+    gradient = jax.lax.cond(
+        first == first, lambda: gradient, lambda: jnp.full_like(gradient, jnp.nan)
+    )
+    outer = [row[:, None] * slopes for row, slopes in zip(x, gradient, strict=True)]
+    return functools.reduce(jnp.add, outer)
+
+
+@_written_out.def_vmap
+def _multiplied_if_vmapped(_, is_vmapped, x, gradient):
+    """The branch of a single client would be a choice between two results for each of several."""
+    axes = [0 if vmapped else None for vmapped in is_vmapped]
+    return jax.vmap(_multiplied, axes)(x, gradient), True
