@@ -72,18 +72,18 @@ def _writing_out_pays(rows: int, outputs: int) -> bool:
 
 
 def _multiplied(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`x^T g` as a matrix product.
+    """`x^T g` as a matrix product; of several clients where either has an axis more.
 
     XLA turns it into a product with a transposed left factor, which on CPU is up to half as slow
     again. Transposing whichever is smaller, the input or the result, and keeping it so with a
     barrier, avoids that.
     """
-    (rows, inputs), outputs = x.shape, gradient.shape[-1]
+    (rows, inputs), outputs = x.shape[-2:], gradient.shape[-1]
     if rows <= outputs:
-        return jax.lax.optimization_barrier(x.T) @ gradient
+        return jax.lax.optimization_barrier(x.mT) @ gradient
     if inputs >= outputs:
-        return jax.lax.optimization_barrier(gradient.T @ x).T
-    return x.T @ gradient
+        return jax.lax.optimization_barrier(gradient.mT @ x).mT
+    return x.mT @ gradient
 
 
 @jax.custom_batching.custom_vmap
@@ -104,5 +104,4 @@ def _written_out(x: jax.Array, gradient: jax.Array) -> jax.Array:
 @_written_out.def_vmap
 def _multiplied_if_vmapped(_, is_vmapped, x, gradient):
     """The branch of a single client would be a choice between two results for each of several."""
-    axes = [0 if vmapped else None for vmapped in is_vmapped]
-    return jax.vmap(_multiplied, axes)(x, gradient), True
+    return _multiplied(x, gradient), any(is_vmapped)
