@@ -16,6 +16,7 @@ from workloads import Workload
 
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
+from pfljax.training import runtime
 
 _PEERS = pathlib.Path(__file__).parent / "peers"
 
@@ -42,7 +43,10 @@ class Opponent(NamedTuple):
 
 
 # Products on the thread that asks for them, not spread over all cores, as `runtime.start` has it.
-_XLA_ONE_THREAD = {"NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+_XLA_ONE_THREAD = {
+    "NPROC": "1",
+    "XLA_FLAGS": " ".join(f"{flag}={value}" for flag, value in runtime.CPU_FLAGS.items()),
+}
 OPPONENTS = {
     "eager_pytorch": Opponent(
         "eager_pytorch.py", "torch", "torch", {"one thread": {}, "all threads": {}}

@@ -17,7 +17,7 @@ from pfljax.errors import UserError
 
 # Each CPU device computes on a thread of its own: sharing every product between all devices costs a
 # tenth of the speed. Loops use the longest vectors that there are.
-_CPU_FLAGS = {"--xla_cpu_multi_thread_eigen": "false", "--xla_cpu_prefer_vector_width": "512"}
+CPU_FLAGS = {"--xla_cpu_multi_thread_eigen": "false", "--xla_cpu_prefer_vector_width": "512"}
 
 
 def _only_cpu() -> bool:
@@ -49,7 +49,7 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
         # These count before JAX's first use only.
         os.environ.setdefault("NPROC", "1")
         flags = os.environ.get("XLA_FLAGS", "")
-        missing = [f"{flag}={value}" for flag, value in _CPU_FLAGS.items() if flag not in flags]
+        missing = [f"{flag}={value}" for flag, value in CPU_FLAGS.items() if flag not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
     wanted = -(-devices // processes) if devices else max(1, available_cores() // processes)
     try:

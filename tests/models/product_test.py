@@ -12,7 +12,7 @@ from pfljax.models.product import product
 
 # Written out because the rows are few, and because their loop has no rest; multiplied with the
 # input, the result and neither transposed.
-SHAPES = [(10, 30, 20), (20, 30, 16), (4, 20, 7), (40, 20, 7), (40, 5, 7)]
+SHAPES = [(10, 30, 20), (20, 30, 16), (14, 30, 17), (40, 20, 7), (40, 5, 7)]
 
 
 def draw(rows, inputs, outputs):
@@ -43,6 +43,13 @@ def double():
 def test_gradients_are_those_of_a_matrix_product(shape):
     given = draw(*shape)
     same(slopes(product)(*given), slopes(jnp.matmul)(*given))
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 6), (50, 9, 6), (50, 6, 9)])
+def test_so_they_are_in_single_precision(shape):
+    x, kernel = (leaf.astype(jnp.float32) for leaf in draw(*shape))
+    ours, plain = slopes(product)(x, kernel), slopes(jnp.matmul)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, plain)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]])

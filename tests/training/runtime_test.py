@@ -28,7 +28,7 @@ def settled(tmp_path, **environment):
 
 def test_cpus_compute_on_a_thread_for_each_device_with_the_longest_vectors(tmp_path):
     flags, threads, devices = settled(tmp_path)
-    assert flags.split() == [f"{flag}={value}" for flag, value in runtime._CPU_FLAGS.items()]
+    assert flags.split() == [f"{flag}={value}" for flag, value in runtime.CPU_FLAGS.items()]
     assert (threads, devices) == ("1", "2")
 
 
