@@ -79,7 +79,8 @@ def measure(
     built = experiment.build(study(workload, engine, compute_dtype), dataset)
     each_call = built.config.engine.rounds_per_call
     total = np.int32((rounds + 1) * each_call)
-    state = built.start(built.examples, jax.random.key(0))
+    # Waited for, or it would be computed beside the compilation and slow it down.
+    state = jax.block_until_ready(built.start(built.examples, jax.random.key(0)))
     round_args = (built.examples, total, np.int32(each_call))
     before = counter.programs
     built.run_rounds.compile(state, *round_args)
