@@ -85,9 +85,9 @@ def fedcp(
 
     def init_server(key, population):
         model = task.init(key)
-        parts = partition.split(model, task.is_head)
-        if not task.num_classes or not task.num_features or not all(parts):
-            raise UserError("FedCP needs classes and a head on features; name another model.")
+        partition.require_head(task, model, "FedCP")
+        if not partition.split(model, task.is_head)[1]:
+            raise UserError("FedCP needs a body before its head; name another model.")
         size, dtype = task.num_features, tree.dtype(model)
         layer = linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype)
         policy = {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}

@@ -23,7 +23,6 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging, partition, tree
 from pfljax.core.generator import draw, generate, learn, likeness
-from pfljax.errors import UserError
 
 
 class FedGenServer(NamedTuple):
@@ -92,9 +91,7 @@ def fedgen(
 
     def init_server(key, population):
         start = average.init_server(key, population)
-        head, _ = partition.split(start.model, task.is_head)
-        if not task.num_classes or not task.num_features or not head:
-            raise UserError("FedGen needs classes and a head on features; name another model.")
+        partition.require_head(task, start.model, "FedGen")
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
         generator = core.generator.init(key, *sizes, dtype)

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, linear, low_rank, tree
-from pfljax.errors import UserError
+from pfljax.core import averaging, linear, low_rank, partition, tree
 
 
 class FedKDClient(NamedTuple):
@@ -84,8 +83,8 @@ def fedkd(
         return energy_start + (energy_end - energy_start) * progress
 
     def init_server(key, population):
-        if not task.num_classes or not task.num_features or not shared.num_features:
-            raise UserError("FedKD needs classes and a head on features; name another model.")
+        for each in (task, shared):
+            partition.require_head(each, each.init(key), "FedKD")
         return averaging.start(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):

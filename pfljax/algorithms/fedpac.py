@@ -23,7 +23,6 @@ from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
 from pfljax.core import averaging, partition, prototypes, simplex, table, tree
-from pfljax.errors import UserError
 
 
 class FedPACServer(NamedTuple):
@@ -104,8 +103,7 @@ def fedpac(
     once = local._replace(epochs=1)
 
     def init_server(key, population):
-        if not task.num_classes or not task.num_features:
-            raise UserError("FedPAC needs classes and a head on features; name another model.")
+        partition.require_head(task, task.init(key), "FedPAC")
         server = together.init_server(key, population)
         dtype = tree.dtype(server.average.model)
         none = prototypes.none(task.num_classes, task.num_features, dtype)

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import prototypes, tree
-from pfljax.errors import UserError
+from pfljax.core import partition, prototypes, tree
 
 
 class FedProtoServer(NamedTuple):
@@ -64,9 +63,8 @@ def fedproto(
     """
 
     def init_server(key, population):
-        if not task.num_classes or not task.num_features:
-            raise UserError("FedProto needs classes and a head on features; name another model.")
         model = task.init(key)
+        partition.require_head(task, model, "FedProto")
         dtype = tree.dtype(model)
         return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pfljax.core.types import Model, Path
+from pfljax.core.types import Model, Path, Task
+from pfljax.errors import UserError
 
 
 def split(model: Model, selected: Callable[[Path], bool]) -> tuple[Model, Model]:
@@ -71,3 +72,19 @@ def join(a: Model, b: Model) -> Model:
         else:
             raise ValueError(f"Both parts hold {name!r}.")
     return joined
+
+
+def require_head(task: Task, model: Model, method: str) -> None:
+    """Refuses what a method cannot use that works on classes and on the features of a head.
+
+    Args:
+      task: of the run.
+      model: of the task.
+      method: its name.
+
+    Raises:
+      UserError: there are no classes, no rows of features, or no head.
+    """
+    head, _ = split(model, task.is_head)
+    if not task.num_classes or not task.num_features or not head:
+        raise UserError(f"{method} needs classes and a head on features; name another model.")

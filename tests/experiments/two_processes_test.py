@@ -31,12 +31,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train(workdir, rounds, *options):
+def train(workdir, rounds, *options, cache=None):
     """Starts train.py and returns the process."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_DIR": str(cache or jax.config.jax_compilation_cache_dir),
     }
     command = [sys.executable, "experiments/train.py", *STUDY, f"--config.rounds={rounds}"]
     command += [f"--workdir={workdir}", *options]
@@ -70,10 +70,15 @@ def one(tmp_path_factory):
     return place
 
 
-def train_in_two(place, rounds, *options):
+def train_in_two(place, rounds, *options, caches=(None, None)):
     """Trains in two processes with a device each; returns what they said."""
     both = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", *options]
-    return finish(*(train(place, rounds, *both, f"--process_id={i}") for i in range(2)))
+    return finish(
+        *(
+            train(place, rounds, *both, f"--process_id={process}", cache=cache)
+            for process, cache in enumerate(caches)
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,24 @@ def test_one_process_resumes_what_two_began(one, two):
     place, _ = two
     finish(train(place, 3, "--resume"))
     assert_same_run(place, one)
+
+
+def test_two_processes_that_measured_otherwise_follow_the_first(tmp_path):
+    """A run of so many rounds measures chunks; each process has what it measured to itself."""
+    seldom = ["--config.eval_every=20", "--config.checkpoint_every=20"]
+    caches = [tmp_path / "first", tmp_path / "second"]
+    train_in_two(tmp_path / "measuring", 20, *seldom, caches=caches)
+    for cache, seconds in zip(caches, ({"1": 1e-6, "2": 1}, {"1": 1, "2": 1e-6}), strict=True):
+        (measured,) = writers.read_json(cache / "clients_per_chunk.json")
+        writers.write_json(cache / "clients_per_chunk.json", {measured: seconds})
+    train_in_two(tmp_path / "two", 20, *seldom, caches=caches)
+    finish(train(tmp_path / "one", 20, *seldom, "--config.engine.clients_per_chunk=1"))
+    last, expected = (
+        writers.read_rows(tmp_path / run / "metrics.jsonl")[-1] for run in ("two", "one")
+    )
+    assert last["round"] == expected["round"] == 20
+    assert last["train/slots"] == expected["train/slots"]
+    assert last["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-4)
 
 
 HOST = "--config.engine.residence=host"
