@@ -84,8 +84,8 @@ def fedcp(
     """
 
     def init_server(key, population):
+        partition.require_head(task, "FedCP")
         model = task.init(key)
-        partition.require_head(task, model, "FedCP")
         if not partition.split(model, task.is_head)[1]:
             raise UserError("FedCP needs a body before its head; name another model.")
         size, dtype = task.num_features, tree.dtype(model)

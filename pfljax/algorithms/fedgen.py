@@ -91,7 +91,7 @@ def fedgen(
 
     def init_server(key, population):
         start = average.init_server(key, population)
-        partition.require_head(task, start.model, "FedGen")
+        partition.require_head(task, "FedGen")
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
         generator = core.generator.init(key, *sizes, dtype)

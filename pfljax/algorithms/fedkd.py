@@ -84,7 +84,7 @@ def fedkd(
 
     def init_server(key, population):
         for each in (task, shared):
-            partition.require_head(each, each.init(key), "FedKD")
+            partition.require_head(each, "FedKD")
         return averaging.start(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):

@@ -103,7 +103,7 @@ def fedpac(
     once = local._replace(epochs=1)
 
     def init_server(key, population):
-        partition.require_head(task, task.init(key), "FedPAC")
+        partition.require_head(task, "FedPAC")
         server = together.init_server(key, population)
         dtype = tree.dtype(server.average.model)
         none = prototypes.none(task.num_classes, task.num_features, dtype)

@@ -63,8 +63,8 @@ def fedproto(
     """
 
     def init_server(key, population):
+        partition.require_head(task, "FedProto")
         model = task.init(key)
-        partition.require_head(task, model, "FedProto")
         dtype = tree.dtype(model)
         return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))
 

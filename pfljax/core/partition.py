@@ -1,8 +1,10 @@
-"""Cutting a model in two by the path of its arrays, and joining the parts again."""
+"""Cutting a model in two by the path of its arrays; joining the parts; asking for a head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import jax
 
 from pfljax.core.types import Model, Path, Task
 from pfljax.errors import UserError
@@ -74,17 +76,16 @@ def join(a: Model, b: Model) -> Model:
     return joined
 
 
-def require_head(task: Task, model: Model, method: str) -> None:
+def require_head(task: Task, method: str) -> None:
     """Refuses what a method cannot use that works on classes and on the features of a head.
 
     Args:
-      task: of the run.
-      model: of the task.
+      task: of the run, whose model is not computed.
       method: its name.
 
     Raises:
       UserError: there are no classes, no rows of features, or no head.
     """
-    head, _ = split(model, task.is_head)
+    head, _ = split(jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0)), task.is_head)
     if not task.num_classes or not task.num_features or not head:
         raise UserError(f"{method} needs classes and a head on features; name another model.")
