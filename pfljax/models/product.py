@@ -90,12 +90,14 @@ def _multiplied(x: jax.Array, gradient: jax.Array) -> jax.Array:
 def _written_out(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """`x^T g` as a sum of outer products, of which XLA makes one loop with what uses it.
 
-    That loop would also compute the gradient's entries anew for each of its own, were they not
-    behind a branch, into which XLA does not look. It is always the same one: NaNs pass on NaNs.
+    That loop would also compute the entries of both anew for each of its own, were they not behind
+    a branch, into which XLA does not look. It is always the same one: NaNs pass on NaNs.
     """
     first = x[0, 0]
-    gradient = jax.lax.cond(
-        first == first, lambda: gradient, lambda: jnp.full_like(gradient, jnp.nan)
+    x, gradient = jax.lax.cond(
+        first == first,
+        lambda: (x, gradient),
+        lambda: (jnp.full_like(x, jnp.nan), jnp.full_like(gradient, jnp.nan)),
     )
     outer = [row[:, None] * slopes for row, slopes in zip(x, gradient, strict=True)]
     return functools.reduce(jnp.add, outer)
