@@ -114,8 +114,9 @@ def deal(
 ) -> jax.Array:
     """Deals a cohort over devices so that they are level and neighbours are alike.
 
-    Sorted by size and dealt back and forth, like cards, every device gets clients of every
-    size, and the clients of a chunk need nearly the same number of steps.
+    Sorted by size, each device gets one of every few neighbours, so that the clients of a chunk
+    need nearly the same number of steps. The neighbours that differ most are given away first, the
+    largest of them to the device that has least so far.
 
     Args:
       ids: `[cohort]` int32, -1 in empty places.
@@ -133,9 +134,18 @@ def deal(
     filled = jnp.full((hand * num_devices,), -1, jnp.int32).at[: ids.shape[0]].set(ids[order])
     if at_home and num_devices > 1:
         return filled[jnp.argsort(_devices(filled, num_devices))].reshape(num_devices, hand)
-    rows = filled.reshape(hand, num_devices)
-    back = (jnp.arange(hand) % 2 == 1)[:, None]
-    return jnp.where(back, rows[:, ::-1], rows).T
+    neighbours = filled.reshape(hand, num_devices)
+    if num_devices == 1:
+        return neighbours.T
+    loads = jnp.zeros(filled.shape).at[: ids.shape[0]].set(sizes[order]).reshape(neighbours.shape)
+
+    def give(total, row):
+        turn = jnp.argsort(jnp.argsort(total))
+        return total + loads[row][turn], neighbours[row][turn]
+
+    rows = jnp.argsort(loads[:, 0] - loads[:, -1], descending=True)
+    _, given = jax.lax.scan(give, jnp.zeros(num_devices), rows)
+    return jnp.zeros_like(neighbours).at[rows].set(given).T
 
 
 def _devices(ids: jax.Array, num_devices: int) -> jax.Array:
