@@ -132,11 +132,11 @@ def deal(
     hand = hand_size(ids.shape[0], num_devices, chunk)
     order = jnp.argsort(jnp.where(ids < 0, -1, sizes), descending=True)
     filled = jnp.full((hand * num_devices,), -1, jnp.int32).at[: ids.shape[0]].set(ids[order])
-    if at_home and num_devices > 1:
+    if num_devices == 1:
+        return filled[None]
+    if at_home:
         return filled[jnp.argsort(_devices(filled, num_devices))].reshape(num_devices, hand)
     neighbours = filled.reshape(hand, num_devices)
-    if num_devices == 1:
-        return neighbours.T
     loads = jnp.zeros(filled.shape).at[: ids.shape[0]].set(sizes[order]).reshape(neighbours.shape)
 
     def give(total, row):
