@@ -126,15 +126,20 @@ class ClientOutput(NamedTuple):
 class Task(NamedTuple):
     """All that a method may know about model and data.
 
+    Batch normalization has two modes. In training mode it uses the statistics of the batch's real
+    examples: in `losses` and `loss` unless `train=False`, in the other functions where they are
+    given the batch's `mask` `[B]`. Otherwise it uses the running statistics of the model. A term of
+    a training objective takes the mask, so that the whole objective is in one mode; whoever judges
+    a model that is not being trained leaves it out.
+
     Attributes:
       init: `key -> model`.
-      losses: `(model, batch, key) -> [B]`, the loss of each example, whatever its mask.
-      loss: `(model, batch, key) -> []`, the mean of the losses over the batch's real examples.
-        Batch normalization uses the batch's statistics in `losses` and `loss`, the running ones
-        elsewhere.
-      predict: `(model, inputs) -> outputs` (for classification, logits `[B, C]`).
-      features: `(model, inputs) -> [B, d]`, the input of the head.
-      head: `(model, features) -> outputs`, so `predict = head after features`.
+      losses: `(model, batch, key, train=True) -> [B]`, the loss of each example, whatever its mask.
+      loss: `(model, batch, key, train=True) -> []`, the mean of the losses over the batch's real
+        examples.
+      predict: `(model, inputs, mask=None) -> outputs` (for classification, logits `[B, C]`).
+      features: `(model, inputs, mask=None) -> [B, d]`, the input of the head.
+      head: `(model, features, mask=None) -> outputs`, so `predict = head after features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or where there is a metric 'count', over what that counts, such as tokens.
@@ -151,11 +156,11 @@ class Task(NamedTuple):
     """
 
     init: Callable[[jax.Array], Model]
-    losses: Callable[[Model, Batch, jax.Array], jax.Array]
-    loss: Callable[[Model, Batch, jax.Array], jax.Array]
-    predict: Callable[[Model, jax.Array], jax.Array]
-    features: Callable[[Model, jax.Array], jax.Array]
-    head: Callable[[Model, jax.Array], jax.Array]
+    losses: Callable[..., jax.Array]
+    loss: Callable[..., jax.Array]
+    predict: Callable[..., jax.Array]
+    features: Callable[..., jax.Array]
+    head: Callable[..., jax.Array]
     is_head: Callable[[Path], bool]
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
     num_classes: int

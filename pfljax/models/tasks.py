@@ -240,19 +240,17 @@ def _task(
         dtype = tree.dtype(parameters)
         return (inputs.astype(dtype) - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
 
-    def features(parameters, inputs):
-        return model.features(parameters, standardized(parameters, inputs))
+    def features(parameters, inputs, mask=None):
+        return model.features(parameters, standardized(parameters, inputs), mask)
 
-    def predict(parameters, inputs):
-        return model.head(parameters, features(parameters, inputs))
+    def predict(parameters, inputs, mask=None):
+        return model.head(parameters, features(parameters, inputs, mask), mask)
 
-    def losses(parameters, batch, key):
-        inputs = standardized(parameters, batch.inputs)
-        hidden = model.features(parameters, inputs, batch.mask)
-        return each(model.head(parameters, hidden, batch.mask), batch)
+    def losses(parameters, batch, key, train=True):
+        return each(predict(parameters, batch.inputs, batch.mask if train else None), batch)
 
-    def loss(parameters, batch, key):
-        return mean_over(losses(parameters, batch, key), batch.mask)
+    def loss(parameters, batch, key, train=True):
+        return mean_over(losses(parameters, batch, key, train), batch.mask)
 
     def observe(parameters, batch):
         return model.observe(parameters, standardized(parameters, batch.inputs), batch.mask)
