@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pfljax.core import partition
+from pfljax.core import partition, streams
 from pfljax.core.client_data import Batch, ClientData, random_order
+from pfljax.core.messages import Weighted, weighted
 from pfljax.core.types import Context, Model, Path
 
 PyTree = Any
@@ -67,13 +68,14 @@ class Trained(NamedTuple):
 
     Attributes:
       model: the trained model, frozen arrays included.
-      metrics: `{'loss': []}`, the mean objective over the steps.
+      metrics: `{'loss': Weighted}`, the mean objective over the steps, of weight 0 where the client
+        made none.
       optimizer_state: the optimizer's state after the last step.
       carry: what the method's own rule handed on, see `descend`.
     """
 
     model: Model
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Weighted]
     optimizer_state: PyTree
     carry: PyTree = ()
 
@@ -111,7 +113,6 @@ def for_each_batch(
     batch_size = local.batch_size
     per_epoch = steps_per_epoch(data.size, local)
     length = -(-data.max_size // batch_size) * batch_size
-    order_key, step_key = jax.random.split(context.key)
     if steps is not None:
         epochs = -(-steps // jnp.maximum(per_epoch, 1))
     elif epochs is None:
@@ -120,13 +121,15 @@ def for_each_batch(
     def epoch(index, carry):
         if local.shuffle:
             # The client's rows in random order, then padding.
-            order = random_order(jax.random.fold_in(order_key, index), length, data.size)
+            order = random_order(
+                streams.key_of(context.key, streams.ORDER, index), length, data.size
+            )
         else:
             order = jnp.arange(length, dtype=jnp.int32)
 
         def body(number, carry):
             indices = jax.lax.dynamic_slice(order, (number * batch_size,), (batch_size,))
-            key = jax.random.fold_in(step_key, index * per_epoch + number)
+            key = streams.key_of(context.key, streams.STEP, index * per_epoch + number)
             return step(carry, data.take(indices), key)
 
         left = per_epoch if steps is None else jnp.minimum(per_epoch, steps - index * per_epoch)
@@ -164,7 +167,7 @@ def descend(
       epochs: replaces `local.epochs`.
 
     Returns:
-      The trained model, `{'loss': []}`, the optimizer's last state, and the last carry.
+      The trained model, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
     """
     optimizer = local.optimizer if optimizer is None else optimizer
     factor = local.factor(context.round)
@@ -185,7 +188,7 @@ def descend(
     model, optimizer_state, carry, loss_sum, count = for_each_batch(
         step, state, data, context, local, epochs=epochs
     )
-    metrics = {"loss": loss_sum / jnp.maximum(count, 1)}
+    metrics = {"loss": weighted(loss_sum / jnp.maximum(count, 1), count > 0)}
     return Trained(model, metrics, optimizer_state, carry)
 
 
@@ -246,7 +249,7 @@ def train(
         them. No gradient is computed for the others.
 
     Returns:
-      The trained model, `{'loss': []}`, and the optimizer's last state.
+      The trained model, `{'loss': Weighted}`, and the optimizer's last state.
     """
     moving, frozen = (model, {}) if trainable is None else partition.split(model, trainable)
 

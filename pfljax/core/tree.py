@@ -51,6 +51,12 @@ def after(tree: PyTree, number: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf + 0 * jnp.asarray(number, leaf.dtype), tree)
 
 
+def is_finite(tree: PyTree) -> jax.Array:
+    """Returns `[]` bool, whether all floating-point entries are finite numbers."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
+
+
 def size(tree: PyTree) -> int:
     """Returns how many numbers the arrays (or their shapes) in `tree` hold."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

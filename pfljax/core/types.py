@@ -76,16 +76,19 @@ class Context(NamedTuple):
     """Where and when a function runs: schedules and annealing are functions of it, traced.
 
     Attributes:
-      key: typed PRNG key, of its own for each client and round.
+      key: typed PRNG key, of its own for each client, round and function; see `core.streams`.
       round: `[]` int32, counted from 0.
       num_rounds: `[]` int32, the planned length of the run.
-      client_id: `[]` int32, whose function this is; -1 where it is the server's.
+      client_id: `[]` int32, the client for which the function runs; -1 for the server.
+      client_key: typed PRNG key of the client, the same in every round and evaluation of a run;
+        None for the server.
     """
 
     key: jax.Array
     round: jax.Array
     num_rounds: jax.Array
     client_id: jax.Array | int = -1
+    client_key: jax.Array | None = None
 
     def child(self, index: int) -> Context:
         """The same moment with an independent key: one child for each use of randomness."""
@@ -114,13 +117,14 @@ class ClientOutput(NamedTuple):
         aggregation and differential privacy apply to it.
       each: one row per client, seen by the server: costs cohort x message and reveals
         individual messages; `()` unless the method compares clients.
-      metrics: scalars; the engine reports their mean over the cohort.
+      metrics: scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
+        for a mean over those clients only that have something to report.
     """
 
     state: PyTree
     sum: PyTree = ()
     each: PyTree = ()
-    metrics: dict[str, jax.Array] = {}
+    metrics: dict[str, PyTree] = {}
 
 
 class Task(NamedTuple):
@@ -183,7 +187,8 @@ class Algorithm(NamedTuple):
 
     Attributes:
       init_server: `(key, Population) -> Server`.
-      init_client: `(Server, ClientProfile, key) -> Client`; `()` for a stateless client.
+      init_client: `(Server, ClientProfile, key) -> Client`, run when a client first takes part,
+        with the server's state of that round; `()` for a stateless client.
       client_update: `(Download, Client, ClientData, Context) -> ClientOutput`, where Download is
         what `download` returns, or the server's state.
       server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
@@ -225,9 +230,12 @@ class FederatedState(NamedTuple):
       clients: the clients' private states, stacked and spread over the devices.
       round: `[]` int32, the number of rounds done.
       key: the run's typed PRNG key; never changes.
+      joined: `[num_clients]` bool, whose private state counts; the others' begins when they first
+        take part. `()` where clients have no state, or where their table of rows says it.
     """
 
     server: PyTree
     clients: PyTree
     round: jax.Array
     key: jax.Array
+    joined: jax.Array | tuple[()] = ()

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from pfljax.core import tree
+from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, Context, FederatedState, Task
-from pfljax.engine import mapping, store
+from pfljax.engine import mapping, start, store
 from pfljax.engine.examples import Examples
-from pfljax.engine.round import EVALUATION_KEY
+from pfljax.engine.round import client_context
 
 SPLITS = ("test", "validation")
 
@@ -31,8 +31,8 @@ def evaluate_client(
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
     """Scores one client's personalized model, and the global one, on its own examples.
 
-    A client that never takes part in training joins by one local update, of which it uploads
-    nothing; its model is personalized after that.
+    A held-out client, which never takes part in training, is adapted by one local update from the
+    server's current state, of which it uploads nothing; its model is personalized after that.
 
     Args:
       algorithm: the method.
@@ -119,7 +119,6 @@ def evaluate_rows(
     Returns:
       `{model: {split: {metric: [rows]}}}`, sums over each client's examples.
     """
-    moment = jax.random.fold_in(jax.random.fold_in(state.key, state.round), EVALUATION_KEY)
     num_rows, clients = ids.shape[0], state.clients
     if fill := -num_rows % clients_per_chunk:
         ids, places = (jnp.pad(each, (0, fill), constant_values=-1) for each in (ids, places))
@@ -128,7 +127,11 @@ def evaluate_rows(
 
     def one(row):
         client_id, place, client = row
-        context = Context(jax.random.fold_in(moment, client_id), state.round, num_rounds, client_id)
+        context = client_context(state.key, state.round, num_rounds, streams.EVALUATION, client_id)
+        if jax.tree.leaves(state.joined):
+            profile = examples.profile(place)._replace(id=client_id)
+            first = start.start_client(algorithm, state.server, profile, state.key)
+            client = tree.where(state.joined[jnp.maximum(client_id, 0)], client, first)
         unseen = None
         if examples.num_participants < num_clients:
             unseen = client_id >= examples.num_participants

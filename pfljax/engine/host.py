@@ -61,6 +61,7 @@ class HostPopulation:
       plan: how cohorts are chosen.
       examples: of all clients.
       clients_per_chunk: how many clients a device trains or scores together.
+      join: one of `start.JOINS`.
       snapshots: how many of the newest are kept, see `RowFile`.
       devices: the devices to use; None means all.
 
@@ -72,7 +73,8 @@ class HostPopulation:
       file_name: of the file of the private states that this process keeps.
       profiles: shapes and dtypes of what a server may know of all clients when it begins.
       client: shapes and dtypes of one client's private state.
-      initial_server: of which clients begin, whenever they first take part; None before the start.
+      initial_server: the server's first state, from which clients begin whenever they first take
+        part; `()` where they begin from the current one, and before the start.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class HostPopulation:
         examples: HostExamples,
         *,
         clients_per_chunk: int,
+        join: str = "current",
         snapshots: int = 3,
         devices: Sequence[jax.Device] | None = None,
     ):
         self.algorithm, self.plan, self.examples = algorithm, plan, examples
         self.clients_per_chunk, self._snapshots = clients_per_chunk, snapshots
+        self.join = join
         mesh = mapping.local_mesh(devices)
         self.devices, self._spread = list(devices or jax.devices()), mapping.spread_sharding(mesh)
         first = self.devices.index(mesh.devices[0])
@@ -97,7 +101,7 @@ class HostPopulation:
         self.share = sampling.hand_size(self.places, mesh.size, clients_per_chunk)
         of_many = f"-{jax.process_index()}-of-{self.num_processes}"
         self.file_name = f"clients{of_many if self.num_processes > 1 else ''}.rows"
-        self.initial_server: PyTree = None
+        self.initial_server: PyTree = ()
         self._file: rows.RowFile | None = None
 
         number = jax.ShapeDtypeStruct((), jnp.int32)
@@ -158,8 +162,11 @@ class HostPopulation:
             self.client,
         )
 
-    def rows_of(self, share: Share, initial: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
+    def rows_of(
+        self, share: Share, state: FederatedState, initial: PyTree
+    ) -> tuple[PyTree, jax.Array]:
         """Returns this device's private states, new ones for the fresh, and their places."""
+        server = initial if self.join == "initial" else state.server
         mine = share.ids[mapping.device_index()]
         places = jnp.where(mine < 0, -1, jnp.arange(mine.shape[0], dtype=jnp.int32))
         clients = self.decode(share.clients)
@@ -170,7 +177,7 @@ class HostPopulation:
             client_id, place, fresh, kept = client
             profile = share.examples.profile(place)._replace(id=client_id)
             return tree.where(
-                fresh, start.start_client(self.algorithm, initial, profile, key), kept
+                fresh, start.start_client(self.algorithm, server, profile, state.key), kept
             ), ()
 
         clients, _ = mapping.map_and_sum(

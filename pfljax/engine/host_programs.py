@@ -90,7 +90,8 @@ class HostStart(_OnHost):
     def __call__(self, examples: HostExamples, key: jax.Array) -> FederatedState:
         state = self.program(*self._arguments(examples, key))
         # The rounds take over the memory of the state that they are given.
-        self._of.initial_server = jax.tree.map(jnp.copy, state.server)
+        if self._of.join == "initial":
+            self._of.initial_server = jax.tree.map(jnp.copy, state.server)
         return state._replace(clients=rows.new_table(examples.num_clients)[None])
 
 
@@ -114,7 +115,7 @@ class HostRounds(_OnHost):
         )
 
         def one_round(state, initial, share, num_rounds):
-            clients, places = population.rows_of(share, initial, state.key)
+            clients, places = population.rows_of(share, state, initial)
             cohort = Cohort(share.ids.reshape(-1), share.sizes.reshape(-1), plan.num_clients)
             after, metrics = round.train_cohort(
                 population.algorithm,
@@ -214,7 +215,7 @@ class HostEvaluation(_OnHost):
         self._room = population.examples.room(population.share, _ALL)
 
         def scores(state, initial, share, num_rounds):
-            clients, places = population.rows_of(share, initial, state.key)
+            clients, places = population.rows_of(share, state, initial)
             return evaluate.evaluate_rows(
                 population.algorithm,
                 task,

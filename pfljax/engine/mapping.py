@@ -21,7 +21,7 @@ PyTree = Any
 AXIS = "devices"
 
 # How a federated state lies on devices: private states are spread, all else is replicated.
-STATE_AXES = FederatedState(server=None, clients=0, round=None, key=None)
+STATE_AXES = FederatedState(server=None, clients=0, round=None, key=None, joined=None)
 
 
 def local_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -131,6 +131,11 @@ def num_devices() -> int:
 def sum_over_devices(values: PyTree) -> PyTree:
     """Returns the sum of `values` over all devices, the same on each."""
     return jax.lax.psum(values, AXIS)
+
+
+def max_over_devices(values: PyTree) -> PyTree:
+    """Returns the maximum of `values` over all devices, the same on each."""
+    return jax.lax.pmax(values, AXIS)
 
 
 def stack_over_devices(rows: PyTree) -> PyTree:

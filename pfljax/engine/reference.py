@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pfljax.core import tree
+from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
-from pfljax.engine import sampling
+from pfljax.engine import sampling, start
 from pfljax.engine.examples import Examples
-from pfljax.engine.round import COHORT_KEY, SERVER_KEY
+from pfljax.engine.round import client_context, cohort_key
 
 
 def reference_round(
@@ -24,27 +24,35 @@ def reference_round(
     Args:
       algorithm: the method.
       plan: how the cohort is chosen.
-      state: `clients` is a list, one private state for each client.
+      state: `clients` is a list, one private state for each client; None for those that never took
+        part.
       examples: of all clients.
       num_rounds: the planned length of the run.
 
     Returns:
       The next state.
     """
-    round_key = jax.random.fold_in(state.key, state.round)
+    length = jnp.int32(num_rounds)
 
-    def context(stream, client_id=-1):
-        key = jax.random.fold_in(round_key, stream)
-        return Context(key, state.round, jnp.int32(num_rounds), jnp.int32(client_id))
+    def context(stream, client_id):
+        return client_context(state.key, state.round, length, stream, jnp.int32(client_id))
 
-    ids = sampling.sample(plan, jax.random.fold_in(round_key, COHORT_KEY))
+    ids = sampling.sample(plan, cohort_key(state.key, state.round))
     ids = [int(client_id) for client_id in ids if client_id >= 0]
     if not ids:
         return state._replace(round=state.round + 1)
 
+    clients = list(state.clients)
+    for i in ids:
+        if clients[i] is None:
+            profile = examples.profile(jnp.int32(i))
+            clients[i] = start.start_client(algorithm, state.server, profile, state.key)
+
     update = jax.jit(algorithm.update_client)  # once for all clients: it is the loop that is plain
     outputs = [
-        update(state.server, state.clients[i], examples.of_client(jnp.int32(i)), context(i, i))
+        update(
+            state.server, clients[i], examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
+        )
         for i in ids
     ]
     total = outputs[0].sum
@@ -53,13 +61,18 @@ def reference_round(
     each = jax.tree.map(lambda *rows: jnp.stack(rows), *[output.each for output in outputs])
     uploads = Uploads(total, each)
     cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
-    server = algorithm.server_update(state.server, uploads, cohort, context(SERVER_KEY))
+    of_server = Context(streams.key_of(state.key, streams.SERVER, state.round), state.round, length)
+    server = algorithm.server_update(state.server, uploads, cohort, of_server)
 
-    clients = list(state.clients)
     for member, (i, output) in enumerate(zip(ids, outputs, strict=True)):
         clients[i] = output.state
         if algorithm.exchange is not None:
             clients[i] = algorithm.exchange(
-                server, output.state, uploads, cohort, jnp.int32(member), context(i, i).child(1)
+                server,
+                output.state,
+                uploads,
+                cohort,
+                jnp.int32(member),
+                context(streams.EXCHANGE, i),
             )
     return FederatedState(server, clients, state.round + 1, state.key)

@@ -19,15 +19,18 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from pfljax.core import tree
+from pfljax.core import streams, tree
+from pfljax.core.messages import Weighted, mean, weighted
 from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, PyTree, Uploads
-from pfljax.engine import mapping, sampling, visits
+from pfljax.engine import mapping, sampling, start, visits
 from pfljax.engine.examples import Examples
+from pfljax.errors import UserError
 
-# A client's key in a round is fold_in(fold_in(key, round), id); these lie beyond every id.
-COHORT_KEY = 2**32 - 1
-SERVER_KEY = 2**32 - 2
-EVALUATION_KEY = 2**32 - 3
+# What the engine itself reports of a round; a method's metrics have other names.
+METRICS = ("cohort", "examples", "slots", "not_finite")
+
+# Values of the metric `not_finite` that are no client's id.
+ALL_FINITE, SERVER_NOT_FINITE = -2, -1
 
 
 def train_cohort(
@@ -54,31 +57,36 @@ def train_cohort(
     Returns:
       The next state, and the metrics that `one_round` returns.
     """
-    round_key = jax.random.fold_in(state.key, state.round)
-
-    def context(stream, client_id=-1):
-        key = jax.random.fold_in(round_key, stream)
-        return Context(key, state.round, num_rounds, client_id)
-
+    context = functools.partial(client_context, state.key, state.round, num_rounds)
     mine = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
 
     def update(client, private):
         client_id, place = client
         data = examples.of_client(place)
-        output = algorithm.update_client(state.server, private, data, context(client_id, client_id))
+        if jax.tree.leaves(state.joined):
+            profile = examples.profile(place)._replace(id=client_id)
+            first = start.start_client(algorithm, state.server, profile, state.key)
+            private = tree.where(state.joined[jnp.maximum(client_id, 0)], private, first)
+        output = algorithm.update_client(
+            state.server, private, data, context(streams.UPDATE, client_id)
+        )
+        _require_other_names(output.metrics)
         present = client_id >= 0
-        uploaded = (output.sum, output.metrics, jnp.ones((), jnp.int32))
+        uploaded = (output.sum, _as_weighted(output.metrics), jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
         each = tree.where(present, output.each, tree.zeros_like(output.each))
-        return output.state, each, uploaded
+        return output.state, (each, tree.is_finite(output) | ~present), uploaded
 
-    hand, each, sums = mapping.map_states(
+    hand, (each, finite), sums = mapping.map_states(
         update, state.clients, (mine, places), clients_per_chunk=clients_per_chunk
     )
     total, metrics, count = mapping.sum_over_devices(sums)
 
     uploads = Uploads(total, mapping.stack_over_devices(each))
-    server = algorithm.server_update(state.server, uploads, cohort, context(SERVER_KEY))
+    of_server = Context(
+        streams.key_of(state.key, streams.SERVER, state.round), state.round, num_rounds
+    )
+    server = algorithm.server_update(state.server, uploads, cohort, of_server)
     server = tree.where(count > 0, server, state.server)
 
     if algorithm.exchange is not None:
@@ -86,32 +94,74 @@ def train_cohort(
         def exchange(client, private):
             member, client_id = client
             moved = algorithm.exchange(
-                server,
-                private,
-                uploads,
-                cohort,
-                member,
-                context(client_id, client_id).child(1),
+                server, private, uploads, cohort, member, context(streams.EXCHANGE, client_id)
             )
-            return moved, (), ()
+            return moved, tree.is_finite(moved) | (client_id < 0), ()
 
         members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
-        hand, _, _ = mapping.map_states(
+        hand, still_finite, _ = mapping.map_states(
             exchange, hand, (members, mine), clients_per_chunk=clients_per_chunk
         )
+        finite &= still_finite
 
-    metrics = {name: value / jnp.maximum(count, 1) for name, value in metrics.items()}
+    metrics = {
+        name: jnp.where(total.weight > 0, mean(total), jnp.nan) for name, total in metrics.items()
+    }
     chunks = cohort.sizes.reshape(-1, clients_per_chunk)
     metrics["cohort"] = count
     metrics["examples"] = jnp.sum(chunks)
     # Clients trained together all wait for the largest.
     metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
-    return FederatedState(server, hand, state.round + 1, state.key), metrics
+    one_client = mapping.max_over_devices(jnp.max(jnp.where(finite, ALL_FINITE, mine)))
+    server_only = jnp.where(tree.is_finite(server), ALL_FINITE, SERVER_NOT_FINITE)
+    metrics["not_finite"] = jnp.maximum(one_client, server_only)
+    joined = state.joined
+    if jax.tree.leaves(joined):
+        ids = jnp.where(cohort.ids < 0, joined.shape[0], cohort.ids)
+        joined = joined.at[ids].set(True, mode="drop")
+    return FederatedState(server, hand, state.round + 1, state.key, joined), metrics
+
+
+def client_context(
+    key: jax.Array,
+    round: jax.Array,
+    num_rounds: jax.Array,
+    stream: int,
+    client_id: jax.Array,
+) -> Context:
+    """Returns the context in which one of a client's functions runs.
+
+    Args:
+      key: the run's.
+      round: `[]` int32, counted from 0.
+      num_rounds: `[]` int32, the planned length of the run.
+      stream: of `core.streams`, below which there is a key for each round and client.
+      client_id: `[]` int32.
+    """
+    own = streams.key_of(key, streams.CLIENT, client_id)
+    return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
+
+
+def _as_weighted(metrics: dict[str, PyTree]) -> dict[str, Weighted]:
+    """Returns a client's metrics as terms of means; a plain scalar counts once for each client."""
+    return {
+        name: value if isinstance(value, Weighted) else weighted(value, 1)
+        for name, value in metrics.items()
+    }
+
+
+def _require_other_names(metrics: dict[str, PyTree]) -> None:
+    taken = sorted(set(metrics) & set(METRICS))
+    if taken:
+        raise UserError(
+            f"The method reports a metric named {taken[0]!r}, which the engine reports itself; "
+            "give it another name in ClientOutput.metrics."
+        )
 
 
 def cohort_key(key: jax.Array, round: jax.Array) -> jax.Array:
     """Returns the key from which the cohort of a round is drawn; `key` is the run's."""
-    return jax.random.fold_in(jax.random.fold_in(key, round), COHORT_KEY)
+    return streams.key_of(key, streams.COHORT, round)
 
 
 def one_round(
@@ -135,9 +185,11 @@ def one_round(
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, the room for guests, and the means of the clients' metrics, with the number of
-      clients (`cohort`), their training examples (`examples`), and what these cost with padding
-      (`slots`).
+      The next state, the room for guests, and the metrics: the means of the clients' (NaN where no
+      client had anything to report), with the number of clients (`cohort`), their training examples
+      (`examples`), what these cost with padding (`slots`), and `not_finite`: the id of a client
+      whose state or message has an entry that is not finite, `SERVER_NOT_FINITE` where only the
+      server's next state has one, else `ALL_FINITE`.
     """
 
     def sizes_of(ids):

@@ -8,27 +8,30 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from pfljax.core import streams
 from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population, PyTree
 from pfljax.engine import mapping, store
 from pfljax.engine.examples import Examples
 
-# The server's stream; clients draw from fold_in(key, id), and no id is as large.
-_SERVER_KEY = 2**32 - 1
+# From which state of the server a client's private state begins: the one of the round in which the
+# client first takes part, or the one before the first round.
+JOINS = ("current", "initial")
 
 
 def start_server(algorithm: Algorithm, population: Population, key: jax.Array) -> PyTree:
     """Returns the server's first state; `key` is the run's."""
-    return algorithm.init_server(jax.random.fold_in(key, _SERVER_KEY), population)
+    return algorithm.init_server(streams.key_of(key, streams.SERVER_INIT), population)
 
 
 def start_client(
     algorithm: Algorithm, server: PyTree, profile: ClientProfile, key: jax.Array
 ) -> PyTree:
     """Returns one client's first state; `server` is the server's, and `key` the run's."""
-    return algorithm.init_client(server, profile, jax.random.fold_in(key, profile.id))
+    own_key = streams.key_of(key, streams.CLIENT_INIT, profile.id)
+    return algorithm.init_client(server, profile, own_key)
 
 
-def start(algorithm: Algorithm, examples: Examples, key: jax.Array) -> FederatedState:
+def start(algorithm: Algorithm, join: str, examples: Examples, key: jax.Array) -> FederatedState:
     """Returns the state of round 0, of its clients this device's; see `build_start`."""
     server = start_server(algorithm, examples.population(), key)
 
@@ -37,18 +40,27 @@ def start(algorithm: Algorithm, examples: Examples, key: jax.Array) -> Federated
 
     ids = store.owned_ids(examples.num_clients)
     clients, _ = mapping.map_and_sum(one, ids, clients_per_chunk=1)
-    return FederatedState(server, clients, jnp.zeros((), jnp.int32), key)
+    joined = ()
+    if jax.tree.leaves(clients):
+        joined = jnp.full(examples.num_clients, join == "initial")
+    return FederatedState(server, clients, jnp.zeros((), jnp.int32), key, joined)
 
 
-def build_start(algorithm: Algorithm, *, devices: Sequence[jax.Device] | None = None) -> Callable:
+def build_start(
+    algorithm: Algorithm,
+    *,
+    join: str = "current",
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
     """Compiles `(examples, key) -> state`, the state of round 0.
 
     Args:
       algorithm: the method.
+      join: one of `JOINS`.
       devices: the devices to use; None means all.
     """
     return mapping.over_devices(
-        functools.partial(start, algorithm),
+        functools.partial(start, algorithm, join),
         in_axes=(None, None),
         out_axes=mapping.STATE_AXES,
         devices=devices,

@@ -42,6 +42,7 @@ def build_variants(
     eval_batch_size: int,
     rounds_per_call: int,
     together: int,
+    join: str = "current",
     devices: Sequence[jax.Device] | None = None,
 ) -> Programs:
     """Prepares `build_start`, `build_rounds` and `build_evaluation` for several variants at once.
@@ -56,6 +57,7 @@ def build_variants(
       rounds_per_call: the most rounds that one call may run.
       together: how many variants are vmapped, a divisor of their number; 1 takes one after the
         other, which suits a CPU.
+      join: one of `start.JOINS`.
       devices: the devices to use; None means all.
     """
     axes = mapping.STATE_AXES
@@ -67,7 +69,10 @@ def build_variants(
         return results
 
     def start_all(examples, keys, values):
-        return for_each(lambda key, value: start.start(make(value), examples, key), keys, values)
+        def start_one(key, value):
+            return start.start(make(value), join, examples, key)
+
+        return for_each(start_one, keys, values)
 
     def run_all(states, examples, num_rounds, rounds_now, values):
         def run_one(state, value):

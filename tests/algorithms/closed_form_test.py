@@ -17,6 +17,7 @@ import pytest
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.core import streams
 from pfljax.engine import sampling
 
 ETA, STEPS = 0.2, 3
@@ -709,7 +710,7 @@ def test_fedgen(by_label, monkeypatch):
         return loss + diversity * jnp.exp(exponent)
 
     state = algorithm.init_server(
-        jax.random.fold_in(jax.random.key(0), 2**32 - 1), core.Population(SIZES, counts)
+        streams.key_of(jax.random.key(0), streams.SERVER_INIT), core.Population(SIZES, counts)
     )
     generator = state.generator
     w, kernel = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average.model))
@@ -784,7 +785,7 @@ def test_fedcp(monkeypatch):
                     gap += sign * jnp.exp(-jnp.sum((a - b) ** 2) / (2 * s)) / len(x) ** 2
         return loss + lam * gap
 
-    state = algorithm.init_server(jax.random.fold_in(jax.random.key(0), 2**32 - 1), None)
+    state = algorithm.init_server(streams.key_of(jax.random.key(0), streams.SERVER_INIT), None)
     w, head_g = jax.tree.leaves(state.model["model"])
     policy, heads, slope = state.model["policy"], [head_g] * 3, jax.jit(jax.grad(objective))
     for _ in range(2):

@@ -24,8 +24,9 @@ from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
+from pfljax.core import streams
 from pfljax.engine import mapping, sampling
-from pfljax.engine.round import SERVER_KEY, build_rounds
+from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
 from pfljax.training.checkpoint import to_host
 
@@ -73,9 +74,8 @@ def like(leaf, array):
 
 def step_keys(round, client, steps):
     """The keys of a client's training steps in a round, where it trains by its context's key."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), client)
-    key = jax.random.split(key)[1]
-    return [jax.random.fold_in(key, step) for step in range(steps)]
+    key = streams.key_of(jax.random.key(0), streams.UPDATE, round, client)
+    return [streams.key_of(key, streams.STEP, step) for step in range(steps)]
 
 
 def lookup(keys, *columns):
@@ -102,8 +102,8 @@ def fedgen_tape(theirs, settings):
             if client < len(names):
                 keys += [jax.random.split(k)[1] for k in step_keys(round, client, len(labels[-1]))]
             else:
-                server = jax.random.fold_in(jax.random.key(0), round)
-                keys += list(jax.random.split(jax.random.fold_in(server, SERVER_KEY), steps))
+                server = streams.key_of(jax.random.key(0), streams.SERVER, round)
+                keys += list(jax.random.split(server, steps))
     rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
     return "draw", lambda key, *sizes: rows(key)
 

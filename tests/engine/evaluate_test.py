@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax import core
+from pfljax.core import streams
+from pfljax.engine import sampling, start
 from pfljax.engine.evaluate import SPLITS
-from pfljax.engine.round import EVALUATION_KEY
+from pfljax.engine.round import client_context, cohort_key
 
 
 @functools.cache
@@ -39,16 +40,23 @@ def engine(name, devices):
 def plain_loop(algorithm, outcome):
     """Scores client after client, and all of a client's examples at once."""
     data = jax.tree.map(jnp.asarray, examples())
-    moment = jax.random.fold_in(jax.random.key(0), federation.NUM_ROUNDS)
-    moment = jax.random.fold_in(moment, EVALUATION_KEY)
+    key, rounds = jax.random.key(0), jnp.int32(federation.NUM_ROUNDS)
+    trained = {
+        int(i)
+        for round in range(federation.NUM_ROUNDS)
+        for i in sampling.sample(federation.PLAN, cohort_key(key, round))
+    }
+    assert len(trained) < data.num_participants
     join = jax.jit(algorithm.client_update)
     personalize = jax.jit(algorithm.personalize)
     rows = []
     for i in range(data.num_clients):
-        rounds = jnp.int32(federation.NUM_ROUNDS)
-        context = core.Context(jax.random.fold_in(moment, i), rounds, rounds)
-        client = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.clients)
+        context = client_context(key, rounds, rounds, streams.EVALUATION, jnp.int32(i))
         own = data.of_client(jnp.int32(i))
+        if i in trained:
+            client = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.clients)
+        else:  # begins with the server's state of now
+            client = start.start_client(algorithm, outcome.server, data.profile(jnp.int32(i)), key)
         if i >= data.num_participants:
             client = join(outcome.server, client, own, context.child(0)).state
         models = {"personal": personalize(outcome.server, client, own, context.child(1))}

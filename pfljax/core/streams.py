@@ -1,0 +1,50 @@
+"""The table of random streams: from which key each use of randomness draws.
+
+Every key is derived from the run's by `fold_in`, along one path of this table, so that no two uses
+share a key. A number in the first column is the first one folded in, and one below another the
+next.
+
+    run key
+      SERVER_INIT                 the server's initial state
+      CLIENT_INIT   client        a client's initial state
+      CLIENT        client        `Context.client_key`, the same in every round
+      COHORT        round         which clients take part
+      SERVER        round         `Context.key` of `server_update`
+      UPDATE        round client  `Context.key` of `download` and `client_update`
+      EXCHANGE      round client  `Context.key` of `exchange`
+      EVALUATION    round client  the context of an evaluation, of which
+        0                         held-out clients adapt
+        1                         `Context.key` of `personalize`
+        2, 3        batch         predictions on test and validation examples
+    Context.key
+      0, 1, 2 ...                 `Context.child`, a method's own uses
+      ORDER         epoch         the order of a client's examples
+      STEP          step          a step of local training
+"""
+
+from __future__ import annotations
+
+import jax
+
+# The first number below the run's key.
+SERVER_INIT, CLIENT_INIT, CLIENT, COHORT, SERVER, UPDATE, EXCHANGE, EVALUATION = range(8)
+
+# The numbers below the key of a context that no method takes for a child of its own.
+ORDER, STEP = 2**32 - 1, 2**32 - 2
+
+
+def key_of(key: jax.Array, *path: jax.Array | int) -> jax.Array:
+    """Returns the key at a path of the table.
+
+    Args:
+      key: typed PRNG key of the run, or of a context.
+      *path: `[]` numbers from 0 to `2**32 - 1`, folded in one after another.
+
+    Example:
+      >>> run = jax.random.key(0)
+      >>> bool(key_of(run, SERVER, 3) == key_of(run, CLIENT_INIT, 3))
+      False
+    """
+    for number in path:
+        key = jax.random.fold_in(key, number)
+    return key
