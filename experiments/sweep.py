@@ -91,6 +91,8 @@ def main():
     ]
     runs = [(setting, seed) for setting in settings for seed in config.seeds]
     configs = [changed(config, *run) for run in runs]
+    for each in configs:  # before the first is trained: in a program of several all is traced
+        config_lib.check(each)
     places = [
         directory / config.algorithm / name_of(setting) / f"seed_{seed}" for setting, seed in runs
     ]

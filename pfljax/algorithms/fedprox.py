@@ -10,6 +10,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -17,11 +19,12 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging, tree
 
 
+@core.checked
 def fedprox(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    mu: float = 0.1,
+    mu: Annotated[float, core.at_least(0)] = 0.1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging with a proximal term.

@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from pfljax.algorithms import ALGORITHMS
+from pfljax.core import check_hyperparameters
 from pfljax.data import SOURCES
 from pfljax.errors import UserError
 
@@ -183,6 +184,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"config.engine.{key} is {config.engine[key]}; it must be at least {least}."
             )
+    for name, factory in ALGORITHMS.items():
+        check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     if config.engine.eval_clients < 0:

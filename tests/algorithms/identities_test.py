@@ -344,7 +344,7 @@ def test_fedem_with_one_learner_is_fedavg():
     fixed = federation.task().init(jax.random.key(7))
     alike = federation.task()._replace(init=lambda key: fixed)
     average, single = run("fedavg", task=alike), run("fedem", task=alike, learners=1)
-    learner = jax.tree.map(lambda leaf: leaf[0], single.server.model)
+    learner = jax.tree.map(lambda leaf: leaf[0], single.server.average.model)
     federation.assert_close(learner, average.server.model)
     federation.assert_close(single.scores["personal"], average.scores["personal"], 1e-5)
     assert np.all(single.clients == 1)
@@ -353,7 +353,7 @@ def test_fedem_with_one_learner_is_fedavg():
     slow = run("fedavg", task=alike, local=third)
     same = run("fedem", task=alike, learners=3)
     for number in range(3):
-        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.model)
+        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.average.model)
         federation.assert_close(learner, slow.server.model, 1e-5)
     apart = run("fedem", learners=3)
     assert federation.differ(apart.clients, same.clients)
