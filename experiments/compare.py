@@ -4,28 +4,35 @@
         --config.algorithms="('local','fedavg','ditto')" --config.seeds="(0,1,2)"
 
 Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
-repeated and interrupted ones go on, so the same command continues after a preemption, and a
-method added to it costs only itself. At the end: the table, `comparison.md`, `comparison.csv`,
-`curves.png`, `clients.png`, and pictures of the partition. With `--vmap_seeds` the seeds of a
-method share one program.
+repeated and interrupted ones go on, so that the same command continues after a preemption, and
+adding a method or a seed runs only what is new. At the end: the table, `comparison.md`,
+`comparison.csv`, `curves.png`, `clients.png`, and pictures of the partition. The table shows all
+comparable runs that lie in WORKDIR. With `--vmap_seeds` the seeds of a method share one program.
+
+A seed decides everything random, the partition and the splits included;
+`--config.seeds_vary=training` keeps those of `config.data.seed`. A run that diverges is marked in
+the table, the others go on, and the exit status is 2 at the end.
 """
 
 from __future__ import annotations
 
 import copy
 import pathlib
+from typing import Any
 
 import binary
 import jax
+import ml_collections
 from absl import flags
 
-from pfljax.data import statistics
-from pfljax.errors import UserError
+from pfljax.data import FederatedDataset, statistics
+from pfljax.errors import DivergedError
 from pfljax.training import config as config_lib
 from pfljax.training import (
     experiment,
     loop,
     partition_report,
+    placement,
     report,
     together,
     workdir,
@@ -36,112 +43,200 @@ _VMAP_SEEDS = flags.DEFINE_bool(
     "vmap_seeds", False, "Train all seeds of a method in one program, which compiles once."
 )
 
+Run = tuple[str, int]  # a method and a seed
 
-def _variant(config, algorithm: str, seed: int):
-    variant = copy.deepcopy(config)
-    with variant.unlocked():
-        variant.algorithm, variant.seed = algorithm, seed
-    return variant
+
+class Comparison:
+    """The runs of a comparison, and what they share.
+
+    Attributes:
+      config: of the comparison.
+      directory: its work directory.
+      to_do: the runs that are not finished.
+      datasets: of each seed that is to run.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, directory: pathlib.Path):
+        self.config, self.directory = config, directory
+        runs = [(name, seed) for name in config.algorithms for seed in config.seeds]
+        self.to_do = [run for run in runs if not workdir.is_finished(self.place(run), self.of(run))]
+        for run in self.to_do:
+            workdir.check(self.place(run), self.of(run), resume=True)
+        self.datasets = self._load()
+        self._examples: dict[int, Any] = {}
+        self._built: dict[Any, experiment.Experiment] = {}
+
+    def place(self, run: Run) -> pathlib.Path:
+        """Returns the work directory of a run."""
+        return self.directory / run[0] / f"seed_{run[1]}"
+
+    def of(self, run: Run) -> ml_collections.ConfigDict:
+        """Returns the config of a run."""
+        name, seed = run
+        own = copy.deepcopy(self.config)
+        with own.unlocked():
+            own.algorithm, own.seed = name, seed
+            if own.seeds_vary == "everything":
+                own.data.seed += seed
+        return own
+
+    def _load(self) -> dict[int, FederatedDataset]:
+        """Loads the data set of each seed that is to run; one where seeds vary training alone."""
+        found: dict[int, FederatedDataset] = {}
+        for run in self.to_do:
+            if run[1] not in found:
+                same = found and self.config.seeds_vary == "training"
+                found[run[1]] = (
+                    next(iter(found.values())) if same else experiment.build_dataset(self.of(run))
+                )
+        return found
+
+    def _alike(self, seed: int) -> list[int]:
+        """Returns the seeds whose data sets are of the form of this one's, this one included."""
+        own = self.datasets[seed]
+        return [one for one, other in self.datasets.items() if experiment.same_form(own, other)]
+
+    def build(self, run: Run) -> experiment.Experiment:
+        """Returns the experiment of a run; those of a method share programs wherever they can."""
+        name, seed = run
+        alike, begun = self._alike(seed), workdir.clients_per_chunk(self.place(run))
+        key = (name, alike[0], begun)
+        if key not in self._built:
+            bounds = experiment.bounds_of([self.datasets[one] for one in alike])
+            self._built[key] = experiment.build(
+                self.of((name, alike[0])),
+                self.datasets[alike[0]],
+                self._examples.get(id(self.datasets[alike[0]])),
+                begun,
+                bounds,
+            )
+            self._examples[id(self.datasets[alike[0]])] = self._built[key].examples
+        built, dataset = self._built[key], self.datasets[seed]
+        if id(dataset) not in self._examples:
+            bounds = experiment.bounds_of([self.datasets[one] for one in alike])
+            self._examples[id(dataset)] = placement.place(dataset, built.devices, bounds.train)
+        return built._replace(
+            config=self.of(run), dataset=dataset, examples=self._examples[id(dataset)]
+        )
+
+    def on_host(self) -> bool:
+        """Whether populations lie on the host, where nothing of one run serves another."""
+        return self.config.engine.residence == "host"
 
 
 def main():
     config, directory = binary.study()
     config_lib.check(config)
-    places = {
-        (name, seed): directory / name / f"seed_{seed}"
-        for name in config.algorithms
-        for seed in config.seeds
-    }
-    open_runs = [
-        run
-        for run, place in places.items()
-        if not workdir.is_finished(place, _variant(config, *run))
-    ]
-    for run in open_runs:
-        workdir.check(places[run], _variant(config, *run), resume=True)
+    comparison = Comparison(config, directory)
     # Every method is built before the first one runs, so that no mistake shows up after an hour.
-    dataset = experiment.build_dataset(config) if open_runs else None
-    built, examples = {}, None
-    for name in dict.fromkeys(name for name, _ in open_runs):
-        begun = [workdir.clients_per_chunk(places[run]) for run in open_runs if run[0] == name]
-        chosen = next(filter(None, begun), None)
-        variant = _variant(config, name, config.seeds[0])
-        built[name] = experiment.build(variant, dataset, examples, chosen)
-        examples = built[name].examples
+    if not comparison.on_host():
+        for run in comparison.to_do:
+            loop.check_plan(comparison.build(run), comparison.place(run))
+    diverged = []
     with binary.progress(config.rounds) as add_bar:
         if _VMAP_SEEDS.value:
-            _run_seeds_together(config, open_runs, places, built, add_bar)
+            _run_seeds_together(comparison, add_bar)
         else:
-            for name, seed in open_runs:
-                loop.run(
-                    built[name]._replace(config=_variant(config, name, seed)),
-                    places[name, seed],
-                    resume=True,
-                    progress=add_bar(f"{name}, seed {seed}", built[name].task.score),
-                )
+            _run_one_by_one(comparison, add_bar)
     if jax.process_index() == 0:
-        _report(config, directory, places, dataset)
-
-
-def _run_seeds_together(config, open_runs, places, built, add_bar) -> None:
-    """Trains the seeds of each method in one program; those that stopped alike go on together."""
-    diverged = []
-    for name, alone in built.items():
-        runs = [run for run in open_runs if run[0] == name]
-        for group in together.in_step([places[run] for run in runs]):
-            configs = [_variant(config, *runs[number]) for number in group]
-            results = loop.run_together(
-                together.build(configs, alone),
-                configs,
-                [places[runs[number]] for number in group],
-                resume=True,
-                progress=add_bar(f"{name}, {len(group)} seeds", alone.task.score),
-            )
-            diverged += [
-                f"{name} with seed {one.seed}"
-                for one, result in zip(configs, results, strict=True)
-                if result is None
-            ]
+        diverged = _report(comparison)
     if diverged:
-        raise UserError(
-            f"Diverged: {', '.join(diverged)}; lower config.client_optimizer.learning_rate or the "
-            "method's hyper-parameters. All other runs are kept and need not be repeated."
+        raise DivergedError(
+            f"Diverged: {', '.join(diverged)}; lower their learning rates or hyper-parameters, and "
+            "take another work directory for them. All other runs are kept."
         )
 
 
-def _draw_partition(config, directory: pathlib.Path, dataset, title: str) -> list[str]:
+def _run_one_by_one(comparison: Comparison, add_bar) -> None:
+    for run in comparison.to_do:
+        built = _build(comparison, run)
+        bar = add_bar(f"{run[0]}, seed {run[1]}", built.task.score)
+        try:
+            loop.run(built, comparison.place(run), resume=True, progress=bar)
+        except DivergedError:
+            continue  # The run's result says why, and the table marks it.
+
+
+def _build(comparison: Comparison, run: Run) -> experiment.Experiment:
+    if comparison.on_host():
+        begun = workdir.clients_per_chunk(comparison.place(run))
+        return experiment.build(comparison.of(run), comparison.datasets[run[1]], None, begun)
+    return comparison.build(run)
+
+
+def _run_seeds_together(comparison: Comparison, add_bar) -> None:
+    """Trains the seeds of each method in one program; those that stopped alike go on together."""
+    for name in dict.fromkeys(name for name, _ in comparison.to_do):
+        runs = [run for run in comparison.to_do if run[0] == name]
+        alone = _build(comparison, runs[0])
+        for group in together.in_step([comparison.place(run) for run in runs]):
+            own = [runs[number] for number in group]
+            datasets = [comparison.datasets[seed] for _, seed in own]
+            share = all(dataset is datasets[0] for dataset in datasets)
+            built = together.build(
+                [comparison.of(run) for run in own],
+                alone._replace(dataset=datasets[0]),
+                None if share else datasets,
+                workdir.clients_per_chunk(comparison.place(own[0])),
+            )
+            try:
+                loop.run_together(
+                    built,
+                    [comparison.of(run) for run in own],
+                    [comparison.place(run) for run in own],
+                    datasets,
+                    resume=True,
+                    progress=add_bar(f"{name}, {len(group)} seeds", alone.task.score),
+                )
+            except DivergedError:
+                continue
+
+
+def _draw_partition(comparison: Comparison, title: str) -> list[str]:
     """Draws what the clients have, unless that has been done; returns the pictures' names."""
+    directory, dataset = comparison.directory, next(iter(comparison.datasets.values()), None)
     if dataset is None and not (directory / partition_report.SIZES).exists():
-        dataset = experiment.build_dataset(config)
+        run = (comparison.config.algorithms[0], comparison.config.seeds[0])
+        dataset = experiment.build_dataset(comparison.of(run))
     if dataset is not None:
         found = statistics.measure(dataset)
         return partition_report.draw(directory, found, title, dataset.num_unseen)
     return [name for name in partition_report.PICTURES if (directory / name).exists()]
 
 
-def _report(config, directory: pathlib.Path, places, dataset) -> None:
-    runs = {
-        name: [report.read_run(places[name, seed]) for seed in config.seeds]
-        for name in config.algorithms
-    }
-    first = runs[config.algorithms[0]][0].result
+def _report(comparison: Comparison) -> list[str]:
+    """Writes and prints the comparison; returns the runs that diverged."""
+    config, directory = comparison.config, comparison.directory
+    runs, left_out = report.collect(directory, config)
+    first = next(iter(runs.values()))[0].result
     clients = (
         f"{first['dataset']}, {first['num_clients']} clients, "
         f"{partition_report.name_partition(config.data)}"
     )
+    seeds = len(config.seeds)
     title = (
-        f"{clients}, {first['model']}, {config.rounds} rounds, "
-        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
+        f"{clients}, {first['model']}, {config.rounds} rounds, {seeds} seed{'s' * (seeds > 1)}"
+        + (" on one partition" if seeds > 1 and config.seeds_vary == "training" else "")
     )
-    pictures = _draw_partition(config, directory, dataset, clients)
-    report.write_markdown(directory / "comparison.md", runs, title, pictures)
+    notes = [*report.notes(runs), *left_out]
+    pictures = _draw_partition(comparison, clients)
+    report.write_markdown(directory / "comparison.md", runs, title, pictures, notes)
     report.write_csv(directory / "comparison.csv", runs)
-    report.plot_curves(directory / "curves.png", runs, title)
-    report.plot_clients(directory / "clients.png", runs, title)
+    files = ["comparison.md", "comparison.csv", *pictures]
+    if any(not run.diverged for seeds in runs.values() for run in seeds):
+        report.plot_curves(directory / "curves.png", runs, title)
+        report.plot_clients(directory / "clients.png", runs, title)
+        files[2:2] = ["curves.png", "clients.png"]
     binary.say(report.table(runs, title))
-    binary.say(report.explanation(runs))
-    files = ["comparison.md", "comparison.csv", "curves.png", "clients.png", *pictures]
+    for note in notes:
+        binary.say(note)
     binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
+    return [
+        f"{name} with seed {run.result['seed']}"
+        for name, seeds in runs.items()
+        for run in seeds
+        if run.diverged
+    ]
 
 
 if __name__ == "__main__":

@@ -1,36 +1,48 @@
-"""Tries values of a method's numbers, all in one program, and names the best.
+"""Tries values of a method's hyper-parameters, all in one program, and names the best.
 
     python experiments/sweep.py --config=configs/quickstart.py --workdir=WORKDIR \
         --config.algorithm=ditto --values=hparams.ditto.lam=0.01,0.1,1 \
         --values=client_optimizer.learning_rate=0.02,0.05
 
+`--every_method` does so for each of `config.algorithms` in turn, which gives all of them the same
+budget; the key `learning_rate` then stands for `learning_rates.METHOD`:
+
+    python experiments/sweep.py --config=configs/quickstart.py --workdir=WORKDIR --every_method \
+        --values=learning_rate=0.01,0.03,0.1,0.3
+
 Every combination runs with every seed of `config.seeds`; a run of its own is left in
 `WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the score of
 the personalized models in the round where it is highest, averaged over the seeds; test examples
-only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`.
+only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`. All
+seeds run on the partition of `config.data.seed`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import itertools
 import math
 import pathlib
 import statistics
+from typing import Any, NamedTuple
 
 import binary
 import jax
 import rich.table
 from absl import flags
 
-from pfljax.errors import UserError
+from pfljax.errors import DivergedError, UserError
 from pfljax.training import config as config_lib
 from pfljax.training import loop, together, workdir, writers
 
 binary.define_study()
 _VALUES = flags.DEFINE_multi_string(
     "values", [], "KEY=VALUE,VALUE,...; given several times, all combinations are tried."
+)
+_EVERY_METHOD = flags.DEFINE_bool(
+    "every_method", False, "Sweep each of config.algorithms in turn, with the same values."
 )
 
 
@@ -41,6 +53,8 @@ def parse(text: str, config) -> tuple[str, list]:
       UserError: there is no such key, or a value cannot be meant.
     """
     key, equals, values = text.partition("=")
+    if key == "learning_rate":
+        key = f"learning_rates.{config.algorithm}"
     if not equals or not values:
         raise UserError(f"--values={text} has no values; write KEY=VALUE,VALUE.")
     node = config
@@ -80,19 +94,55 @@ def name_of(settings: dict) -> str:
     return ",".join(f"{key.split('.')[-1]}={value!r}" for key, value in settings.items())
 
 
+class Best(NamedTuple):
+    """The best setting of a method.
+
+    Attributes:
+      settings: `{key: value}`.
+      validation: its best validation score, the mean over seeds.
+      test: the test score in the same round.
+      at_the_edge: the keys whose best value is the least or the greatest that was tried.
+    """
+
+    settings: dict[str, Any]
+    validation: float
+    test: float
+    at_the_edge: list[str]
+
+
 def main():
     config, directory = binary.study()
     config_lib.check(config)
     if not _VALUES.value:
         raise UserError("Name what to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
+    found, diverged = {}, []
+    for name in config.algorithms if _EVERY_METHOD.value else (config.algorithm,):
+        own = changed(config, {"algorithm": name}, config.seed)
+        try:
+            found[name] = sweep(own, directory)
+        except DivergedError:
+            diverged.append(name)
+    if jax.process_index() == 0:
+        for best in found.values():
+            words = " ".join(f"--config.{key}={value!r}" for key, value in best.settings.items())
+            edge = ", ".join(best.at_the_edge)
+            binary.say(f"best: {words}{f' (at the edge of what was tried: {edge})' * bool(edge)}")
+    if diverged:
+        raise DivergedError(f"All values diverged for {', '.join(diverged)}; try lower ones.")
+
+
+def sweep(config, directory: pathlib.Path) -> Best:
+    """Runs all combinations of the values for a config's method, and reports them.
+
+    Raises:
+      DivergedError: all runs diverged.
+    """
     grid = dict(parse(text, config) for text in _VALUES.value)
     settings = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     runs = [(setting, seed) for setting in settings for seed in config.seeds]
     configs = [changed(config, *run) for run in runs]
-    for each in configs:  # before the first is trained: in a program of several all is traced
-        config_lib.check(each)
     places = [
         directory / config.algorithm / name_of(setting) / f"seed_{seed}" for setting, seed in runs
     ]
@@ -109,23 +159,25 @@ def main():
             for group in together.in_step([places[index] for index in todo]):
                 own = [todo[number] for number in group]
                 begun = workdir.clients_per_chunk(places[own[0]])
-                built = together.build([configs[index] for index in own], built, begun)
-                loop.run_together(
-                    built,
-                    [configs[index] for index in own],
-                    [places[index] for index in own],
-                    resume=True,
-                    progress=add_bar(f"{config.algorithm}, {len(own)} runs", built.task.score),
-                )
-    if jax.process_index() == 0:
-        _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
+                alone = [configs[index] for index in own]
+                built = together.build(alone, built, None, begun)
+                with contextlib.suppress(DivergedError):  # The results say which diverged.
+                    loop.run_together(
+                        built,
+                        alone,
+                        [places[index] for index in own],
+                        resume=True,
+                        progress=add_bar(f"{config.algorithm}, {len(own)} runs", built.task.score),
+                    )
+    return _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
 
 
 def scores(place: pathlib.Path) -> tuple[float, float]:
     """Returns a run's best validation score and the test score then; NaN if it diverged."""
-    if not (place / "result.json").exists():
+    result = writers.read_json(place / "result.json")
+    if "diverged" in result:
         return math.nan, math.nan
-    score, sign = score_of(place)
+    score, sign = score_of(result)
     rows = writers.read_rows(place / "metrics.jsonl")
     validation, test = (
         [row.get(f"personal/{split}_{score}_weighted") for row in rows]
@@ -137,24 +189,25 @@ def scores(place: pathlib.Path) -> tuple[float, float]:
     return validation[best], test[best]
 
 
-def score_of(place: pathlib.Path) -> tuple[str, int]:
-    """Returns the metric of a finished run, and 1 if more of it is better, else -1."""
-    result = writers.read_json(place / "result.json")
+def score_of(result: dict[str, Any]) -> tuple[str, int]:
+    """Returns the metric of a run, and 1 if more of it is better, else -1."""
     return result.get("score_name", "accuracy"), 1 if result.get("more_is_better", True) else -1
 
 
-def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> None:
+def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
     lines = []
     for setting in settings:
         own = [scores(place) for (used, _), place in runs if used == setting]
         lines.append((setting, *(statistics.mean(column) for column in zip(*own, strict=True))))
-    finished = [place for _, place in runs if (place / "result.json").exists()]
-    score, sign = score_of(finished[0])
+    score, sign = score_of(writers.read_json(runs[0][1] / "result.json"))
     lines.sort(key=lambda line: -math.inf if math.isnan(line[1]) else sign * line[1], reverse=True)
     with open(directory / f"sweep_{algorithm}.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*settings[0], f"validation_{score}", f"test_{score}"])
-        writer.writerows([*setting.values(), *means] for setting, *means in lines)
+        writer.writerows(
+            [*setting.values(), *("diverged" if math.isnan(mean) else mean for mean in means)]
+            for setting, *means in lines
+        )
     table = rich.table.Table(title=f"{algorithm}, best validation {score} first")
     unit, factor, form = ("%", 100, ".2f") if score == "accuracy" else (score, 1, ".4g")
     for key in (*settings[0], f"validation ({unit})", f"test ({unit})"):
@@ -163,8 +216,16 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> None:
         shown = ["diverged" if math.isnan(mean) else f"{factor * mean:{form}}" for mean in means]
         table.add_row(*(repr(value) for value in setting.values()), *shown)
     binary.say(table)
-    best = " ".join(f"--config.{key}={value!r}" for key, value in lines[0][0].items())
-    binary.say(f"best: {best}")
+    best, validation, test = lines[0]
+    if math.isnan(validation):
+        raise DivergedError(f"All runs of {algorithm} diverged.")
+    tried = {key: {setting[key] for setting in settings} for key in best}
+    edge = [
+        key
+        for key, value in best.items()
+        if len(tried[key]) > 2 and value in (min(tried[key]), max(tried[key]))
+    ]
+    return Best(best, validation, test, edge)
 
 
 if __name__ == "__main__":

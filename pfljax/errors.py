@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The binaries print it without a stack trace and exit with status 2.
     """
+
+
+class DivergedError(UserError):
+    """A run whose states or losses are not finite any more; other runs may go on."""

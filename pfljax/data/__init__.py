@@ -30,6 +30,7 @@ __all__ = [
     "CONCEPT_SHIFTS",
     "DATASETS",
     "FEATURE_SHIFTS",
+    "GIVEN",
     "GROUPINGS",
     "PARTITIONS",
     "SOURCES",
@@ -58,12 +59,12 @@ __all__ = [
 ]
 
 # Data sets whose clients are given; all others are pools, which a partition deals out.
-_GIVEN: dict[str, Callable[..., FederatedDataset]] = {
+GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "pfllib": load_pfllib,
     "npz": load_npz,
     "store": load_store,
 }
-DATASETS = {**SOURCES, **_GIVEN}
+DATASETS = {**SOURCES, **GIVEN}
 PARTITIONS = (*_DEALT, "natural")
 GROUPINGS = ("class", "superclass")
 
@@ -141,7 +142,7 @@ def load(
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     if name in ("npz", "store"):
-        dataset = _GIVEN[name](dir)
+        dataset = GIVEN[name](dir)
     elif name == "pfllib":
         dataset = load_pfllib(
             dir,

@@ -1,8 +1,8 @@
 """Several variants of one run in one program: seeds, and values of hyper-parameters.
 
-All variants train the same method on the same examples; each has a key and hyper-parameters of its
-own, which are traced, so that they share one compilation. The states of the variants are stacked:
-`server`, `round` and `key` are `[variants, ...]`, `clients` are `[devices, variants, rows, ...]`.
+All variants train the same method; each has a key and hyper-parameters of its own, which are
+traced, and perhaps examples of its own, so that they share one compilation. The states of the
+variants are stacked: `clients` are `[devices, variants, rows, ...]`, all else `[variants, ...]`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def build_variants(
     rounds_per_call: int,
     together: int,
     join: str = "current",
+    examples_vary: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Programs:
     """Prepares `build_start`, `build_rounds` and `build_evaluation` for several variants at once.
@@ -58,35 +59,41 @@ def build_variants(
       together: how many variants are vmapped, a divisor of their number; 1 takes one after the
         other, which suits a CPU.
       join: one of `start.JOINS`.
+      examples_vary: each variant has examples of its own, stacked; else all share them.
       devices: the devices to use; None means all.
     """
     axes = mapping.STATE_AXES
 
-    def for_each(function, *stacked):
-        results, _ = mapping.map_and_sum(
-            lambda variant: (function(*variant), ()), stacked, clients_per_chunk=together
-        )
+    def for_each(function, examples, *stacked):
+        """Calls `function(examples, *variant)` for each variant."""
+
+        def one(variant):
+            own, *rest = variant
+            return function(own if examples_vary else examples, *rest), ()
+
+        stacked = (examples if examples_vary else (), *stacked)
+        results, _ = mapping.map_and_sum(one, stacked, clients_per_chunk=together)
         return results
 
     def start_all(examples, keys, values):
-        def start_one(key, value):
+        def start_one(examples, key, value):
             return start.start(make(value), join, examples, key)
 
-        return for_each(start_one, keys, values)
+        return for_each(start_one, examples, keys, values)
 
     def run_all(states, examples, num_rounds, rounds_now, values):
-        def run_one(state, value):
+        def run_one(examples, state, value):
             rounds = (plan, clients_per_chunk, rounds_per_call)
             return round.run_rounds(make(value), *rounds, state, examples, num_rounds, rounds_now)
 
-        return for_each(run_one, states, values)
+        return for_each(run_one, examples, states, values)
 
     def evaluate_all(states, examples, num_rounds, values):
-        def evaluate_one(state, value):
+        def evaluate_one(examples, state, value):
             batches = (eval_batch_size, eval_clients_per_chunk)
             return evaluate.evaluate(make(value), task, *batches, state, examples, num_rounds)
 
-        return for_each(evaluate_one, states, values)
+        return for_each(evaluate_one, examples, states, values)
 
     return Programs(
         mapping.over_devices(start_all, in_axes=(None,) * 3, out_axes=axes, devices=devices),

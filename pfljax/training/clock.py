@@ -13,6 +13,7 @@ import numpy as np
 
 from pfljax.core import FederatedState
 from pfljax.training import runtime
+from pfljax.training.config import planned_rounds
 from pfljax.training.experiment import Experiment
 
 
@@ -57,7 +58,7 @@ class Clock:
             experiment.run_rounds,
             state,
             experiment.examples,
-            np.int32(experiment.config.rounds),
+            np.int32(planned_rounds(experiment.config)),
             np.int32(now),
         )
         history = {name: np.asarray(values)[..., :now] for name, values in history.items()}
@@ -76,7 +77,7 @@ class Clock:
             experiment.evaluate,
             state,
             experiment.examples,
-            np.int32(experiment.config.rounds),
+            np.int32(planned_rounds(experiment.config)),
         )
         self.later_compilations += compiled if self._evaluation_seconds else 0
         self._evaluation_seconds.append(seconds / self._num_runs)

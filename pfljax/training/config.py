@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -12,6 +14,7 @@ from ml_collections import config_dict
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import check_hyperparameters
 from pfljax.data import SOURCES
+from pfljax.engine import start
 from pfljax.errors import UserError
 
 
@@ -58,6 +61,9 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.rounds = 100
+    # The length by which schedules and annealing go; 0 takes `rounds`. A run that may be resumed
+    # with more rounds names its whole length here from the beginning.
+    config.planned_rounds = 0
     config.eval_every = 10
     config.checkpoint_every = 50  # 0: only after the last round
 
@@ -66,6 +72,9 @@ def default_config() -> ml_collections.ConfigDict:
     # What compare.py runs; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)
+    # What a seed of compare.py decides: 'everything', so that partition and splits differ too (the
+    # seed is added to data.seed), or 'training' alone, on the partition of data.seed.
+    config.seeds_vary = "everything"
 
     config.batch_size = 10
     config.local_epochs = 1
@@ -76,8 +85,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
     config.server_optimizer = optimizer_config("sgd", 1.0)
 
-    # size 0: everybody; sampling: 'fixed' or 'poisson'; dropout: share lost after selection.
-    config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0}
+    # size 0: everybody; sampling: 'fixed' or 'poisson'; dropout: share lost after selection; join:
+    # from which state of the server a client's private state begins, 'current' for that of the
+    # round in which it first takes part or is scored, 'initial' for that before the first round.
+    config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
 
     config.data = {
         "name": "digits",
@@ -140,6 +151,9 @@ def require_known(what: str, word: str, known: Iterable[str]) -> None:
 
 
 RESIDENCES = ("device", "host")
+SEEDS_VARY = ("everything", "training")
+# Rounds, clients and batches are counted in 32 bits on the devices.
+MOST = 2**31 - 1
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 # Their keys become arguments, and are held against the signature of what takes them.
@@ -163,6 +177,26 @@ def _require_keys(config, default, prefix: str = "config.") -> None:
             raise UserError(f"Nothing reads the key {prefix}{name}.{suggest(name, default)}")
 
 
+def planned_rounds(config: ml_collections.ConfigDict) -> int:
+    """Returns the length by which schedules and annealing go."""
+    return config.planned_rounds or config.rounds
+
+
+def require_whole(what: str, value: Any, least: int) -> None:
+    """Raises a `UserError` where a value is no whole number from `least` to `MOST`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= MOST:
+        raise UserError(f"{what} is {value!r}; it must be a whole number from {least} to {MOST}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
     _require_keys(config, default_config())
@@ -171,27 +205,28 @@ def check(config: ml_collections.ConfigDict) -> None:
         require_known("algorithm", name, ALGORITHMS)
     for key, least in {
         "rounds": 1,
+        "planned_rounds": 0,
         "eval_every": 1,
         "checkpoint_every": 0,
         "batch_size": 1,
         "local_epochs": 1,
+        "engine.devices": 0,
+        "engine.rounds_per_call": 1,
+        "engine.eval_batch_size": 1,
+        "engine.eval_clients": 0,
     }.items():
-        if config[key] < least:
-            raise UserError(f"config.{key} is {config[key]}; it must be at least {least}.")
-    for key in ("devices", "rounds_per_call", "eval_batch_size"):
-        least = 0 if key == "devices" else 1
-        if config.engine[key] < least:
-            raise UserError(
-                f"config.engine.{key} is {config.engine[key]}; it must be at least {least}."
-            )
+        require_whole(f"config.{key}", _at(config, key), least)
+    if 0 < config.planned_rounds < config.rounds:
+        raise UserError(
+            f"config.planned_rounds is {config.planned_rounds}, less than config.rounds, which is "
+            f"{config.rounds}; raise it, or take 0 for as many."
+        )
+    require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
+    require_known("cohort.join", config.cohort.join, start.JOINS)
     for name, factory in ALGORITHMS.items():
         check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
-    if config.engine.eval_clients < 0:
-        raise UserError(
-            f"config.engine.eval_clients is {config.engine.eval_clients}; it must be at least 0."
-        )
     if config.engine.eval_clients and config.engine.residence != "host":
         raise UserError(
             "config.engine.eval_clients scores some clients only, where "
@@ -202,11 +237,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
         )
-    if not 0 <= config.cohort.dropout < 1:
+    if not (_is_number(config.cohort.dropout) and 0 <= config.cohort.dropout < 1):
         raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1).")
     for seed in (config.seed, *config.seeds):
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"{seed!r} cannot be a seed; take whole numbers from 0 to 2**32 - 1.")
+    for key in ("seeds", "algorithms"):
+        twice = [value for value in config[key] if list(config[key]).count(value) > 1]
+        if twice:
+            raise UserError(
+                f"config.{key} names {twice[0]!r} twice; name each once, in one option."
+            )
     if not config.seeds:
         raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
     if not config.algorithms:

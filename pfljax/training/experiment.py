@@ -49,6 +49,7 @@ class Experiment(NamedTuple):
       eval_ids: the clients that evaluations score, in their order; None for all.
       num_variants: how many runs the three programs stand for, see `training.together`; None for
         one, whose arrays have no axis for it.
+      examples_vary: whether `examples` has that axis too.
     """
 
     config: ml_collections.ConfigDict
@@ -66,6 +67,7 @@ class Experiment(NamedTuple):
     population: HostPopulation | None = None
     eval_ids: np.ndarray | None = None
     num_variants: int | None = None
+    examples_vary: bool = False
 
 
 def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
@@ -75,13 +77,61 @@ def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
     return data.load(**settings)
 
 
-def build_local_training(config: ml_collections.ConfigDict, task: Task) -> LocalTraining:
-    """Makes the config's local training of a task's models."""
+class Bounds(NamedTuple):
+    """The sizes for which programs are compiled.
+
+    Attributes:
+      train: the most training examples of a client.
+      scored: the most examples of a client in a split that is scored, at least 1.
+    """
+
+    train: int
+    scored: int
+
+
+def bounds_of(datasets: Sequence[FederatedDataset]) -> Bounds:
+    """Returns the bounds of programs that serve several data sets of the same form."""
+
+    def largest(splits):
+        return max(int(np.max(split.sizes)) for split in splits)
+
+    scored = [split for dataset in datasets for split in (dataset.validation, dataset.test)]
+    return Bounds(largest(dataset.train for dataset in datasets), max(1, largest(scored)))
+
+
+def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
+    """Whether programs compiled for one data set serve another, given the bounds of both.
+
+    Their clients may have different examples, and different numbers of them.
+    """
+
+    def form(dataset):
+        arrays = (dataset.inputs, dataset.targets, dataset.train.sizes)
+        statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
+        return (
+            [(array.shape, array.dtype) for array in arrays],
+            [np.asarray(value).tolist() for value in statistics],
+            (dataset.num_classes, dataset.num_unseen, dataset.task, tuple(dataset.vocabulary)),
+        )
+
+    return form(one) == form(other)
+
+
+def build_local_training(
+    config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
+) -> LocalTraining:
+    """Makes the config's local training of a task's models.
+
+    Args:
+      config: of the run.
+      task: of the run.
+      largest: the most training examples of a client: a larger batch would be padding.
+    """
     decay = config.client_optimizer.decay
     of_method = {"learning_rate": config.learning_rates[config.algorithm]}
     return LocalTraining(
         optimizer=optimizers.make(config.client_optimizer, **of_method),
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, max(1, largest)),
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
         schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
@@ -89,14 +139,22 @@ def build_local_training(config: ml_collections.ConfigDict, task: Task) -> Local
     )
 
 
-def build_algorithm(config: ml_collections.ConfigDict, task: Task) -> Algorithm:
-    """Makes the config's method with its hyper-parameters, the numbers of which may be traced."""
+def build_algorithm(
+    config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
+) -> Algorithm:
+    """Makes the config's method with its hyper-parameters, the numbers of which may be traced.
+
+    Args:
+      config: of the run.
+      task: of the run.
+      largest: as in `build_local_training`.
+    """
     factory = ALGORITHMS[config.algorithm]
     arguments = dict(config.hparams[config.algorithm])
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
-    return factory(task, build_local_training(config, task), **arguments)
+    return factory(task, build_local_training(config, task, largest), **arguments)
 
 
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
@@ -123,20 +181,39 @@ def choose_evaluated(
     wanted, count = config.engine.eval_clients, dataset.num_clients
     if not 0 < wanted < count:
         return None
-    chosen = np.random.default_rng(config.data.seed).choice(count, wanted, replace=False)
+    # A stream that neither the partition nor the splits of this seed use.
+    own = np.random.default_rng(np.random.SeedSequence(config.data.seed, spawn_key=(5,)))
+    chosen = own.choice(count, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
 
 
-def eval_batch_size(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> int:
+def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
     """Returns how many examples are scored together: no more than clients fill, or nearly fill.
 
     Example:
       A client has 33 examples at most and the config says 32: two batches of 17.
     """
-    splits = (dataset.validation, dataset.test)
-    largest = max(1, *(int(np.max(split.sizes)) for split in splits))
-    batches = -(-largest // config.engine.eval_batch_size)
-    return -(-largest // batches)
+    batches = -(-bounds.scored // config.engine.eval_batch_size)
+    return -(-bounds.scored // batches)
+
+
+def clients_without_a_step(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset
+) -> np.ndarray:
+    """Returns the ids of the participants that train on nothing, as they do not fill a batch.
+
+    Raises:
+      UserError: that is all of them.
+    """
+    least = config.batch_size if config.drop_remainder else 1
+    sizes = dataset.train.sizes[: dataset.num_participants]
+    if np.all(sizes < least):
+        raise UserError(
+            f"No client would train: config.drop_remainder leaves out batches that are not full, "
+            f"config.batch_size is {config.batch_size}, and the largest client has {sizes.max()} "
+            "training examples; lower config.batch_size, or set config.drop_remainder=False."
+        )
+    return np.flatnonzero(sizes < least)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -148,8 +225,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key in ("client_optimizer", "server_optimizer"):
         optimizers.check(config[key], key)
     for name, rate in config.learning_rates.items():
-        if rate is not None and not rate > 0:
-            raise UserError(f"config.learning_rates.{name} is {rate}; it must be positive.")
+        if rate is not None:
+            optimizers.require_rate(f"config.learning_rates.{name}", rate)
 
 
 def build(
@@ -157,6 +234,7 @@ def build(
     dataset: FederatedDataset | None = None,
     examples: Examples | HostExamples | None = None,
     clients_per_chunk: int | None = None,
+    bounds: Bounds | None = None,
 ) -> Experiment:
     """Checks a config and makes everything a run needs.
 
@@ -166,6 +244,7 @@ def build(
       examples: of that experiment, to hold them only once; its `config.engine` must be the same.
       clients_per_chunk: with which a run began that is to go on, where the config leaves the
         choice; None for a run that begins.
+      bounds: of programs that are to serve other data sets of the same form too; None for this one.
 
     Raises:
       UserError: something in the config cannot be meant, or the data cannot be read.
@@ -176,8 +255,10 @@ def build(
         dataset = build_dataset(config)
     plan = build_plan(config, dataset)
     task = build_task(config, dataset)
-    algorithm = build_algorithm(config, task)
-    local = build_local_training(config, task)
+    bounds = bounds or bounds_of([dataset])
+    clients_without_a_step(config, dataset)
+    algorithm = build_algorithm(config, task, bounds.train)
+    local = build_local_training(config, task, bounds.train)
     _require_accepted(algorithm, dataset)
     share = -(-plan.places // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
@@ -185,9 +266,10 @@ def build(
     else:
         chunk = chunks.choose(config, dataset, task, local, plan, devices)
     if config.engine.residence == "host":
-        return _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk)
+        parts = (plan, task, algorithm, devices, chunk, bounds)
+        return _build_on_host(config, dataset, examples, *parts)
     if examples is None:
-        examples = placement.place(dataset, devices)
+        examples = placement.place(dataset, devices, bounds.train)
     owned = -(-dataset.num_clients // len(devices))
     eval_chunk = chunks.by_rule(config.engine.clients_per_chunk, devices, owned)
     return Experiment(
@@ -198,7 +280,7 @@ def build(
         algorithm=algorithm,
         plan=plan,
         devices=devices,
-        start=build_start(algorithm, devices=devices),
+        start=build_start(algorithm, join=config.cohort.join, devices=devices),
         run_rounds=build_rounds(
             algorithm,
             plan,
@@ -209,7 +291,7 @@ def build(
         evaluate=build_evaluation(
             algorithm,
             task,
-            batch_size=eval_batch_size(config, dataset),
+            batch_size=eval_batch_size(config, bounds),
             clients_per_chunk=eval_chunk,
             devices=devices,
         ),
@@ -229,7 +311,9 @@ def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
     )
 
 
-def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, chunk) -> Experiment:
+def _build_on_host(
+    config, dataset, examples, plan, task, algorithm, devices, chunk, bounds
+) -> Experiment:
     """The rest of `build` for a population on the host."""
     if examples is None:
         examples = placement.keep(dataset)
@@ -239,6 +323,7 @@ def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, ch
         plan,
         examples,
         clients_per_chunk=chunk,
+        join=config.cohort.join,
         # One more than the checkpoints that stay: the newest is written in the background.
         snapshots=checkpoint.KEPT + 1,
         devices=devices,
@@ -254,7 +339,7 @@ def _build_on_host(config, dataset, examples, plan, task, algorithm, devices, ch
         start=HostStart(population),
         run_rounds=HostRounds(population),
         evaluate=HostEvaluation(
-            population, task, batch_size=eval_batch_size(config, dataset), ids=eval_ids
+            population, task, batch_size=eval_batch_size(config, bounds), ids=eval_ids
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=chunk,

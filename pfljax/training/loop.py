@@ -11,8 +11,11 @@ import ml_collections
 import numpy as np
 
 from pfljax.core import FederatedState
-from pfljax.engine import variants
-from pfljax.errors import UserError
+from pfljax.data import FederatedDataset
+from pfljax.engine import reads, variants
+from pfljax.engine.round import ALL_FINITE
+from pfljax.errors import DivergedError, UserError
+from pfljax.training import config as config_lib
 from pfljax.training import result, workdir, writers
 from pfljax.training.checkpoint import Checkpoints
 from pfljax.training.clock import Clock
@@ -41,7 +44,8 @@ def run(
       The content of `result.json`.
 
     Raises:
-      UserError: the directory holds another run, or the training diverged.
+      UserError: the directory holds another run.
+      DivergedError: a state or a loss is not finite any more.
     """
     runs = [_Run(experiment, directory)]
     _train(experiment, runs, resume, progress)
@@ -52,6 +56,7 @@ def run_together(
     experiment: Experiment,
     configs: Sequence[ml_collections.ConfigDict],
     directories: Sequence[pathlib.Path],
+    datasets: Sequence[FederatedDataset] | None = None,
     *,
     resume: bool = False,
     progress: Progress = lambda rounds, scores: None,
@@ -62,6 +67,7 @@ def run_together(
       experiment: from `together.build(configs)`.
       configs: of the variants.
       directories: their work directories.
+      datasets: of the variants; None where they share one.
       resume: go on from their newest checkpoints, if all are of one round.
       progress: is told how far they are, with their mean scores.
 
@@ -69,14 +75,45 @@ def run_together(
       The content of each `result.json`; None for a variant that diverged.
 
     Raises:
-      UserError: a directory holds another run, or all variants diverged.
+      UserError: a directory holds another run.
+      DivergedError: all variants diverged.
     """
+    datasets = datasets or [experiment.dataset] * len(configs)
     runs = [
-        _Run(experiment._replace(config=config), directory)
-        for config, directory in zip(configs, directories, strict=True)
+        _Run(experiment._replace(config=config, dataset=dataset), directory)
+        for config, directory, dataset in zip(configs, directories, datasets, strict=True)
     ]
     _train(experiment, runs, resume, progress)
-    return [run.summary for run in runs]
+    return [None if run.diverged else run.summary for run in runs]
+
+
+def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
+    """Raises a `UserError` where a run was planned for another length on which its method depends.
+
+    Args:
+      experiment: that is to go on.
+      directory: the work directory, which may hold an earlier part of it.
+    """
+    before, now = workdir.planned_before(directory), config_lib.planned_rounds(experiment.config)
+    if before in (None, now):
+        return
+    algorithm = experiment.algorithm
+    if experiment.population is None:
+        examples = experiment.examples
+        if experiment.num_variants is not None and experiment.examples_vary:
+            examples = jax.tree.map(lambda leaf: leaf[0], examples)
+        population = jax.eval_shape(lambda examples: examples.population(), examples)
+    else:
+        population, examples = experiment.population.profiles, experiment.population.one_client()[1]
+    key = jax.eval_shape(jax.random.key, 0)
+    server = jax.eval_shape(algorithm.init_server, key, population)
+    if reads.planned_length(algorithm, server, examples):
+        name = experiment.config.algorithm
+        raise UserError(
+            f"{directory} holds a run planned for {before} rounds, and this one is planned for "
+            f"{now}; the steps of {name} depend on the planned length. Add "
+            f"--config.planned_rounds={before} to keep its plan, or name another --workdir."
+        )
 
 
 class _Run:
@@ -86,7 +123,7 @@ class _Run:
       checkpoints: its checkpoints; None before `claim`.
       saved: the round of the newest one to go on from; None for none.
       rows: of `metrics.jsonl`.
-      diverged: why the run has no numbers any more; None while it has.
+      diverged: why the run goes on no more; None while it does.
       summary: the content of `result.json`, at the end.
     """
 
@@ -102,6 +139,8 @@ class _Run:
 
     def claim(self, resume: bool) -> None:
         """Takes the work directory, and finds out from which round to go on."""
+        workdir.check(self.directory, self.experiment.config, resume=resume)
+        check_plan(self.experiment, self.directory)
         workdir.claim(self.directory, self.experiment.config, resume=resume)
         workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
@@ -114,8 +153,26 @@ class _Run:
         if jax.process_index() == 0:
             self._writer = writers.MetricsWriter(self.directory, self.rows)
 
+    def diverge(self, round: int, what: str) -> None:
+        """Ends the run; says so in `result.json`, in place of scores."""
+        saved = self.checkpoints.latest_round()
+        kept = f"the checkpoint of round {saved} is kept" if saved else "no checkpoint was saved"
+        config = self.experiment.config
+        own = config.learning_rates[config.algorithm] is not None
+        rate = f"learning_rates.{config.algorithm}" if own else "client_optimizer.learning_rate"
+        self.diverged = (
+            f"{config.algorithm} diverged: {what} in round {round}; lower config.{rate} or the "
+            f"method's hyper-parameters ({kept})."
+        )
+        self.summary = result.of_diverged(self.experiment, round, self.diverged)
+        if jax.process_index() == 0:
+            writers.write_json(self.directory / "result.json", self.summary)
+
     def record(self, done: int, evaluation: Any, history: dict[str, np.ndarray]) -> None:
-        """Writes a row, unless it is there from before a resumption."""
+        """Writes a row, unless it is there from before a resumption, or a loss is not finite."""
+        if (found := result.first_not_finite(self.experiment, evaluation)) is not None:
+            self.diverge(done, found)
+            return
         self._evaluation = evaluation
         if not self.rows or self.rows[-1]["round"] < done:
             self.rows.append(result.metrics_row(self.experiment, done, evaluation, history))
@@ -137,7 +194,7 @@ class _Run:
 
 def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or several variants."""
-    config, num_clients = experiment.config, experiment.examples.num_clients
+    config, num_clients = experiment.config, experiment.dataset.num_clients
     population = experiment.population
     clock = Clock(experiment)
     try:
@@ -162,6 +219,7 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
                 for run, evaluation, history in zip(runs, evaluations, histories, strict=True):
                     if not run.diverged:
                         run.record(done, evaluation, history)
+                _require_any(runs)
             progress(done, _mean_scores(runs))
             if last:
                 break
@@ -213,7 +271,7 @@ def _resumed(
             "rounds; finish them one by one, without sharing a program."
         )
     (done,) = saved
-    config, num_clients = experiment.config, experiment.examples.num_clients
+    config, num_clients = experiment.config, experiment.dataset.num_clients
     if done > config.rounds:
         raise UserError(
             f"{runs[0].directory} holds a run of {done} rounds and config.rounds is "
@@ -256,21 +314,21 @@ def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
 
 
 def _note_divergence(runs: list[_Run], histories: list[dict[str, np.ndarray]], done: int) -> None:
-    """Takes runs that diverged out, before a checkpoint is written of them.
+    """Ends runs whose states are not finite any more, before a checkpoint is written of them.
 
     Raises:
-      UserError: none is left.
+      DivergedError: none is left.
     """
     for run, history in zip(runs, histories, strict=True):
-        for name, values in history.items():
-            bad = np.flatnonzero(~np.isfinite(values))
-            if bad.size and not run.diverged:
-                saved = run.checkpoints.latest_round()
-                kept = f"the checkpoint of round {saved} is kept" if saved else "none was saved yet"
-                run.diverged = (
-                    f"The {name} of {run.experiment.config.algorithm} is no finite number in round "
-                    f"{done - len(values) + int(bad[0]) + 1}; lower config.client_optimizer."
-                    f"learning_rate or the method's hyper-parameters ({kept})."
-                )
+        found = history.pop("not_finite")
+        bad = np.flatnonzero(found != ALL_FINITE)
+        if bad.size and not run.diverged:
+            first = int(found[bad[0]])
+            whose = "the server's state" if first < 0 else f"the state or message of client {first}"
+            run.diverge(done - len(found) + int(bad[0]) + 1, f"{whose} is not finite")
+    _require_any(runs)
+
+
+def _require_any(runs: list[_Run]) -> None:
     if all(run.diverged for run in runs):
-        raise UserError(runs[0].diverged)
+        raise DivergedError(runs[0].diverged)

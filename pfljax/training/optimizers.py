@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -40,6 +41,13 @@ def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTra
     return getattr(optax, config.name)(**given)
 
 
+def require_rate(what: str, value: Any) -> None:
+    """Raises a `UserError` where a learning rate is no positive finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise UserError(f"{what} is {value!r}; it must be a positive finite number.")
+
+
 def check(config: ml_collections.ConfigDict, key: str) -> None:
     """Raises a `UserError` where an optimizer's config cannot be meant.
 
@@ -64,10 +72,10 @@ def check(config: ml_collections.ConfigDict, key: str) -> None:
                 f"config.{key}.{name} is set, but optax.{config.name} takes no {name!r}; it takes "
                 f"{', '.join(taken)}."
             )
-    if not config.learning_rate > 0:
-        raise UserError(
-            f"config.{key}.learning_rate is {config.learning_rate}; it must be positive."
-        )
+    require_rate(f"config.{key}.learning_rate", config.learning_rate)
+    for name, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key}.{name} is {value}; it must be a finite number.")
     try:
         optimizer = make(config)
         model = {"kernel": jax.ShapeDtypeStruct((2, 2), float)}

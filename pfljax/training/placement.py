@@ -13,8 +13,17 @@ from pfljax.engine.examples import Examples
 from pfljax.engine.host_examples import HostExamples
 
 
-def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
-    """Copies a data set to every device of this process."""
+def place(
+    dataset: FederatedDataset, devices: Sequence[jax.Device], max_train_size: int | None = None
+) -> Examples:
+    """Copies a data set to every device of this process.
+
+    Args:
+      dataset: on the host.
+      devices: of the run.
+      max_train_size: the largest training set for which programs are compiled; None for the data
+        set's own.
+    """
     splits = _splits(dataset)
     examples = Examples(
         inputs=dataset.inputs,
@@ -22,7 +31,7 @@ def place(dataset: FederatedDataset, devices: Sequence[jax.Device]) -> Examples:
         offsets={name: np.asarray(split.offsets, np.int32) for name, split in splits.items()},
         sizes={name: np.asarray(split.sizes, np.int32) for name, split in splits.items()},
         class_counts=dataset.class_counts(),
-        max_train_size=int(dataset.train.sizes.max()),
+        max_train_size=max_train_size or int(dataset.train.sizes.max()),
         num_participants=dataset.num_participants,
     )
     return mapping.replicate(examples, devices)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import ml_collections
 import numpy as np
 import rich.box
 import rich.table
@@ -23,12 +24,17 @@ class Run(NamedTuple):
     Attributes:
       result: the content of `result.json`.
       rows: of `metrics.jsonl`.
-      clients: the arrays of `clients.npz`.
+      clients: the arrays of `clients.npz`; empty for a run that diverged.
     """
 
     result: dict[str, Any]
     rows: list[dict[str, Any]]
     clients: dict[str, np.ndarray]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended because a state or a loss was not finite; it has no scores then."""
+        return "diverged" in self.result
 
 
 class Column(NamedTuple):
@@ -82,6 +88,64 @@ def explanation(runs: dict[str, list[Run]]) -> str:
     return EXPLANATION.replace("accuracies", names.get(score, score))
 
 
+def resolution(runs: dict[str, list[Run]]) -> float | None:
+    """Returns how far two accuracies must lie apart for their difference to mean something.
+
+    That is half the width of a 95 % interval for the difference of two proportions `p` of `n`
+    independent test examples, `1.96 sqrt(2 p (1 - p) / n)`: `p` the best mean of the personalized
+    models (no nearer to 1 than one example), `n` the test examples of one seed, the fewest.
+
+    Args:
+      runs: `{method: [one run per seed]}`.
+
+    Returns:
+      From 0 to 1; None where the score is no accuracy, or results do not say how many test
+      examples there were.
+    """
+    found = [run.result.get("test_examples") for seeds in runs.values() for run in seeds]
+    best = _best(runs)
+    if score_of(runs) != "accuracy" or best is None or not all(found):
+        return None
+    n = min(found)
+    p = min(max(best, 1 / n), 1 - 1 / n)
+    return 1.96 * math.sqrt(2 * p * (1 - p) / n)
+
+
+def _best(runs: dict[str, list[Run]]) -> float | None:
+    """The best mean accuracy of personalized models; None where there is none."""
+    column = Column("", ("personal_accuracy", "last"), "%", 100)
+    means = [_values(seeds, column) for seeds in runs.values()]
+    return max((float(np.mean(values)) for values in means if values is not None), default=None)
+
+
+def notes(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns the sentences below a comparison: what its columns mean, what its differences mean,
+    and why runs diverged."""
+    lines = [explanation(runs)]
+    found = resolution(runs)
+    if found is not None:
+        n = min(run.result["test_examples"] for seeds in runs.values() for run in seeds)
+        lines.append(
+            f"{n:,} test examples per seed: one is {100 / n:.2g} points, and differences below "
+            f"{100 * found:.2g} points are within their sampling error (95 %); {_LIKE_THE_BEST} "
+            "marks methods that are no further from the best."
+        )
+    idle = {
+        (run.result.get("clients_without_a_step", 0), run.result.get("num_clients"))
+        for seeds in runs.values()
+        for run in seeds
+    }
+    lines += [
+        f"{count} of {total} clients do not fill a batch and never train (config.drop_remainder)."
+        for count, total in sorted(idle)
+        if count
+    ]
+    lines += [
+        run.result["diverged"]["reason"] for seeds in runs.values() for run in seeds if run.diverged
+    ]
+    return list(dict.fromkeys(lines))
+
+
 def scores_of(result: dict[str, Any], model: str) -> dict[str, float | None] | None:
     """Returns the scores in `result.json` of the 'personal' or 'global' model, if there is one."""
     return result.get(f"{model}_accuracy", result.get(f"{model}_score"))
@@ -99,13 +163,98 @@ def shown(score: str, value: float) -> str:
 
 def read_run(directory: pathlib.Path) -> Run:
     """Reads what a finished run left in its work directory."""
-    with np.load(directory / "clients.npz") as clients:
-        arrays = dict(clients)
-    return Run(
-        writers.read_json(directory / "result.json"),
-        writers.read_rows(directory / "metrics.jsonl"),
-        arrays,
+    result, arrays = writers.read_json(directory / "result.json"), {}
+    if "diverged" not in result:
+        with np.load(directory / "clients.npz") as clients:
+            arrays = dict(clients)
+    return Run(result, writers.read_rows(directory / "metrics.jsonl"), arrays)
+
+
+def collect(
+    directory: pathlib.Path, config: ml_collections.ConfigDict
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """Reads the runs of a comparison, and those of other methods that lie beside them.
+
+    Args:
+      directory: that holds `METHOD/seed_SEED`.
+      config: of the comparison, whose runs are all finished.
+
+    Returns:
+      `{method: [one run per seed]}`, and a sentence on each method that is left out, as its runs
+      are of other clients, rounds, models or seeds.
+    """
+    runs = {
+        name: [read_run(directory / name / f"seed_{seed}") for seed in config.seeds]
+        for name in config.algorithms
+    }
+    like, left_out = next(iter(runs.values())), []
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if folder.name in runs or not any(folder.glob("seed_*/result.json")):
+            continue
+        places = [folder / f"seed_{seed}" for seed in config.seeds]
+        if not all((place / "result.json").exists() for place in places):
+            left_out.append(f"{folder.name} is not shown: it lacks some of these seeds.")
+            continue
+        found = [read_run(place) for place in places]
+        differs = _first_difference(like, found)
+        if differs:
+            left_out.append(f"{folder.name} is not shown: its runs have {differs}.")
+        else:
+            runs[folder.name] = found
+    return _at_common_rounds(runs, left_out)
+
+
+_COMPARABLE = ("dataset", "partition", "num_clients", "model", "rounds", "data_seed", "score_name")
+
+
+def _first_difference(like: Sequence[Run], found: Sequence[Run]) -> str | None:
+    for one, other in zip(like, found, strict=True):
+        for key in _COMPARABLE:
+            wanted, has = one.result.get(key), other.result.get(key)
+            if wanted != has:
+                return f"{key} {has!r} in place of {wanted!r}"
+    return None
+
+
+def _at_common_rounds(
+    runs: dict[str, list[Run]], notes: list[str]
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """Lets all runs choose among the same rounds, where they were evaluated at different ones."""
+    scored = [run for seeds in runs.values() for run in seeds if run.rows and not run.diverged]
+    rounds = [{row["round"] for row in run.rows} for run in scored]
+    common = set.intersection(*rounds) if rounds else set()
+    if all(each == common for each in rounds):
+        return runs, notes
+
+    def of(run):
+        rows = [row for row in run.rows if row["round"] in common]
+        if run.diverged or not rows:
+            return run
+        return Run(_chosen_again(run.result, rows), rows, run.clients)
+
+    note = (
+        "The runs were evaluated at different rounds: the curves, and the round that validation "
+        f"examples choose, are taken from the {len(common)} that all have."
     )
+    return {name: [of(run) for run in seeds] for name, seeds in runs.items()}, [*notes, note]
+
+
+def _chosen_again(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a result whose scores over rounds are those of some rows."""
+    score, more = result.get("score_name", "accuracy"), result.get("more_is_better", True)
+    best = max if more else min
+    changed = dict(result)
+    for model in ("personal", "global"):
+        key = f"{model}_accuracy" if score == "accuracy" else f"{model}_score"
+        test, validation = f"{model}/test_{score}_weighted", f"{model}/validation_{score}_weighted"
+        if result.get(key) is None:
+            continue
+        scores = dict(result[key])
+        if all(row.get(validation) is not None for row in rows):
+            scores["at_best_validation"] = best(rows, key=lambda row: row[validation])[test]
+        scores[f"{best.__name__}_over_rounds"] = best(row[test] for row in rows)
+        changed[key] = scores
+    return changed
 
 
 def _number(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
@@ -134,11 +283,21 @@ def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
     ]
 
 
+# Marks accuracies that differ from the best by less than the test examples can tell.
+_LIKE_THE_BEST = "≈"
+
+
 def cell(runs: Sequence[Run], column: Column) -> str:
     """Returns a method's entry: the mean over seeds and, for scores, the standard deviation.
 
-    The deviation is the sample's (n - 1), for two seeds or more.
+    The deviation is the sample's (n - 1), for two seeds or more. Where runs diverged, the first
+    column of scores says so, and the others have no entry.
     """
+    diverged = sum(run.diverged for run in runs)
+    if diverged:
+        first = column.title == _SCORES[0][0]
+        some = "diverged" if diverged == len(runs) else f"{diverged} of {len(runs)} diverged"
+        return some if first else "-"
     values = _values(runs, column)
     if values is None:
         return "-"
@@ -154,6 +313,21 @@ def cell(runs: Sequence[Run], column: Column) -> str:
 def _places(mean: float) -> int:
     """The decimal places that show four digits of a mean; its deviation is shown with as many."""
     return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean and math.isfinite(mean) else 3
+
+
+def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """Returns the rows of the comparison: the method's name, and an entry for each column."""
+    within, best = resolution(runs), _best(runs)
+    rows = []
+    for method, seeds in runs.items():
+        entries = [cell(seeds, column) for column in columns]
+        values = _values(seeds, columns[0]) if columns else None
+        if within is not None and values is not None and not any(run.diverged for run in seeds):
+            gap = best - float(np.mean(values))
+            if 0 < gap < within:
+                entries[0] += f" {_LIKE_THE_BEST}"
+        rows.append((method, *entries))
+    return rows
 
 
 def heading(column: Column) -> str:
@@ -176,15 +350,27 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
     view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
         view.add_column(f"{column.title}\n({column.unit})", justify="right", no_wrap=True)
-    for method, seeds in runs.items():
-        view.add_row(method, *(cell(seeds, column) for column in columns))
+    for row in cells(runs, columns):
+        view.add_row(*row)
     return view
 
 
 def write_markdown(
-    path: pathlib.Path, runs: dict[str, list[Run]], title: str, pictures: Sequence[str] = ()
+    path: pathlib.Path,
+    runs: dict[str, list[Run]],
+    title: str,
+    pictures: Sequence[str] = (),
+    below: Sequence[str] = (),
 ) -> None:
-    """Writes the comparison as a Markdown table, and shows pictures that lie beside it."""
+    """Writes the comparison as a Markdown table.
+
+    Args:
+      path: of the file.
+      runs: `{method: [one run per seed]}`.
+      title: its heading.
+      pictures: names of files beside it that it shows.
+      below: the sentences below the table, such as `notes`.
+    """
     columns = columns_of(runs)
     lines = [
         f"# {title}",
@@ -192,12 +378,10 @@ def write_markdown(
         "| method | " + " | ".join(heading(column) for column in columns) + " |",
         "|---" + "|---:" * len(columns) + "|",
     ]
-    lines += [
-        f"| {method} | " + " | ".join(cell(seeds, column) for column in columns) + " |"
-        for method, seeds in runs.items()
-    ]
+    lines += ["| " + " | ".join(row) + " |" for row in cells(runs, columns)]
     shown = [f"\n![{pathlib.Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
-    path.write_text("\n".join([*lines, "", explanation(runs), *shown, ""]))
+    sentences = [line for note in below or notes(runs) for line in ("", note)]
+    path.write_text("\n".join([*lines, *sentences, *shown, ""]))
 
 
 def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
@@ -233,10 +417,16 @@ def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
     return score, 1, "" if more else " (less is better)"
 
 
+def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """The methods whose runs all have scores."""
+    return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
+
+
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
     score, factor, unit = axis(runs)
     key = f"personal/test_{score}_weighted"
+    runs = _scored(runs)
     # The legend has a line for each method, in the order in which the lines end.
     height = max(4.5, 0.24 * len(runs))
     picture = figure.Figure(figsize=(7.5, height), layout="constrained")
@@ -245,8 +435,9 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     for index, ((method, seeds), color) in enumerate(
         zip(runs.items(), _colors(len(runs)), strict=True)
     ):
-        rounds = [row["round"] for row in seeds[0].rows]
-        curves = factor * np.array([[row[key] for row in run.rows] for run in seeds])
+        by_round = [{row["round"]: row[key] for row in run.rows} for run in seeds]
+        rounds = sorted(set.intersection(*map(set, by_round)))
+        curves = factor * np.array([[values[round] for round in rounds] for values in by_round])
         mean = curves.mean(axis=0)
         style = ("-", "--", ":")[index // 10 % 3]
         axes.plot(rounds, mean, style, label=method, color=color, linewidth=1.8)
@@ -266,6 +457,7 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws, for each method, one point per client and seed, and the quartiles across them."""
     score, factor, unit = axis(runs)
+    runs = _scored(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from pfljax import metrics
+from pfljax import data, metrics
 from pfljax.core import FederatedState, Task
 from pfljax.data import Split
 from pfljax.engine import traffic
 from pfljax.training import runtime
 from pfljax.training.clock import Clock
-from pfljax.training.experiment import Experiment
+from pfljax.training.config import planned_rounds
+from pfljax.training.experiment import Experiment, clients_without_a_step
 
 
 def metrics_row(
@@ -35,7 +36,9 @@ def metrics_row(
     """
     row: dict[str, Any] = {"round": done}
     for name, values in history.items():
-        row[f"train/{name}"] = float(np.mean(values))
+        # Rounds in which no client had anything to report count for nothing.
+        known = values[np.isfinite(values)]
+        row[f"train/{name}"] = float(np.mean(known)) if known.size else None
     task = experiment.task
     for model in evaluation:
         for split in ("test", "validation"):
@@ -44,9 +47,27 @@ def metrics_row(
                 if summary is not None:
                     for field, value in summary._asdict().items():
                         row[f"{model}/{who}{split}_{task.score}_{field}"] = value
-            count = max(1, _counts(experiment, evaluation, model, split).sum())
-            row[f"{model}/{split}_loss"] = float(evaluation[model][split]["loss"].sum() / count)
+            counts = _counts(experiment, evaluation, model, split)
+            losses = evaluation[model][split]["loss"]
+            participates = _evaluated(experiment) < experiment.dataset.num_participants
+            for who, some in (("", participates), ("unseen_", ~participates)):
+                if counts[some].sum() > 0:
+                    mean = float(losses[some].sum() / counts[some].sum())
+                    row[f"{model}/{who}{split}_loss"] = mean
     return row
+
+
+def first_not_finite(experiment: Experiment, evaluation: dict[str, Any]) -> str | None:
+    """Returns whose loss in an evaluation is not finite, for a message; None for nobody's."""
+    for model, splits in evaluation.items():
+        for split, sums in splits.items():
+            scored = _counts(experiment, evaluation, model, split) > 0
+            bad = np.flatnonzero(scored & ~np.isfinite(sums["loss"]))
+            if bad.size:
+                client = int(_evaluated(experiment)[bad[0]])
+                name = "personalized" if model == "personal" else model
+                return f"the {split} loss of the {name} model of client {client} is not finite"
+    return None
 
 
 def _evaluated(experiment: Experiment) -> np.ndarray:
@@ -118,29 +139,18 @@ def summarize(
       rows: of `metrics.jsonl`.
       clock: that ran the programs.
     """
-    config, dataset, task = experiment.config, experiment.dataset, experiment.task
+    task = experiment.task
     # Accuracies have a key of their own, which readers of old results know.
     key = "accuracy" if task.score == "accuracy" else "score"
     if experiment.population is None:
         one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
         examples = experiment.examples
+        if experiment.examples_vary:
+            examples = jax.tree.map(lambda leaf: leaf[0], examples)
     else:
         one_client, examples = experiment.population.one_client()
     bytes_of = traffic.count(experiment.algorithm, state.server, one_client, examples)
-    return {
-        "algorithm": config.algorithm,
-        "hyperparameters": dict(config.hparams[config.algorithm]),
-        "dataset": dataset.name,
-        "partition": config.data.partition,
-        "model": config.model.name,
-        "seed": config.seed,
-        "rounds": config.rounds,
-        "num_clients": dataset.num_clients,
-        "cohort_size": experiment.plan.size,
-        "num_devices": len(experiment.devices),
-        "platform": experiment.devices[0].device_kind,
-        "score_name": task.score,
-        "more_is_better": task.more_is_better,
+    return _about(experiment) | {
         f"personal_{key}": _over_rounds(task, rows, "personal"),
         f"global_{key}": _over_rounds(task, rows, "global"),
         "seconds_compile": clock.compile_seconds,
@@ -156,6 +166,46 @@ def summarize(
         "download_bytes": bytes_of.download,
         "compilations": clock.round_compilations,
         "compilations_after_first_round": clock.later_compilations,
+    }
+
+
+def of_diverged(experiment: Experiment, round: int, reason: str) -> dict[str, Any]:
+    """Returns the content of `result.json` of a run that diverged: no scores.
+
+    Args:
+      experiment: that ran.
+      round: in which a state or a loss was not finite.
+      reason: a sentence for the user.
+    """
+    return _about(experiment) | {"diverged": {"round": round, "reason": reason}}
+
+
+def _about(experiment: Experiment) -> dict[str, Any]:
+    """What a result says of the run itself."""
+    config, dataset, task = experiment.config, experiment.dataset, experiment.task
+    given = config.data.name in data.GIVEN
+    test = dataset.test.sizes[: dataset.num_participants]
+    return {
+        "algorithm": config.algorithm,
+        "hyperparameters": dict(config.hparams[config.algorithm]),
+        "learning_rate": config.learning_rates[config.algorithm]
+        or config.client_optimizer.learning_rate,
+        "dataset": dataset.name,
+        "partition": "given with the data" if given else config.data.partition,
+        "model": config.model.name,
+        "seed": config.seed,
+        "data_seed": config.data.seed,
+        "rounds": config.rounds,
+        "planned_rounds": planned_rounds(config),
+        "eval_every": config.eval_every,
+        "num_clients": dataset.num_clients,
+        "clients_without_a_step": len(clients_without_a_step(config, dataset)),
+        "test_examples": int(test.sum()),
+        "cohort_size": experiment.plan.size,
+        "num_devices": len(experiment.devices),
+        "platform": experiment.devices[0].device_kind,
+        "score_name": task.score,
+        "more_is_better": task.more_is_better,
     }
 
 

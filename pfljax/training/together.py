@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from pfljax.core import Context
+from pfljax.data import FederatedDataset
 from pfljax.engine import variants
 from pfljax.errors import UserError
-from pfljax.training import checkpoint
+from pfljax.training import checkpoint, placement, workdir
 from pfljax.training import experiment as experiment_lib
 from pfljax.training.experiment import Experiment
 
@@ -49,9 +50,11 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
     return flat
 
 
-def _values(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, jax.Array]:
+def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> dict[str, jax.Array]:
     """Returns `{key: [variants]}`; raises a `UserError` for keys that cannot be traced."""
     values = differences(configs)
+    if data_vary:
+        values.pop("data.seed", None)
     own = configs[0].algorithm
     allowed = (f"hparams.{own}.", f"learning_rates.{own}", *(f"{name}." for name in _OPTIMIZERS))
     for key, found in values.items():
@@ -89,12 +92,14 @@ class _Bound:
 def build(
     configs: Sequence[ml_collections.ConfigDict],
     like: Experiment | None = None,
+    datasets: Sequence[FederatedDataset] | None = None,
     clients_per_chunk: int | None = None,
 ) -> Experiment:
     """Checks configs and makes one experiment of them, whose programs train all at once.
 
     Args:
       configs: of one method on one data set, with seeds and values of their own.
+      datasets: of each config, all of the same form; None where they share one.
       like: an experiment on the same data and model, to hold and to measure them only once.
       clients_per_chunk: with which runs began that are to go on, where the config leaves the
         choice; None for that of `like`.
@@ -116,8 +121,16 @@ def build(
     if clients_per_chunk is None and like is not None:
         clients_per_chunk = like.clients_per_chunk
     # As if one client at a time were trained, until it is clear that nothing stands in the way.
-    first = experiment_lib.build(configs[0], *given, clients_per_chunk=clients_per_chunk or 1)
-    values = _values(configs)
+    if datasets and not all(experiment_lib.same_form(datasets[0], one) for one in datasets):
+        raise UserError(
+            "The data sets of these seeds have different shapes, so that no program serves "
+            "all; run them one by one, or on one partition with --config.seeds_vary=training."
+        )
+    bounds = experiment_lib.bounds_of(datasets) if datasets else None
+    dataset, examples = given or (datasets[0] if datasets else None, None)
+    first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
+    bounds = bounds or experiment_lib.bounds_of([first.dataset])
+    values = _values(configs, datasets is not None)
 
     def make(value):
         config = copy.deepcopy(configs[0])
@@ -128,27 +141,35 @@ def build(
                 for part in path:
                     node = node[part]
                 node[name] = number
-        return experiment_lib.build_algorithm(config, first.task)
+        return experiment_lib.build_algorithm(config, first.task, bounds.train)
 
     _require_traceable(make, values, first)
     if clients_per_chunk is None:
-        first = experiment_lib.build(configs[0], first.dataset, first.examples)
+        first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
+    examples = first.examples
+    if datasets:
+        each = [placement.place(one, first.devices, bounds.train) for one in datasets]
+        examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     programs = variants.build_variants(
         make,
         first.task,
         first.plan,
         clients_per_chunk=first.clients_per_chunk,
         eval_clients_per_chunk=first.eval_clients_per_chunk,
-        eval_batch_size=experiment_lib.eval_batch_size(configs[0], first.dataset),
+        eval_batch_size=experiment_lib.eval_batch_size(configs[0], bounds),
         rounds_per_call=configs[0].engine.rounds_per_call,
         together=1 if first.devices[0].platform == "cpu" else len(configs),
+        join=configs[0].cohort.join,
+        examples_vary=datasets is not None,
         devices=first.devices,
     )
     return first._replace(
+        examples=examples,
         start=_Bound(programs.start, values),
         run_rounds=_Bound(programs.run_rounds, values),
         evaluate=_Bound(programs.evaluate, values),
         num_variants=len(configs),
+        examples_vary=datasets is not None,
     )
 
 
@@ -178,7 +199,7 @@ def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) ->
 
 
 def in_step(directories: Sequence[pathlib.Path]) -> list[list[int]]:
-    """Groups runs by the round of their newest checkpoint: such as can go on in one program.
+    """Groups runs that can go on in one program: of one round, with as many clients together.
 
     Args:
       directories: the runs' work directories.
@@ -188,5 +209,6 @@ def in_step(directories: Sequence[pathlib.Path]) -> list[list[int]]:
     """
     groups = collections.defaultdict(list)
     for number, directory in enumerate(directories):
-        groups[checkpoint.latest_round(directory)].append(number)
+        begun = checkpoint.latest_round(directory), workdir.clients_per_chunk(directory)
+        groups[begun].append(number)
     return list(groups.values())

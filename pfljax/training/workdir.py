@@ -11,9 +11,13 @@ import ml_collections
 
 from pfljax.errors import UserError
 from pfljax.training import writers
+from pfljax.training.config import planned_rounds
 
 # Keys that may differ between a run and its resumption: they change neither state nor meaning.
-_FREE_KEYS = ("algorithms", "seeds", "engine", "eval_every", "checkpoint_every", "rounds")
+_FREE_KEYS = (
+    *("algorithms", "seeds", "seeds_vary", "engine"),
+    *("eval_every", "checkpoint_every", "rounds", "planned_rounds"),
+)
 
 # What the engine chose for the run.
 _ENGINE = "engine.json"
@@ -25,6 +29,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     The numbers are as JSON keeps them, so that they compare with what was written.
     """
     content = json.loads(config.to_json())
+    content["planned_rounds"] = planned_rounds(config)
     for key in ("hparams", "learning_rates"):
         content[key] = {config.algorithm: content[key][config.algorithm]}
     return content
@@ -58,6 +63,15 @@ def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> 
         raise UserError(
             f"{directory} holds a run with another config: {difference}; name another --workdir."
         )
+
+
+def planned_before(directory: pathlib.Path) -> int | None:
+    """Returns for how many rounds the run in a work directory was planned; None for no run."""
+    path = directory / "config.json"
+    if not path.exists():
+        return None
+    content = writers.read_json(path)
+    return content.get("planned_rounds") or content["rounds"]
 
 
 def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> bool:

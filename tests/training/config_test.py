@@ -47,7 +47,24 @@ def test_batches_of_an_evaluation_are_no_larger_than_clients():
     for size, batch in ((33, 17), (32, 32), (7, 7), (65, 22)):
         own = dataset.test._replace(sizes=np.array([size, 3, 1, 1, 1]))
         clients = dataset._replace(test=own, validation=nothing)
-        assert experiment.eval_batch_size(config, clients) == batch
+        assert experiment.eval_batch_size(config, experiment.bounds_of([clients])) == batch
+
+
+def test_a_config_by_which_no_client_would_train_is_refused():
+    config = changed(drop_remainder=True, batch_size=500)
+    with pytest.raises(UserError, match="No client would train.*config.batch_size is 500"):
+        experiment.build(config)
+    config.batch_size = 60
+    dataset = experiment.build_dataset(config)
+    idle = experiment.clients_without_a_step(config, dataset)
+    assert 0 < len(idle) < 20 and all(dataset.train.sizes[idle] < 60)
+
+
+def test_a_batch_is_no_larger_than_the_largest_client():
+    config = changed(batch_size=10**9)
+    dataset = experiment.build_dataset(config)
+    task, largest = experiment.build_task(config, dataset), int(dataset.train.sizes.max())
+    assert experiment.build_local_training(config, task, largest).batch_size == largest
 
 
 def test_a_method_may_have_a_learning_rate_of_its_own():
@@ -72,16 +89,27 @@ def changed(**changes):
         ("algorithm", "fedavgg", "Unknown algorithm 'fedavgg'.* Did you mean 'fedavg'?"),
         ("algorithms", ("ditto", "fedpar"), "'fedpar'.* Did you mean 'fedper'?"),
         ("algorithms", (), "algorithms is empty"),
-        ("rounds", 0, "config.rounds is 0; it must be at least 1"),
+        (
+            "rounds",
+            10**20,
+            "config.rounds is 1(0){20}; it must be a whole",
+        ),
+        ("planned_rounds", 3, "config.planned_rounds is 3, less than config.rounds"),
+        ("seeds", (0, 1, 0), "config.seeds names 0 twice"),
+        ("algorithms", ("local", "local"), "config.algorithms names 'local' twice"),
+        ("seeds_vary", "partition", "'everything'|everything, training"),
+        ("cohort.join", "now", "current, initial"),
+        ("cohort.dropout", float("nan"), "must lie in"),
+        ("rounds", 0, "config.rounds is 0; it must be a whole number from 1"),
         ("eval_every", 0, "config.eval_every is 0"),
-        ("checkpoint_every", -1, "config.checkpoint_every is -1; it must be at least 0"),
+        ("checkpoint_every", -1, "config.checkpoint_every is -1; it must be a whole number from 0"),
         ("batch_size", 0, "config.batch_size is 0"),
         ("local_epochs", 0, "config.local_epochs is 0"),
         ("seed", -1, "-1 cannot be a seed"),
         ("seed", 2**32, "cannot be a seed"),
         ("seeds", (), "seeds is empty"),
         ("seeds", (0, "one"), "'one' cannot be a seed"),
-        ("engine.devices", -1, "config.engine.devices is -1; it must be at least 0"),
+        ("engine.devices", -1, "config.engine.devices is -1; it must be a whole number from 0"),
         ("engine.rounds_per_call", 0, "config.engine.rounds_per_call is 0"),
         ("engine.eval_batch_size", 0, "config.engine.eval_batch_size is 0"),
         ("engine.residence", "hots", "residence 'hots'.* Did you mean 'host'?"),
@@ -156,8 +184,9 @@ def test_arguments_reach_optax():
         (dict(name="_deprecated_dpsgd"), "no optimizer of optax"),
         (dict(name="adam", momentum=0.9), "momentum is set, but optax.adam takes no 'momentum'"),
         (dict(learning_rate=-0.1), "config.client_optimizer.learning_rate is -0.1"),
-        (dict(learning_rate=0.0), "must be positive"),
-        (dict(learning_rate=float("nan")), "must be positive"),
+        (dict(learning_rate=0.0), "must be a positive finite number"),
+        (dict(learning_rate=float("inf")), "must be a positive finite number"),
+        (dict(momentum=float("nan")), "momentum is nan"),
     ],
 )
 def test_optimizers_that_cannot_be_meant(arguments, message):

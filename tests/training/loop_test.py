@@ -9,7 +9,7 @@ import pytest
 from runs import ROUNDS, assert_same_run, config
 
 from pfljax.core import tree
-from pfljax.errors import UserError
+from pfljax.errors import DivergedError, UserError
 from pfljax.training import experiment, loop, writers
 
 
@@ -155,7 +155,7 @@ def test_an_unusable_checkpoint_is_named(built, tmp_path):
 def test_divergence_keeps_the_checkpoint_before(built, tmp_path):
     loop.run(built._replace(config=config(rounds=3)), tmp_path)
     wild = experiment.build(config(**{"client_optimizer.learning_rate": 1e30}))
-    with pytest.raises(UserError, match="loss of ditto is no finite number in round [456]; lower"):
+    with pytest.raises(UserError, match="ditto diverged: the state .* client . .* round 4; lower"):
         loop.run(wild._replace(config=config()), tmp_path, resume=True)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
     rows = writers.read_rows(tmp_path / "metrics.jsonl")
@@ -165,11 +165,69 @@ def test_divergence_keeps_the_checkpoint_before(built, tmp_path):
 
 def test_divergence_in_the_first_round(tmp_path):
     wild = config(**{"client_optimizer.learning_rate": 1e30})
-    with pytest.raises(UserError, match="lower config.client_optimizer.learning_rate.*none was"):
+    with pytest.raises(DivergedError, match="lower config.client_optimizer.*no check"):
         loop.run(experiment.build(wild), tmp_path)
-    assert not (tmp_path / "result.json").exists()
+    result = writers.read_json(tmp_path / "result.json")
+    assert result["diverged"]["round"] <= 1 and "personal_accuracy" not in result
+
+
+def test_a_model_that_only_evaluation_shows_to_be_bad_is_not_scored(built, tmp_path):
+    def evaluate(*args):
+        scores = built.evaluate(*args)
+        losses = np.array(scores["personal"]["test"]["loss"])
+        losses[2] = np.nan
+        scores["personal"]["test"]["loss"] = losses
+        return scores
+
+    evaluate.compile_seconds = 1
+    broken = built._replace(evaluate=evaluate)
+    with pytest.raises(DivergedError, match="test loss of the personalized model of client 2 is"):
+        loop.run(broken, tmp_path)
+    assert not writers.read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_rounds_without_a_client_are_no_loss_of_zero(tmp_path):
+    rare = config(
+        **{"cohort.dropout": 0.75, "cohort.size": 1, "rounds": 12, "engine.rounds_per_call": 3}
+    )
+    loop.run(experiment.build(rare), tmp_path)
+    rows = writers.read_rows(tmp_path / "metrics.jsonl")[1:]
+    empty = [row for row in rows if row["train/cohort"] == 0]
+    assert empty and len(empty) < len(rows)
+    assert all(row["train/loss"] is None for row in empty)
+    assert all(row["train/loss"] > 0.5 for row in rows if row["train/cohort"] > 0)
+
+
+def test_going_on_beyond_the_plan_is_told_where_the_method_reads_it(tmp_path):
+    settings = {"algorithm": "apple", "eval_every": 2, "data.unseen_fraction": 0.0}
+    settings["cohort.size"] = 5
+    apple, longer = (config(**settings, rounds=rounds) for rounds in (2, 4))
+    loop.run(experiment.build(apple), tmp_path / "short")
+    with pytest.raises(UserError, match="planned for 2 rounds.*--config.planned_rounds=2"):
+        loop.run(experiment.build(longer), tmp_path / "short", resume=True)
+    assert writers.read_json(tmp_path / "short" / "config.json")["planned_rounds"] == 2
+    # With its length named from the beginning, a run in two parts is the run in one.
+    apple.planned_rounds = 4
+    loop.run(experiment.build(apple), tmp_path / "parts")
+    resumed = loop.run(experiment.build(longer), tmp_path / "parts", resume=True)
+    straight = loop.run(experiment.build(longer), tmp_path / "straight")
+    assert_same_run(tmp_path / "parts", resumed, (tmp_path / "straight", straight, None))
 
 
 def test_no_array_of_the_caller_is_lost(built, straight):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(built.examples))
     assert tree.num_bytes(built.examples.inputs) == 1797 * 64
+
+
+def test_losses_of_held_out_clients_stand_apart(straight):
+    directory, _, _ = straight
+    row, clients = (
+        writers.read_rows(directory / "metrics.jsonl")[-1],
+        np.load(directory / "clients.npz"),
+    )
+    unseen, sizes = clients["unseen"], clients["test_size"]
+    assert unseen.sum() == 1
+    for who, some in (("", ~unseen), ("unseen_", unseen)):
+        losses = clients["personal_test_loss"][some]
+        mean = np.average(losses, weights=sizes[some])
+        np.testing.assert_allclose(row[f"personal/{who}test_loss"], mean, rtol=1e-5)

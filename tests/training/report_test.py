@@ -8,6 +8,7 @@ import pytest
 import rich.console
 
 from pfljax.training import report, writers
+from pfljax.training.config import default_config
 
 
 def write_run(directory, *, seed, last, global_last, seconds=0.0123, unseen=None):
@@ -147,3 +148,77 @@ def test_methods_beyond_ten_have_colors(runs, tmp_path):
     report.plot_curves(tmp_path / "curves.png", many, "A title")
     report.plot_clients(tmp_path / "clients.png", many, "A title")
     assert (tmp_path / "clients.png").stat().st_size > 10_000
+
+
+def with_examples(runs, count):
+    for seeds in runs.values():
+        for run in seeds:
+            run.result["test_examples"] = count
+    return runs
+
+
+def test_what_test_examples_cannot_tell_apart_is_marked(runs):
+    best = 0.81  # ditto's mean; local has 0.70
+    for count, marked in ((20, True), (2000, False)):
+        found = report.resolution(with_examples(runs, count))
+        assert found == pytest.approx(1.96 * (2 * best * (1 - best) / count) ** 0.5)
+        ditto, local = report.cells(runs, report.columns_of(runs))
+        assert "≈" not in ditto[1] and ("≈" in local[1]) == marked
+    assert "2,000 test examples per seed: one is 0.05 points" in "\n".join(report.notes(runs))
+
+
+def test_a_method_that_diverged_is_marked_and_not_drawn(runs, tmp_path):
+    reason = "ditto diverged: the server's state is not finite in round 3; lower ..."
+    result = {**runs["ditto"][1].result, "diverged": {"round": 3, "reason": reason}}
+    del result["personal_accuracy"], result["global_accuracy"]
+    runs = {**runs, "ditto": [runs["ditto"][0], report.Run(result, [], {})]}
+    ditto, local = report.cells(runs, report.columns_of(runs))
+    assert ditto[:3] == ("ditto", "1 of 2 diverged", "-") and local[1] == "70.00 ± 0.00"
+    assert reason in report.notes(runs)
+    report.plot_curves(tmp_path / "curves.png", runs, "A title")
+    report.plot_clients(tmp_path / "clients.png", runs, "A title")
+
+
+def comparison(tmp_path, algorithms=("ditto",), seeds=(0,)):
+    config = default_config()
+    with config.unlocked():
+        config.algorithms, config.seeds = algorithms, seeds
+    return report.collect(tmp_path, config)
+
+
+def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
+    for name, rounds in (("ditto", 10), ("fedper", 10), ("fedrep", 20)):
+        place = tmp_path / name / "seed_0"
+        write_run(place, seed=0, last=0.5, global_last=None)
+        result = writers.read_json(place / "result.json")
+        writers.write_json(place / "result.json", {**result, "rounds": rounds})
+    write_run(tmp_path / "local" / "seed_1", seed=1, last=0.5, global_last=None)
+    runs, left_out = comparison(tmp_path)
+    assert list(runs) == ["ditto", "fedper"]
+    assert left_out == [
+        "fedrep is not shown: its runs have rounds 20 in place of 10.",
+        "local is not shown: it lacks some of these seeds.",
+    ]
+
+
+def test_runs_evaluated_at_different_rounds_choose_among_those_they_share(tmp_path):
+    for name, rounds in (("ditto", (0, 5, 10)), ("local", (0, 2, 4, 6, 8, 10))):
+        place = tmp_path / name / "seed_0"
+        write_run(place, seed=0, last=0.5, global_last=None)
+        # Validation rises to round 5 or 6 and falls again; the test score is the round's number.
+        rows = [
+            {
+                "round": round,
+                "personal/test_accuracy_weighted": round / 100,
+                "personal/validation_accuracy_weighted": 0.5 - abs(round - 5.4) / 10,
+            }
+            for round in rounds
+        ]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs, notes = comparison(tmp_path, ("ditto", "local"))
+    assert [row["round"] for row in runs["ditto"][0].rows] == [0, 10]
+    for name in ("ditto", "local"):
+        scores = runs[name][0].result["personal_accuracy"]
+        assert scores["at_best_validation"] == 0.10 and scores["max_over_rounds"] == 0.10
+    assert "evaluated at different rounds" in notes[0] and "the 2 that all have" in notes[0]
+    report.plot_curves(tmp_path / "curves.png", runs, "A title")

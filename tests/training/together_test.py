@@ -109,7 +109,8 @@ def test_a_variant_that_diverges_leaves_the_others_alone(tmp_path):
     places = [tmp_path / str(number) for number in range(3)]
     results = loop.run_together(together.build(rates), rates, places)
     assert [result is None for result in results] == [False, True, False]
-    assert not (places[1] / "result.json").exists()
+    reason = writers.read_json(places[1] / "result.json")["diverged"]["reason"]
+    assert "ditto diverged: the state or message of client" in reason and "round 1;" in reason
     hopeless = [rates[1], rates[1].copy_and_resolve_references()]
     hopeless[1].seed = 9
     places = [tmp_path / "a", tmp_path / "b"]
@@ -124,7 +125,7 @@ def test_a_variant_that_diverges_leaves_the_others_alone(tmp_path):
         ("model.widths", ((8,), (9,)), "config.model.widths cannot differ"),
         ("client_optimizer.name", ("sgd", "adam"), "cannot differ"),
         ("client_optimizer.decay", (0.9, 1.0), "cannot differ"),
-        ("client_optimizer.learning_rate", (0.1, -1.0), "must be positive"),
+        ("client_optimizer.learning_rate", (0.1, -1.0), "must be a positive finite"),
     ],
 )
 def test_what_cannot_differ_is_refused_before_anything_is_compiled(key, values, message):
@@ -155,3 +156,33 @@ def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
 def test_experiments_can_share_one_copy_of_the_examples(built):
     again = together.build(configs(), built)
     assert again.examples is built.examples
+
+
+def test_seeds_on_partitions_of_their_own_share_a_program(tmp_path):
+    seeds = [config(**{"seed": seed, "data.seed": seed}) for seed in (0, 1)]
+    datasets = [experiment.build_dataset(one) for one in seeds]
+    assert datasets[0].train.sizes.max() != datasets[1].train.sizes.max()
+    places = [tmp_path / str(seed) for seed in (0, 1)]
+    built = together.build(seeds, datasets=datasets)
+    results = loop.run_together(built, seeds, places, datasets)
+    for one, result, place in zip(seeds, results, places, strict=True):
+        alone = loop.run(experiment.build(one), tmp_path / f"alone_{one.seed}")
+        close(result["personal_accuracy"], alone["personal_accuracy"])
+        ours, theirs = (
+            np.load(path / "clients.npz") for path in (place, tmp_path / f"alone_{one.seed}")
+        )
+        np.testing.assert_array_equal(ours["train_size"], theirs["train_size"])
+
+
+def test_data_sets_of_different_forms_share_no_program():
+    seeds = [config(**{"seed": seed, "data.num_clients": 5 + seed}) for seed in (0, 1)]
+    datasets = [experiment.build_dataset(one) for one in seeds]
+    with pytest.raises(UserError, match="seeds_vary=training"):
+        together.build(seeds, datasets=datasets)
+
+
+def test_runs_go_on_with_as_many_clients_together_as_they_began_with(tmp_path):
+    for number, chunk in enumerate((1, 4, 1)):
+        (tmp_path / str(number)).mkdir()
+        writers.write_json(tmp_path / str(number) / "engine.json", {"clients_per_chunk": chunk})
+    assert together.in_step([tmp_path / str(number) for number in range(3)]) == [[0, 2], [1]]
