@@ -31,11 +31,13 @@ class FedFomoServer(NamedTuple):
     models: `[N, ...]`, each client's last model; the initial one before it has uploaded any.
     uploaded: `[N]` bool, who has.
     affinity: `[N, N]`, the paper's `P`; row k says what the others' models were worth to client k.
+    initial: the model from which clients begin; never changes.
     """
 
     models: core.Model
     uploaded: jax.Array
     affinity: jax.Array
+    initial: core.Model
 
 
 class FedFomoClient(NamedTuple):
@@ -89,11 +91,11 @@ def fedfomo(
     def init_server(key, population):
         model, clients = task.init(key), population.num_clients
         affinity = jnp.eye(clients, dtype=tree.dtype(model))
-        return FedFomoServer(table.repeat(model, clients), jnp.zeros(clients, bool), affinity)
+        models = table.repeat(model, clients)
+        return FedFomoServer(models, jnp.zeros(clients, bool), affinity, model)
 
     def init_client(server, profile, key):
-        initial = table.rows(server.models, 0)
-        return FedFomoClient(initial, initial)
+        return FedFomoClient(server.initial, server.initial)
 
     def download(server, context):
         """Returns `models - 1` models, whose they are, and False for initial, untrained ones."""
@@ -135,7 +137,7 @@ def fedfomo(
         uploaded = table.write_rows(server.uploaded, cohort, True)
         takers = table.places(cohort)[:, None]
         affinity = server.affinity.at[takers, givers].add(gain, mode="drop")
-        return FedFomoServer(models, uploaded, affinity)
+        return server._replace(models=models, uploaded=uploaded, affinity=affinity)
 
     return core.Algorithm(
         init_server=init_server,
