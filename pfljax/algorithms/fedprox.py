@@ -1,6 +1,7 @@
 """FedProx: FedAvg whose clients are held near the server's model.
 
-Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Server: the model `w` and the state of its optimizer. Client: nothing.
+Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
 Cost per client and round: one local training.
 
 References:
