@@ -2,7 +2,8 @@
 
 `load` is the one entry that programs need: a source (`sources`) is dealt out to clients
 (`partition`) and each client's examples are split (`split`); or a data set whose clients are
-given is read from disk (`formats`). Then groups of clients may see it differently (`shift`). All of
+given is read from disk (`formats`), or made of arrays (`arrays`). All of them are checked in one
+place (`validate`). Then groups of clients may see it differently (`shift`). All of
 it is NumPy, and ends in a `FederatedDataset`.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, reading, validate
+from pfljax.data.arrays import from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
@@ -42,6 +44,7 @@ __all__ = [
     "deal",
     "describe",
     "dirichlet",
+    "from_arrays",
     "iid",
     "load",
     "load_digits",
@@ -150,7 +153,7 @@ def load(
             seed=seed,
         )
     else:
-        examples = SOURCES[name](dir, **options)
+        examples = _read(name, dir, options)
         if partition == "natural":
             clients = natural(_owners(examples), least)
         else:
@@ -181,6 +184,15 @@ def load(
         dataset, feature_shift, num_groups=num_groups, strength=shift_strength, seed=seed
     )
     return shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
+
+
+def _read(name: str, dir: str, options: Mapping[str, Any]) -> Examples:
+    """Returns a source's examples, having checked them."""
+    where = f"{name} in {dir}" if dir else name
+    try:
+        return validate.examples(SOURCES[name](dir, **options), where)
+    except MemoryError as error:
+        raise reading.too_large(where) from error
 
 
 def _owners(examples: Examples) -> np.ndarray:
