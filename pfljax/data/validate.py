@@ -24,6 +24,7 @@ SPLITS = ("train", "validation", "test")
 LARGEST_NUM_CLASSES = 2**20
 _LARGEST_COUNTS = 2**32  # bytes of a count for each client and class
 _FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_INTEGER = 2**62  # below it differences of two fit into int64
 _EXACT = 2**24  # up to here every integer is a float32
 # Of a memory-mapped array this many bytes are looked at, evenly spread, and of all others all.
 _LOOKED_AT = 2**30
@@ -203,7 +204,7 @@ def ids(
                 f"{where} has the id {wrong}{of_column} of {row_name(row)} but a vocabulary of "
                 f"{size}: {remedy}."
             )
-    return inputs if inputs.dtype.itemsize <= 4 else inputs.astype(np.int32)
+    return inputs if isinstance(inputs, np.memmap) else _narrow(inputs)
 
 
 def pixels(where: Path | str, values: np.ndarray, *, remedy: str) -> np.ndarray:
@@ -259,8 +260,9 @@ def federated(
       remedy: what to do, as the end of a sentence.
 
     Returns:
-      The data set. Labels are int32 and targets of a regression float32; inputs are as they were,
-      but float32 where they are integers that int32 does not hold.
+      The data set, with labels in int32 and targets of a regression in float32. Inputs in memory of
+      8 bytes are made float32 or int32, as a device does; integers beyond int32 become float32.
+      All other inputs are as they were.
 
     Raises:
       UserError: parts of it contradict each other, or something has no meaning for its task, or no
@@ -385,49 +387,65 @@ def _as_float32_holds(
         return inputs
     columns = int(np.prod(inputs.shape[1:]))
     low, high = np.full(columns, np.inf), np.full(columns, -np.inf)
+    varies, first = np.zeros(columns, bool), inputs[0].reshape(columns)
     for _, block in _blocks(inputs):
         rows = block.reshape(len(block), columns)
-        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+        least, most = rows.min(axis=0), rows.max(axis=0)
+        low, high = np.minimum(low, least), np.maximum(high, most)
+        varies |= (least != first) | (most != first)
     largest = np.maximum(np.abs(low), np.abs(high))
+    stays = part_of_store or isinstance(inputs, np.memmap)
     if integers and largest.max() <= _EXACT:
-        return inputs
+        return inputs if stays else _narrow(inputs)
+    if integers and largest.max() >= _LARGEST_INTEGER:
+        raise refuse(f"has inputs of dtype {inputs.dtype} beyond 2**62; scale them first")
     # Where even the smallest standard deviation that these extremes allow is large against the
     # rounding, which is nearly everywhere, no second look is needed.
     bound = _ROUNDING * (high - low) / math.sqrt(2 * len(inputs))
-    in_doubt = (low < high) & ((largest * 2.0**-24 > bound) | (largest < 1e-37))
-    for column in () if part_of_store else np.flatnonzero(in_doubt):
-        _column_rounds_well(inputs, int(column), refuse)
-    fits = not integers or (low.min() >= -(2**31) and high.max() < 2**31)
-    if fits:
-        return inputs
-    if part_of_store or isinstance(inputs, np.memmap):
+    in_doubt = varies & ((largest * 2.0**-24 > bound) | (largest < 1e-37))
+    if not part_of_store:
+        _round_well(inputs, np.flatnonzero(in_doubt), refuse)
+    if not integers or (low.min() >= -(2**31) and high.max() < 2**31):
+        return inputs if stays else _narrow(inputs)
+    if stays:
         raise refuse(
             f"has inputs of dtype {inputs.dtype} beyond those of int32; write them as float32"
         )
     return inputs.astype(np.float32)
 
 
-def _column_rounds_well(
-    inputs: np.ndarray, column: int, refuse: Callable[[str], UserError]
+def _narrow(inputs: np.ndarray) -> np.ndarray:
+    """Returns numbers in the dtype in which a device holds them; where they fit was checked."""
+    if inputs.dtype.kind == "f":
+        return inputs if inputs.dtype.itemsize <= 4 else inputs.astype(np.float32)
+    return inputs if np.can_cast(inputs.dtype, np.int32) else inputs.astype(np.int32)
+
+
+def _round_well(
+    inputs: np.ndarray, columns: np.ndarray, refuse: Callable[[str], UserError]
 ) -> None:
-    """Refuses a column whose values float32 moves by much of their standard deviation."""
-    error, count, total, squares, first = 0.0, 0, 0.0, 0.0, None
+    """Refuses columns whose values float32 moves by much of their standard deviation."""
+    if not len(columns):
+        return
+    # Integers are compared as such: from 2^53 on float64 cannot tell them apart either.
+    wide = np.int64 if inputs.dtype.kind in "iu" else np.float64
+    error, total, squares = (np.zeros(len(columns)) for _ in range(3))
+    count, first = 0, None
     for _, block in _blocks(inputs):
-        values = block.reshape(len(block), -1)[:, column]
-        rounded = values.astype(np.float32).astype(np.float64)
-        error = max(error, float(np.abs(values.astype(np.float64) - rounded).max()))
+        values = block.reshape(len(block), -1)[:, columns].astype(wide)
+        rounded = values.astype(np.float32).astype(wide)
+        error = np.maximum(error, np.abs(values - rounded).max(axis=0))
         first = values[0] if first is None else first
-        # Differences are exact where values lie close together, also of large integers.
-        apart = (values - first).astype(np.float64) if values.dtype.kind != "u" else None
-        if apart is None:
-            apart = values.astype(np.float64) - float(first)
-        count, total = count + len(values), total + apart.sum()
-        squares += np.square(apart).sum()
-    deviation = math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
-    if error > _ROUNDING * deviation:
-        index = np.unravel_index(column, inputs.shape[1:]) if inputs.ndim > 1 else ()
+        apart = (values - first).astype(np.float64)
+        count, total = count + len(values), total + apart.sum(axis=0)
+        squares += np.square(apart).sum(axis=0)
+    deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
+    bad = error > _ROUNDING * deviation
+    if bad.any():
+        worst = int(np.argmax(bad))
+        index = np.unravel_index(columns[worst], inputs.shape[1:]) if inputs.ndim > 1 else ()
         raise refuse(
-            f"has values{_column(tuple(map(int, index)), ())} like {first} that lie closer "
+            f"has values{_column(tuple(map(int, index)), ())} like {first[worst]} that lie closer "
             "together than float32 can tell apart; subtract an offset from them or scale them first"
         )
 

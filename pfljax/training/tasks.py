@@ -96,7 +96,8 @@ def _require_outputs(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
 ) -> None:
     def outputs():
-        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dataset.inputs.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
+        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
         return task.predict(task.init(jax.random.key(0)), example)
 
     given = jax.eval_shape(outputs).shape[1:]

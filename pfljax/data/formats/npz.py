@@ -19,7 +19,8 @@ def save_npz(path: str, dataset: FederatedDataset) -> None:
 
     Args:
       path: the file to write, its name used as it is; an existing one is replaced.
-      dataset: what to write; labels of any integers become int32, and all else stays as it is.
+      dataset: what to write; numbers of 8 bytes become float32 or int32, in which devices compute,
+        and all else stays as it is.
 
     Raises:
       UserError: the file cannot be written, or `load_npz` would refuse it: see `layout.py`.
