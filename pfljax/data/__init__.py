@@ -144,16 +144,17 @@ def load(
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     if name in ("npz", "store"):
-        dataset = _GIVEN[name](dir)
+        dataset = _read(name, dir)
     elif name == "pfllib":
-        dataset = load_pfllib(
+        dataset = _read(
+            name,
             dir,
             validation_fraction=validation_fraction,
             unseen_fraction=unseen_fraction,
             seed=seed,
         )
     else:
-        examples = _read(name, dir, options)
+        examples = validate.examples(_read(name, dir, **options), _where(name, dir))
         if partition == "natural":
             clients = natural(_owners(examples), least)
         else:
@@ -186,13 +187,20 @@ def load(
     return shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
 
 
-def _read(name: str, dir: str, options: Mapping[str, Any]) -> Examples:
-    """Returns a source's examples, having checked them."""
-    where = f"{name} in {dir}" if dir else name
+def _read(name: str, dir: str, **options: Any) -> Any:
+    """Returns what the data set's loader returns; what stands in its way costs one sentence."""
+    where = _where(name, dir)
     try:
-        return validate.examples(SOURCES[name](dir, **options), where)
+        return DATASETS[name](dir, **options)
     except MemoryError as error:
         raise reading.too_large(where) from error
+    except OSError as error:  # such as a name that is too long, or a folder without permission
+        reason = error.strerror or error
+        raise UserError(f"{where[:200]} cannot be read ({reason}): check data.dir.") from error
+
+
+def _where(name: str, dir: str) -> str:
+    return f"{name} in {dir}" if dir else name
 
 
 def _owners(examples: Examples) -> np.ndarray:

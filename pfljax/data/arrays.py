@@ -1,4 +1,4 @@
-"""A federated data set of the user's own arrays: inputs, targets, and whose each example is."""
+"""A federated data set of the user's own arrays: inputs, targets, and each example's client."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def load_arrays(content: bytes, **options: Any) -> Any:
       Exception: bytes that are no pickle fail in nearly every way there is.
     """
     for operation, argument, _ in pickletools.genops(content):
-        # The C reader allocates as many places as the largest number asks for.
+        # The C reader allocates a slot for every number up to the largest.
         if "PUT" in operation.name and int(argument) > _MOST_REMEMBERED:
             raise ValueError(f"object number {argument}")
     return _ArrayUnpickler(io.BytesIO(content), **options).load()

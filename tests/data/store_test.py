@@ -117,6 +117,11 @@ def test_clients_that_do_not_fit_are_refused(tmp_path):
                 store.add(np.zeros((4, 3)), np.zeros(count, int), train=train)
 
 
+def test_an_unknown_argument_is_named(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'std'"):
+        data.StoreWriter(str(tmp_path), name="made up", num_classes=2, sdt=3.0)
+
+
 def test_no_place_to_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pfljax.data import reading, validate
+from pfljax.data import checks, reading, validate
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.formats import layout, refusals
@@ -21,6 +21,7 @@ from pfljax.errors import UserError
 
 _EXAMPLES = ("inputs", "targets")
 _CLIENTS = "clients.npz"
+_OTHERS = ("mean", "std", *layout.OPTIONAL)
 _REMEDY = "write it again with StoreWriter"
 
 
@@ -82,6 +83,8 @@ class StoreWriter:
     def __init__(
         self, path: str, *, name: str, num_classes: int, num_unseen: int = 0, **others: Any
     ):
+        for key in others:
+            checks.choice("argument of StoreWriter", key, _OTHERS)
         self._directory = refusals.given(path, "a directory to write")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

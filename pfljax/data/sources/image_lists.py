@@ -63,7 +63,7 @@ def load_stanford_cars(data_dir: str = "", *, side: int = 64) -> Examples:
         try:
             paths += [test.parent / part / str(row["fname"].item()) for row in table]
             classes = np.array([int(row["class"].item()) - 1 for row in table])
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # Tables of other forms fail in nearly every way there is.
             raise UserError(
                 f"{path} has no annotations with fname and class: {files.FETCH_AGAIN}."
             ) from error
