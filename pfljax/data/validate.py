@@ -62,8 +62,8 @@ def finite(
             low, high = float(block.min(initial=0)), float(block.max(initial=0))
         if -_FLOAT32 <= low and high <= _FLOAT32:  # false where there is a NaN
             continue
-        block = block.astype(np.float64)
         with np.errstate(invalid="ignore"):
+            block = block.astype(np.float64)
             index = tuple(np.argwhere(~(np.abs(block) <= _FLOAT32))[0].tolist())
         value = block[index]
         reason = ", which float32 cannot hold" if np.isfinite(value) else ""
@@ -305,6 +305,10 @@ def _values(
     if 0 in inputs.shape[1:]:
         raise refuse(f"has examples of shape {inputs.shape[1:]}, which hold no number")
     _num_classes(data, refuse)
+    if not inputs.dtype.isnative:
+        if isinstance(inputs, np.memmap):
+            raise refuse("has inputs in the byte order of other machines")
+        inputs = inputs.astype(inputs.dtype.newbyteorder("="))
     if data.vocabulary:
         inputs = ids(where, inputs, data.vocabulary, remedy=remedy, row_name=row_name)
     else:

@@ -43,6 +43,8 @@ def draw(scale=1.0):
         ("uint8", 50, "uint8"),
         ("float16", 1, "float16"),
         ("float32", 1, "float32"),
+        (">f4", 1, "float32"),
+        (">i2", 100, "int16"),
     ],
 )
 def test_inputs_reach_a_device_as_their_values_are(dtype, scale, expected):
@@ -93,6 +95,14 @@ def test_what_float32_cannot_tell_apart_is_refused(inputs):
     centred = inputs.astype(np.float64) - inputs[0].astype(np.float64)
     if centred.std() > 1e-30:
         validate.federated(made(centred))
+
+
+def test_a_signaling_nan_is_one(tmp_path):
+    """Casting it warns, and warnings are errors here."""
+    inputs = np.zeros((40, 5), np.float32)
+    inputs.view(np.uint32)[3, 2] = 0x7FA00000
+    with pytest.raises(UserError, match="the value nan in column 2 of row 3"):
+        validate.federated(made(inputs))
 
 
 @pytest.mark.parametrize("rare", [np.float64, np.int64])

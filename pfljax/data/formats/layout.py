@@ -96,6 +96,8 @@ def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
 def _int32(values: Any) -> np.ndarray:
     """Returns integers as int32 where it holds them; `from_arrays` refuses the others."""
     array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        return array
     return array.astype(np.int32) if np.array_equal(array, array.astype(np.int32)) else array
 
 
