@@ -24,6 +24,11 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """How protocol 5 holds an array; NumPy refuses a dtype of objects here."""
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Rebuilds NumPy arrays and plain Python values, and can call nothing else.
 
@@ -35,6 +40,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _latin1,
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
         **{
             (f"numpy.{core}.multiarray", builder.__name__): builder
             for core in ("core", "_core")

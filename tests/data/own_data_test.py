@@ -271,6 +271,14 @@ def test_hidden_and_empty_folders_are_no_classes(tmp_path):
     assert loaded.class_names == ("cat", "dog")
 
 
+def test_images_without_a_suffix_are_known_by_their_content(tmp_path):
+    paint(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1")
+    paint(tmp_path / "dog" / "1.jpg")
+    (tmp_path / "dog" / "LICENSE").write_text("free")
+    assert load(tmp_path).targets.tolist() == [0, 1]
+
+
 def test_links_that_lead_nowhere_are_named(tmp_path):
     paint(tmp_path / "cat" / "1.png")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "cat" / "2.png")

@@ -137,7 +137,9 @@ def _read_pickle(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[n
 
 def _flat(labels: list[int] | np.ndarray) -> np.ndarray:
     """Returns labels as an array; lists within lists could ask for any amount of memory."""
-    if isinstance(labels, list) and not all(isinstance(label, int) for label in labels):
+    if isinstance(labels, list) and not all(
+        isinstance(label, int | np.integer) for label in labels
+    ):
         raise ValueError("labels that are no numbers")
     return np.array(labels)
 

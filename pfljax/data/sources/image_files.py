@@ -28,6 +28,8 @@ _OTHER_KINDS = {
     *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".raw", ".dng"),
     *(".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
 }
+# How files without a suffix begin where they are images: PNG, JPEG, GIF, TIFF.
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 # Folders of these names hold parts of a data set where they hold only folders, each of a class.
 _PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 _DEEP_GREY = 257  # 65535 / 255: a pixel of 16 bits is this many times one of 8
@@ -214,7 +216,7 @@ def _folders(root: Path) -> list[Path]:
     """Returns the folders in a directory, in the order of their names; no hidden ones."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
 def _parts(root: Path) -> list[Path]:
@@ -227,12 +229,10 @@ def _parts(root: Path) -> list[Path]:
     parts = [
         folder
         for folder in folders
-        if folder.name.lower() in _PARTS
-        and any(map(_images, _folders(folder)))
-        and not _images(folder, deeply=False)
+        if folder.name.lower() in _PARTS and not _images(folder, deeply=False) and _images(folder)
     ]
-    others = [folder for folder in folders if folder not in parts and _images(folder)]
-    if parts and others:
+    others = [folder for folder in folders if parts and folder not in parts and _images(folder)]
+    if others:
         raise UserError(
             f"{root} holds {parts[0].name}, a folder of classes, beside {others[0].name}, which is "
             "none: name a directory of folders of classes, or of parts such as train and test."
@@ -244,27 +244,39 @@ def _images(folder: Path, deeply: bool = True) -> list[Path]:
     """Returns the image files in a folder, or anywhere below, in the order of their names.
 
     Raises:
+      OSError: a folder cannot be read.
       UserError: a file there is an image of a kind that is not read, or no file that ends.
     """
     images = []
-    for path in sorted(folder.rglob("*") if deeply else folder.iterdir()):
-        suffix = path.suffix.lower()
-        media = mimetypes.guess_type(path.name)[0] or ""
-        looks_like_one = suffix in _SUFFIXES | _OTHER_KINDS or media.startswith("image/")
-        if not looks_like_one or path.is_dir():
-            continue
-        if any(map(_hidden, path.relative_to(folder).parents)) or _hidden(path):
-            continue
-        if suffix not in _SUFFIXES:
-            raise UserError(
-                f"{path} is an image of a kind that is not read: convert it to PNG, or remove it."
-            )
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if deeply and not _hidden(name)]
+        for name in names:
+            if not _hidden(name) and _is_image(path := Path(place, name)):
+                images.append(path)
+    return sorted(images)
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _SUFFIXES:
         if not path.is_file():
             raise UserError(f"{path} is no file of an image, but a pipe or a link: remove it.")
-        images.append(path)
-    return images
+        return True
+    if not suffix and path.is_file():
+        with path.open("rb") as file:
+            return file.read(len(_STARTS[0])).startswith(_STARTS)
+    media = mimetypes.guess_type(path.name)[0] or ""
+    if suffix in _OTHER_KINDS or media.startswith("image/"):
+        raise UserError(
+            f"{path} is an image of a kind that is not read: convert it to PNG, or remove it."
+        )
+    return False
 
 
-def _hidden(path: Path) -> bool:
+def _hidden(name: str) -> bool:
     # macOS packs a folder of the second name into its zip files.
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _raise(error: OSError) -> None:
+    raise error
