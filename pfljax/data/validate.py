@@ -22,6 +22,7 @@ from pfljax.errors import UserError
 SPLITS = ("train", "validation", "test")
 # So many are never meant, and what is counted for each class would take gigabytes.
 LARGEST_NUM_CLASSES = 2**20
+LARGEST_VOCABULARY = 2**26  # whose embeddings, 32 numbers wide, take 8 GiB
 _LARGEST_COUNTS = 2**32  # bytes of a count for each client and class
 _FLOAT32 = float(np.finfo(np.float32).max)
 _LARGEST_INTEGER = 2**62  # below it differences of two fit into int64
@@ -184,6 +185,11 @@ def ids(
         raise UserError(
             f"{where} has inputs of dtype {inputs.dtype} where a vocabulary says that they are "
             f"ids, whole numbers such as int32: {remedy}."
+        )
+    if max(vocabulary) > LARGEST_VOCABULARY:
+        raise UserError(
+            f"{where} has a vocabulary of {max(vocabulary)}, of which no more than "
+            f"{LARGEST_VOCABULARY} make sense: {remedy}."
         )
     columns = 1 if len(vocabulary) == 1 else inputs.shape[-1]
     if columns != len(vocabulary) or min(vocabulary) < 1:
@@ -368,7 +374,11 @@ def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:
     if targets.dtype.kind in "iu":
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= data.num_classes:
-            raise refuse(f"has the label {low if low < 0 else high} but {data.num_classes} classes")
+            wrong = low if low < 0 else high
+            raise refuse(
+                f"has the label {wrong} but {data.num_classes} classes, numbered from 0 "
+                "(pfljax.data.from_arrays numbers labels of any kind)"
+            )
         # A memory-mapped array that fits as it is stays on the disk.
         return targets if targets.dtype == np.int32 else targets.astype(np.int32)
     return whole(

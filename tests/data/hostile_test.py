@@ -652,6 +652,10 @@ HOSTILE = {
         lambda root: npz(root, inputs=draw(24, 2, low=5, high=9), vocabulary=[9, 3]),
         "in column 1 of row",
     ),
+    "npz vocabulary": (
+        lambda root: npz(root, inputs=draw(24, 5), vocabulary=[2_000_000_000]),
+        "a vocabulary of 2000000000, of which",
+    ),
     "npz ids of floats": (lambda root: npz(root, vocabulary=[999]), "dtype float32 where a vocab"),
     "npz next token": (
         lambda root: npz(
