@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import tensorboardX
+from tensorboardX import event_file_writer
 
 from pfljax.errors import UserError
 
@@ -121,22 +123,26 @@ class MetricsWriter:
         old = [path for path in workdir.iterdir() if path.name.startswith("events.out.tfevents.")]
         for path in old:
             path.unlink()
-        self._events = tensorboardX.SummaryWriter(str(workdir), write_to_disk=True)
+        # Without the thread of SummaryWriter: it dies on a full disk, and its caller waits for ever.
+        self._events = event_file_writer.EventsWriter(str(workdir / "events"))
         for row in rows:
             self._add(row)
-        self._events.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes one row; its key 'round' is the step."""
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._add(row)
-        self._events.flush()
 
     def _add(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "round" and value is not None:
-                self._events.add_scalar(name, value, row["round"])
+                scalar = tensorboardX.summary.scalar(name, value)
+                event = tensorboardX.proto.event_pb2.Event(
+                    wall_time=time.time(), step=row["round"], summary=scalar
+                )
+                self._events.write_event(event)
+        self._events.flush()
 
     def close(self) -> None:
         """Writes out what is still in memory."""
