@@ -12,7 +12,10 @@ is read is compared with them, and a damaged checkpoint is set aside for the one
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
+import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -139,6 +142,7 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = KEPT):
         self._directory = directory.resolve()
+        _silence_orbax()
         folders(self._directory)  # Orbax's threads would outlive its complaint about a file there.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True
@@ -179,7 +183,7 @@ class Checkpoints:
 
     def _unwritten(self, error: Exception) -> UserError:
         return UserError(
-            f"A checkpoint in {self._directory} cannot be written ({_first_line(error)}); free "
+            f"A checkpoint in {self._directory} cannot be written ({_reason(error)}); free "
             "some space or name another --workdir. Checkpoints before it are kept."
         )
 
@@ -256,8 +260,7 @@ class Checkpoints:
             restored = self._manager.restore(number, args=ocp.args.Composite(**items))[_STATE]
             arrays = {name: np.asarray(restored[name]) for name in sorted(restored)}
         except Exception as error:  # Orbax raises whatever its storage meets.
-            _silence_abandoned_reads()
-            raise _Damaged(_first_line(error)) from error
+            raise _Damaged(_reason(error)) from error
         if _digests(arrays) != notes.pop("digests"):
             raise _Damaged("its arrays differ from their checksums")
         return list(arrays.values()), notes
@@ -367,19 +370,47 @@ def _any_process(here: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.int32(here))))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: Exception) -> str:
+    """Returns what the storage complains of, without the stack of its layers."""
+    said = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(number) in said:
+            return os.strerror(number)
+    return (said.splitlines() or [type(error).__name__])[0][:200]
 
 
-def _silence_abandoned_reads() -> None:
-    """Keeps reads that Orbax gave up from complaining on standard error when they end."""
-    report = sys.unraisablehook
+class _NotByOrbax(logging.Filter):
+    """Leaves out what Orbax logs: it raises the same, and then the user is told once."""
 
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
 
-    sys.unraisablehook = hook
+
+_NOT_BY_ORBAX = _NotByOrbax()
+
+
+def _silence_orbax() -> None:
+    """Keeps Orbax's threads from complaining on standard error, in pages, of what it also raises.
+
+    Reads and writes that it gave up say so when they end, in whatever thread that is.
+    """
+    logger = logging.getLogger("absl")
+    if _NOT_BY_ORBAX not in logger.filters:
+        logger.addFilter(_NOT_BY_ORBAX)
+    for name in ("unraisablehook", "excepthook"):
+        report = getattr(sys, name)
+        if not hasattr(report, "of_checkpoints"):
+            setattr(sys, name, _without_closed_loops(report))
+
+
+def _without_closed_loops(report: Callable[..., None]) -> Callable[..., None]:
+    def hook(*args):
+        error = args[0].exc_value if len(args) == 1 else args[1]
+        if str(error) != "Event loop is closed":
+            report(*args)
+
+    hook.of_checkpoints = True
+    return hook
 
 
 def _as_dict(state: FederatedState) -> dict[str, PyTree]:

@@ -26,13 +26,13 @@ _held: set[pathlib.Path] = set()
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out of a work directory that exists.
+    """Keeps other processes out of a work directory, which is made where it does not exist.
 
     Of the processes of one run, process 0 does so for all. The system gives the lock back when the
     process ends, however it does; the file `.lock` stays and says which process was the last.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or it cannot be written.
     """
     directory = directory.resolve()
     if jax.process_index() != 0 or directory in _held:
@@ -54,10 +54,11 @@ def _acquire(path: pathlib.Path) -> int:
     # Without `flock` whoever makes the file has it. A process that is killed leaves it behind.
     only_mine = os.O_EXCL if fcntl is None else 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | only_mine, 0o644)
-    except FileExistsError as error:
-        raise _in_use(path) from error
     except OSError as error:
+        if only_mine and isinstance(error, FileExistsError) and path.is_file():
+            raise _in_use(path) from error
         raise UserError(
             f"{path.parent} cannot be written ({error.strerror}); name another --workdir."
         ) from error

@@ -123,7 +123,7 @@ class MetricsWriter:
         old = [path for path in workdir.iterdir() if path.name.startswith("events.out.tfevents.")]
         for path in old:
             path.unlink()
-        # Without the thread of SummaryWriter: it dies on a full disk, and its caller waits for ever.
+        # SummaryWriter's thread dies on a full disk, and its caller then waits for ever.
         self._events = event_file_writer.EventsWriter(str(workdir / "events"))
         for row in rows:
             self._add(row)
