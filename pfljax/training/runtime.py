@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -25,13 +26,17 @@ except ImportError:  # Windows
 CPU_FLAGS = {"--xla_cpu_multi_thread_eigen": "false", "--xla_cpu_prefer_vector_width": "512"}
 
 
-# More devices than this on one CPU are a slip of the hand: each takes threads and memory.
+# More devices than this on one CPU are a mistyped number: each takes threads and memory.
 MOST_CPU_DEVICES = 64
 
 # After so many seconds without a sign of life a process counts as lost. The others then end.
-_HEARTBEAT_SECONDS = 20
+_HEARTBEAT_SECONDS = 30
 # How long processes wait for each other at the end; one may still be writing.
 _SHUTDOWN_SECONDS = 60
+
+
+# What the collectives of CPUs and GPUs and the coordination service say of a lost process.
+_LOST = re.compile("gloo|nccl|peer|heartbeat|coordination|connection|UNAVAILABLE", re.IGNORECASE)
 
 
 def _only_cpu() -> bool:
@@ -115,7 +120,7 @@ def one_sentence_for_lost_processes() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
             raise
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(

@@ -11,10 +11,14 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+# A launcher and the scheduler behind it may both send the signal of one request.
+_SAME_REQUEST_SECONDS = 1.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -57,15 +61,18 @@ class StopRequests:
         return self
 
     def _listen(self, reader: int) -> None:
+        noted = 0.0
         while received := os.read(reader, 1):
             if received[0] not in SIGNALS:
                 continue
             if self._number:
-                os._exit(128 + received[0])
-            self._number = received[0]
+                if time.monotonic() > noted + _SAME_REQUEST_SECONDS:
+                    os._exit(128 + received[0])
+                continue
+            noted, self._number = time.monotonic(), received[0]
             print(
                 f"{signal.Signals(self._number).name}: stopping after the rounds that are running; "
-                "the same signal again ends the process at once",
+                "another one ends the process at once",
                 file=sys.stderr,
                 flush=True,
             )

@@ -29,6 +29,9 @@ def test_the_second_signal_ends_the_process(number):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.stdout.readline() == f"noted {int(number)}\n"
+        process.send_signal(number)  # by the launcher, too
+        time.sleep(1.2)
+        assert process.poll() is None
         process.send_signal(number)
         assert process.wait(timeout=20) == 128 + number
         assert process.stderr.read().startswith(f"{number.name}: stopping after the rounds")
