@@ -239,6 +239,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     for seed in (config.seed, *config.seeds):
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"{seed!r} cannot be a seed; take whole numbers from 0 to 2**32 - 1.")
+    for key in ("seeds", "algorithms"):
+        twice = [value for value in config[key] if list(config[key]).count(value) > 1]
+        if twice:
+            raise UserError(
+                f"config.{key} names {twice[0]!r} twice; name each once, in one option."
+            )
     if not config.seeds:
         raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
     if not config.algorithms:

@@ -181,7 +181,9 @@ def choose_evaluated(
     wanted, count = config.engine.eval_clients, dataset.num_clients
     if not 0 < wanted < count:
         return None
-    chosen = np.random.default_rng(config.data.seed).choice(count, wanted, replace=False)
+    # A stream that neither the partition nor the splits of this seed use.
+    own = np.random.default_rng(np.random.SeedSequence(config.data.seed, spawn_key=(5,)))
+    chosen = own.choice(count, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
 
 

@@ -194,9 +194,12 @@ class _Run:
         """Ends the run; says so in `result.json`, in place of scores."""
         saved = self.checkpoints.latest_round()
         kept = f"the checkpoint of round {saved} is kept" if saved else "no checkpoint was saved"
+        config = self.experiment.config
+        own = config.learning_rates[config.algorithm] is not None
+        rate = f"learning_rates.{config.algorithm}" if own else "client_optimizer.learning_rate"
         self.diverged = (
-            f"{self.experiment.config.algorithm} diverged: {what} in round {round}; lower config."
-            f"client_optimizer.learning_rate or the method's hyper-parameters ({kept})."
+            f"{config.algorithm} diverged: {what} in round {round}; lower config.{rate} or the "
+            f"method's hyper-parameters ({kept})."
         )
         self.summary = result.of_diverged(self.experiment, round, self.diverged)
         if jax.process_index() == 0:

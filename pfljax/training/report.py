@@ -130,6 +130,16 @@ def notes(runs: dict[str, list[Run]]) -> list[str]:
             f"{100 * found:.2g} points are within their sampling error (95 %); {_LIKE_THE_BEST} "
             "marks methods that are no further from the best."
         )
+    idle = {
+        (run.result.get("clients_without_a_step", 0), run.result.get("num_clients"))
+        for seeds in runs.values()
+        for run in seeds
+    }
+    lines += [
+        f"{count} of {total} clients do not fill a batch and never train (config.drop_remainder)."
+        for count, total in sorted(idle)
+        if count
+    ]
     lines += [
         run.result["diverged"]["reason"] for seeds in runs.values() for run in seeds if run.diverged
     ]

@@ -16,7 +16,7 @@ from pfljax.engine import traffic
 from pfljax.training import runtime
 from pfljax.training.clock import Clock
 from pfljax.training.config import planned_rounds
-from pfljax.training.experiment import Experiment
+from pfljax.training.experiment import Experiment, clients_without_a_step
 
 
 def metrics_row(
@@ -199,6 +199,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "planned_rounds": planned_rounds(config),
         "eval_every": config.eval_every,
         "num_clients": dataset.num_clients,
+        "clients_without_a_step": len(clients_without_a_step(config, dataset)),
         "test_examples": int(test.sum()),
         "cohort_size": experiment.plan.size,
         "num_devices": len(experiment.devices),

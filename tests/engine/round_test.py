@@ -13,8 +13,15 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.communication import count
 from pfljax.engine.reference import reference_round
-from pfljax.engine.round import build_rounds, cohort_key, run_rounds
+from pfljax.engine.round import (
+    ALL_FINITE,
+    SERVER_NOT_FINITE,
+    build_rounds,
+    cohort_key,
+    run_rounds,
+)
 from pfljax.engine.start import build_start
+from pfljax.errors import UserError
 from pfljax.training.checkpoint import to_host
 
 
@@ -94,6 +101,75 @@ def test_exchange_equals_the_plain_loop():
     assert 5 <= len(seen) < count
     marks = np.stack([state.clients[i].mark for i in seen])
     np.testing.assert_allclose(outcome.clients.mark[np.array(seen)], marks, rtol=1e-6)
+
+
+@pytest.mark.parametrize("join", ["current", "initial"])
+@pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 2)])
+def test_clients_begin_with_the_servers_state_of_the_round_they_join(join, devices, chunk):
+    """A server that counts rounds; a client that keeps the count with which it began."""
+    algorithm = core.Algorithm(
+        init_server=lambda key, population: jnp.int32(0),
+        init_client=lambda server, profile, key: (server, profile.id),
+        client_update=lambda server, client, data, context: core.ClientOutput(state=client),
+        server_update=lambda server, uploads, cohort, context: server + 1,
+        personalize=lambda server, client, data, context: client,
+    )
+    used, rounds, key = jax.devices()[:devices], 4, jax.random.key(0)
+    plan = sampling.CohortPlan(num_clients=8, size=2)
+    placed = mapping.replicate(federation.examples(), used)
+    step = build_rounds(
+        algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
+    )
+    state = build_start(algorithm, join=join, devices=used)(placed, key)
+    state, _ = step(state, placed, np.int32(rounds), np.int32(rounds))
+    began, ids = to_host(state, 9).clients
+    first = np.zeros(9, int)
+    for round in reversed(range(rounds)):
+        first[np.asarray(sampling.sample(plan, cohort_key(key, round)))] = round
+    assert first.max() > 0
+    np.testing.assert_array_equal(began, first if join == "current" else 0)
+    np.testing.assert_array_equal(ids, np.arange(9))
+    assert np.asarray(state.joined).sum() == (9 if join == "initial" else np.sum(first > 0) + 2)
+
+
+def test_a_state_that_is_not_finite_is_named():
+    def algorithm(broken, where):
+        def client_update(server, client, data, context):
+            bad = jnp.where((context.client_id == broken) & (context.round == 1), jnp.nan, 0.0)
+            return core.ClientOutput(
+                state=client + (bad if where == "state" else 0),
+                sum=core.weighted(jnp.float32(1) + (bad if where == "sum" else 0), 1.0),
+                metrics={"loss": bad if where == "metrics" else jnp.float32(0)},
+            )
+
+        return core.Algorithm(
+            init_server=lambda key, population: jnp.float32(0),
+            init_client=lambda server, profile, key: jnp.float32(0),
+            client_update=client_update,
+            server_update=lambda server, uploads, cohort, context: jnp.where(
+                (where == "server") & (context.round == 1), jnp.inf, server
+            ),
+            personalize=lambda server, client, data, context: client,
+        )
+
+    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    for where in ("state", "sum", "metrics", "server", "nowhere"):
+        found = federation.run(
+            algorithm(5, where), plan=everybody, devices=2, chunk=2, rounds=3
+        ).metrics["not_finite"]
+        culprit = {"server": SERVER_NOT_FINITE, "nowhere": ALL_FINITE}.get(where, 5)
+        assert found[0] == ALL_FINITE and found[1] == culprit, where
+
+
+def test_a_metric_named_as_one_of_the_engine_is_refused():
+    average = federation.make("fedavg")
+
+    def client_update(*args):
+        output = average.client_update(*args)
+        return output._replace(metrics={**output.metrics, "cohort": jnp.float32(0)})
+
+    with pytest.raises(UserError, match="'cohort', which the engine reports itself"):
+        federation.run(average._replace(client_update=client_update))
 
 
 @pytest.mark.parametrize("name", ["scaffold", "ditto"])

@@ -144,6 +144,78 @@ def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_pa
     assert succeed(*command, *options, "--quiet").stdout == ""
 
 
+def test_seeds_on_one_partition_or_on_partitions_of_their_own(comparison, tmp_path):
+    command = [word for word in comparison.command if not word.startswith("--workdir")]
+    methods = "--config.algorithms=('local',)"
+    done = succeed(*command, methods, "--config.seeds_vary=training", f"--workdir={tmp_path}")
+    assert "2 seeds on one partition" in done.stdout
+
+    def sizes(place):
+        return [
+            np.load(place / "local" / f"seed_{seed}" / "clients.npz")["class_counts"].tolist()
+            for seed in (0, 1)
+        ]
+
+    same, own = sizes(tmp_path), sizes(comparison.place)
+    assert same[0] == same[1] == own[0] != own[1]
+
+
+def test_a_method_that_diverges_is_marked_and_the_others_go_on(comparison, tmp_path):
+    command = ["experiments/compare.py", *SMALL, f"--workdir={tmp_path}"]
+    command.append("--config.algorithms=('local','fedavg','fedper')")
+    command += ["--config.learning_rates.fedavg=1e30", "--config.seeds=(0,)"]
+    for _ in range(2):  # the second time nothing is repeated, and the end is the same
+        done = python(*command)
+        assert done.returncode == 2 and "Diverged: fedavg with seed 0; lower" in done.stderr
+        assert "fedavg diverged" in " ".join(done.stdout.split())
+        table = (tmp_path / "comparison.md").read_text()
+        assert "| fedavg | diverged | - |" in table and "| fedper | " in table
+    result = json.loads(
+        (tmp_path / "fedavg" / "seed_0" / "result.json").read_text(), parse_constant=pytest.fail
+    )
+    assert "not finite in round 1" in result["diverged"]["reason"]
+    assert "lower config.learning_rates.fedavg" in result["diverged"]["reason"]
+
+
+def test_a_comparison_shows_what_lies_beside_it_and_takes_other_rounds_to_evaluate(comparison):
+    done = succeed(
+        *comparison.command,
+        "--config.algorithms=('fedper',)",
+        "--config.eval_every=2",
+    )
+    methods = [line.split()[0] for line in done.stdout.splitlines() if " ± " in line]
+    assert set(methods) - {"Test"} == {"fedper", "local", "fedavg", "ditto"}
+    assert "evaluated at different rounds" in " ".join(done.stdout.split())
+
+
+def test_the_overview_of_comparisons_and_sweeps(comparison, tmp_path):
+    (tmp_path / "sweeps" / "digits").mkdir(parents=True)
+    (tmp_path / "sweeps" / "digits" / "sweep_local.csv").write_text(
+        "learning_rates.local,validation_accuracy,test_accuracy\n0.1,0.95,0.9\n1.0,diverged,diverged\n"
+    )
+    done = succeed(
+        "experiments/overview.py",
+        f"--comparisons={comparison.place.parent}",
+        f"--sweeps={tmp_path / 'sweeps'}",
+    )
+    (line,) = [line for line in done.stdout.splitlines() if comparison.place.name in line]
+    assert "**" in line and " ± " in line and line.startswith(f"| `{comparison.place.name}` | ")
+    assert "| `digits` | `local` | 0.1: 95.0, 1.0: diverged |" in done.stdout
+    refused = python("experiments/overview.py", f"--sweeps={tmp_path / 'nothing'}")
+    assert refused.returncode == 2 and "is no directory" in refused.stderr
+
+
+def test_every_method_is_swept_with_the_same_values(tmp_path):
+    command = ["experiments/sweep.py", *SMALL, f"--workdir={tmp_path}", "--every_method"]
+    command += ["--config.algorithms=('local','fedper')", "--values=learning_rate=0.02,0.1,1e30"]
+    done = succeed(*command)
+    words = done.stdout.split()
+    assert words.count("best:") == 2 and "diverged" in words
+    for name in ("local", "fedper"):
+        assert f"--config.learning_rates.{name}=0.1" in words
+        assert "diverged" in (tmp_path / f"sweep_{name}.csv").read_text()
+
+
 def test_a_sweep_names_the_best_value_by_validation(tmp_path):
     options = ["--config.algorithm=ditto", "--config.seeds=(0,1)", f"--workdir={tmp_path}"]
     values = ["--values=hparams.ditto.lam=0.01,1.0", "--values=client_optimizer.learning_rate=0.1"]

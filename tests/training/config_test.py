@@ -95,6 +95,8 @@ def changed(**changes):
             "config.rounds is 1(0){20}; it must be a whole",
         ),
         ("planned_rounds", 3, "config.planned_rounds is 3, less than config.rounds"),
+        ("seeds", (0, 1, 0), "config.seeds names 0 twice"),
+        ("algorithms", ("local", "local"), "config.algorithms names 'local' twice"),
         ("seeds_vary", "partition", "'everything'|everything, training"),
         ("cohort.join", "now", "current, initial"),
         ("cohort.dropout", float("nan"), "must lie in"),

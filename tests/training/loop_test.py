@@ -217,3 +217,17 @@ def test_going_on_beyond_the_plan_is_told_where_the_method_reads_it(tmp_path):
 def test_no_array_of_the_caller_is_lost(built, straight):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(built.examples))
     assert tree.num_bytes(built.examples.inputs) == 1797 * 64
+
+
+def test_losses_of_held_out_clients_stand_apart(straight):
+    directory, _, _ = straight
+    row, clients = (
+        writers.read_rows(directory / "metrics.jsonl")[-1],
+        np.load(directory / "clients.npz"),
+    )
+    unseen, sizes = clients["unseen"], clients["test_size"]
+    assert unseen.sum() == 1
+    for who, some in (("", ~unseen), ("unseen_", unseen)):
+        losses = clients["personal_test_loss"][some]
+        mean = np.average(losses, weights=sizes[some])
+        np.testing.assert_allclose(row[f"personal/{who}test_loss"], mean, rtol=1e-5)
