@@ -30,6 +30,7 @@ from pfljax.errors import DivergedError
 from pfljax.training import config as config_lib
 from pfljax.training import (
     experiment,
+    locks,
     loop,
     partition_report,
     placement,
@@ -129,6 +130,11 @@ class Comparison:
 def main():
     config, directory = binary.study()
     config_lib.check(config)
+    with locks.hold(directory):
+        _compare(config, directory)
+
+
+def _compare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     comparison = Comparison(config, directory)
     # Every method is built before the first one runs, so that no mistake shows up after an hour.
     if not comparison.on_host():
