@@ -30,6 +30,7 @@ from pfljax.errors import DivergedError
 from pfljax.training import config as config_lib
 from pfljax.training import (
     experiment,
+    locks,
     loop,
     partition_report,
     placement,
@@ -53,6 +54,7 @@ class Comparison:
       config: of the comparison.
       directory: its work directory.
       to_do: the runs that are not finished.
+      longer: those of them that are finished with fewer rounds, and go on.
       datasets: of each seed that is to run.
     """
 
@@ -62,6 +64,7 @@ class Comparison:
         self.to_do = [run for run in runs if not workdir.is_finished(self.place(run), self.of(run))]
         for run in self.to_do:
             workdir.check(self.place(run), self.of(run), resume=True)
+        self.longer = [run for run in self.to_do if (self.place(run) / "result.json").exists()]
         self.datasets = self._load()
         self._examples: dict[int, Any] = {}
         self._built: dict[Any, experiment.Experiment] = {}
@@ -127,11 +130,19 @@ class Comparison:
 def main():
     config, directory = binary.study()
     config_lib.check(config)
+    with locks.hold(directory):
+        _compare(config, directory)
+
+
+def _compare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     comparison = Comparison(config, directory)
     # Every method is built before the first one runs, so that no mistake shows up after an hour.
     if not comparison.on_host():
         for run in comparison.to_do:
             loop.check_plan(comparison.build(run), comparison.place(run))
+    if comparison.longer:
+        names = ", ".join(f"{name} with seed {seed}" for name, seed in comparison.longer)
+        binary.say(f"Going on to {config.rounds} rounds, and replacing their results: {names}")
     diverged = []
     with binary.progress(config.rounds) as add_bar:
         if _VMAP_SEEDS.value:

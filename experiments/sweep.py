@@ -35,7 +35,7 @@ from absl import flags
 
 from pfljax.errors import DivergedError, UserError
 from pfljax.training import config as config_lib
-from pfljax.training import loop, together, workdir, writers
+from pfljax.training import locks, loop, together, workdir, writers
 
 binary.define_study()
 _VALUES = flags.DEFINE_multi_string(
@@ -119,7 +119,8 @@ def main():
     for name in config.algorithms if _EVERY_METHOD.value else (config.algorithm,):
         own = changed(config, {"algorithm": name}, config.seed)
         try:
-            found[name] = sweep(own, directory)
+            with locks.hold(directory):
+                found[name] = sweep(own, directory)
         except DivergedError:
             diverged.append(name)
     if jax.process_index() == 0:

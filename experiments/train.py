@@ -12,21 +12,24 @@ from __future__ import annotations
 import binary
 from absl import flags
 
-from pfljax.training import experiment, loop, report, workdir
+from pfljax.training import experiment, locks, loop, report, workdir
 
 binary.define_study()
-_RESUME = flags.DEFINE_bool("resume", False, "Go on from the newest checkpoint, if there is one.")
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "Go on from the newest good checkpoint, if there is one."
+)
 
 
 def main():
     config, directory = binary.study()
     experiment.check(config)
     workdir.check(directory, config, resume=_RESUME.value)
-    built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
-    score = built.task.score
-    with binary.progress(config.rounds) as add_bar:
-        bar = add_bar(config.algorithm, score)
-        result = loop.run(built, directory, resume=_RESUME.value, progress=bar)
+    with locks.hold(directory):
+        built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
+        score = built.task.score
+        with binary.progress(config.rounds) as add_bar:
+            bar = add_bar(config.algorithm, score)
+            result = loop.run(built, directory, resume=_RESUME.value, progress=bar)
     for model in ("personal", "global"):
         found = report.scores_of(result, model)
         if found is not None:

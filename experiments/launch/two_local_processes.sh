@@ -11,8 +11,22 @@ export JAX_PLATFORMS=cpu
 together=(--coordinator="127.0.0.1:${PORT:-9476}" --num_processes=2)
 
 python "$@" "${together[@]}" --process_id=1 &
-second=$!
-# Where process 0 fails, process 1 would wait for it.
-trap 'kill "$second" 2>/dev/null || true' EXIT
-python "$@" "${together[@]}" --process_id=0
-wait "$second"
+processes=($!)
+python "$@" "${together[@]}" --process_id=0 &
+processes+=($!)
+
+# Both save a checkpoint after the rounds that are running, and end.
+stop() {
+  kill -TERM $(jobs -pr) 2>/dev/null || true
+}
+trap stop TERM INT HUP
+
+while [ -n "$(jobs -pr)" ]; do
+  # Where one fails, the other would wait for it.
+  wait -n || stop
+done
+status=0
+for process in "${processes[@]}"; do
+  wait "$process" || status=$?
+done
+exit "$status"

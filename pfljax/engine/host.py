@@ -135,8 +135,32 @@ class HostPopulation:
         return self._file
 
     def snapshot(self, state: FederatedState) -> FederatedState:
-        """Returns the state to put into a checkpoint; its rows are on disk and stay there."""
-        return state._replace(clients=self.file.snapshot(state.clients[0])[None])
+        """Returns the state to put into a checkpoint; its rows are on disk and stay there.
+
+        Its `clients` is a `rows.Snapshot` whose arrays are `[1, num_clients]`.
+        """
+        kept = self.file.snapshot(state.clients[0])
+        return state._replace(clients=jax.tree.map(lambda leaf: leaf[None], kept))
+
+    def like_snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns a state of the form that `snapshot` returns, without looking at any row."""
+        return state._replace(clients=rows.Snapshot(state.clients, state.clients))
+
+    def damaged(self, kept: FederatedState) -> np.ndarray:
+        """Returns the clients whose rows are not as a `snapshot` left them."""
+        return self.file.damaged(jax.tree.map(lambda leaf: leaf[0], kept.clients))
+
+    def adopt(self, kept: Sequence[FederatedState]) -> FederatedState:
+        """Goes on from the last of these snapshots; the rows of no other stay.
+
+        Args:
+          kept: all snapshots of an earlier run that may still be resumed from.
+
+        Returns:
+          The state of the last one, as the round program takes it.
+        """
+        self.file.adopt([jax.tree.map(lambda leaf: leaf[0], one.clients) for one in kept])
+        return kept[-1]._replace(clients=kept[-1].clients.table.copy())
 
     def one_client(self) -> tuple[PyTree, Examples]:
         """Returns shapes of a private state, and the examples of client 0 alone."""

@@ -74,16 +74,25 @@ def over_rounds(
       validation: likewise, None where there are no validation examples.
       unseen: of the clients held out, on their test examples; None where there are none.
       more_is_better: whether the best is the maximum over rounds, or the minimum.
+
+    Returns:
+      The scores; a round whose score is not finite is never the best one.
     """
     last = test[-1]
     best = None
-    name, extreme, find = ("max", max, np.argmax) if more_is_better else ("min", min, np.argmin)
+    name, find = ("max", np.argmax) if more_is_better else ("min", np.argmin)
+    worst = -math.inf if more_is_better else math.inf
+
+    def best_of(summaries):
+        scores = np.array([summary.weighted for summary in summaries])
+        return int(find(np.where(np.isfinite(scores), scores, worst)))
+
     if all(summary is not None for summary in validation):
-        best = test[int(find([summary.weighted for summary in validation]))].weighted
+        best = test[best_of(validation)].weighted
     result = {
         "last": last.weighted,
         "at_best_validation": best,
-        f"{name}_over_rounds": extreme(summary.weighted for summary in test),
+        f"{name}_over_rounds": test[best_of(test)].weighted,
         "unweighted_last": last.unweighted,
         "std": last.std,
         "worst_decile": last.worst_decile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from pfljax.engine import reads, variants
 from pfljax.engine.round import ALL_FINITE
 from pfljax.errors import DivergedError, UserError
 from pfljax.training import config as config_lib
-from pfljax.training import result, workdir, writers
-from pfljax.training.checkpoint import Checkpoints
+from pfljax.training import locks, result, workdir, writers
+from pfljax.training.checkpoint import Checkpoints, Restored
 from pfljax.training.clock import Clock
 from pfljax.training.experiment import Experiment
+from pfljax.training.stopping import Stopped, StopRequests
 
 # Called after every call of the round program: (rounds done, scores so far).
 Progress = Callable[[int, dict[str, float]], None]
@@ -46,6 +48,7 @@ def run(
     Raises:
       UserError: the directory holds another run.
       DivergedError: a state or a loss is not finite any more.
+      Stopped: a signal asked for it; a checkpoint is saved.
     """
     runs = [_Run(experiment, directory)]
     _train(experiment, runs, resume, progress)
@@ -77,6 +80,7 @@ def run_together(
     Raises:
       UserError: a directory holds another run.
       DivergedError: all variants diverged.
+      Stopped: a signal asked for it; checkpoints are saved.
     """
     datasets = datasets or [experiment.dataset] * len(configs)
     runs = [
@@ -121,7 +125,8 @@ class _Run:
 
     Attributes:
       checkpoints: its checkpoints; None before `claim`.
-      saved: the round of the newest one to go on from; None for none.
+      saved: the round of the newest one in the directory, whose arrays may be damaged, or of the
+        newest one saved since; None for none.
       rows: of `metrics.jsonl`.
       diverged: why the run goes on no more; None while it does.
       summary: the content of `result.json`, at the end.
@@ -136,22 +141,54 @@ class _Run:
         self.summary: dict[str, Any] | None = None
         self._writer = None
         self._evaluation = None
+        self._lock, self._files = contextlib.ExitStack(), contextlib.ExitStack()
 
     def claim(self, resume: bool) -> None:
         """Takes the work directory, and finds out from which round to go on."""
         workdir.check(self.directory, self.experiment.config, resume=resume)
+        self._lock.enter_context(locks.hold(self.directory))
         check_plan(self.experiment, self.directory)
         workdir.claim(self.directory, self.experiment.config, resume=resume)
         workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
         self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        self._files.callback(self.checkpoints.close)
         self.saved = self.checkpoints.latest_round() if resume else None
 
-    def begin(self, done: int) -> None:
-        """Opens the files, with the rows of the rounds that are done."""
-        rows = writers.read_rows(self.directory / "metrics.jsonl")
-        self.rows = [row for row in rows if row["round"] <= done]
+    def begin(self, notes: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Opens the files, with the rows of the rounds that are done.
+
+        Args:
+          notes: of the checkpoint to go on from; empty for none.
+
+        Returns:
+          The metrics of the last call before that checkpoint.
+        """
+        self.rows = list(notes.get("rows", []))
         if jax.process_index() == 0:
             self._writer = writers.MetricsWriter(self.directory, self.rows)
+            self._files.callback(self._writer.close)
+        history = notes.get("history", {})
+        return {name: np.asarray(values, dtype) for name, (dtype, values) in history.items()}
+
+    def save(self, state: FederatedState, history: dict[str, np.ndarray], done: int) -> None:
+        """Saves a checkpoint, from which everything else in the directory can be made again.
+
+        Args:
+          state: the client states as a checkpoint keeps them.
+          history: the metrics of the last call of the round program, for the row of this round
+            where that is still to come.
+          done: rounds.
+        """
+        notes = {
+            "settings": workdir.settings(self.experiment.config),
+            "clients_per_chunk": self.experiment.clients_per_chunk,
+            "rows": self.rows,
+            "history": {
+                name: (values.dtype.name, values.tolist()) for name, values in history.items()
+            },
+        }
+        self.checkpoints.save(state, self.experiment.dataset.num_clients, notes)
+        self.saved = done
 
     def diverge(self, round: int, what: str) -> None:
         """Ends the run; says so in `result.json`, in place of scores."""
@@ -180,36 +217,42 @@ class _Run:
                 self._writer.write(self.rows[-1])
 
     def finish(self, state: FederatedState, clock: Clock) -> None:
-        """Writes `result.json` and `clients.npz`."""
+        """Writes `result.json` and `clients.npz`, after all that they are made of."""
+        self._files.close()
         self.summary = result.summarize(self.experiment, state, self.rows, clock)
         if jax.process_index() == 0:
-            result.write_clients(self.directory / "clients.npz", self.experiment, self._evaluation)
+            clients, rows = self.directory / "clients.npz", self.directory / "metrics.jsonl"
+            result.write_clients(clients, self.experiment, self._evaluation)
+            self.summary = writers.sealed(self.summary, [clients, rows])
             writers.write_json(self.directory / "result.json", self.summary)
 
     def close(self) -> None:
-        for opened in (self.checkpoints, self._writer):
-            if opened:
-                opened.close()
+        """Writes out what is still in memory, and lets others have the directory."""
+        try:
+            self._files.close()
+        finally:
+            self._lock.close()
 
 
 def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or several variants."""
-    config, num_clients = experiment.config, experiment.dataset.num_clients
-    population = experiment.population
-    clock = Clock(experiment)
-    try:
+    config, population = experiment.config, experiment.population
+    with contextlib.ExitStack() as opened:
+        clock = Clock(experiment)
+        opened.callback(clock.close)
+        stop = opened.enter_context(StopRequests())
         for run in runs:
+            opened.callback(run.close)
             run.claim(resume)
         if population is not None:
             (run,) = runs
             # Beside the checkpoints, which tell whose rows they are.
             population.open(run.directory / population.file_name, anew=run.saved is None)
         state = clock.start([run.experiment.config.seed for run in runs])
-        state, done = _resumed(experiment, runs, state)
-        for run in runs:
-            run.begin(done)
+        state, notes = _resumed(experiment, runs, state)
+        done = runs[0].saved or 0
+        histories = [run.begin(own) for run, own in zip(runs, notes, strict=True)]
 
-        histories = [{} for _ in runs]
         while True:
             missing = any(not run.rows or run.rows[-1]["round"] < done for run in runs)
             last = done == config.rounds
@@ -220,26 +263,46 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
                     if not run.diverged:
                         run.record(done, evaluation, history)
                 _require_any(runs)
+            if done and _is_due(done, config.checkpoint_every, config):
+                _save(experiment, runs, state, histories, done)
             progress(done, _mean_scores(runs))
             if last:
                 break
+            _stop_if_asked(stop, experiment, runs, state, histories, done)
             now = min(_next_stop(done, config) - done, config.engine.rounds_per_call)
             state, history = clock.run_rounds(state, now)
             done += now
             histories = _each(experiment, history)
             _note_divergence(runs, histories, done)
-            if _is_due(done, config.checkpoint_every, config):
-                for run, own in zip(runs, _states(experiment, state), strict=True):
-                    if not run.diverged:
-                        kept = own if population is None else population.snapshot(own)
-                        run.checkpoints.save(kept, num_clients)
-    finally:
-        for run in runs:
-            run.close()
-        clock.close()
-    for run, own in zip(runs, _states(experiment, state), strict=True):
-        if not run.diverged:
-            run.finish(own, clock)
+            _stop_if_asked(stop, experiment, runs, state, histories, done)
+        for run, own in zip(runs, _states(experiment, state), strict=True):
+            if not run.diverged:
+                run.finish(own, clock)
+        if number := stop.signal_number():
+            raise Stopped(number, f"after round {done}, the last one; its results are written")
+
+
+def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int) -> None:
+    """Saves a checkpoint of each run that has none of this round and did not diverge."""
+    population = experiment.population
+    for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
+        if not run.diverged and run.saved != done:
+            run.save(own if population is None else population.snapshot(own), history, done)
+
+
+def _stop_if_asked(
+    stop: StopRequests, experiment: Experiment, runs: list[_Run], state, histories, done: int
+) -> None:
+    """Raises `Stopped` where a signal asked for it, after saving a checkpoint."""
+    number = stop.signal_number()
+    if not number:
+        return
+    if not done:
+        raise Stopped(number, "before the first round; nothing was trained yet")
+    _save(experiment, runs, state, histories, done)
+    for run in runs:
+        run.close()  # Only then is the checkpoint on disk.
+    raise Stopped(number, f"after round {done}, of which there is a checkpoint")
 
 
 def _each(experiment: Experiment, stacked: Any) -> list[Any]:
@@ -260,35 +323,59 @@ def _states(experiment: Experiment, state: FederatedState) -> list[FederatedStat
 
 def _resumed(
     experiment: Experiment, runs: list[_Run], state: FederatedState
-) -> tuple[FederatedState, int]:
-    """Returns the state to go on from, and the rounds done."""
-    saved = {run.saved for run in runs}
-    if saved == {None}:
-        return state, 0
-    if len(saved) > 1:
+) -> tuple[FederatedState, list[dict[str, Any]]]:
+    """Returns the state to go on from, and the notes that its checkpoints hold."""
+    if all(run.saved is None for run in runs):
+        return state, [{} for _ in runs]
+    if any(run.saved is None for run in runs):
+        raise _out_of_step(runs)
+    config, restored = experiment.config, []
+    for run, own in zip(runs, _states(experiment, state), strict=True):
+        restored.append(_restore(run, own))
+        settings = restored[-1].notes.get("settings")
+        if settings is not None:
+            workdir.require_same_settings(run.directory, settings, run.experiment.config)
+        run.saved = int(restored[-1].state.round)
+    if len({run.saved for run in runs}) > 1:
+        raise _out_of_step(runs)
+    if runs[0].saved > config.rounds:
         raise UserError(
-            f"{runs[0].directory.parent} holds runs that stopped after different numbers of "
-            "rounds; finish them one by one, without sharing a program."
-        )
-    (done,) = saved
-    config, num_clients = experiment.config, experiment.dataset.num_clients
-    if done > config.rounds:
-        raise UserError(
-            f"{runs[0].directory} holds a run of {done} rounds and config.rounds is "
+            f"{runs[0].directory} holds a run of {runs[0].saved} rounds and config.rounds is "
             f"{config.rounds}; raise it, or name another --workdir."
         )
-    restored = [
-        run.checkpoints.restore(own, num_clients, experiment.devices)
-        for run, own in zip(runs, _states(experiment, state), strict=True)
-    ]
-    population = experiment.population
-    if population is not None and not population.file.has(restored[0].clients[0]):
-        raise UserError(
-            f"{runs[0].directory / population.file_name} has not all rows of the checkpoint of "
-            f"round {done}; go on with as many processes as the run had, or start anew in another "
-            "work directory."
+    states, notes = [one.state for one in restored], [one.notes for one in restored]
+    return states[0] if experiment.num_variants is None else variants.stack(states), notes
+
+
+def _restore(run: _Run, state: FederatedState) -> Restored:
+    """Reads the newest good checkpoint of a run."""
+    population, devices = run.experiment.population, run.experiment.devices
+    num_clients = run.experiment.dataset.num_clients
+    if population is None:
+        return run.checkpoints.restore(state, num_clients, devices)[0]
+    path = run.directory / population.file_name
+
+    def accept(kept: FederatedState) -> str | None:
+        bad = population.damaged(kept)
+        if not bad.size:
+            return None
+        return (
+            f"the states of {bad.size} clients, such as client {bad[0]}, are missing or damaged in "
+            f"{path}; a run goes on with as many processes as it had"
         )
-    return restored[0] if experiment.num_variants is None else variants.stack(restored), done
+
+    found = run.checkpoints.restore(
+        population.like_snapshot(state), num_clients, devices, all_of_them=True, accept=accept
+    )
+    oldest_first = [one.state for one in reversed(found)]
+    return found[0]._replace(state=population.adopt(oldest_first))
+
+
+def _out_of_step(runs: list[_Run]) -> UserError:
+    return UserError(
+        f"{runs[0].directory.parent} holds runs that stopped after different numbers of "
+        "rounds; finish them one by one, without sharing a program."
+    )
 
 
 def _mean_scores(runs: list[_Run]) -> dict[str, float]:

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import resource
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from pfljax.engine import mapping
 from pfljax.errors import UserError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 # Each CPU device computes on a thread of its own: sharing every product between all devices costs a
 # tenth of the speed. Loops use the longest vectors that there are.
 CPU_FLAGS = {"--xla_cpu_multi_thread_eigen": "false", "--xla_cpu_prefer_vector_width": "512"}
+
+
+# More devices than this on one CPU are a mistyped number: each takes threads and memory.
+MOST_CPU_DEVICES = 64
+
+# After so many seconds without a sign of life a process counts as lost. The others then end.
+_HEARTBEAT_SECONDS = 30
+# How long processes wait for each other at the end; one may still be writing.
+_SHUTDOWN_SECONDS = 60
+
+
+# What the collectives of CPUs and GPUs and the coordination service say of a lost process.
+_LOST = re.compile("gloo|nccl|peer|heartbeat|coordination|connection|UNAVAILABLE", re.IGNORECASE)
 
 
 def _only_cpu() -> bool:
@@ -52,16 +71,28 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
         missing = [f"{flag}={value}" for flag, value in CPU_FLAGS.items() if flag not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
     wanted = -(-devices // processes) if devices else max(1, available_cores() // processes)
+    wanted = min(wanted, max(MOST_CPU_DEVICES, available_cores()))
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
         # The backend runs already (a notebook, a test): its devices are what there is.
         pass
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache) / "pfljax"))
+        cache = _cache_directory()
+        if cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cache_directory() -> pathlib.Path | None:
+    """Returns where compiled programs are kept; None for a user without a home directory."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "pfljax"
+    try:
+        return pathlib.Path.home() / ".cache" / "pfljax"
+    except RuntimeError:
+        return None
 
 
 def join_processes(
@@ -69,11 +100,32 @@ def join_processes(
 ) -> None:
     """Joins the processes of a run; on SLURM, Cloud TPU and MPI, JAX detects all three itself."""
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"The processes could not be joined ({error}); outside SLURM, MPI and Cloud TPU name "
             "--coordinator=HOST:PORT, --num_processes and --process_id."
+        ) from error
+
+
+@contextlib.contextmanager
+def one_sentence_for_lost_processes() -> Iterator[None]:
+    """Turns what XLA raises when another process of the run is gone into a `UserError`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"Another process of this run ended or cannot be reached ({lines[0][:200]}); see what "
+            "it said, and start all processes again with --resume."
         ) from error
 
 
@@ -100,8 +152,10 @@ def devices(wanted: int) -> Sequence[jax.Device]:
     return present[: wanted or len(present)]
 
 
-def peak_host_bytes() -> int:
-    """Returns the most memory this process has held."""
+def peak_host_bytes() -> int | None:
+    """Returns the most memory this process has held; None where the system does not say."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

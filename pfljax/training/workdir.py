@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import ml_collections
 
 from pfljax.errors import UserError
-from pfljax.training import writers
+from pfljax.training import checkpoint, writers
 from pfljax.training.config import planned_rounds
 
 # Keys that may differ between a run and its resumption: they change neither state nor meaning.
@@ -21,6 +22,11 @@ _FREE_KEYS = (
 
 # What the engine chose for the run.
 _ENGINE = "engine.json"
+
+# The storage of checkpoints takes these in a path for patterns, and would read other files.
+_PATTERNS = "*?[\\"
+# How long a path may be, and how much of it the files of a checkpoint need.
+_LONGEST_PATH, _LONGEST_FILE = 4096, 256
 
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -56,31 +62,73 @@ def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
     return None
 
 
-def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` where the run in a work directory was started with another config."""
-    difference = first_difference(writers.read_json(directory / "config.json"), settings(config))
+def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the `settings` of the run in a work directory; None for no run.
+
+    Those in its newest checkpoint, which have a checksum, count before `config.json`.
+
+    Raises:
+      UserError: `config.json` is damaged, and no checkpoint can replace it.
+    """
+    notes = checkpoint.newest_notes(directory)
+    if notes is not None and "settings" in notes:
+        return notes["settings"]
+    path = directory / "config.json"
+    if not path.exists():
+        return None
+    content = writers.read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no config; remove it and run again.")
+    return content
+
+
+def require_same_settings(
+    directory: pathlib.Path, before: dict[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Raises a `UserError` where a run was started with another config.
+
+    Args:
+      directory: that holds the run.
+      before: its `settings`.
+      config: of the run that is to go on there.
+    """
+    difference = first_difference(before, settings(config))
     if difference:
         raise UserError(
             f"{directory} holds a run with another config: {difference}; name another --workdir."
         )
 
 
+def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` where the run in a work directory was started with another config."""
+    before = settings_before(directory)
+    if before is not None:
+        require_same_settings(directory, before, config)
+
+
 def planned_before(directory: pathlib.Path) -> int | None:
     """Returns for how many rounds the run in a work directory was planned; None for no run."""
-    path = directory / "config.json"
-    if not path.exists():
-        return None
-    content = writers.read_json(path)
-    return content.get("planned_rounds") or content["rounds"]
+    before = settings_before(directory) or {}
+    return before.get("planned_rounds") or before.get("rounds")
 
 
 def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether this very run has been done; raises a `UserError` where another one has."""
-    result = directory / "result.json"
-    if not result.exists():
+    """Whether this very run has been done; raises a `UserError` where another one has.
+
+    A run whose files are damaged is not finished: resuming it writes them anew.
+    """
+    require_usable(directory)
+    path = directory / "result.json"
+    if not path.exists():
         return False
     require_same(directory, config)
-    return writers.read_json(result)["rounds"] == config.rounds
+    try:
+        result = writers.read_json(path)
+        writers.read_rows(directory / "metrics.jsonl")
+    except UserError:
+        return False
+    intact = isinstance(result, dict) and writers.is_intact(result, directory)
+    return intact and result.get("rounds") == config.rounds
 
 
 def clients_per_chunk(directory: pathlib.Path) -> int | None:
@@ -88,14 +136,43 @@ def clients_per_chunk(directory: pathlib.Path) -> int | None:
 
     Another choice would change the rounding, and resuming is exact to the last bit.
     """
+    notes = checkpoint.newest_notes(directory)
+    if notes is not None and "clients_per_chunk" in notes:
+        return notes["clients_per_chunk"]
     path = directory / _ENGINE
-    return writers.read_json(path)["clients_per_chunk"] if path.exists() else None
+    try:
+        number = writers.read_json(path)["clients_per_chunk"] if path.exists() else None
+    except (UserError, TypeError, KeyError):
+        return None  # There is no checkpoint to go on from, so any choice will do.
+    return number if type(number) is int and number > 0 else None
 
 
 def keep_clients_per_chunk(directory: pathlib.Path, number: int) -> None:
     """Notes it for `clients_per_chunk`."""
     if jax.process_index() == 0:
         writers.write_json(directory / _ENGINE, {"clients_per_chunk": number})
+
+
+def require_usable(directory: pathlib.Path) -> None:
+    """Raises a `UserError` where no run can keep its files in a directory of this name."""
+    shown = f"{str(directory)[:80]}..." if len(str(directory)) > 80 else str(directory)
+    try:
+        whole = os.path.realpath(directory)
+        length = len(whole.encode())
+        directory.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # Making it says so, where it is so.
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or what is no Unicode
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{shown!a} cannot be used ({reason}); name another --workdir.") from error
+    patterns = [character for character in _PATTERNS if character in whole]
+    if patterns:
+        raise UserError(
+            f"{whole!r} contains {' '.join(patterns)}, which the storage of checkpoints takes for "
+            "a pattern; name another --workdir."
+        )
+    if length + _LONGEST_FILE > _LONGEST_PATH:
+        raise UserError(f"{shown!r} is too long ({length} bytes); name another --workdir.")
 
 
 def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
@@ -109,18 +186,17 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume:
     Raises:
       UserError: it holds another run, or one that was not asked to be resumed, or cannot be made.
     """
-    if (directory / "config.json").exists():
-        require_same(directory, config)
-        has_checkpoints = any((directory / "checkpoints").glob("[0-9]*"))
-        if has_checkpoints and not resume:
-            raise UserError(
-                f"{directory} holds this run already; add --resume to go on with it, or name "
-                "another --workdir."
-            )
+    require_usable(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_be_written(directory, error) from error
+    require_same(directory, config)
+    if checkpoint.latest_round(directory) is not None and not resume:
+        raise UserError(
+            f"{directory} holds this run already; add --resume to go on with it, or name "
+            "another --workdir."
+        )
 
 
 def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:

@@ -71,3 +71,12 @@ def test_unseen_clients_have_their_own_number():
     result = over_rounds(rounds(0.5, 0.9), rounds(0.5, 0.4), rounds(0.2, 0.3))
     assert result["unseen_last"] == 0.3
     assert result["last"] == 0.9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("more", [True, False])
+def test_a_round_that_is_not_finite_is_never_the_best(bad, more):
+    test, validation = rounds(0.5, bad, 0.7), rounds(0.1, bad, 0.3)
+    result = over_rounds(test, validation, rounds(None, None, None), more_is_better=more)
+    name = "max_over_rounds" if more else "min_over_rounds"
+    assert result[name] == result["at_best_validation"] == (0.7 if more else 0.5)

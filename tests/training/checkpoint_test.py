@@ -13,6 +13,7 @@ import pytest
 from pfljax.core import FederatedState
 from pfljax.engine import mapping
 from pfljax.errors import UserError
+from pfljax.training import checkpoint
 from pfljax.training.checkpoint import Checkpoints, to_devices, to_host
 
 NUM_CLIENTS = 7
@@ -91,7 +92,9 @@ def folder(saved, tmp_path):
 def restore(folder, like=None, devices=3):
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore(like or template(), NUM_CLIENTS, jax.devices()[:devices])
+        return checkpoints.restore(like or template(), NUM_CLIENTS, jax.devices()[:devices])[
+            0
+        ].state
     finally:
         checkpoints.close()
 
@@ -104,18 +107,57 @@ def fill_with_zeros(path: pathlib.Path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("damage", [truncate, fill_with_zeros, pathlib.Path.unlink])
-@pytest.mark.parametrize("which", ["*", "manifest*", "_METADATA", "d/*"])
-def test_a_damaged_checkpoint_is_named(folder, which, damage, monkeypatch):
+def flip_a_bit(path: pathlib.Path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGES = [truncate, fill_with_zeros, flip_a_bit, pathlib.Path.unlink]
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which restoring replaces
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", ["*", "state/manifest*", "state/_METADATA", "d/*", "notes/m*"])
+def test_a_damaged_checkpoint_is_set_aside(folder, which, damage, hook, capsys):
     files = [path for path in (folder / "6").rglob(which) if path.is_file()]
     assert files, "Orbax keeps other files now; name those instead"
     for path in files:
         damage(path)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # which restoring replaces
-    with pytest.raises(UserError) as refusal:
+    restored = restore(folder)
+    said = capsys.readouterr().err
+    if said:
+        assert_same(to_host(restored, NUM_CLIENTS), on_host(round=5))
+        assert said.startswith("warning: the checkpoint of round 6 is damaged (")
+        assert said.count("\n") == 1 and str(folder / "6.damaged") in said
+        assert sorted(path.name for path in folder.iterdir()) == ["5", "6.damaged"]
+    else:  # what is damaged was not needed
+        assert which != "*"
+        assert_same(to_host(restored, NUM_CLIENTS), on_host(round=6))
+
+
+def test_where_all_are_damaged_the_newest_is_named(folder, hook):
+    for path in folder.rglob("d/*"):
+        fill_with_zeros(path)
+    with pytest.raises(UserError, match="round 6 cannot be used .*start anew") as refusal:
         restore(folder)
-    assert str(folder / "6") in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_follows_one_that_was_set_aside(folder, hook, capsys):
+    for path in (folder / "6").rglob("d/*"):
+        fill_with_zeros(path)
+    checkpoints = Checkpoints(folder)
+    (restored,) = checkpoints.restore(template(), NUM_CLIENTS, jax.devices()[:2])
+    state = restored.state._replace(round=jnp.int32(6))
+    checkpoints.save(state, NUM_CLIENTS, {"rows": [1]})
+    checkpoints.close()
+    assert int(restore(folder).round) == 6
+    assert checkpoint.newest_notes(folder.parent)["rows"] == [1]
 
 
 def test_the_newest_is_read_and_the_oldest_gone(saved):

@@ -32,7 +32,7 @@ def test_the_files(straight):
     names = {file.name for file in directory.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     files = {"config.json", "engine.json", "metrics.jsonl", "clients.npz", "result.json"}
-    assert names - events == {*files, "checkpoints"} and len(events) == 1
+    assert names - events == {*files, ".lock", "checkpoints"} and len(events) == 1
     assert (directory / events.pop()).stat().st_size > 500
     assert json.loads((directory / "result.json").read_text()) == result
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["4", "6"]

@@ -1,11 +1,12 @@
 """Runs whose population lies on the host: their numbers, their resumption, what they refuse."""
 
+import jax
 import numpy as np
 import pytest
 from runs import assert_same_run, config
 
 from pfljax.errors import UserError
-from pfljax.training import experiment, loop, together, writers
+from pfljax.training import checkpoint, experiment, loop, together, writers
 
 HOST = {"engine.residence": "host"}
 
@@ -52,8 +53,28 @@ def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
 def test_a_checkpoint_needs_its_rows(built, tmp_path):
     loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
     (tmp_path / built.population.file_name).unlink()
-    with pytest.raises(UserError, match="clients.rows has not all rows of the checkpoint of"):
+    with pytest.raises(UserError, match="round 3 .*the states of 4 clients, such as client 0"):
         loop.run(built, tmp_path, resume=True)
+
+
+def test_a_damaged_row_makes_the_checkpoint_before_count(straight, built, tmp_path, capsys):
+    loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    like = built.population.like_snapshot(built.start(built.examples, jax.random.key(0)))
+    newer, older = (
+        one.state.clients.table[0]
+        for one in checkpoints.restore(like, 5, built.devices, all_of_them=True)
+    )
+    checkpoints.close()
+    row = min(set(newer.tolist()) - set(older.tolist()))  # of round 3 alone
+    path = tmp_path / built.population.file_name
+    content = bytearray(path.read_bytes())
+    content[row * 4 * (64 * 8 + 8 + 8 * 10 + 10) + 5] ^= 4
+    path.write_bytes(content)
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "that of round 2 is used" in warning
+    assert (tmp_path / "checkpoints" / "3.damaged").exists()
 
 
 def test_some_clients_are_scored(straight, tmp_path):
