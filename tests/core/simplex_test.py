@@ -40,6 +40,6 @@ def test_the_weights_are_the_best_on_the_simplex(precision):
 def test_small_entries_are_left_out_and_the_others_make_up_for_them():
     matrix, everything = np.diag(np.float32([1, 2, 50])), np.ones(3, bool)
     weights = np.array([1, 1 / 2, 1 / 50]) / (1 + 1 / 2 + 1 / 50)
-    np.testing.assert_allclose(simplex.minimize(matrix, everything), weights, rtol=1e-5)
+    np.testing.assert_allclose(simplex.minimize(matrix, everything), weights, rtol=1e-4)
     kept = simplex.minimize(matrix, everything, 0.02)
-    np.testing.assert_allclose(kept, [2 / 3, 1 / 3, 0], rtol=1e-5)
+    np.testing.assert_allclose(kept, [2 / 3, 1 / 3, 0], rtol=1e-4)
