@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +51,13 @@ def mixture(alpha: jax.Array, own: core.Model, common: core.Model) -> core.Model
     return jax.tree.map(one, own, common)
 
 
+@core.checked
 def apfl(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    alpha: float = 0.5,
-    alpha_rate: float = 0.01,
+    alpha: Annotated[float, core.between(0, 1)] = 0.5,
+    alpha_rate: Annotated[float, core.at_least(0)] = 0.01,
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -73,7 +74,8 @@ def apfl(
       local: how clients train both models.
       alpha: where `alpha_k` begins, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
         `alpha_rate=0` is local training beside it.
-      alpha_rate: rate of `alpha_k`, 0 to 0.1; 0 keeps it. The paper takes that of the models.
+      alpha_rate: rate of `alpha_k`, 0 to 0.1, which no schedule touches; 0 keeps it. The paper
+        takes that of the models.
       weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
       server_optimizer: as in FedAvg.
 

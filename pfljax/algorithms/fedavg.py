@@ -23,6 +23,7 @@ from pfljax import core
 from pfljax.core import averaging, tree
 
 
+@core.checked
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,

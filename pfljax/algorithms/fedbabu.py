@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -18,11 +20,12 @@ from pfljax.algorithms.fedper import fedper
 from pfljax.core import averaging, partition, tree
 
 
+@core.checked
 def fedbabu(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    fine_tuning_epochs: int = 5,
+    fine_tuning_epochs: Annotated[int, core.at_least(0)] = 5,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Body averaging with one frozen head, evaluated after fine-tuning.

@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,13 @@ class FedCacClient(NamedTuple):
     critical: core.PyTree
 
 
+@core.checked
 def fedcac(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    tau: float = 0.5,
-    beta: float = 100.0,
+    tau: Annotated[float, core.between(0, 1)] = 0.5,
+    beta: Annotated[float, core.above(0)] = 100.0,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Collaboration by critical entries.

@@ -12,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,12 +48,13 @@ def separate(
     return shares[:, 0] * features, shares[:, 1] * features
 
 
+@core.checked
 def fedcp(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
-    gumbel: float = 1.0,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
+    gumbel: Annotated[float, core.at_least(0)] = 1.0,
     noisy_evaluation: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:

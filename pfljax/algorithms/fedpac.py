@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,9 @@ class HeadOffer(NamedTuple):
     variance: jax.Array
 
 
-def head_weights(offers: HeadOffer, present: jax.Array, member: jax.Array) -> jax.Array:
+def head_weights(
+    offers: HeadOffer, present: jax.Array, member: jax.Array, least: float = 0.0
+) -> jax.Array:
     """Returns `[cohort]`, how much of each head goes into that of row `member`, client k.
 
         min_a  sum_j a_j^2 V_j + ||sum_j a_j (H_k - H_j)||^2   with a >= 0, sum_j a_j = 1
@@ -59,15 +61,17 @@ def head_weights(offers: HeadOffer, present: jax.Array, member: jax.Array) -> ja
     The offers are the cohort's, stacked; those not `present` `[cohort]` get no weight.
     """
     gaps = (offers.shares[member] - offers.shares).reshape(present.shape[0], -1)
-    return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present)
+    return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present, least)
 
 
+@core.checked
 def fedpac(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
-    head_epochs: int = 1,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
+    head_epochs: Annotated[int, core.at_least(1)] = 1,
+    least_weight: Annotated[float, core.between(0, 1)] = 0.0,
     weight_by_size: bool = True,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -85,6 +89,7 @@ def fedpac(
       local: how clients train; its epochs are the body's.
       lam: weight of the pull to the prototypes, 0.1 to 10; 0 aligns nothing.
       head_epochs: passes over the examples for the head, 1 to 5; the paper takes 1.
+      least_weight: heads with no more weight are left out of a mixture, 0 to 0.01.
       weight_by_size: average prototypes with weights `n_kc`; False weighs their clients alike.
       server_optimizer: as in FedAvg, for the body.
 
@@ -93,11 +98,10 @@ def fedpac(
 
     Notes:
       A class that the cohort lacks keeps its prototype. The features are those of the examples that
-      training sees, so without the last batch where it is left out. Heads are mixed all at once;
-      PFLlib mixes one after the other in place, drops weights below 0.001 without making up for
-      them, weighs prototypes alike, and pairs statistics with the wrong heads where the order of
-      its clients is random. The paper leaves the pull's scale open; here it is a mean over the `d`
-      features, as in PFLlib, and head and body train with one optimizer.
+      training sees. Heads are mixed all at once, by the optimal weights; the authors' code has
+      `least_weight=0.001`. PFLlib mixes one after the other in place, drops such weights without
+      making up for them, weighs prototypes alike, and pairs statistics with the wrong heads where
+      the order of its clients is random. The pull is a mean over the `d` features, as in both.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
@@ -137,7 +141,8 @@ def fedpac(
 
     def exchange(server, client, uploads, cohort, member, context):
         present = cohort.sizes > 0
-        mixed = table.mix(head_weights(uploads.each, present, member), uploads.each.head)
+        weights = head_weights(uploads.each, present, member, least_weight)
+        mixed = table.mix(weights, uploads.each.head)
         return tree.where(present[member], mixed, client)
 
     return together._replace(

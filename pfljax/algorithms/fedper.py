@@ -29,6 +29,7 @@ class BodyServer(NamedTuple):
     initial_head: core.Model
 
 
+@core.checked
 def fedper(
     task: core.Task,
     local: core.LocalTraining,

@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,12 @@ class FedProtoServer(NamedTuple):
     prototypes: prototypes.Prototypes
 
 
+@core.checked
 def fedproto(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
     prototypes_in_training: bool = False,
     weight_by_size: bool = True,
 ) -> core.Algorithm:

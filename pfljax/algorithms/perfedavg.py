@@ -12,6 +12,9 @@ References:
 
 from __future__ import annotations
 
+import functools
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,14 +38,15 @@ def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     return core.Batch(inputs, targets, rows < end)
 
 
+@core.checked
 def perfedavg(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    alpha: float = 0.01,
+    alpha: Annotated[float, core.at_least(0)] = 0.01,
     hessian_free: bool = False,
-    delta: float = 0.001,
-    adaptation_steps: int = 1,
+    delta: Annotated[float, core.above(0)] = 0.001,
+    adaptation_steps: Annotated[int, core.at_least(0)] = 1,
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -71,41 +75,44 @@ def perfedavg(
 
     Notes:
       The paper draws the parts independently; here they are pieces of one batch, so that an epoch
-      sees each example once. A lone example goes to the outer gradient. PFLlib has the first-order
+      sees each example once. A schedule of the learning rate multiplies alpha too, in training and
+      in the adaptation. A lone example goes to the outer gradient. PFLlib has the first-order
       variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
     """
     parts = 3 if hessian_free else 2
 
-    def outer_gradient(model, carry, batch, key):
-        """Returns the loss after the inner step, and the meta-gradient."""
+    def outer_gradient(rate, model, carry, batch, key):
+        """Returns the loss after the inner step of this rate, and the meta-gradient."""
         inner_key, outer_key, hessian_key = jax.random.split(key, 3)
 
         def gradient(model, index, key):
             return jax.value_and_grad(task.loss)(model, part(batch, index, parts), key)
 
         inner = gradient(model, parts - 2, inner_key)[1]
-        adapted = tree.subtract(model, tree.scale(alpha, inner))
+        adapted = tree.subtract(model, tree.scale(rate, inner))
         loss, outer = gradient(adapted, parts - 1, outer_key)
         if hessian_free:
             reach = tree.scale(delta, outer)
             ahead = gradient(tree.add(model, reach), 0, hessian_key)[1]
             behind = gradient(tree.subtract(model, reach), 0, hessian_key)[1]
             curvature = tree.divide(tree.subtract(ahead, behind), 2 * delta)
-            outer = tree.subtract(outer, tree.scale(alpha, curvature))
+            outer = tree.subtract(outer, tree.scale(rate, curvature))
         return loss, outer, carry
 
     def client_update(server, client, data, context):
-        trained = core.descend(outer_gradient, server.model, (), data, context, local)
+        gradient = functools.partial(outer_gradient, local.scheduled(alpha, context.round))
+        trained = core.descend(gradient, server.model, (), data, context, local)
         change = tree.subtract(trained.model, server.model)
         total = core.weighted(change, data.weight(weight_by_size))
         return core.ClientOutput(state=client, sum=total, metrics=trained.metrics)
 
     def personalize(server, client, data, context):
+        rate = local.scheduled(alpha, context.round)
         few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)
 
         def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
-            return tree.subtract(model, tree.scale(alpha, inner))
+            return tree.subtract(model, tree.scale(rate, inner))
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 

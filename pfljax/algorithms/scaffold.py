@@ -39,6 +39,7 @@ def sum_of_gradients() -> optax.GradientTransformation:
     )
 
 
+@core.checked
 def scaffold(
     task: core.Task,
     local: core.LocalTraining,

@@ -32,7 +32,8 @@ class LocalTraining(NamedTuple):
       drop_remainder: leave out the last batch of an epoch where it is not full. Otherwise it
         is masked, and its loss is the mean over the examples it has.
       shuffle: a new order in every epoch; False keeps the stored order.
-      schedule: `round -> []`, multiplies the optimizer's updates; None leaves them.
+      schedule: `round -> []`, multiplies the optimizer's updates, and the rates of steps on models
+        that a method takes besides; None leaves them.
       observe: `Task.observe`, the running statistics that a step leaves behind in the model.
     """
 
@@ -47,6 +48,11 @@ class LocalTraining(NamedTuple):
     def factor(self, round: jax.Array) -> jax.Array | None:
         """What multiplies the updates of a round; None for nothing."""
         return None if self.schedule is None else self.schedule(round)
+
+    def scheduled(self, rate: float | jax.Array, round: jax.Array) -> float | jax.Array:
+        """A rate of the method's own for steps on models, which the schedule multiplies too."""
+        factor = self.factor(round)
+        return rate if factor is None else rate * factor
 
     def one_pass(self) -> LocalTraining:
         """Each example once, in stored order: for sums over them that need no gradient step."""
