@@ -87,8 +87,7 @@ def fedgen(
       `weight` 1, normal noise and an average of logits; weights by label, `decay`, `first_round`,
       diversity, sizes and rates are its authors', whose code has `weight=10`, uniform noise, Adam
       with weight decay and falling rate, and a pull to predictions on generated features. For a
-      label that the cohort lacks all examples weigh. PFLlib has uniform noise, `first_round=0`,
-      neither decay nor diversity, and weights by all examples.
+      label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)

@@ -3,8 +3,7 @@
 Server: the body, the prototypes, the initial head. Client: its head.
 Down: the body and the prototypes; after the round a mixed head. Up: the body's change and the mean
 feature of each class, weighted (`sum`); the head and `C d + 1` numbers of its features (`each`).
-Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head, two
-passes without gradients, a quadratic program of `cohort` unknowns.
+Cost per client and round: FedRep's, two passes without gradients, a program of `cohort` unknowns.
 
 References:
   Xu, Tong, Huang, "Personalized Federated Learning with Feature Alignment and Classifier
@@ -97,11 +96,9 @@ def fedpac(
       The method; a client's state is its head. There is no global model.
 
     Notes:
-      A class that the cohort lacks keeps its prototype. The features are those of the examples that
-      training sees. Heads are mixed all at once, by the optimal weights; the authors' code has
-      `least_weight=0.001`. PFLlib mixes one after the other in place, drops such weights without
-      making up for them, weighs prototypes alike, and pairs statistics with the wrong heads where
-      the order of its clients is random. The pull is a mean over the `d` features, as in both.
+      A class that the cohort lacks keeps its prototype. The authors' code has `least_weight=0.001`;
+      PFLlib drops such weights without making up for them, mixes one head after the other in place,
+      weighs prototypes alike, and may pair statistics with the wrong heads.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
