@@ -50,9 +50,12 @@ def fedem(
       As in the paper the responsibilities `q` belong to the learners received and to the old
       `pi_k`, and stay during the local epochs. They are not stored but computed anew for each
       batch: the same values, unless the model's losses are random. A client that a round leaves out
-      keeps its `pi_k`; one that never took part gets it by a step from uniform weights.
+      keeps its `pi_k`; one that never took part gets it by a step from uniform weights. Batch
+      normalization uses running statistics for the responsibilities, which judge the learners
+      received, and is in training mode in the training that follows.
     """
 
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     of_learners = local
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
@@ -71,7 +74,9 @@ def fedem(
     def client_update(server, client, data, context):
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
-            scores = jnp.log(client)[:, None] - table.losses(task, server.model, batch, key)
+            scores = jnp.log(client)[:, None] - table.losses(
+                task, server.model, batch, key, train=False
+            )
             return jax.nn.softmax(scores, axis=0)
 
         def objective(models, batch, key):

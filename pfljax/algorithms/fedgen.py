@@ -86,6 +86,7 @@ def fedgen(
       left out here. For a label that the cohort lacks all examples weigh. PFLlib has uniform noise,
       neither decay nor diversity, and weights by all examples.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
@@ -107,7 +108,8 @@ def fedgen(
         def objective(model, batch, key):
             task_key, draw_key = jax.random.split(key)
             labels, noise = sample(draw_key, server, local.batch_size)
-            logits = task.head(model, generate(server.generator, labels, noise))
+            features = generate(server.generator, labels, noise)
+            logits = task.head(model, features, jnp.ones(labels.shape, bool))  # in training mode
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             taught = weight * decay**context.round * jnp.mean(losses)
             return task.loss(model, batch, task_key) + taught

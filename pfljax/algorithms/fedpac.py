@@ -97,8 +97,10 @@ def fedpac(
       PFLlib mixes one after the other in place, drops weights below 0.001 without making up for
       them, weighs prototypes alike, and pairs statistics with the wrong heads where the order of
       its clients is random. The paper leaves the pull's scale open; here it is a mean over the `d`
-      features, as in PFLlib, and head and body train with one optimizer.
+      features, as in PFLlib, and head and body train with one optimizer. Batch normalization is in
+      training mode in both trainings, and uses the running statistics where features are averaged.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
@@ -118,7 +120,8 @@ def fedpac(
         variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
         def objective(model, batch, key):
-            pull = prototypes.pull(known, task.features(model, batch.inputs), batch)
+            features = task.features(model, batch.inputs, batch.mask)
+            pull = prototypes.pull(known, features, batch)
             return task.loss(model, batch, key) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)

@@ -26,7 +26,11 @@ def head_then_body(
     local: core.LocalTraining,
     head_epochs: int,
 ) -> core.Trained:
-    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`."""
+    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`.
+
+    Both are in training mode, the frozen part too. A frozen body keeps its running statistics, and
+    those of a frozen head are observed, as the features that it reads change with the body.
+    """
     tuned = core.train(
         task.loss,
         model,
@@ -37,7 +41,12 @@ def head_then_body(
         trainable=task.is_head,
     )
     trained = core.train(
-        objective, tuned.model, data, context.child(1), local, trainable=task.is_body
+        objective,
+        tuned.model,
+        data,
+        context.child(1),
+        local,
+        trainable=lambda path: task.is_body(path) or task.is_statistic(path),
     )
     metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
     return trained._replace(metrics=metrics)
@@ -64,6 +73,10 @@ def fedrep(
 
     Returns:
       The method; server and clients hold what FedPer's hold.
+
+    Notes:
+      Batch normalization uses the batch's statistics in both trainings; the running statistics of
+      the body change in its own only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 

@@ -18,7 +18,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, partition, tree
 
 
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
@@ -73,6 +73,8 @@ def perfedavg(
       The paper draws the parts independently; here they are pieces of one batch, so that an epoch
       sees each example once. A lone example goes to the outer gradient. PFLlib has the first-order
       variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
+      Batch normalization is in training mode at every gradient, on the statistics of that part of
+      the batch. Running statistics are observed at theta on the whole batch, and in the adaptation.
     """
     parts = 3 if hessian_free else 2
 
@@ -105,7 +107,8 @@ def perfedavg(
 
         def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
-            return tree.subtract(model, tree.scale(alpha, inner))
+            seen = {} if local.observe is None else local.observe(model, batch)
+            return partition.replace(tree.subtract(model, tree.scale(alpha, inner)), seen)
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 

@@ -17,7 +17,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import tree
+from pfljax.core import partition, tree
 
 
 def pfedme(
@@ -58,7 +58,9 @@ def pfedme(
       leaves open where the first of a round begins: at `w`, as in its authors' code. That code, and
       PFLlib, also decay theta by 0.001, and PFLlib takes weights `n_k`. PFLlib overwrites theta
       with `w_k` at the end of a round, so that what it reports as personal is the global model; it
-      is not reproduced.
+      is not reproduced. Each model has its own running statistics: theta's are observed at every
+      inner step, and those of `w_k` once for a batch, of which the server takes the mean whatever
+      `beta`.
     """
 
     def client_update(server, client, data, context):
@@ -67,6 +69,7 @@ def pfedme(
 
             def inner(index, carry):
                 theta, _ = carry
+                seen = {} if local.observe is None else local.observe(theta, batch)
                 loss, slope = jax.value_and_grad(task.loss)(
                     theta, batch, jax.random.fold_in(key, index)
                 )
@@ -76,7 +79,7 @@ def pfedme(
                     slope,
                     model,
                 )
-                return theta, loss
+                return partition.replace(theta, seen), loss
 
             zero = jnp.zeros((), jnp.result_type(float))
             theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))
