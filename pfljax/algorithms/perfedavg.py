@@ -19,6 +19,7 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging, partition, tree
+from pfljax.errors import UserError
 
 
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
@@ -112,5 +113,15 @@ def perfedavg(
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 
+    def init_server(key, population):
+        if task.observe is not None and local.batch_size < 2 * parts:
+            raise UserError(
+                f"Per-FedAvg cuts a batch into {parts} parts, and batch normalization needs two "
+                f"examples in each; batch_size is {local.batch_size}, take {2 * parts} or more."
+            )
+        return average.init_server(key, population)
+
     average = fedavg(task, local, server_optimizer=server_optimizer)
-    return average._replace(client_update=client_update, personalize=personalize)
+    return average._replace(
+        init_server=init_server, client_update=client_update, personalize=personalize
+    )

@@ -38,7 +38,10 @@ def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
       others: leaves `[m, ...]` bool.
     """
     rows, columns = (
-        [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(stacked)]
+        [
+            leaf.reshape(leaf.shape[0], -1).astype(jnp.result_type(float))
+            for leaf in jax.tree.leaves(stacked)
+        ]
         for stacked in (masks, others)
     )
     common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
