@@ -74,6 +74,8 @@ def fedala(
       A client's first time is when it first meets a `w` other than its model. The paper then learns
       until the weights converge; the rule of ten passes is its authors', by losses of last batches,
       not the passes' means. The examples are consecutive rows from a random one on.
+      Weights are learned in the training mode of batch normalization, whose running statistics have
+      no gradient then: they keep the weight 1 and are those of `w`, in upper layers too.
     """
     chosen = task.layers[max(len(task.layers) - layers, 0) :]
 

@@ -48,7 +48,11 @@ def fedbabu(
       Clients fine-tune from the aggregated body, and whenever they are evaluated. PFLlib fine-tunes
       once, after the last round, from the body that the client trained itself in that round; the
       last aggregate is never used. Its rounds before that are those of `fine_tuning_epochs=0`.
+      Frozen are the head's parameters. Its running statistics, where it has any, belong to the body
+      here: the features of which they are the statistics change with it.
     """
+    whole = task
+    task = whole._replace(is_head=lambda path: whole.is_head(path) and not whole.is_statistic(path))
 
     def common_model(server):
         return partition.join(server.average.model, server.initial_head)

@@ -68,7 +68,11 @@ def fedem(
       batch: the same values, unless the model's losses are random. A client that a round leaves out
       keeps its `pi_k`; one that never took part gets it by a step from uniform weights. In the
       paper all clients take part; its authors' code has `absent_count`, which is the same then.
+      Batch normalization uses running statistics for the responsibilities, which judge the learners
+      received, and is in training mode in the training that follows.
     """
+
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     of_learners = local
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
@@ -90,7 +94,8 @@ def fedem(
 
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
-            scores = jnp.log(client)[:, None] - table.losses(task, received, batch, key)
+            losses = table.losses(task, received, batch, key, train=False)
+            scores = jnp.log(client)[:, None] - losses
             return jax.nn.softmax(scores, axis=0)
 
         def objective(models, batch, key):

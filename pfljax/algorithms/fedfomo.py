@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import table, tree
+from pfljax.core import partition, table, tree
 
 # Added to distances, so that models that hardly differ have finite gains.
 LEAST_DISTANCE = 1e-5
@@ -86,6 +86,8 @@ def fedfomo(
       is deployed is the mixture after training. How exploration ends the paper does not say; rule
       and numbers are its authors', who explore in six rounds. PFLlib never explores, holds out the
       last examples, and takes the mean of the batches' losses for `V_k`.
+      Batch normalization uses running statistics in `V_k`, which judges models; they are mixed with
+      the models, and left out of the distance.
     """
 
     def init_server(key, population):
@@ -107,10 +109,14 @@ def fedfomo(
         chosen = core.exploration.choose(key, affinity, usable, count, chance)
         return table.rows(server.models, chosen), chosen, usable[chosen]
 
+    def parameters(models):
+        return partition.split(models, task.is_statistic)[1]
+
     def gains(before, candidates, data, context):
         """Returns `[models]`, the loss that each candidate saves per distance from `before`."""
-        squared = table.squared_distances(candidates, before)
-        loss = table.mean_losses(task, table.prepend(before, candidates), data, context, local)
+        squared = table.squared_distances(parameters(candidates), parameters(before))
+        everything = table.prepend(before, candidates)
+        loss = table.mean_losses(task, everything, data, context, local, train=False)
         gain = (loss[0] - loss[1:]) / (jnp.sqrt(squared) + LEAST_DISTANCE)
         return jnp.where(squared > 0, gain, 0)  # the same model gains nothing
 

@@ -89,6 +89,7 @@ def fedgen(
       with weight decay and falling rate, and a pull to predictions on generated features. For a
       label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
@@ -111,7 +112,8 @@ def fedgen(
         def objective(model, batch, key):
             task_key, draw_key = jax.random.split(key)
             labels, noise = sample(draw_key, server, local.batch_size)
-            logits = task.head(model, generate(server.generator, labels, noise))
+            features = generate(server.generator, labels, noise)
+            logits = task.head(model, features, jnp.ones(labels.shape, bool))  # in training mode
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return task.loss(model, batch, task_key) + strength * jnp.mean(losses)
 

@@ -75,9 +75,11 @@ def fedkd(
       (else a model would gain from a greater loss), nor whose losses train A; the code, and PFLlib,
       have `detach=False`, and zeros for a matrix whose energy only all singular values hold. PFLlib
       has also `compress_models=True`, and the divergence over the number of classes.
+      Batch normalization is in training mode in the whole objective; running statistics of both
+      models are kept, and the mentee's are averaged.
     """
     shared = task if mentee is None else mentee
-    of_both = local.of_models(*("mentor", "mentee") if mentee is None else ("mentor",))
+    of_both = local.of_models("mentor", mentee=local.observe if mentee is None else shared.observe)
 
     def energy_at(context):
         progress = (context.round + 1) / jnp.maximum(context.num_rounds, 1)
@@ -106,10 +108,10 @@ def fedkd(
             taught = distillation * core.distillation.divergence(target, logits, batch.mask)
             return taught + hidden * core.distillation.distance(features, mapped, batch.mask)
 
-        features = task.features(models["mentor"], batch.inputs)
-        mapped = shared.features(models["mentee"], batch.inputs) @ models["bridge"]
-        logits = task.predict(models["mentor"], batch.inputs)
-        shared_logits = shared.predict(models["mentee"], batch.inputs)
+        features = task.features(models["mentor"], batch.inputs, batch.mask)
+        mapped = shared.features(models["mentee"], batch.inputs, batch.mask) @ models["bridge"]
+        logits = task.predict(models["mentor"], batch.inputs, batch.mask)
+        shared_logits = shared.predict(models["mentee"], batch.inputs, batch.mask)
         own += learned(logits, fixed(shared_logits), features, fixed(mapped)) / scale
         other += learned(shared_logits, fixed(logits), fixed(features), mapped) / scale
         return own + other, own

@@ -98,8 +98,10 @@ def fedpac(
     Notes:
       A class that the cohort lacks keeps its prototype. The authors' code has `least_weight=0.001`;
       PFLlib drops such weights without making up for them, mixes one head after the other in place,
-      weighs prototypes alike, and may pair statistics with the wrong heads.
+      weighs prototypes alike, and may pair statistics with the wrong heads. Batch normalization is
+      in training mode in both trainings, and uses running statistics where features are averaged.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
@@ -119,7 +121,8 @@ def fedpac(
         variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
         def objective(model, batch, key):
-            pull = prototypes.pull(known, task.features(model, batch.inputs), batch)
+            features = task.features(model, batch.inputs, batch.mask)
+            pull = prototypes.pull(known, features, batch)
             return task.loss(model, batch, key) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)

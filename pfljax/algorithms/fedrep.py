@@ -28,7 +28,11 @@ def head_then_body(
     local: core.LocalTraining,
     head_epochs: int,
 ) -> core.Trained:
-    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`."""
+    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`.
+
+    Both are in training mode, the frozen part too. A frozen body keeps its running statistics, and
+    those of a frozen head are observed, as the features that it reads change with the body.
+    """
     tuned = core.train(
         task.loss,
         model,
@@ -39,7 +43,12 @@ def head_then_body(
         trainable=task.is_head,
     )
     trained = core.train(
-        objective, tuned.model, data, context.child(1), local, trainable=task.is_body
+        objective,
+        tuned.model,
+        data,
+        context.child(1),
+        local,
+        trainable=lambda path: task.is_body(path) or task.is_statistic(path),
     )
     metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
     return trained._replace(metrics=metrics)
@@ -74,6 +83,8 @@ def fedrep(
       The paper's clients have one size. Its authors' code averages uniformly where it deals images
       out and by examples where the clients' sizes differ, and so does PFLlib. The code trains with
       momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer here.
+      Batch normalization uses the batch's statistics in both trainings; the running statistics of
+      the body change in its own only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 

@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, partition, tree
+from pfljax.errors import UserError
 
 
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
@@ -78,6 +79,8 @@ def perfedavg(
       sees each example once. A schedule of the learning rate multiplies alpha too, in training and
       in the adaptation. A lone example goes to the outer gradient. PFLlib has the first-order
       variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
+      Batch normalization is in training mode at every gradient, on the statistics of that part of
+      the batch. Running statistics are observed at theta on the whole batch, and in the adaptation.
     """
     parts = 3 if hessian_free else 2
 
@@ -112,9 +115,20 @@ def perfedavg(
 
         def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
-            return tree.subtract(model, tree.scale(rate, inner))
+            seen = {} if local.observe is None else local.observe(model, batch)
+            return partition.replace(tree.subtract(model, tree.scale(rate, inner)), seen)
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 
+    def init_server(key, population):
+        if task.observe is not None and local.batch_size < 2 * parts:
+            raise UserError(
+                f"Per-FedAvg cuts a batch into {parts} parts, and batch normalization needs two "
+                f"examples in each; batch_size is {local.batch_size}, take {2 * parts} or more."
+            )
+        return average.init_server(key, population)
+
     average = fedavg(task, local, server_optimizer=server_optimizer)
-    return average._replace(client_update=client_update, personalize=personalize)
+    return average._replace(
+        init_server=init_server, client_update=client_update, personalize=personalize
+    )

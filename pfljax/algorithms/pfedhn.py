@@ -21,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.core import hypernetwork, table, tree
+from pfljax.errors import UserError
 
 
 class HyperServer(NamedTuple):
@@ -93,6 +94,12 @@ def pfedhn(
     )
 
     def init_server(key, population):
+        if task.observe is not None:
+            raise UserError(
+                "pFedHN generates all arrays of a model, and a running variance of batch "
+                "normalization could be generated below zero; name a model without it, such as one "
+                "with GroupNorm."
+            )
         model_key, network_key, embedding_key = jax.random.split(key, 3)
         clients, model = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4

@@ -20,7 +20,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import tree
+from pfljax.core import partition, tree
 
 
 @core.checked
@@ -70,6 +70,8 @@ def pfedme(
       rate multiplies `inner_rate` too, not `lam`. The code, and PFLlib, also decay theta by 0.001,
       and take weights `n_k`. PFLlib overwrites theta with `w_k` at the end of a round, so that what
       it reports as personal is the global model; it is not reproduced.
+      Each model has its own running statistics: theta's are observed at every inner step, those of
+      `w_k` once for a batch, of which the server takes the mean whatever `beta`.
     """
 
     def client_update(server, client, data, context):
@@ -80,6 +82,7 @@ def pfedme(
 
             def inner(index, carry):
                 theta, _ = carry
+                seen = {} if local.observe is None else local.observe(theta, batch)
                 loss, slope = jax.value_and_grad(task.loss)(
                     theta, batch, jax.random.fold_in(key, index)
                 )
@@ -89,7 +92,7 @@ def pfedme(
                     slope,
                     model,
                 )
-                return theta, loss
+                return partition.replace(theta, seen), loss
 
             zero = jnp.zeros((), jnp.result_type(float))
             theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))

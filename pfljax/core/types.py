@@ -152,6 +152,8 @@ class Task(NamedTuple):
       layers: where the layers stand in a model, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
+      is_statistic: `path -> bool`, whether the array at `path` is a running statistic. No gradient
+        moves one: a training step observes it, and a server averages it.
       observe: `(model, batch) -> statistics`, the running statistics that a training step on the
         batch leaves behind, at their paths in the model; None for a model without any. Whoever
         makes a `LocalTraining` hands it on, so that training keeps them.
@@ -171,6 +173,7 @@ class Task(NamedTuple):
     num_features: int = 0
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
+    is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Model, Batch], Model] | None = None
     score: str = "accuracy"
     more_is_better: bool = True

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pfljax import data
+from pfljax.data import reading
 from pfljax.data.sources import image_files
 from pfljax.errors import UserError
 from pfljax.training import experiment, loop
@@ -116,6 +117,13 @@ def test_what_save_npz_writes_load_npz_reads(tmp_path):
     with pytest.raises(UserError, match="label 10 but 10 classes.*: correct the data set before"):
         data.save_npz(str(tmp_path / "other.npz"), made._replace(targets=made.targets + 1))
     assert not (tmp_path / "other.npz").exists()
+
+
+def test_a_file_of_zeros_is_no_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LARGEST_UNPACKED", 2**16)
+    made = from_arrays(inputs=np.zeros((40, 2000)))
+    data.save_npz(str(tmp_path / "made.npz"), made)
+    np.testing.assert_array_equal(data.load_npz(str(tmp_path / "made.npz")).inputs, made.inputs)
 
 
 def without_test(path):

@@ -101,7 +101,9 @@ def _int32(values: Any) -> np.ndarray:
     return array.astype(np.int32) if np.array_equal(array, array.astype(np.int32)) else array
 
 
-def from_arrays(file: Path, arrays: Mapping[str, np.ndarray], remedy: str) -> FederatedDataset:
+def from_arrays(
+    file: Path | str, arrays: Mapping[str, np.ndarray], remedy: str
+) -> FederatedDataset:
     """The inverse of `to_arrays`, for arrays that somebody else may have written.
 
     Args:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
+from pfljax.data import reading
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.formats import layout, refusals
 from pfljax.errors import UserError
@@ -26,12 +25,18 @@ def save_npz(path: str, dataset: FederatedDataset) -> None:
       UserError: the file cannot be written, or `load_npz` would refuse it: see `layout.py`.
     """
     remedy = "correct the data set before it is saved"
-    where = Path(f"The data set {dataset.name}")
+    where = f"The data set {dataset.name}"
     arrays = layout.to_arrays(layout.from_arrays(where, layout.to_arrays(dataset), remedy))
     try:
         # An open file keeps NumPy from adding a suffix to the name the user gave.
         with refusals.given(path, "a file to write").open("wb") as file:
             np.savez_compressed(file, **arrays)
+            packed = file.tell()
+            if sum(array.nbytes for array in arrays.values()) > reading.most_bytes(packed):
+                # Nearly all zeros: packed, it would look like a file made to exhaust memory.
+                file.seek(0)
+                file.truncate()
+                np.savez(file, **arrays)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): choose a file in an existing directory."

@@ -19,6 +19,6 @@ def unreadable(file: Path, error: OSError) -> UserError:
     return UserError(f"{file} cannot be read ({error.strerror or error}): check its path.")
 
 
-def faulty(file: Path, fault: str, remedy: str) -> UserError:
+def faulty(file: Path | str, fault: str, remedy: str) -> UserError:
     """Returns the sentence for a file whose content cannot be meant."""
     return UserError(f"{file} {fault}: {remedy}.")

@@ -40,6 +40,9 @@ def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[Path, str, list[Any], lis
             users = [(user, data["x"], data["y"]) for user, data in users]
             if not all(isinstance(each, list) for _, *both in users for each in both):
                 raise TypeError("inputs or targets that are no list")
+            # A user listed twice would count twice, and one that is not listed would be lost.
+            if sorted(content["users"]) != sorted(content["user_data"]):
+                raise ValueError("users that are not those of the data")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is truncated or not in LEAF's form: run LEAF's preprocessing again."
