@@ -19,6 +19,17 @@ def get_config(model: str = "mlp"):
     config.eval_every = 1
     config.batch_size = 32
     config.client_optimizer.learning_rate = 0.03
+    # Chosen for each method on validation examples, see docs/results/data_sets.md.
+    config.learning_rates.update(
+        {
+            "local": 0.1,
+            "fedavg": 0.3,
+            "fedavg_ft": 0.1,
+            "ditto": 0.3,
+            "fedper": 0.1,
+            "fedrep": 0.1,
+        }
+    )
     config.hparams.fedrep.head_epochs = 1
 
     config.data.name = "amazon_review"

@@ -21,6 +21,17 @@ def get_config(model: str = "matrix_factorization"):
     config.rounds = 60
     config.eval_every = 10
     config.client_optimizer.learning_rate = 0.03
+    # Chosen for each method on validation examples, see docs/results/data_sets.md.
+    config.learning_rates.update(
+        {
+            "local": 0.03,
+            "fedavg": 0.01,
+            "fedavg_ft": 0.1,
+            "ditto": 0.03,
+            "fedper": 0.03,
+            "fedrep": 0.03,
+        }
+    )
     config.hparams.ditto.lam = 1.0
     config.hparams.fedrep.head_epochs = 1
 

@@ -22,4 +22,17 @@ def get_config():
         *("local", "fedavg", "fedavg_ft", "fedprox"),
         *("scaffold", "ditto", "fedper", "fedrep"),
     )
+    # Chosen for each method on validation examples, see docs/results/quickstart.md.
+    config.learning_rates.update(
+        {
+            "local": 0.1,
+            "fedavg": 1.0,
+            "fedavg_ft": 0.3,
+            "fedprox": 1.0,
+            "scaffold": 0.3,
+            "ditto": 0.3,
+            "fedper": 0.3,
+            "fedrep": 0.3,
+        }
+    )
     return config

@@ -104,6 +104,13 @@ def average(models: Sequence[Any], weights: Sequence[float]) -> Any:
     return combine(np.asarray(weights) / np.sum(weights), models)
 
 
+@functools.cache
+def gradient(objective: Objective) -> Callable[..., Any]:
+    """The compiled gradient of an objective, or of one with further arguments."""
+    return jax.jit(jax.grad(objective))
+
+
+@functools.partial(jax.jit, static_argnames="part")
 def step(model: Model, slope: Model, x: jax.Array, part: str = "all", rate: float = RATE) -> Model:
     """A step of SGD on all of a model, or on its 'body', with the statistics, or its 'head'."""
     moved = with_statistics(axpy(-rate, slope, model), observed(model, x))
@@ -117,25 +124,21 @@ def train(
     x: jax.Array,
     y: jax.Array,
     objective: Objective = loss,
-    *,
+    *arguments: Any,
     epochs: int = EPOCHS,
     part: str = "all",
 ) -> Model:
-    """Local training of one client."""
+    """Local training of one client on `objective(model, x, y, *arguments)`."""
     for _ in range(epochs):
         for u, v in batches(x, y):
-            model = step(model, jax.grad(objective)(model, u, v), u, part)
+            model = step(model, gradient(objective)(model, u, v, *arguments), u, part)
     return model
 
 
-def pulled(anchor: Model, strength: float) -> Objective:
+def pulled(model: Model, x: jax.Array, y: jax.Array, anchor: Model, strength: float) -> jax.Array:
     """The loss and a proximal term."""
-
-    def objective(model, x, y):
-        gaps = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), model, anchor)
-        return loss(model, x, y) + 0.5 * strength * sum(jax.tree.leaves(gaps))
-
-    return objective
+    gaps = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), model, anchor)
+    return loss(model, x, y) + 0.5 * strength * sum(jax.tree.leaves(gaps))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,19 @@ class Split(nn.Module):
         return self.head(features, _at(self.tied, self.body.variables["params"]))
 
 
+# Layers with dropout, and the attribute that holds its rate.
+_DROPOUT = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
+
+_RANDOM = (
+    "The network {}, and pfljax applies networks without random numbers; take that out, and "
+    "regularize by config.client_optimizer.weight_decay if need be."
+)
+_OTHER_ARRAYS = (
+    "The network keeps arrays in {} beside its parameters; take the layers of "
+    "pfljax.models.layers, such as BatchNorm, or GroupNorm in place of flax's BatchNorm."
+)
+
+
 def _at(path: Path, arrays: Any) -> jax.Array:
     return functools.reduce(lambda node, name: node[name], path, arrays)
 
@@ -113,22 +127,43 @@ def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Mo
     """Returns path and type of each module that owns arrays, in the order in which inputs pass.
 
     Raises:
-      UserError: the network keeps arrays that are no parameters, which nobody would carry on.
+      UserError: the network keeps arrays that are no parameters and would be lost, has dropout or
+        draws other random numbers, or cannot be applied to an example.
     """
     types = {}
 
     def record(call, args, kwargs, context):
-        types.setdefault(context.module.path, type(context.module))
+        module = context.module
+        types.setdefault(module.path, type(module))
+        if isinstance(module, nn.BatchNorm):
+            raise UserError(_OTHER_ARRAYS.format("['batch_stats']"))
+        for kind, rate in _DROPOUT.items():
+            # Also where it is deterministic: such a network has no other mode, and never drops.
+            if isinstance(module, kind) and getattr(module, rate) > 0:
+                raise UserError(_RANDOM.format(f"has dropout ({type(module).__name__})"))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(record):
-        # Not even the key is made: that would compile, before a mistake is told.
-        variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), example)
-    if others := set(variables) - {"params"}:
+    def start_and_apply(x):
+        variables = network.init(jax.random.key(0), x)
+        network.apply(variables, x)  # without a key: `init` would share its own
+        return variables
+
+    try:
+        with nn.intercept_methods(record):
+            # Not even the key is made: that would compile, before a mistake is reported.
+            variables = jax.eval_shape(start_and_apply, example)
+    except UserError:
+        raise
+    except flax.errors.InvalidRngError as error:
+        raise UserError(_RANDOM.format("draws random numbers")) from error
+    except Exception as error:  # whatever a user's own module raises
+        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"The network keeps arrays in {sorted(others)} beside its parameters; take the layers "
-            "of pfljax.models.layers, such as BatchNorm, or GroupNorm in place of flax's BatchNorm."
-        )
+            f"The network cannot be applied to inputs of shape {example.shape} "
+            f"({type(error).__name__}: {reason}); mend the module, or name another model."
+        ) from error
+    if others := set(variables) - {"params"}:
+        raise UserError(_OTHER_ARRAYS.format(sorted(others)))
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     owners = {tuple(part.key for part in path[:-1]) for path, _ in leaves}
     return {path: kind for path, kind in types.items() if path in owners}
@@ -153,8 +188,15 @@ def from_flax(
         embedding; it stays the body's.
 
     Raises:
-      UserError: a module keeps arrays that are no parameters.
+      UserError: body or head is no flax.linen module, or is one that `layer_types` refuses.
     """
+    for part, module in {"body": body, "head": head}.items():
+        if not isinstance(module, nn.Module):
+            kind = module if isinstance(module, type) else type(module)
+            raise UserError(
+                f"The network's {part} ({kind.__module__}.{kind.__qualname__}) is no instance of a "
+                "flax.linen module; write it with flax.linen, as flax.nnx keeps arrays in modules."
+            )
     network = Split(body, head, tied)
 
     def example():

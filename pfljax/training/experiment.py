@@ -263,6 +263,7 @@ def build(
     algorithm = build_algorithm(config, task, bounds.train)
     local = build_local_training(config, task, bounds.train)
     _require_accepted(algorithm, dataset)
+    _require_statistics(config, dataset, task)
     share = -(-plan.places // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
         chunk = min(clients_per_chunk, share)
@@ -312,6 +313,24 @@ def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
     jax.eval_shape(
         algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
     )
+
+
+def _require_statistics(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task
+) -> None:
+    """Refuses batch normalization where every batch is a single example, which it sets to zero."""
+    if task.observe is None:
+        return
+    wanted = "batch normalization needs two examples at least to train on"
+    if config.batch_size < 2:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, and {wanted}; raise it, or name a model "
+            "without batch normalization, such as one with GroupNorm."
+        )
+    if np.max(dataset.train.sizes) < 2:
+        raise UserError(
+            f"No client has more than one training example, and {wanted}; name a model without it."
+        )
 
 
 def _build_on_host(

@@ -1,11 +1,14 @@
 """Networks: sizes, initialization, heads, and equality with plain flax, alone and under vmap."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from pfljax import core, models
 from pfljax.core import Batch
@@ -340,6 +343,62 @@ def test_arrays_beside_the_parameters_are_refused():
 
     with pytest.raises(UserError, match="batch_stats"):
         models.from_flax(Flax(), Dense(3), (5,))
+
+
+class Own(nn.Module):
+    """A user's body whose last layer is `last(x)`."""
+
+    last: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return self.last(Dense(4)(x))
+
+
+def attention(**options):
+    return lambda x: nn.MultiHeadDotProductAttention(2, **options)(x[:, None], x[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        (lambda x: nn.Dropout(0.5, deterministic=False)(x), "dropout .Dropout"),
+        (lambda x: nn.Dropout(0.5, deterministic=True)(x), "dropout .Dropout"),  # would never drop
+        (lambda x: nn.Dropout(0.5)(x), "dropout .Dropout"),
+        (attention(dropout_rate=0.1, deterministic=False), "dropout .Multi"),
+        (lambda x: nn.BatchNorm(use_running_average=False)(x), "batch_stats.*BatchNorm"),
+        (lambda x: nn.BatchNorm()(x), "batch_stats.*BatchNorm"),
+        (lambda x: x @ jnp.ones((7, 2)), r"shape \(1, 5\)"),
+    ],
+)
+def test_layers_of_a_users_network_that_cannot_be_used(last, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        models.from_flax(Own(last), Dense(3), (5,))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_users_network_that_draws_random_numbers_is_refused():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + jax.random.normal(self.make_rng("noise"), x.shape)
+
+    with pytest.raises(UserError, match="random numbers"):
+        models.from_flax(Noisy(), Dense(3), (5,))
+    # Nothing is drawn without dropout.
+    for last in (lambda x: nn.Dropout(0.0, deterministic=False)(x), attention()):
+        assert models.from_flax(Own(last), Dense(3), (5,)).num_features == 4
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nnx.Linear(5, 4, rngs=nnx.Rngs(0)), lambda: nn.Dense, lambda: abs]
+)
+def test_a_network_that_is_no_linen_module_is_refused(make):
+    body = make()
+    with pytest.raises(UserError, match="network's body .*flax.linen"):
+        models.from_flax(body, Dense(3), (5,))
+    with pytest.raises(UserError, match="network's head .*flax.linen"):
+        models.from_flax(Dense(4), body, (5,))
 
 
 def test_statistics_of_a_dict_of_models_want_names(partial_batch):

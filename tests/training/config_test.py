@@ -40,6 +40,20 @@ def test_running_statistics_are_kept_where_the_model_has_them():
         assert (task.observe is None) == (name == "mlp")
 
 
+def test_batch_normalization_wants_two_examples_in_a_batch():
+    toy = {"model.name": "mlp_bn", "data.num_clients": 5}
+    config = changed(**toy, batch_size=1)
+    dataset = experiment.build_dataset(config)
+    with pytest.raises(UserError, match="config.batch_size is 1, and batch normalization"):
+        experiment.build(config, dataset)
+    single = dataset._replace(train=dataset.train._replace(sizes=np.ones(5, np.int32)))
+    with pytest.raises(UserError, match="No client has more than one training example"):
+        experiment.build(changed(**toy), single)
+    for accepted in (changed(**{**toy, "model.name": "mlp"}, batch_size=1), changed(**toy)):
+        task = experiment.build_task(accepted, dataset)
+        experiment._require_statistics(accepted, dataset, task)
+
+
 def test_batches_of_an_evaluation_are_no_larger_than_clients():
     config = changed(**{"data.num_clients": 5})
     dataset = experiment.build_dataset(config)
