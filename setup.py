@@ -38,7 +38,6 @@ setuptools.setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
-        "dp": ["dp-accounting>=0.6", "jax-privacy>=2"],
         "peers": ["torch>=2.6", "fedjax>=0.0.17", "drjax>=0.2.1"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
     },

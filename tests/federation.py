@@ -134,12 +134,15 @@ def run(
     data: Examples | None = None,
     score: core.Task | None = None,
     seed: int = 0,
+    join: str = "current",
 ) -> Outcome:
     """Runs rounds in the engine and gathers everything on the host."""
     used = jax.devices()[:devices]
     placed = mapping.replicate(data or examples(), used)
     num_rounds = np.int32(rounds)
-    start = functools.partial(build_start(algorithm, devices=used), placed, jax.random.key(seed))
+    start = functools.partial(
+        build_start(algorithm, join=join, devices=used), placed, jax.random.key(seed)
+    )
     step = build_rounds(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
     )

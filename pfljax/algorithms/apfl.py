@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, partition, tree
 
 
 class Own(NamedTuple):
     """What a client keeps.
 
     Attributes:
-      model: `v_k`, nested dict of arrays.
+      model: `v_k`, nested dict of arrays; its running statistics are those of the mixture.
       alpha: `[]`, its weight in the mixture.
     """
 
@@ -35,28 +35,38 @@ class Own(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What goes from step to step: `alpha_k`, and the sum of the mixture's losses."""
+    """What goes from step to step.
+
+    Attributes:
+      alpha: `[]`, the share `alpha_k`.
+      loss: `[]`, the sum of the mixture's losses.
+      statistics: the mixture's running statistics, at their paths in the model.
+    """
 
     alpha: jax.Array
     loss: jax.Array
+    statistics: core.Model
 
 
-def mixture(alpha: jax.Array, own: core.Model, common: core.Model) -> core.Model:
-    """Returns `alpha own + (1 - alpha) common`."""
+def mixture(
+    alpha: jax.Array, own: core.Model, common: core.Model, statistics: core.Model
+) -> core.Model:
+    """Returns `alpha own + (1 - alpha) common` with running statistics of its own."""
 
     def one(v, w):
         weight = jnp.asarray(alpha, w.dtype)
         return weight * v + (1 - weight) * w
 
-    return jax.tree.map(one, own, common)
+    return partition.replace(jax.tree.map(one, own, common), statistics)
 
 
+@core.checked
 def apfl(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    alpha: float = 0.5,
-    alpha_rate: float = 0.01,
+    alpha: Annotated[float, core.between(0, 1)] = 0.5,
+    alpha_rate: Annotated[float, core.at_least(0)] = 0.01,
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -73,7 +83,8 @@ def apfl(
       local: how clients train both models.
       alpha: where `alpha_k` begins, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
         `alpha_rate=0` is local training beside it.
-      alpha_rate: rate of `alpha_k`, 0 to 0.1; 0 keeps it. The paper takes that of the models.
+      alpha_rate: rate of `alpha_k`, 0 to 0.1, which no schedule touches; 0 keeps it. The paper
+        takes that of the models.
       weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
       server_optimizer: as in FedAvg.
 
@@ -85,8 +96,14 @@ def apfl(
       where the mixture is convex. PFLlib takes the gradient at `v_k` itself in place of the
       mixture, decays `alpha_k`, and overwrites `v_k` with the mixture at the end of a round, so
       that it is mixed twice; that is another method and has no keyword.
+      The statistics of a mixture are no mixture of statistics: batch normalization of the mixture
+      has running statistics that training observes at the mixture, and that a client keeps. So with
+      batch normalization `alpha=0` deploys `w` with these in place of the average ones.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
+
+    def statistics_of(model):
+        return partition.split(model, task.is_statistic)[0]
 
     def init_client(server, profile, key):
         return Own(server.model, jnp.asarray(alpha, jnp.result_type(float)))
@@ -95,27 +112,31 @@ def apfl(
         def gradient(models, share, batch, key):
             own, common = models["own"], models["common"]
             loss, of_common = jax.value_and_grad(task.loss)(common, batch, key)
-            mixed_loss, of_mixture = jax.value_and_grad(task.loss)(
-                mixture(share.alpha, own, common), batch, key
-            )
+            mixed = mixture(share.alpha, own, common, share.statistics)
+            mixed_loss, of_mixture = jax.value_and_grad(task.loss)(mixed, batch, key)
+            seen = {} if local.observe is None else local.observe(mixed, batch)
             of_own = jax.tree.map(lambda g: jnp.asarray(share.alpha, g.dtype) * g, of_mixture)
             slope = optax.tree.vdot(of_mixture, tree.subtract(own, common))
             moved = jnp.clip(share.alpha - alpha_rate * slope, 0.0, 1.0)
-            share = Share(moved.astype(share.alpha.dtype), share.loss + mixed_loss)
+            share = Share(moved.astype(share.alpha.dtype), share.loss + mixed_loss, seen)
             return loss, tree.after({"own": of_own, "common": of_common}, slope), share
 
         start = {"own": client.model, "common": server.model}
-        share = Share(client.alpha, jnp.zeros((), jnp.result_type(float)))
-        both = local.of_models("own", "common")
-        trained = core.descend(gradient, start, share, data, context, both)
-        steps = jnp.maximum(local.epochs * core.steps_per_epoch(data.size, local), 1)
+        zero = jnp.zeros((), jnp.result_type(float))
+        share = Share(client.alpha, zero, statistics_of(client.model))
+        of_common = local.of_models("common")
+        trained = core.descend(gradient, start, share, data, context, of_common)
+        own = partition.replace(trained.model["own"], trained.carry.statistics)
+        steps = local.epochs * core.steps_per_epoch(data.size, local)
         change = tree.subtract(trained.model["common"], server.model)
         return core.ClientOutput(
-            state=Own(trained.model["own"], trained.carry.alpha),
+            state=Own(own, trained.carry.alpha),
             sum=core.weighted(change, data.weight(weight_by_size)),
             metrics={
                 **trained.metrics,
-                "personal_loss": trained.carry.loss / steps,
+                "personal_loss": core.weighted(
+                    trained.carry.loss / jnp.maximum(steps, 1), steps > 0
+                ),
                 "alpha": trained.carry.alpha,
             },
         )
@@ -124,6 +145,6 @@ def apfl(
         init_client=init_client,
         client_update=client_update,
         personalize=lambda server, client, data, context: mixture(
-            client.alpha, client.model, server.model
+            client.alpha, client.model, server.model, statistics_of(client.model)
         ),
     )

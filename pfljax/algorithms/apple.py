@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,16 +43,18 @@ def annealing(
     return jnp.where(round < last, jnp.where(exponential, epsilon**done, cosine), 0)
 
 
+@core.checked
 def apple(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    relation_rate: float = 0.001,
-    mu: float = 0.1,
-    duration: float = 1.0,
-    exponential: bool = False,
-    epsilon: float = 0.001,
+    relation_rate: Annotated[float, core.at_least(0)] = 0.001,
+    mu: Annotated[float, core.at_least(0)] = 0.2,
+    duration: Annotated[float, core.between(0, 1)] = 0.1,
+    exponential: bool = True,
+    epsilon: Annotated[float, core.above(0, 1)] = 0.001,
     uniform_start: bool = False,
+    one_core: bool = False,
 ) -> core.Algorithm:
     """Core models for all, and directed relations that mix them.
 
@@ -70,6 +72,7 @@ def apple(
       exponential: the second form of lambda; False takes the cosine.
       epsilon: where the second form ends, 0.0001 to 0.1.
       uniform_start: begin with all relations 1 / N; False begins with the shares.
+      one_core: begin with one core for all clients; False draws a core for each.
 
     Returns:
       The method; a client's state is its relations `[N]`. It deploys the mixture of the cores that
@@ -77,11 +80,14 @@ def apple(
 
     Notes:
       The paper's rate of the cores is N times that of `local`: a core sees only its share of the
-      gradient, and so one rate serves any number of clients. Where relations begin, the paper's
-      choices of rate, mu and R per data set, and its bound on how many cores are sent (here all
-      are) are not certain enough to repeat. A client that never took part has no core and learns
-      relations to those of the others. PFLlib uploads the mixture in place of the core, shows later
-      clients the cores of earlier ones in the same round, and averages where the product adds.
+      gradient, and so one rate serves any number of clients. Where relations and cores begin, mu,
+      R and the form of lambda are those of the authors' code as far as the paper is not certain
+      enough to repeat; that code has mu 0.1 without the paper's 1/2, which is 0.2 here. It also
+      applies the decay of the learning rate to the relations, which no schedule touches here. All
+      cores are sent. A client that never took part has no core and learns relations to those of
+      the others. PFLlib uploads the mixture in place of the core, shows later clients the cores of
+      earlier ones in the same round, averages where the product adds, and has `one_core`, the
+      cosine and `duration=1`.
     """
 
     def init_server(key, population):
@@ -91,8 +97,9 @@ def apple(
                 "batch normalization cannot be added so; name a model without it."
             )
         model, clients = task.init(key), population.num_clients
-        shares = core.shares(population.sizes, tree.dtype(model))
-        return AppleServer(table.repeat(model, clients), shares)
+        keys = jax.random.split(jax.random.fold_in(key, 1), clients)
+        cores = tree.where(one_core, table.repeat(model, clients), jax.lax.map(task.init, keys))
+        return AppleServer(cores, core.shares(population.sizes, tree.dtype(model)))
 
     def init_client(server, profile, key):
         return jnp.where(uniform_start, 1 / server.shares.shape[0], server.shares)

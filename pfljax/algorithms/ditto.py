@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -18,12 +20,13 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging
 
 
+@core.checked
 def ditto(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 0.1,
-    personal_epochs: int = 1,
+    lam: Annotated[float, core.at_least(0)] = 0.1,
+    personal_epochs: Annotated[int, core.at_least(1)] = 1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal models beside a global one.

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,16 @@ class FedAlaClient(NamedTuple):
     started: jax.Array
 
 
+@core.checked
 def fedala(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    eta: float = 1.0,
-    share: float = 0.8,
-    layers: int = 1,
-    first_passes: int = 50,
-    settled: float = 0.1,
+    eta: Annotated[float, core.at_least(0)] = 1.0,
+    share: Annotated[float, core.between(0, 1)] = 0.8,
+    layers: Annotated[int, core.at_least(0)] = 1,
+    first_passes: Annotated[int, core.at_least(1)] = 50,
+    settled: Annotated[float, core.at_least(0)] = 0.1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Adaptive local aggregation.
@@ -59,7 +60,7 @@ def fedala(
     Args:
       task: model and loss; its layers are counted from the last one.
       local: how clients train; its batch size is also that of the weights.
-      eta: rate of the weights, 0.1 to 10; 0 is FedAvg.
+      eta: rate of the weights, 0.1 to 10, which no schedule touches; 0 is FedAvg.
       share: of the examples to learn weights on, 0.05 to 1; the first ones without `shuffle`.
       layers: how many layers get weights, from 1 to all; 0 is FedAvg.
       first_passes: the most passes for the weights the first time, 1 to 100; later it is one.
@@ -70,9 +71,11 @@ def fedala(
       The method; its server state is FedAvg's. A client deploys `theta^_k`.
 
     Notes:
-      A client's first time is when it first meets a `w` other than its model. Then the paper learns
-      until the weights converge; the rule of ten passes is its authors', who take the losses of the
-      last batches, not the passes' means. The examples are consecutive rows from a random one on.
+      A client's first time is when it first meets a `w` other than its model. The paper then learns
+      until the weights converge; the rule of ten passes is its authors', by losses of last batches,
+      not the passes' means. The examples are consecutive rows from a random one on.
+      Weights are learned in the training mode of batch normalization, whose running statistics have
+      no gradient then: they keep the weight 1 and are those of `w`, in upper layers too.
     """
     chosen = task.layers[max(len(task.layers) - layers, 0) :]
 
@@ -136,9 +139,8 @@ def fedala(
     def client_update(server, client, data, context):
         model, weights, started = aggregate(server, client, data, context.child(0))
         trained = core.train(task.loss, model, data, context.child(1), local)
-        change = tree.subtract(trained.model, server.model)
         state = FedAlaClient(trained.model, weights, started)
-        total = core.weighted(change, data.size)
+        total = core.weighted(tree.subtract(trained.model, server.model), data.size)
         return core.ClientOutput(state=state, sum=total, metrics=trained.metrics)
 
     average = fedavg(task, local, server_optimizer=server_optimizer)

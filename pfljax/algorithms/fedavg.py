@@ -23,6 +23,7 @@ from pfljax import core
 from pfljax.core import averaging, tree
 
 
+@core.checked
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,
@@ -41,7 +42,12 @@ def fedavg(
 
     Returns:
       The method; its server state is an `averaging.ModelServer`.
+
+    Notes:
+      Running statistics of batch normalization are averaged like parameters, with the same weights
+      and never by the server optimizer.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
 
     def init_server(key, population):
         return averaging.start(task.init(key), server_optimizer)

@@ -14,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -21,11 +23,12 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging
 
 
+@core.checked
 def fedavg_ft(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    fine_tuning_epochs: int = 1,
+    fine_tuning_epochs: Annotated[int, core.at_least(0)] = 1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging, evaluated after fine-tuning.

@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -18,11 +20,12 @@ from pfljax.algorithms.fedper import fedper
 from pfljax.core import averaging, partition, tree
 
 
+@core.checked
 def fedbabu(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    fine_tuning_epochs: int = 5,
+    fine_tuning_epochs: Annotated[int, core.at_least(0)] = 5,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Body averaging with one frozen head, evaluated after fine-tuning.
@@ -45,7 +48,11 @@ def fedbabu(
       Clients fine-tune from the aggregated body, and whenever they are evaluated. PFLlib fine-tunes
       once, after the last round, from the body that the client trained itself in that round; the
       last aggregate is never used. Its rounds before that are those of `fine_tuning_epochs=0`.
+      Frozen are the head's parameters. Its running statistics, where it has any, belong to the body
+      here: the features of which they are the statistics change with it.
     """
+    whole = task
+    task = whole._replace(is_head=lambda path: whole.is_head(path) and not whole.is_statistic(path))
 
     def common_model(server):
         return partition.join(server.average.model, server.initial_head)

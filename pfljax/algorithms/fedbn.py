@@ -19,6 +19,7 @@ from pfljax.core import averaging, partition
 from pfljax.errors import UserError
 
 
+@core.checked
 def fedbn(
     task: core.Task,
     local: core.LocalTraining,

@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, masks, table, tree
+from pfljax.core import averaging, masks, partition, table, tree
 
 # Overlaps that differ by less are equal: they are quotients of counts, rounded.
 ROUNDING = 1e-6
@@ -47,12 +47,13 @@ class FedCacClient(NamedTuple):
     critical: core.PyTree
 
 
+@core.checked
 def fedcac(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    tau: float = 0.5,
-    beta: float = 100.0,
+    tau: Annotated[float, core.between(0, 1)] = 0.5,
+    beta: Annotated[float, core.above(0)] = 100.0,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Collaboration by critical entries.
@@ -78,8 +79,12 @@ def fedcac(
       An entry that local training did not move is never critical. A bias right before batch
       normalization moves by rounding errors only, and these decide its mask. A client that was not
       in the cohort keeps its `u_k`, as it keeps its mask. One that never takes part in training (an
-      unseen one) belongs to no group: its critical entries are those it trained itself.
+      unseen one) belongs to no group: its critical entries are those it trained itself. A client
+      that made no step has no critical entry; it counts in no mean or maximum of overlaps, and in
+      no group but its own. Running statistics are no parameters and never critical: they are the
+      common ones.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
     def init_server(key, population):
@@ -101,6 +106,8 @@ def fedcac(
             trained.model,
             start,
         )
+        statistics, _ = partition.split(critical, task.is_statistic)
+        critical = partition.replace(critical, tree.zeros_like(statistics))
         change = tree.subtract(trained.model, server.average.model)
         return core.ClientOutput(
             state=FedCacClient(trained.model, critical),
@@ -111,7 +118,7 @@ def fedcac(
 
     def server_update(server, uploads, cohort, context):
         overlap = masks.overlaps(uploads.each.critical, uploads.each.critical)
-        present = cohort.ids >= 0
+        present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)
         pairs = present[:, None] & present & ~jnp.eye(present.shape[0], dtype=bool)
         middle = core.mean_over(overlap, pairs)
         largest_overlap = jnp.max(jnp.where(pairs, overlap, 0))
@@ -125,7 +132,8 @@ def fedcac(
     def exchange(server, client, uploads, cohort, member, context):
         own = jax.tree.map(lambda leaf: leaf[None], client.critical)
         close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
-        group = close & (cohort.ids >= 0) | (jnp.arange(close.shape[0]) == member)
+        present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)
+        group = close & present & masks.any_entry(own) | (jnp.arange(close.shape[0]) == member)
         return client._replace(model=table.mix(group / jnp.sum(group), uploads.each.model))
 
     return core.Algorithm(

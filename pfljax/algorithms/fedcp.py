@@ -12,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,12 +48,13 @@ def separate(
     return shares[:, 0] * features, shares[:, 1] * features
 
 
+@core.checked
 def fedcp(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
-    gumbel: float = 1.0,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
+    gumbel: Annotated[float, core.at_least(0)] = 1.0,
     noisy_evaluation: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -81,13 +84,23 @@ def fedcp(
       nor whether it means any when a client predicts; here that has none, so that accuracy is no
       accident. In PFLlib it has, and in its first round `v_k` is random; its common head and policy
       reach only the cohort. The default `lam` is PFLlib's.
+      Batch normalization is in training mode in the whole objective, in the body received too: in
+      the authors' code that copy is frozen, but not in evaluation mode. A head with batch
+      normalization is refused: each of the two heads would want statistics of its own part.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task, at=("model",))
 
     def init_server(key, population):
         partition.require_head(task, "FedCP")
         model = task.init(key)
-        if not partition.split(model, task.is_head)[1]:
+        head, body = partition.split(model, task.is_head)
+        if not body:
             raise UserError("FedCP needs a body before its head; name another model.")
+        if partition.split(head, task.is_statistic)[0]:
+            raise UserError(
+                "FedCP splits the features between two heads, and batch normalization in a head "
+                "would see neither's part; move it into the body, or name another model."
+            )
         size, dtype = task.num_features, tree.dtype(model)
         layer = linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype)
         policy = {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}
@@ -108,9 +121,9 @@ def fedcp(
         common, policy = server.model["model"], server.model["policy"]
         return {"own": own, "common": common, "policy": policy, "direction": direction_of(own)}
 
-    def outputs_of(model, inputs, key, scale):
-        """The outputs, and the features before they are split."""
-        features = task.features(model["own"], inputs)
+    def outputs_of(model, inputs, key, scale, mask=None):
+        """The outputs, and the features before they are split; given a mask, in training mode."""
+        features = task.features(model["own"], inputs, mask)
         noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
         own, common = separate(model["policy"], model["direction"], features, noise)
         return task.head(model["own"], own) + task.head(model["common"], common), features
@@ -120,9 +133,10 @@ def fedcp(
         moving, fixed = partition.split(start, lambda path: path[0] in ("own", "policy"))
 
         def objective(moving, batch, key):
-            outputs, features = outputs_of({**moving, **fixed}, batch.inputs, key, gumbel)
+            models = {**moving, **fixed}
+            outputs, features = outputs_of(models, batch.inputs, key, gumbel, batch.mask)
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
-            received = task.features(fixed["common"], batch.inputs)
+            received = task.features(fixed["common"], batch.inputs, batch.mask)
             pull = discrepancy.squared_mmd(features, received, batch.mask)
             return core.mean_over(losses, batch.mask) + lam * pull
 

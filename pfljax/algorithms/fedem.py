@@ -13,6 +13,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,11 +24,23 @@ from pfljax.core import averaging, table, tree
 from pfljax.errors import UserError
 
 
+class FedEMServer(NamedTuple):
+    """Attributes:
+    average: the learners, leaves `[M, ...]`, and their optimizer's state.
+    examples: `[]`, training examples of all clients; never changes.
+    """
+
+    average: averaging.ModelServer
+    examples: jax.Array
+
+
+@core.checked
 def fedem(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    learners: int = 3,
+    learners: Annotated[int, core.at_least(1)] = 3,
+    absent_count: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Expectation-maximization over clients.
@@ -40,19 +54,25 @@ def fedem(
       task: model and losses, for classification.
       local: how clients train all learners.
       learners: how many, the paper's M, 2 to 5; the paper takes 3. 1 is FedAvg.
+      absent_count: clients that a round leaves out count in its average, by their examples, with
+        the learners as they were; False averages over the cohort.
       server_optimizer: as in FedAvg, for the learners.
 
     Returns:
-      The method; the server state is FedAvg's with leaves `[M, ...]`, a client's is `pi_k` `[M]`.
-      What it deploys are both; its outputs are log probabilities. There is no global model.
+      The method; a client's state is `pi_k` `[M]`. What it deploys are learners and `pi_k`; its
+      outputs are log probabilities. There is no global model.
 
     Notes:
       As in the paper the responsibilities `q` belong to the learners received and to the old
       `pi_k`, and stay during the local epochs. They are not stored but computed anew for each
       batch: the same values, unless the model's losses are random. A client that a round leaves out
-      keeps its `pi_k`; one that never took part gets it by a step from uniform weights.
+      keeps its `pi_k`; one that never took part gets it by a step from uniform weights. In the
+      paper all clients take part; its authors' code has `absent_count`, which is the same then.
+      Batch normalization uses running statistics for the responsibilities, which judge the learners
+      received, and is in training mode in the training that follows.
     """
 
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     of_learners = local
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
@@ -62,16 +82,20 @@ def fedem(
             raise UserError("FedEM mixes the probabilities of classes; name a task that has some.")
         # Learners that begin alike stay alike, so each has a start of its own.
         models = jax.vmap(task.init)(jax.random.split(key, learners))
-        return averaging.start(models, server_optimizer)
+        total = jnp.sum(population.sizes).astype(tree.dtype(models))
+        return FedEMServer(averaging.start(models, server_optimizer), total)
 
     def init_client(server, profile, key):
-        dtype = tree.dtype(server.model)
+        dtype = tree.dtype(server.average.model)
         return jnp.full(learners, 1 / learners, dtype)
 
     def client_update(server, client, data, context):
+        received = server.average.model
+
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
-            scores = jnp.log(client)[:, None] - table.losses(task, server.model, batch, key)
+            losses = table.losses(task, received, batch, key, train=False)
+            scores = jnp.log(client)[:, None] - losses
             return jax.nn.softmax(scores, axis=0)
 
         def objective(models, batch, key):
@@ -85,8 +109,8 @@ def fedem(
         total = core.for_each_batch(count, nothing, data, context.child(0), whole)
         mixture = jnp.where(data.size > 0, total / jnp.maximum(data.size, 1), client)
 
-        trained = core.train(objective, server.model, data, context.child(1), of_learners)
-        change = tree.subtract(trained.model, server.model)
+        trained = core.train(objective, received, data, context.child(1), of_learners)
+        change = tree.subtract(trained.model, received)
         return core.ClientOutput(
             state=mixture,
             sum=core.weighted(change, data.size),
@@ -94,7 +118,9 @@ def fedem(
         )
 
     def server_update(server, uploads, cohort, context):
-        return averaging.step(server, uploads.total, server_optimizer)
+        change, weight = uploads.total
+        counted = core.Weighted(change, jnp.where(absent_count, server.examples, weight))
+        return server._replace(average=averaging.step(server.average, counted, server_optimizer))
 
     def predict(model, inputs, key):
         outputs = jax.vmap(task.predict, in_axes=(0, None))(model["learners"], inputs)
@@ -107,7 +133,7 @@ def fedem(
         client_update=client_update,
         server_update=server_update,
         personalize=lambda server, client, data, context: {
-            "learners": server.model,
+            "learners": server.average.model,
             "mixture": client,
         },
         predict=predict,

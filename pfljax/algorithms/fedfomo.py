@@ -14,13 +14,13 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import table, tree
+from pfljax.core import partition, table, tree
 
 # Added to distances, so that models that hardly differ have finite gains.
 LEAST_DISTANCE = 1e-5
@@ -31,11 +31,13 @@ class FedFomoServer(NamedTuple):
     models: `[N, ...]`, each client's last model; the initial one before it has uploaded any.
     uploaded: `[N]` bool, who has.
     affinity: `[N, N]`, the paper's `P`; row k says what the others' models were worth to client k.
+    initial: the model from which clients begin; never changes.
     """
 
     models: core.Model
     uploaded: jax.Array
     affinity: jax.Array
+    initial: core.Model
 
 
 class FedFomoClient(NamedTuple):
@@ -48,14 +50,15 @@ class FedFomoClient(NamedTuple):
     before: core.Model
 
 
+@core.checked
 def fedfomo(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    models: int = 5,
-    validation_share: float = 0.2,
-    exploration: float = 0.3,
-    exploration_decay: float = 0.05,
+    models: Annotated[int, core.at_least(1)] = 5,
+    validation_share: Annotated[float, core.between(0, 0.9)] = 0.2,
+    exploration: Annotated[float, core.between(0, 1)] = 0.3,
+    exploration_decay: Annotated[float, core.between(0, 1)] = 0.05,
 ) -> core.Algorithm:
     """Personal mixtures of models by first-order gains.
 
@@ -69,56 +72,58 @@ def fedfomo(
       local: how clients train; without `shuffle` the last examples stored are held out.
       models: how many a client weighs, its own included, 1 to 20 (paper: 5, 10); 1 trains locally.
       validation_share: of the examples, held out to weigh models, 0.1 to 0.3; 0 trains locally.
-      exploration: probability of random models in place of those with the largest affinity, in the
-        first round, 0 to 1.
-      exploration_decay: the part of it lost with every round, 0 to 0.2.
+      exploration: probability in the first round that a model is a random one in place of that with
+        the largest affinity, drawn for each model, 0 to 1.
+      exploration_decay: what is taken off it with every round, 0 to 0.2; 0 explores for ever.
 
     Returns:
       The method; a client deploys its `theta_k`. There is no global model.
 
     Notes:
       The client's own model is always among those weighed. A client holds out the same random
-      examples in every round. Equal affinities are chosen from at random. The paper deploys the
-      mixture at the end of a round, which here begins the next: what is deployed is the mixture
-      after training. Exploration and decay are its authors'; whether the decay multiplies, as it
-      does here, the paper does not say. PFLlib never explores, holds out the last examples, and
-      takes the mean of the batches' losses for `V_k`.
+      examples in every round of a run; they depend on the seed. Equal affinities are chosen from at
+      random. The paper deploys the mixture at the end of a round, which here begins the next: what
+      is deployed is the mixture after training. How exploration ends the paper does not say; rule
+      and numbers are its authors', who explore in six rounds. PFLlib never explores, holds out the
+      last examples, and takes the mean of the batches' losses for `V_k`.
+      Batch normalization uses running statistics in `V_k`, which judges models; they are mixed with
+      the models, and left out of the distance.
     """
 
     def init_server(key, population):
         model, clients = task.init(key), population.num_clients
         affinity = jnp.eye(clients, dtype=tree.dtype(model))
-        return FedFomoServer(table.repeat(model, clients), jnp.zeros(clients, bool), affinity)
+        models = table.repeat(model, clients)
+        return FedFomoServer(models, jnp.zeros(clients, bool), affinity, model)
 
     def init_client(server, profile, key):
-        initial = table.rows(server.models, 0)
-        return FedFomoClient(initial, initial)
+        return FedFomoClient(server.initial, server.initial)
 
     def download(server, context):
-        """Returns `models - 1` models, whose they are, and False for those nobody has trained."""
-        ids = jnp.arange(server.uploaded.shape[0], dtype=jnp.int32)
-        explore_key, tie_key = jax.random.split(context.child(2).key)
-        own = ids == context.client_id
+        """Returns `models - 1` models, whose they are, and False for initial, untrained ones."""
+        own = jnp.arange(server.uploaded.shape[0]) == context.client_id
         affinity = own.astype(server.affinity.dtype) @ server.affinity  # zeros for the unseen
-        chance = exploration * (1 - exploration_decay) ** context.round
-        explores = jax.random.uniform(explore_key) < chance
-        usable = server.uploaded & ~own
-        keys = (~usable, jnp.where(explores, 0, -affinity), jax.random.bits(tie_key, ids.shape))
-        *_, order = jax.lax.sort((*keys, ids), num_keys=len(keys))
-        chosen = order[: min(models, ids.shape[0]) - 1]
+        usable, count = server.uploaded & ~own, min(models, own.shape[0]) - 1
+        chance = exploration - exploration_decay * context.round  # negative later: never
+        key = context.child(2).key
+        chosen = core.exploration.choose(key, affinity, usable, count, chance)
         return table.rows(server.models, chosen), chosen, usable[chosen]
+
+    def parameters(models):
+        return partition.split(models, task.is_statistic)[1]
 
     def gains(before, candidates, data, context):
         """Returns `[models]`, the loss that each candidate saves per distance from `before`."""
-        squared = table.squared_distances(candidates, before)
-        loss = table.mean_losses(task, table.prepend(before, candidates), data, context, local)
+        squared = table.squared_distances(parameters(candidates), parameters(before))
+        everything = table.prepend(before, candidates)
+        loss = table.mean_losses(task, everything, data, context, local, train=False)
         gain = (loss[0] - loss[1:]) / (jnp.sqrt(squared) + LEAST_DISTANCE)
         return jnp.where(squared > 0, gain, 0)  # the same model gains nothing
 
     def client_update(received, client, data, context):
         others, ids, usable = received
         if local.shuffle:  # in the same random order in every round
-            data = data.shuffled(jax.random.fold_in(jax.random.key(0), context.client_id))
+            data = data.shuffled(context.client_key)
         training, held_out = data.hold_out(validation_share)
         candidates = table.prepend(client.model, others)
         gain = gains(client.before, candidates, held_out, context.child(0))
@@ -138,7 +143,7 @@ def fedfomo(
         uploaded = table.write_rows(server.uploaded, cohort, True)
         takers = table.places(cohort)[:, None]
         affinity = server.affinity.at[takers, givers].add(gain, mode="drop")
-        return FedFomoServer(models, uploaded, affinity)
+        return server._replace(models=models, uploaded=uploaded, affinity=affinity)
 
     return core.Algorithm(
         init_server=init_server,

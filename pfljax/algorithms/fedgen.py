@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +39,21 @@ class FedGenServer(NamedTuple):
     label_shares: jax.Array
 
 
+@core.checked
 def fedgen(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    weight: float = 1.0,
-    decay: float = 0.98,
-    diversity: float = 1.0,
+    weight: Annotated[float, core.at_least(0)] = 1.0,
+    decay: Annotated[float, core.above(0, 1)] = 0.98,
+    first_round: Annotated[int, core.at_least(0)] = 1,
+    diversity: Annotated[float, core.at_least(0)] = 1.0,
     label_weights: bool = True,
-    generator_steps: int = 50,
-    generator_rate: float = 3e-4,
-    generator_batch: int = 32,
-    noise_size: int = 32,
-    hidden_size: int = 256,
+    generator_steps: Annotated[int, core.at_least(0)] = 50,
+    generator_rate: Annotated[float, core.at_least(0)] = 3e-4,
+    generator_batch: Annotated[int, core.at_least(2)] = 32,
+    noise_size: Annotated[int, core.at_least(1)] = 32,
+    hidden_size: Annotated[int, core.at_least(1)] = 256,
     uniform_noise: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -66,6 +68,7 @@ def fedgen(
       local: how clients train; a step generates as many features as a batch has places.
       weight: of the loss on generated features, 0.1 to 10; 0 is FedAvg.
       decay: what the weight is multiplied by in each round, 0.95 to 1; 1 keeps it.
+      first_round: from which on that loss counts, 0 or 1; before round 1 nothing trained it.
       diversity: weight of the term against features that do not depend on the noise, 0 to 1.
       label_weights: weigh the logits for a label by a client's examples with it; False by all.
       generator_steps: of the server in a round, 20 to 1000.
@@ -81,11 +84,12 @@ def fedgen(
 
     Notes:
       The generator normalizes always by the batch's own statistics. The paper's objective has
-      `weight` 1 and an average of logits; weights by label, `decay`, diversity, sizes and rates are
-      its authors', as far as we know, who begin from a weight of 10 and have Adam decay weights,
-      left out here. For a label that the cohort lacks all examples weigh. PFLlib has uniform noise,
-      neither decay nor diversity, and weights by all examples.
+      `weight` 1, normal noise and an average of logits; weights by label, `decay`, `first_round`,
+      diversity, sizes and rates are its authors', whose code has `weight=10`, uniform noise, Adam
+      with weight decay and falling rate, and a pull to predictions on generated features. For a
+      label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
@@ -103,14 +107,15 @@ def fedgen(
 
     def client_update(server, client, data, context):
         start = server.average.model
+        strength = jnp.where(context.round < first_round, 0, weight * decay**context.round)
 
         def objective(model, batch, key):
             task_key, draw_key = jax.random.split(key)
             labels, noise = sample(draw_key, server, local.batch_size)
-            logits = task.head(model, generate(server.generator, labels, noise))
+            features = generate(server.generator, labels, noise)
+            logits = task.head(model, features, jnp.ones(labels.shape, bool))  # in training mode
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            taught = weight * decay**context.round * jnp.mean(losses)
-            return task.loss(model, batch, task_key) + taught
+            return task.loss(model, batch, task_key) + strength * jnp.mean(losses)
 
         trained = core.train(objective, start, data, context, local)
         total = core.weighted(tree.subtract(trained.model, start), data.size)

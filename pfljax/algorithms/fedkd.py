@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,15 @@ class FedKDClient(NamedTuple):
     bridge: jax.Array
 
 
+@core.checked
 def fedkd(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    distillation: float = 1.0,
-    hidden: float = 1.0,
-    energy_start: float = 0.95,
-    energy_end: float = 0.98,
+    distillation: Annotated[float, core.at_least(0)] = 1.0,
+    hidden: Annotated[float, core.at_least(0)] = 1.0,
+    energy_start: Annotated[float, core.between(0, 1)] = 0.95,
+    energy_end: Annotated[float, core.between(0, 1)] = 0.98,
     detach: bool = True,
     compress_models: bool = False,
     weight_by_size: bool = False,
@@ -51,7 +52,7 @@ def fedkd(
         L(theta) + (distillation KL(g || theta) + hidden ||z_theta - z_g A||^2 / d) / D -> theta
         L(g)     + (distillation KL(theta || g) + hidden ||z_theta - z_g A||^2 / d) / D -> g, A
         w <- w + C(mean_k C(g_k - w)),   C cuts to the ranks that hold the energy
-        energy_start + (energy_end - energy_start) round / num_rounds
+        energy_start + (energy_end - energy_start) (round + 1) / num_rounds
 
     Args:
       task: model and loss of the mentor, for classification.
@@ -59,7 +60,7 @@ def fedkd(
       distillation: weight of the divergence between the predictions, 0 to 10.
       hidden: weight of the distance between the features, 0 to 10; both 0 leave the mentor alone.
       energy_start: share of the squared singular values to be exceeded at first, 0.5 to 1 (all).
-      energy_end: the same at the end.
+      energy_end: the same in the last round.
       detach: the other model's part in a loss and D are constants; False takes one gradient of all.
       compress_models: cut the mentees' ranks, `w <- C(mean_k C(g_k))`, not those of their changes.
       weight_by_size: average with weights `n_k`; False averages uniformly.
@@ -69,17 +70,19 @@ def fedkd(
       The method; a client deploys its mentor. The mentee is the global model if it is of `task`.
 
     Notes:
-      In place of the paper's gradient the change over local training is sent, and its distance of
-      attention maps is left out. It does not say whether D is a constant (else a model would gain
-      from a greater loss); that the average is uniform, and that A learns from the mentee's loss
-      only, we are not sure. PFLlib: `detach=False`, `compress_models=True`, the divergence over the
-      number of classes, and zeros for a matrix whose energy only all singular values hold.
+      In place of the paper's gradient the change over local training is sent, as in its authors'
+      code; the distance of attention maps is left out. The paper does not say whether D is constant
+      (else a model would gain from a greater loss), nor whose losses train A; the code, and PFLlib,
+      have `detach=False`, and zeros for a matrix whose energy only all singular values hold. PFLlib
+      has also `compress_models=True`, and the divergence over the number of classes.
+      Batch normalization is in training mode in the whole objective; running statistics of both
+      models are kept, and the mentee's are averaged.
     """
     shared = task if mentee is None else mentee
-    of_both = local.of_models(*("mentor", "mentee") if mentee is None else ("mentor",))
+    of_both = local.of_models("mentor", mentee=local.observe if mentee is None else shared.observe)
 
     def energy_at(context):
-        progress = context.round / jnp.maximum(context.num_rounds, 1)
+        progress = (context.round + 1) / jnp.maximum(context.num_rounds, 1)
         return energy_start + (energy_end - energy_start) * progress
 
     def init_server(key, population):
@@ -105,10 +108,10 @@ def fedkd(
             taught = distillation * core.distillation.divergence(target, logits, batch.mask)
             return taught + hidden * core.distillation.distance(features, mapped, batch.mask)
 
-        features = task.features(models["mentor"], batch.inputs)
-        mapped = shared.features(models["mentee"], batch.inputs) @ models["bridge"]
-        logits = task.predict(models["mentor"], batch.inputs)
-        shared_logits = shared.predict(models["mentee"], batch.inputs)
+        features = task.features(models["mentor"], batch.inputs, batch.mask)
+        mapped = shared.features(models["mentee"], batch.inputs, batch.mask) @ models["bridge"]
+        logits = task.predict(models["mentor"], batch.inputs, batch.mask)
+        shared_logits = shared.predict(models["mentee"], batch.inputs, batch.mask)
         own += learned(logits, fixed(shared_logits), features, fixed(mapped)) / scale
         other += learned(shared_logits, fixed(logits), fixed(features), mapped) / scale
         return own + other, own

@@ -3,8 +3,7 @@
 Server: the body, the prototypes, the initial head. Client: its head.
 Down: the body and the prototypes; after the round a mixed head. Up: the body's change and the mean
 feature of each class, weighted (`sum`); the head and `C d + 1` numbers of its features (`each`).
-Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head, two
-passes without gradients, a quadratic program of `cohort` unknowns.
+Cost per client and round: FedRep's, two passes without gradients, a program of `cohort` unknowns.
 
 References:
   Xu, Tong, Huang, "Personalized Federated Learning with Feature Alignment and Classifier
@@ -13,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,9 @@ class HeadOffer(NamedTuple):
     variance: jax.Array
 
 
-def head_weights(offers: HeadOffer, present: jax.Array, member: jax.Array) -> jax.Array:
+def head_weights(
+    offers: HeadOffer, present: jax.Array, member: jax.Array, least: float = 0.0
+) -> jax.Array:
     """Returns `[cohort]`, how much of each head goes into that of row `member`, client k.
 
         min_a  sum_j a_j^2 V_j + ||sum_j a_j (H_k - H_j)||^2   with a >= 0, sum_j a_j = 1
@@ -59,15 +60,17 @@ def head_weights(offers: HeadOffer, present: jax.Array, member: jax.Array) -> ja
     The offers are the cohort's, stacked; those not `present` `[cohort]` get no weight.
     """
     gaps = (offers.shares[member] - offers.shares).reshape(present.shape[0], -1)
-    return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present)
+    return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present, least)
 
 
+@core.checked
 def fedpac(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
-    head_epochs: int = 1,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
+    head_epochs: Annotated[int, core.at_least(1)] = 1,
+    least_weight: Annotated[float, core.between(0, 1)] = 0.0,
     weight_by_size: bool = True,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -85,6 +88,7 @@ def fedpac(
       local: how clients train; its epochs are the body's.
       lam: weight of the pull to the prototypes, 0.1 to 10; 0 aligns nothing.
       head_epochs: passes over the examples for the head, 1 to 5; the paper takes 1.
+      least_weight: heads with no more weight are left out of a mixture, 0 to 0.01.
       weight_by_size: average prototypes with weights `n_kc`; False weighs their clients alike.
       server_optimizer: as in FedAvg, for the body.
 
@@ -92,13 +96,12 @@ def fedpac(
       The method; a client's state is its head. There is no global model.
 
     Notes:
-      A class that the cohort lacks keeps its prototype. The features are those of the examples that
-      training sees, so without the last batch where it is left out. Heads are mixed all at once;
-      PFLlib mixes one after the other in place, drops weights below 0.001 without making up for
-      them, weighs prototypes alike, and pairs statistics with the wrong heads where the order of
-      its clients is random. The paper leaves the pull's scale open; here it is a mean over the `d`
-      features, as in PFLlib, and head and body train with one optimizer.
+      A class that the cohort lacks keeps its prototype. The authors' code has `least_weight=0.001`;
+      PFLlib drops such weights without making up for them, mixes one head after the other in place,
+      weighs prototypes alike, and may pair statistics with the wrong heads. Batch normalization is
+      in training mode in both trainings, and uses running statistics where features are averaged.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
@@ -118,7 +121,8 @@ def fedpac(
         variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
         def objective(model, batch, key):
-            pull = prototypes.pull(known, task.features(model, batch.inputs), batch)
+            features = task.features(model, batch.inputs, batch.mask)
+            pull = prototypes.pull(known, features, batch)
             return task.loss(model, batch, key) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)
@@ -137,7 +141,8 @@ def fedpac(
 
     def exchange(server, client, uploads, cohort, member, context):
         present = cohort.sizes > 0
-        mixed = table.mix(head_weights(uploads.each, present, member), uploads.each.head)
+        weights = head_weights(uploads.each, present, member, least_weight)
+        mixed = table.mix(weights, uploads.each.head)
         return tree.where(present[member], mixed, client)
 
     return together._replace(

@@ -29,6 +29,7 @@ class BodyServer(NamedTuple):
     initial_head: core.Model
 
 
+@core.checked
 def fedper(
     task: core.Task,
     local: core.LocalTraining,
@@ -47,7 +48,12 @@ def fedper(
 
     Returns:
       The method; a client's state is its head. There is no global model.
+
+    Notes:
+      Running statistics belong to the body or the head as their layer does; those of the body are
+      averaged, never moved by the server optimizer.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
 
     def init_server(key, population):
         head, body = partition.split(task.init(key), task.is_head)

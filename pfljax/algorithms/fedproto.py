@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,12 @@ class FedProtoServer(NamedTuple):
     prototypes: prototypes.Prototypes
 
 
+@core.checked
 def fedproto(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 1.0,
+    lam: Annotated[float, core.at_least(0)] = 1.0,
     prototypes_in_training: bool = False,
     weight_by_size: bool = True,
 ) -> core.Algorithm:
@@ -60,6 +61,9 @@ def fedproto(
       The paper as printed divides the weighted mean again by the number of clients; not so here.
       Before any prototype the head answers; later a class without one scores 1 below the others.
       PFLlib averages uniformly what training saw, and forgets classes that the cohort lacks.
+      Batch normalization is in training mode in the whole objective, and so in the features that
+      `prototypes_in_training` averages; a pass of its own uses the running statistics, as
+      prediction does.
     """
 
     def init_server(key, population):
@@ -70,7 +74,7 @@ def fedproto(
 
     def client_update(server, client, data, context):
         def objective(model, batch, key):
-            features = task.features(model, batch.inputs)
+            features = task.features(model, batch.inputs, batch.mask)
             pull = prototypes.pull(server.prototypes, features, batch)
             return task.loss(model, batch, key) + lam * pull, features
 

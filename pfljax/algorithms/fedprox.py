@@ -1,6 +1,7 @@
 """FedProx: FedAvg whose clients are held near the server's model.
 
-Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Server: the model `w` and the state of its optimizer. Client: nothing.
+Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
 Cost per client and round: one local training.
 
 References:
@@ -10,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -17,11 +20,12 @@ from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging, tree
 
 
+@core.checked
 def fedprox(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    mu: float = 0.1,
+    mu: Annotated[float, core.at_least(0)] = 0.1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging with a proximal term.

@@ -10,6 +10,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import optax
 
 from pfljax import core
@@ -26,7 +28,11 @@ def head_then_body(
     local: core.LocalTraining,
     head_epochs: int,
 ) -> core.Trained:
-    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`."""
+    """Trains the head on the task's loss for `head_epochs`, then the body on `objective`.
+
+    Both are in training mode, the frozen part too. A frozen body keeps its running statistics, and
+    those of a frozen head are observed, as the features that it reads change with the body.
+    """
     tuned = core.train(
         task.loss,
         model,
@@ -37,17 +43,24 @@ def head_then_body(
         trainable=task.is_head,
     )
     trained = core.train(
-        objective, tuned.model, data, context.child(1), local, trainable=task.is_body
+        objective,
+        tuned.model,
+        data,
+        context.child(1),
+        local,
+        trainable=lambda path: task.is_body(path) or task.is_statistic(path),
     )
     metrics = {**trained.metrics, "head_loss": tuned.metrics["loss"]}
     return trained._replace(metrics=metrics)
 
 
+@core.checked
 def fedrep(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    head_epochs: int = 10,
+    head_epochs: Annotated[int, core.at_least(1)] = 10,
+    weight_by_size: bool = True,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal heads on a common body, in alternation.
@@ -60,10 +73,18 @@ def fedrep(
       task: model and loss.
       local: how clients train; its epochs are the body's.
       head_epochs: passes over the examples for the head, 1 to 15; the paper takes 10.
+      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper writes.
       server_optimizer: as in FedAvg, for the body.
 
     Returns:
       The method; server and clients hold what FedPer's hold.
+
+    Notes:
+      The paper's clients have one size. Its authors' code averages uniformly where it deals images
+      out and by examples where the clients' sizes differ, and so does PFLlib. The code trains with
+      momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer here.
+      Batch normalization uses the batch's statistics in both trainings; the running statistics of
+      the body change in its own only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 
@@ -72,7 +93,7 @@ def fedrep(
         start = partition.join(body, client)
         trained = head_then_body(task, task.loss, start, data, context, local, head_epochs)
         new_head, new_body = partition.split(trained.model, task.is_head)
-        change = core.weighted(tree.subtract(new_body, body), data.size)
+        change = core.weighted(tree.subtract(new_body, body), data.weight(weight_by_size))
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
     return together._replace(client_update=client_update)

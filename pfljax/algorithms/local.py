@@ -9,6 +9,7 @@ from __future__ import annotations
 from pfljax import core
 
 
+@core.checked
 def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
     """Local training without communication.
 

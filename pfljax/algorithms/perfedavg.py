@@ -12,13 +12,17 @@ References:
 
 from __future__ import annotations
 
+import functools
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import averaging, partition, tree
+from pfljax.errors import UserError
 
 
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
@@ -35,14 +39,15 @@ def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     return core.Batch(inputs, targets, rows < end)
 
 
+@core.checked
 def perfedavg(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    alpha: float = 0.01,
+    alpha: Annotated[float, core.at_least(0)] = 0.01,
     hessian_free: bool = False,
-    delta: float = 0.001,
-    adaptation_steps: int = 1,
+    delta: Annotated[float, core.above(0)] = 0.001,
+    adaptation_steps: Annotated[int, core.at_least(0)] = 1,
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -71,43 +76,59 @@ def perfedavg(
 
     Notes:
       The paper draws the parts independently; here they are pieces of one batch, so that an epoch
-      sees each example once. A lone example goes to the outer gradient. PFLlib has the first-order
+      sees each example once. A schedule of the learning rate multiplies alpha too, in training and
+      in the adaptation. A lone example goes to the outer gradient. PFLlib has the first-order
       variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
+      Batch normalization is in training mode at every gradient, on the statistics of that part of
+      the batch. Running statistics are observed at theta on the whole batch, and in the adaptation.
     """
     parts = 3 if hessian_free else 2
 
-    def outer_gradient(model, carry, batch, key):
-        """Returns the loss after the inner step, and the meta-gradient."""
+    def outer_gradient(rate, model, carry, batch, key):
+        """Returns the loss after the inner step of this rate, and the meta-gradient."""
         inner_key, outer_key, hessian_key = jax.random.split(key, 3)
 
         def gradient(model, index, key):
             return jax.value_and_grad(task.loss)(model, part(batch, index, parts), key)
 
         inner = gradient(model, parts - 2, inner_key)[1]
-        adapted = tree.subtract(model, tree.scale(alpha, inner))
+        adapted = tree.subtract(model, tree.scale(rate, inner))
         loss, outer = gradient(adapted, parts - 1, outer_key)
         if hessian_free:
             reach = tree.scale(delta, outer)
             ahead = gradient(tree.add(model, reach), 0, hessian_key)[1]
             behind = gradient(tree.subtract(model, reach), 0, hessian_key)[1]
             curvature = tree.divide(tree.subtract(ahead, behind), 2 * delta)
-            outer = tree.subtract(outer, tree.scale(alpha, curvature))
+            outer = tree.subtract(outer, tree.scale(rate, curvature))
         return loss, outer, carry
 
     def client_update(server, client, data, context):
-        trained = core.descend(outer_gradient, server.model, (), data, context, local)
+        gradient = functools.partial(outer_gradient, local.scheduled(alpha, context.round))
+        trained = core.descend(gradient, server.model, (), data, context, local)
         change = tree.subtract(trained.model, server.model)
         total = core.weighted(change, data.weight(weight_by_size))
         return core.ClientOutput(state=client, sum=total, metrics=trained.metrics)
 
     def personalize(server, client, data, context):
+        rate = local.scheduled(alpha, context.round)
         few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)
 
         def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
-            return tree.subtract(model, tree.scale(alpha, inner))
+            seen = {} if local.observe is None else local.observe(model, batch)
+            return partition.replace(tree.subtract(model, tree.scale(rate, inner)), seen)
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 
+    def init_server(key, population):
+        if task.observe is not None and local.batch_size < 2 * parts:
+            raise UserError(
+                f"Per-FedAvg cuts a batch into {parts} parts, and batch normalization needs two "
+                f"examples in each; batch_size is {local.batch_size}, take {2 * parts} or more."
+            )
+        return average.init_server(key, population)
+
     average = fedavg(task, local, server_optimizer=server_optimizer)
-    return average._replace(client_update=client_update, personalize=personalize)
+    return average._replace(
+        init_server=init_server, client_update=client_update, personalize=personalize
+    )

@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.core import hypernetwork, table, tree
+from pfljax.errors import UserError
 
 
 class HyperServer(NamedTuple):
@@ -35,17 +36,21 @@ class HyperServer(NamedTuple):
     optimizer_state: core.PyTree
 
 
+@core.checked
 def pfedhn(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    rate: float = 0.01,
-    momentum: float = 0.9,
-    embedding_size: int = 0,
-    hidden: int = 100,
-    layers: int = 3,
-    spread: float = 0.1,
-    joining_rounds: int = 10,
+    rate: Annotated[float, core.at_least(0)] = 0.01,
+    momentum: Annotated[float, core.between(0, 1)] = 0.9,
+    weight_decay: Annotated[float, core.at_least(0)] = 0.001,
+    clip: Annotated[float, core.above(0)] = 50.0,
+    embedding_size: Annotated[int, core.at_least(0)] = 0,
+    hidden: Annotated[int, core.at_least(1)] = 100,
+    layers: Annotated[int, core.at_least(0)] = 3,
+    linear_layer: bool = True,
+    spread: Annotated[float, core.at_least(0)] = 0.1,
+    joining_rounds: Annotated[int, core.at_least(0)] = 10,
 ) -> core.Algorithm:
     """Personal models out of one hypernetwork.
 
@@ -60,9 +65,12 @@ def pfedhn(
         layer have a squared norm of about `hidden`, so that without momentum `1 / hidden` moves the
         mean of the models about as far as FedAvg does.
       momentum: of both, 0 to 0.95; the embeddings of clients that a round leaves out move on.
+      weight_decay: of hypernetwork and embeddings, 0 to 0.01.
+      clip: the largest norm of the gradient of both together, 1 to 100; longer ones are shortened.
       embedding_size: numbers in an embedding; 0 takes 1 + N / 4, the paper's.
       hidden: features in each hidden layer, 10 to 200; the paper takes 100.
       layers: hidden layers, 0 to 4; the paper takes 3.
+      linear_layer: one more layer of `hidden` features without ReLU, between these and the heads.
       spread: how far apart the clients' first models are, as a part of their scale, 0.01 to 1.
       joining_rounds: local trainings by which the embedding of a client that never took part is
         learned for each evaluation, 1 to 50.
@@ -74,17 +82,28 @@ def pfedhn(
       Every array of the model has its own linear head. The paper takes one client after another,
       where this averages the cohort's gradients of `h` with uniform weights. Before training, all
       models are near one draw of the task's own start, whose scale suits it; the paper leaves the
-      start open. Rate and momentum are those of its authors' settings, as far as known. The
-      embedding of a client that never took part begins at the mean of all, and learns with the
-      hypernetwork frozen, without momentum.
+      start open. Rate, momentum, weight decay, clipping and the linear layer are those of its
+      authors' code, which also clips the clients' gradients at 50 and decays their weights by
+      0.00005; here both are for the clients' optimizer. The embedding of a client that never took
+      part begins at the mean of all, and learns with the hypernetwork frozen, by plain steps.
     """
-    optimizer = optax.sgd(rate, momentum=momentum)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(rate, momentum=momentum),
+    )
 
     def init_server(key, population):
+        if task.observe is not None:
+            raise UserError(
+                "pFedHN generates all arrays of a model, and a running variance of batch "
+                "normalization could be generated below zero; name a model without it, such as one "
+                "with GroupNorm."
+            )
         model_key, network_key, embedding_key = jax.random.split(key, 3)
         clients, model = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4
-        network = hypernetwork.init(network_key, model, size, hidden, layers, spread)
+        network = hypernetwork.init(network_key, model, size, hidden, layers, spread, linear_layer)
         dtype = tree.dtype(model)
         embeddings = jax.random.normal(embedding_key, (clients, size), dtype)
         return HyperServer(network, embeddings, optimizer.init((network, embeddings)))
@@ -102,7 +121,7 @@ def pfedhn(
         network_slope = tree.divide(network_slope, jnp.maximum(cohort.count, 1))
         embedding_slope = table.write_rows(jnp.zeros_like(embeddings), cohort, slopes)
         updates, optimizer_state = optimizer.update(
-            (network_slope, embedding_slope), server.optimizer_state
+            (network_slope, embedding_slope), server.optimizer_state, (network, embeddings)
         )
         moved = optax.apply_updates((network, embeddings), updates)
         return HyperServer(*moved, optimizer_state)

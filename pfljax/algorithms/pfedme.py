@@ -11,25 +11,30 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import tree
+from pfljax.core import partition, tree
 
 
+@core.checked
 def pfedme(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: float = 15.0,
-    inner_steps: int = 5,
-    inner_rate: float = 0.01,
-    beta: float = 1.0,
-    weight_decay: float = 0.0,
+    lam: Annotated[float, core.at_least(0)] = 15.0,
+    inner_steps: Annotated[int, core.at_least(1)] = 5,
+    inner_rate: Annotated[float, core.at_least(0)] = 0.01,
+    beta: Annotated[float, core.at_least(0)] = 1.0,
+    weight_decay: Annotated[float, core.at_least(0)] = 0.0,
     weight_by_size: bool = False,
+    train_to_evaluate: bool = False,
 ) -> core.Algorithm:
     """Descent on the clients' Moreau envelopes.
 
@@ -48,6 +53,8 @@ def pfedme(
       beta: how far the server goes towards the mean, 1 to 4; 1 is the mean, 0 never moves.
       weight_decay: pulls theta to zero by `weight_decay theta` in each inner step; 0 in the paper.
       weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
+      train_to_evaluate: when it is evaluated, every client solves for its theta from the current
+        `w`; False evaluates the theta of the last round in which the client took part.
 
     Returns:
       The method; a client's state is its theta, that of `w` before its first round. The server
@@ -55,28 +62,37 @@ def pfedme(
 
     Notes:
       The paper asks for theta to an accuracy, and names K gradient steps in its experiments. It
-      leaves open where the first of a round begins: at `w`, as in its authors' code. That code, and
-      PFLlib, also decay theta by 0.001, and PFLlib takes weights `n_k`. PFLlib overwrites theta
-      with `w_k` at the end of a round, so that what it reports as personal is the global model; it
-      is not reproduced.
+      leaves open where the first of a round begins: at `w`, as in its authors' code. In paper and
+      code all clients train in every round, and the server averages some of them. Here a round runs
+      the cohort only; as theta begins every round at `w`, absent clients miss nothing but their
+      theta, and `train_to_evaluate` gives it to them: an evaluation is then the authors'
+      personalized one of the next round, and costs a local training. A schedule of the learning
+      rate multiplies `inner_rate` too, not `lam`. The code, and PFLlib, also decay theta by 0.001,
+      and take weights `n_k`. PFLlib overwrites theta with `w_k` at the end of a round, so that what
+      it reports as personal is the global model; it is not reproduced.
+      Each model has its own running statistics: theta's are observed at every inner step, those of
+      `w_k` once for a batch, of which the server takes the mean whatever `beta`.
     """
 
     def client_update(server, client, data, context):
+        rate = local.scheduled(inner_rate, context.round)
+
         def gradient(model, theta, batch, key):
             """Solves for theta on a batch; returns the loss before the last inner step too."""
 
             def inner(index, carry):
                 theta, _ = carry
+                seen = {} if local.observe is None else local.observe(theta, batch)
                 loss, slope = jax.value_and_grad(task.loss)(
                     theta, batch, jax.random.fold_in(key, index)
                 )
                 theta = jax.tree.map(
-                    lambda t, g, w: t - inner_rate * (g + lam * (t - w) + weight_decay * t),
+                    lambda t, g, w: t - rate * (g + lam * (t - w) + weight_decay * t),
                     theta,
                     slope,
                     model,
                 )
-                return theta, loss
+                return partition.replace(theta, seen), loss
 
             zero = jnp.zeros((), jnp.result_type(float))
             theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))
@@ -92,9 +108,15 @@ def pfedme(
             metrics=trained.metrics,
         )
 
+    def personalize(server, client, data, context):
+        # Without examples the update costs nothing, and keeps the client's theta.
+        size = jnp.where(train_to_evaluate, data.size, 0)
+        again = dataclasses.replace(data, size=size)
+        return client_update(server, client, again, context).state
+
     average = fedavg(task, local, server_optimizer=optax.sgd(beta))
     return average._replace(
         init_client=lambda server, profile, key: server.model,
         client_update=client_update,
-        personalize=lambda server, client, data, context: client,
+        personalize=personalize,
     )

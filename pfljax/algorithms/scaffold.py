@@ -39,6 +39,7 @@ def sum_of_gradients() -> optax.GradientTransformation:
     )
 
 
+@core.checked
 def scaffold(
     task: core.Task,
     local: core.LocalTraining,
@@ -62,8 +63,10 @@ def scaffold(
     Notes:
       Option II writes c_k' = c_k - c + (w - theta_k) / (K eta). For SGD with a constant rate that
       is the mean of the K gradients g, which is what is computed here: it holds for every
-      optimizer and schedule. A client without a step keeps its control variate.
+      optimizer and schedule. A client without a step keeps its control variate. Running statistics
+      have no gradient, so that their control variates stay zero; they are averaged.
     """
+    server_optimizer = averaging.of_parameters(server_optimizer, task)
 
     def init_server(key, population):
         average = averaging.start(task.init(key), server_optimizer)

@@ -4,6 +4,7 @@ from pfljax.core import (
     averaging,
     discrepancy,
     distillation,
+    exploration,
     generator,
     hypernetwork,
     linear,
@@ -11,6 +12,7 @@ from pfljax.core import (
     masks,
     partition,
     prototypes,
+    ranges,
     simplex,
     table,
     tree,
@@ -28,6 +30,13 @@ from pfljax.core.local import (
 )
 from pfljax.core.masks import mean_over
 from pfljax.core.messages import Weighted, mean, shares, weighted
+from pfljax.core.ranges import (
+    above,
+    at_least,
+    between,
+    check_hyperparameters,
+    checked,
+)
 from pfljax.core.types import (
     Algorithm,
     ClientOutput,
@@ -62,10 +71,16 @@ __all__ = [
     "Trained",
     "Uploads",
     "Weighted",
+    "above",
+    "at_least",
     "averaging",
+    "between",
+    "check_hyperparameters",
+    "checked",
     "descend",
     "discrepancy",
     "distillation",
+    "exploration",
     "for_each_batch",
     "generator",
     "hypernetwork",
@@ -77,6 +92,7 @@ __all__ = [
     "partition",
     "prototypes",
     "pulled_towards",
+    "ranges",
     "shares",
     "simplex",
     "steps_per_epoch",

@@ -3,6 +3,7 @@
 With `Delta` the weighted mean of `theta_k - w` over the cohort, the server takes
 `-Delta` for a gradient and lets any optax optimizer take the step (FedOpt). With plain
 SGD and learning rate 1 this is the weighted average of the clients' models (FedAvg).
+Running statistics are no parameters, and are averaged whatever the optimizer, see `of_parameters`.
 
 References:
   McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
@@ -16,9 +17,9 @@ from typing import NamedTuple
 
 import optax
 
-from pfljax.core import tree
+from pfljax.core import partition, tree
 from pfljax.core.messages import Weighted, mean
-from pfljax.core.types import Model, PyTree
+from pfljax.core.types import Model, Path, PyTree, Task
 
 # The weighted average of the clients' models, as FedAvg takes it.
 PLAIN = optax.sgd(1.0)
@@ -34,6 +35,37 @@ class ModelServer(NamedTuple):
 
     model: Model
     optimizer_state: PyTree
+
+
+def of_parameters(
+    optimizer: optax.GradientTransformation, task: Task, at: Path = ()
+) -> optax.GradientTransformation:
+    """Returns a server optimizer that steps parameters only; statistics take their mean change.
+
+    A running variance is a mean over clients, which no learning rate, momentum or second moment may
+    move past: it could end below zero. To apply this twice is to apply it once.
+
+    Args:
+      optimizer: the server optimizer; the arrays that it sees are the parameters.
+      task: says which arrays of its model are running statistics.
+      at: the path of the task's model in what the server holds.
+    """
+    if task.observe is None:
+        return optimizer
+
+    def is_statistic(path):
+        return path[: len(at)] == at and task.is_statistic(path[len(at) :])
+
+    def init(model):
+        return optimizer.init(partition.split(model, is_statistic)[1])
+
+    def update(gradient, state, model):
+        statistics, slope = partition.split(gradient, is_statistic)
+        _, parameters = partition.split(model, is_statistic)
+        updates, state = optimizer.update(slope, state, parameters)
+        return partition.join(updates, tree.scale(-1.0, statistics)), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def start(model: Model, optimizer: optax.GradientTransformation) -> ModelServer:

@@ -10,11 +10,19 @@ import jax.numpy as jnp
 from pfljax.core import tree
 from pfljax.core.types import Model
 
-Hypernetwork = Any  # {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}
+# {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}, and where a linear
+# layer stands before the heads, 'linear': {'kernel', 'bias'}.
+Hypernetwork = Any
 
 
 def init(
-    key: jax.Array, model: Model, size: int, hidden: int, layers: int, spread: float
+    key: jax.Array,
+    model: Model,
+    size: int,
+    hidden: int,
+    layers: int,
+    spread: float,
+    linear: bool = False,
 ) -> Hypernetwork:
     """Returns a hypernetwork that makes models near `model`.
 
@@ -25,24 +33,30 @@ def init(
       model: nested dict of arrays; each gets a linear head.
       size: numbers in an embedding, of mean square 1.
       hidden: features in each hidden layer.
-      layers: hidden layers.
+      layers: hidden layers, each followed by a ReLU.
       spread: see above.
+      linear: another layer of `hidden` features without ReLU, between these and the heads.
     """
     dtype = tree.dtype(model)
     hidden_key, heads_key = jax.random.split(key)
-    network = {"hidden": []}
-    for number in range(layers):
+
+    def layer(number, gain):
         # He's scale keeps the features' mean square at that of the embedding, which is 1.
-        draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (size, hidden), dtype)
-        network["hidden"].append(
-            {"kernel": draw * (2 / size) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
-        )
-        size = hidden
+        draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (width, hidden), dtype)
+        return {"kernel": draw * (gain / width) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
+
+    network, width = {"hidden": []}, size
+    for number in range(layers):
+        network["hidden"].append(layer(number, 2))
+        width = hidden
+    if linear:
+        network["linear"] = layer(layers, 1)
+        width = hidden
     leaves, structure = jax.tree.flatten(model)
     kernels = [
         spread
-        * jnp.sqrt(jnp.mean(leaf**2) / size)
-        * jax.random.normal(jax.random.fold_in(heads_key, number), (size, *leaf.shape), dtype)
+        * jnp.sqrt(jnp.mean(leaf**2) / width)
+        * jax.random.normal(jax.random.fold_in(heads_key, number), (width, *leaf.shape), dtype)
         for number, leaf in enumerate(leaves)
     ]
     network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": model}
@@ -54,6 +68,8 @@ def generate(network: Hypernetwork, embedding: jax.Array) -> Model:
     features = embedding
     for layer in network["hidden"]:
         features = jax.nn.relu(features @ layer["kernel"] + layer["bias"])
+    if "linear" in network:
+        features = features @ network["linear"]["kernel"] + network["linear"]["bias"]
     return jax.tree.map(
         lambda kernel, bias: jnp.tensordot(features, kernel, 1) + bias,
         network["heads"]["kernel"],

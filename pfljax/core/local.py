@@ -16,6 +16,7 @@ import optax
 from pfljax.core import partition, streams
 from pfljax.core.client_data import Batch, ClientData, random_order
 from pfljax.core.messages import Weighted, weighted
+from pfljax.core.tree import zeros_like
 from pfljax.core.types import Context, Model, Path
 
 PyTree = Any
@@ -32,7 +33,8 @@ class LocalTraining(NamedTuple):
       drop_remainder: leave out the last batch of an epoch where it is not full. Otherwise it
         is masked, and its loss is the mean over the examples it has.
       shuffle: a new order in every epoch; False keeps the stored order.
-      schedule: `round -> []`, multiplies the optimizer's updates; None leaves them.
+      schedule: `round -> []`, multiplies the optimizer's updates, and the rates of steps on models
+        that a method takes besides; None leaves them.
       observe: `Task.observe`, the running statistics that a step leaves behind in the model.
     """
 
@@ -48,19 +50,33 @@ class LocalTraining(NamedTuple):
         """What multiplies the updates of a round; None for nothing."""
         return None if self.schedule is None else self.schedule(round)
 
+    def scheduled(self, rate: float | jax.Array, round: jax.Array) -> float | jax.Array:
+        """A rate of the method's own for steps on models, which the schedule multiplies too."""
+        factor = self.factor(round)
+        return rate if factor is None else rate * factor
+
     def one_pass(self) -> LocalTraining:
         """Each example once, in stored order: for sums over them that need no gradient step."""
         return self._replace(epochs=1, drop_remainder=False, shuffle=False)
 
-    def of_models(self, *names: str) -> LocalTraining:
-        """The same for a dict of models `{name: model}`, those named being of the task's kind."""
-        if self.observe is None:
-            return self
-        return self._replace(
-            observe=lambda models, batch: {
-                name: self.observe(models[name], batch) for name in names
-            }
-        )
+    def of_models(
+        self, *names: str, **others: Callable[[Model, Batch], Model] | None
+    ) -> LocalTraining:
+        """The same for a dict of models `{name: model}`.
+
+        Args:
+          *names: the models of the task that `observe` belongs to.
+          **others: for each model of another task, the `Task.observe` of that task.
+        """
+        of_each = {**dict.fromkeys(names, self.observe), **others}
+        watched = {name: observe for name, observe in of_each.items() if observe is not None}
+        if not watched:
+            return self._replace(observe=None)
+
+        def observe(models, batch):
+            return {name: seen(models[name], batch) for name, seen in watched.items()}
+
+        return self._replace(observe=observe)
 
 
 class Trained(NamedTuple):
@@ -154,7 +170,9 @@ def descend(
         (loss, g, carry) <- gradient(theta, carry, batch, key)
         theta <- theta + schedule(round) * u(g)
 
-    Running statistics become what `local.observe` says of the model before the step.
+    Running statistics become what `local.observe` returns for the model before the step. Their part
+    of `g` is taken for zero, so that no rule, such as a pull towards a model, moves them, and none
+    adds them to the norm by which an optimizer clips.
 
     Args:
       gradient: `(model, carry, batch, key) -> (loss [], gradient, carry)`.
@@ -175,12 +193,15 @@ def descend(
     def step(state, batch, key):
         model, optimizer_state, carry, loss_sum, count = state
         loss, direction, carry = gradient(model, carry, batch, key)
+        if local.observe is not None:
+            seen = local.observe(model, batch)
+            direction = partition.replace(direction, zeros_like(seen))
         updates, optimizer_state = optimizer.update(direction, optimizer_state, model)
         if factor is not None:
             updates = optax.tree.scale(factor, updates)
         moved = optax.apply_updates(model, updates)
         if local.observe is not None:
-            moved = partition.replace(moved, local.observe(model, batch))
+            moved = partition.replace(moved, seen)
         return moved, optimizer_state, carry, loss_sum + loss, count + 1
 
     zero = jnp.zeros((), jnp.result_type(float))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pfljax.core.masks import mean_over
 
 
-def minimize(matrix: jax.Array, allowed: jax.Array) -> jax.Array:
+def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.Array:
     """Returns the `a` `[n]` that minimizes `a^T matrix a` with `a >= 0` and `sum a = 1`.
 
     Up to its scale `a` is the `b >= 0` that minimizes `b^T Q b / 2 - sum b`, which an active set
@@ -18,6 +18,7 @@ def minimize(matrix: jax.Array, allowed: jax.Array) -> jax.Array:
     Args:
       matrix: `[n, n]`, symmetric and positive semidefinite.
       allowed: `[n]` bool; the other entries stay zero. Without any, all are zero.
+      least: entries of the optimum no greater than this become zero, and the others make up for it.
     """
     size = allowed.shape[0]
     scale = mean_over(jnp.diag(matrix), allowed)
@@ -44,5 +45,6 @@ def minimize(matrix: jax.Array, allowed: jax.Array) -> jax.Array:
     entries = jnp.zeros(size, matrix.dtype)
     state = (entries, jnp.zeros(size, bool), ~jnp.any(allowed), 0)
     entries, _, _, _ = jax.lax.while_loop(lambda s: ~s[2] & (s[3] < 4 * size + 4), step, state)
+    entries = jnp.where(entries > least * jnp.sum(entries), entries, 0)
     total = jnp.sum(entries)
     return entries / jnp.where(total > 0, total, 1)

@@ -36,13 +36,28 @@ def squared_distances(table: PyTree, tree: PyTree) -> jax.Array:
     return jax.vmap(tree_lib.squared_distance, in_axes=(0, None))(table, tree)
 
 
-def losses(task: Task, models: Model, batch: Batch, key: jax.Array) -> jax.Array:
-    """Returns `[N, B]`, each model's loss on each example, whatever its mask."""
-    return jax.vmap(task.losses, in_axes=(0, None, None))(models, batch, key)
+def losses(
+    task: Task, models: Model, batch: Batch, key: jax.Array, train: bool = True
+) -> jax.Array:
+    """Returns `[N, B]`, each model's loss on each example, whatever its mask.
+
+    Args:
+      task: losses.
+      models: leaves `[N, ...]`.
+      batch: the examples.
+      key: for losses that are random.
+      train: the mode of batch normalization, see `Task`; False to judge models.
+    """
+    return jax.vmap(lambda model: task.losses(model, batch, key, train))(models)
 
 
 def mean_losses(
-    task: Task, models: Model, data: ClientData, context: Context, local: LocalTraining
+    task: Task,
+    models: Model,
+    data: ClientData,
+    context: Context,
+    local: LocalTraining,
+    train: bool = False,
 ) -> jax.Array:
     """Returns `[N]`, each model's mean loss over a client's examples; zeros without any.
 
@@ -52,10 +67,11 @@ def mean_losses(
       data: the client's examples.
       context: its key is for losses that are random.
       local: batch size.
+      train: the mode of batch normalization, see `Task`; False judges models as they would predict.
     """
 
     def step(total, batch, key):
-        return total + jnp.sum(losses(task, models, batch, key) * batch.mask, axis=1)
+        return total + jnp.sum(losses(task, models, batch, key, train) * batch.mask, axis=1)
 
     leaves = jax.tree.leaves(models)
     nothing = jnp.zeros(leaves[0].shape[0], tree_lib.dtype(models))

@@ -113,8 +113,8 @@ class ClientOutput(NamedTuple):
 
     Attributes:
       state: the client's next private state; never leaves the client.
-      sum: added up over the cohort; the server sees only the total, so secure
-        aggregation and differential privacy apply to it.
+      sum: added up over the cohort; the server needs only the total, so that secure
+        aggregation and differential privacy could be added.
       each: one row per client, seen by the server: costs cohort x message and reveals
         individual messages; `()` unless the method compares clients.
       metrics: scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
@@ -152,6 +152,8 @@ class Task(NamedTuple):
       layers: where the layers stand in a model, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
+      is_statistic: `path -> bool`, whether the array at `path` is a running statistic. No gradient
+        moves one: a training step observes it, and a server averages it.
       observe: `(model, batch) -> statistics`, the running statistics that a training step on the
         batch leaves behind, at their paths in the model; None for a model without any. Whoever
         makes a `LocalTraining` hands it on, so that training keeps them.
@@ -171,6 +173,7 @@ class Task(NamedTuple):
     num_features: int = 0
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
+    is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Model, Batch], Model] | None = None
     score: str = "accuracy"
     more_is_better: bool = True

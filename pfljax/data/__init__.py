@@ -2,7 +2,8 @@
 
 `load` is the one entry that programs need: a source (`sources`) is dealt out to clients
 (`partition`) and each client's examples are split (`split`); or a data set whose clients are
-given is read from disk (`formats`). Then groups of clients may see it differently (`shift`). All of
+given is read from disk (`formats`), or made of arrays (`arrays`). All of them are checked in one
+place (`validate`). Then groups of clients may see it differently (`shift`). All of
 it is NumPy, and ends in a `FederatedDataset`.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, reading, validate
+from pfljax.data.arrays import from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
@@ -43,6 +45,7 @@ __all__ = [
     "deal",
     "describe",
     "dirichlet",
+    "from_arrays",
     "iid",
     "load",
     "load_digits",
@@ -142,16 +145,17 @@ def load(
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     if name in ("npz", "store"):
-        dataset = GIVEN[name](dir)
+        dataset = _read(name, dir)
     elif name == "pfllib":
-        dataset = load_pfllib(
+        dataset = _read(
+            name,
             dir,
             validation_fraction=validation_fraction,
             unseen_fraction=unseen_fraction,
             seed=seed,
         )
     else:
-        examples = SOURCES[name](dir, **options)
+        examples = validate.examples(_read(name, dir, **options), _where(name, dir))
         if partition == "natural":
             clients = natural(_owners(examples), least)
         else:
@@ -182,6 +186,22 @@ def load(
         dataset, feature_shift, num_groups=num_groups, strength=shift_strength, seed=seed
     )
     return shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
+
+
+def _read(name: str, dir: str, **options: Any) -> Any:
+    """Returns what the data set's loader returns; what stands in its way costs one sentence."""
+    where = _where(name, dir)
+    try:
+        return DATASETS[name](dir, **options)
+    except MemoryError as error:
+        raise reading.too_large(where) from error
+    except OSError as error:  # such as a name that is too long, or a folder without permission
+        reason = error.strerror or error
+        raise UserError(f"{where[:200]} cannot be read ({reason}): check data.dir.") from error
+
+
+def _where(name: str, dir: str) -> str:
+    return f"{name} in {dir}" if dir else name
 
 
 def _owners(examples: Examples) -> np.ndarray:

@@ -10,22 +10,25 @@ from collections.abc import Iterable
 from pfljax.errors import UserError
 
 
-def whole(name: str, value: int, least: int) -> int:
+def whole(name: str, value: int, least: int, most: int | None = None) -> int:
     """Returns `value` when it is a whole number of at least `least`.
 
     Args:
       name: how the user calls the argument.
       value: what the user gave.
       least: the smallest value that makes sense.
+      most: the largest; None where there is none.
 
     Returns:
       The value as a Python int.
 
     Raises:
-      UserError: it is not a whole number, or too small.
+      UserError: it is not a whole number, too small or too large.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    if most is not None and value > most:
+        raise UserError(f"{name} must be a whole number of at most {most}, not {value!r}.")
     return int(value)
 
 

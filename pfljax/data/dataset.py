@@ -46,6 +46,8 @@ class FederatedDataset(NamedTuple):
         of a table of ids; empty for inputs that are measured.
       target_mean: of a regression, subtracted from its targets inside the program.
       target_std: of a regression, divides its targets after that.
+      class_names: what the labels mean, `C` names; empty where they are numbers.
+      client_names: how the clients are called, `N` names; empty where they are numbers.
     """
 
     name: str
@@ -62,6 +64,8 @@ class FederatedDataset(NamedTuple):
     vocabulary: tuple[int, ...] = ()
     target_mean: float = 0.0
     target_std: float = 1.0
+    class_names: tuple[str, ...] = ()
+    client_names: tuple[str, ...] = ()
 
     @property
     def num_clients(self) -> int:

@@ -33,6 +33,7 @@ class Examples(NamedTuple):
       target_mean: of a regression, subtracted from its targets inside the program.
       target_std: of a regression, divides its targets after that.
       superclasses: `[C]` integers, the superclass of each class; None where there are none.
+      class_names: what the labels mean, `C` names; empty where they are numbers.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Examples(NamedTuple):
     target_mean: float = 0.0
     target_std: float = 1.0
     superclasses: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def labels(self) -> np.ndarray:

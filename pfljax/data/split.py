@@ -78,6 +78,7 @@ def assemble(
     validation_fraction: float,
     unseen_fraction: float,
     seed: int,
+    client_names: Sequence[str] = (),
 ) -> FederatedDataset:
     """Splits every client's examples by label and lays them out client by client.
 
@@ -92,6 +93,7 @@ def assemble(
       unseen_fraction: the part of the clients that never train, in [0, 1); when it is not 0, at
         least one client and never all. They are chosen by `seed` and placed last.
       seed: whole number; the same seed gives the same data set.
+      client_names: how the clients are called; empty where they are numbers.
 
     Returns:
       The federated data set.
@@ -130,7 +132,9 @@ def assemble(
         remaining = rows[~held_out]
         train, validation = split_train(remaining, labels[~held_out], validation_fraction, rng)
         clients.append(ClientRows(train, validation, rows[held_out]))
-    return lay_out(examples, clients, unseen_fraction=unseen_fraction, rng=rng)
+    return lay_out(
+        examples, clients, unseen_fraction=unseen_fraction, rng=rng, client_names=client_names
+    )
 
 
 def lay_out(
@@ -139,6 +143,7 @@ def lay_out(
     *,
     unseen_fraction: float,
     rng: np.random.Generator,
+    client_names: Sequence[str] = (),
 ) -> FederatedDataset:
     """Copies the clients' rows into flat arrays, the unseen clients last.
 
@@ -147,6 +152,7 @@ def lay_out(
       clients: every client's rows.
       unseen_fraction: the part of the clients that never train, in [0, 1).
       rng: decides which ones.
+      client_names: how the clients are called; empty where they are numbers.
 
     Returns:
       The federated data set.
@@ -157,7 +163,8 @@ def lay_out(
     num_unseen = _count_unseen(len(clients), unseen_fraction)
     unseen = np.zeros(len(clients), bool)
     unseen[rng.choice(len(clients), num_unseen, replace=False)] = True
-    ordered = [clients[client] for client in np.argsort(unseen, kind="stable")]
+    unseen_last = np.argsort(unseen, kind="stable")
+    ordered = [clients[client] for client in unseen_last]
     order = np.concatenate([rows for client in ordered for rows in client])
     sizes = np.array([[len(rows) for rows in client] for client in ordered], np.int32)
     ends = np.cumsum(sizes, dtype=np.int32).reshape(sizes.shape)
@@ -178,6 +185,8 @@ def lay_out(
         vocabulary=examples.vocabulary,
         target_mean=examples.target_mean,
         target_std=examples.target_std,
+        class_names=examples.class_names,
+        client_names=tuple(client_names[client] for client in unseen_last if client_names),
     )
 
 

@@ -71,7 +71,9 @@ class HostExamples(NamedTuple):
                 targets[end : end + size] = self.targets[begin : begin + size]
                 offsets[split][place], sizes[split][place] = end, size
                 if split == "train" and self.num_classes:
-                    labels = targets[end : end + size]
+                    # Raveled, because next_token has a row of tokens for each example; every
+                    # token is counted, padding too, as `FederatedDataset.class_counts` does.
+                    labels = targets[end : end + size].ravel()
                     counts[place] = np.bincount(labels, minlength=self.num_classes)
                 end += size
         bounds = (self.max_train_size, self.num_participants)

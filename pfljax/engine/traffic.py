@@ -38,7 +38,8 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
       client: one client's state, or its shapes.
       examples: of all clients.
     """
-    context = Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), jnp.int32(0))
+    key = jax.random.key(0)
+    context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
 
     def update(received, client, client_id):
         output = algorithm.client_update(received, client, examples.of_client(client_id), context)
@@ -68,7 +69,8 @@ def delivered(
     """Returns the bytes of a client's state that `exchange` changes, in a round of all clients."""
     clients = examples.num_participants
     each = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), seen)
-    context = Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), jnp.int32(0))
+    key = jax.random.key(0)
+    context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
     sizes = examples.sizes["train"][:clients]
 
     def exchange(client, server, total, each):

@@ -47,6 +47,10 @@ class Dense(nn.Module):
         return out.reshape(*x.shape[:-1], self.features) + bias
 
 
+# The running statistics of a batch normalization, by the names of their arrays.
+STATISTICS = ("mean", "var")
+
+
 class BatchNorm(nn.Module):
     """Batch normalization of the last axis, in PyTorch's convention: `[B, ..., d] -> [B, ..., d]`.
 
@@ -81,8 +85,7 @@ class BatchNorm(nn.Module):
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 self.observe("mean", running[0], mean, count > 0)
                 self.observe("var", running[1], unbiased, count > 1)
-        # A server's optimizer may have left a running variance below zero.
-        factor = scale * jax.lax.rsqrt(jnp.maximum(var, 0) + self.epsilon)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x - mean) * factor + bias
 
     def of_batch(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from pfljax.core import Path, tree
 from pfljax.errors import UserError
-from pfljax.models.layers import BatchNorm, GroupNorm
+from pfljax.models.layers import STATISTICS, BatchNorm, GroupNorm
 
 NORMALIZATION = (
     *(BatchNorm, GroupNorm),
@@ -35,6 +35,7 @@ class Model(NamedTuple):
       num_features: `d`; 0 where the features of an example are no row, but one for each position.
       layers: where each layer's arrays stand, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array is of a normalization layer.
+      is_statistic: `path -> bool`, whether the array is a running statistic.
       observe: `(parameters, inputs, mask) -> statistics`, the running statistics after training on
         these examples, a part of the nested dict; None for a network without batch normalization.
       reads_ids: whether inputs are ids, int32, rather than measurements.
@@ -47,6 +48,7 @@ class Model(NamedTuple):
     num_features: int
     layers: tuple[Path, ...]
     is_norm: Callable[[Path], bool]
+    is_statistic: Callable[[Path], bool]
     observe: Callable[..., Any] | None
     reads_ids: bool = False
 
@@ -203,6 +205,7 @@ def from_flax(
         num_features=of_one.shape[1] if len(of_one.shape) == 2 else 0,
         layers=tuple(types),
         is_norm=lambda path: path[:-1] in norms,
+        is_statistic=lambda path: path[:-1] in watchers and path[-1] in STATISTICS,
         observe=observe if watchers else None,
         reads_ids=reads_ids,
     )

@@ -268,6 +268,7 @@ def _task(
         num_features=model.num_features,
         layers=model.layers,
         is_norm=model.is_norm,
+        is_statistic=model.is_statistic,
         observe=None if model.observe is None else observe,
         score=score,
         more_is_better=more_is_better,

@@ -12,6 +12,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from pfljax.algorithms import ALGORITHMS
+from pfljax.core import check_hyperparameters
 from pfljax.data import SOURCES
 from pfljax.engine import start
 from pfljax.errors import UserError
@@ -225,6 +226,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
     require_known("cohort.join", config.cohort.join, start.JOINS)
+    for name, factory in ALGORITHMS.items():
+        check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     if config.engine.eval_clients and config.engine.residence != "host":

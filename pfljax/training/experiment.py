@@ -240,7 +240,8 @@ def build(
 
     Args:
       config: all the keys of `default_config`.
-      dataset: of an experiment with the same `config.data`, to load it only once.
+      dataset: of an experiment with the same `config.data`, to load it only once, or one's own,
+        which is checked as files are.
       examples: of that experiment, to hold them only once; its `config.engine` must be the same.
       clients_per_chunk: with which a run began that is to go on, where the config leaves the
         choice; None for a run that begins.
@@ -253,6 +254,8 @@ def build(
     devices = runtime.devices(config.engine.devices)
     if dataset is None:
         dataset = build_dataset(config)
+    elif isinstance(dataset, FederatedDataset):
+        dataset = data.validate.federated(dataset)
     plan = build_plan(config, dataset)
     task = build_task(config, dataset)
     bounds = bounds or bounds_of([dataset])

@@ -220,6 +220,8 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
         "class_counts": dataset._replace(train=train).class_counts(),
         "unseen": ids >= dataset.num_participants,
     }
+    if dataset.client_names:
+        arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
     for model, splits in evaluation.items():
         for split, sums in splits.items():
             counts = _counts(experiment, evaluation, model, split)

@@ -11,9 +11,11 @@ import ml_collections
 
 from pfljax import models
 from pfljax.core import Task
-from pfljax.data import FederatedDataset
+from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
 from pfljax.training import config as config_lib
+
+_OTHER_MODEL = "raise config.model.vocabulary, or name a model that reads measurements"
 
 
 def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
@@ -78,6 +80,10 @@ def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
             f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
             "another model, or how many ids there are in config.model.vocabulary."
         )
+    sizes = arguments.get("vocabulary", ())
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if name in readers and sizes != vocabulary:  # the data set's own were checked with it
+        validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=_OTHER_MODEL)
     return arguments
 
 
@@ -90,7 +96,8 @@ def _require_outputs(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
 ) -> None:
     def outputs():
-        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dataset.inputs.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
+        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
         return task.predict(task.init(jax.random.key(0)), example)
 
     given = jax.eval_shape(outputs).shape[1:]

@@ -437,7 +437,7 @@ def test_fedem():
     own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
 
     theta = vector(
-        run_apart("fedem", eta=0.0, learners=learners).server.model
+        run_apart("fedem", eta=0.0, learners=learners).server.average.model
     )  # where the learners begin
     assert np.ptp(theta, axis=0).min() > 0.1
     pi = np.full((3, learners), 1 / learners)
@@ -453,7 +453,7 @@ def test_fedem():
             total += SHARE[k] * steps_towards(theta, target, rate=rate)
         theta = total
     outcome = run_apart("fedem", rounds=rounds, learners=learners)
-    near(vector(outcome.server.model), theta)
+    near(vector(outcome.server.average.model), theta)
     near(outcome.clients, pi)
     logs = []
     for x, weights in zip(own, pi, strict=True):
@@ -526,6 +526,7 @@ def test_apple(exponential):
     outcome = run_apart(
         "apple",
         rounds=rounds,
+        one_core=True,
         relation_rate=rate,
         mu=mu,
         duration=0.8,
@@ -540,26 +541,32 @@ def test_apple(exponential):
 def test_pfedhn():
     # Without hidden layers the model of an embedding v is `bias + v @ kernel`. The third client
     # never takes part.
-    rate, momentum, rounds, joining = 0.2, 0.5, 3, 4
+    rate, momentum, decay, clip, rounds, joining = 0.2, 0.5, 0.3, 1.4, 3, 4
     settings = {"layers": 0, "embedding_size": 2, "spread": 0.5, "joining_rounds": joining}
+    settings |= {"linear_layer": False, "weight_decay": decay, "clip": clip}
     settings["data"] = federation.examples_of(
         POINTS, np.zeros(len(POINTS), np.int32), SIZES, num_classes=1, unseen=1
     )
     settings["plan"] = sampling.CohortPlan(num_clients=2, size=2)
-    start = run_apart("pfedhn", eta=0.0, **settings).server
+    start = run_apart("pfedhn", eta=0.0, **{**settings, "weight_decay": 0.0}).server
     heads = start.network["heads"]
     kernel, bias = vector(heads["kernel"]), vector(heads["bias"])
     embeddings = start.embeddings
     assert np.std(kernel) > 0.01
-    velocity = [0, 0, 0]
+    velocity, norms = [0, 0, 0], []
     for _ in range(rounds):
         theta = bias + embeddings @ kernel
         change = steps_towards(theta, MEANS[:2]) - theta
         slopes = change.mean(axis=0), embeddings.T @ change / 2, change @ kernel.T
-        velocity = [momentum * v + g for v, g in zip(velocity, slopes, strict=True)]
-        bias, kernel, embeddings = (
-            x + rate * v for x, v in zip((bias, kernel, embeddings), velocity, strict=True)
-        )
+        norms.append(np.sqrt(sum(np.sum(g**2) for g in slopes)))
+        shortened = [g * min(1, clip / norms[-1]) for g in slopes]
+        arrays = bias, kernel, embeddings
+        velocity = [
+            momentum * v + g - decay * x
+            for v, g, x in zip(velocity, shortened, arrays, strict=True)
+        ]
+        bias, kernel, embeddings = (x + rate * v for x, v in zip(arrays, velocity, strict=True))
+    assert min(norms) < clip < max(norms), "some gradients should be clipped, and some not"
     outcome = run_apart("pfedhn", rounds=rounds, rate=rate, momentum=momentum, **settings)
     near(vector(outcome.server.network["heads"]["bias"]), bias)
     near(vector(outcome.server.network["heads"]["kernel"]), kernel)
@@ -609,16 +616,21 @@ def leading_ranks(matrix, energy):
 
 def test_fedkd():
     # The gradient of KL(p || softmax(f)) in f is softmax(f) - p, as for the cross-entropy.
-    task, weight, hidden, energies = linear_classifier(), 0.7, 1.3, (0.6, 0.75)
+    task, weight, hidden, energies = (
+        linear_classifier(),
+        0.7,
+        1.3,
+        (0.6, 0.75),
+    )  # halfway, and the end
     local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
     algorithm = ALGORITHMS["fedkd"](
-        task, local, distillation=weight, hidden=hidden, energy_start=0.6, energy_end=0.9
+        task, local, distillation=weight, hidden=hidden, energy_start=0.45, energy_end=0.75
     )
     server = algorithm.init_server(jax.random.key(0), None)
     start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(server.model)]  # W, K
     clients = []
     for k in range(3):
-        key = jax.random.fold_in(jax.random.key(0), k)
+        key = streams.key_of(jax.random.key(0), streams.CLIENT_INIT, k)
         bridge = algorithm.init_client(server, None, key).bridge
         clients.append([*start, np.asarray(bridge, np.float64)])
     shared, ranks = start, []
@@ -662,8 +674,8 @@ def test_fedkd():
     near(outcome.metrics["sent"], np.mean(np.reshape(sent, (2, 3)), axis=1))
 
 
-@pytest.mark.parametrize("by_label", [True, False])
-def test_fedgen(by_label, monkeypatch):
+@pytest.mark.parametrize("by_label, first_round", [(True, 1), (False, 0)])
+def test_fedgen(by_label, first_round, monkeypatch):
     # Always the same draws; the server takes one step of Adam in each of two rounds.
     draw = np.random.default_rng(8)
     drawn = {
@@ -679,6 +691,7 @@ def test_fedgen(by_label, monkeypatch):
         core.LocalTraining(optax.sgd(ETA), batch_size=6, epochs=STEPS),
         weight=weight,
         decay=decay,
+        first_round=first_round,
         diversity=diversity,
         label_weights=by_label,
         generator_steps=1,
@@ -723,7 +736,8 @@ def test_fedgen(by_label, monkeypatch):
             x, hot, body, head = POINTS[end - n : end], np.eye(4)[LABELS[end - n : end]], w, kernel
             for _ in range(STEPS):
                 logits = (softmax(x @ body @ head) - hot) / n
-                taught = weight * decay**round * z_g.T @ (softmax(z_g @ head) - hot_g) / 6
+                strength = weight * decay**round if round >= first_round else 0
+                taught = strength * z_g.T @ (softmax(z_g @ head) - hot_g) / 6
                 body, head = (
                     body - ETA * x.T @ logits @ head.T,
                     head - ETA * (body.T @ x.T @ logits + taught),

@@ -108,6 +108,12 @@ def fedgen_tape(theirs, settings):
     return "draw", lambda key, *sizes: rows(key)
 
 
+def fedkd_energies(settings):
+    """PFLlib begins with `T_start` itself, and runs one round more to reach `T_end`."""
+    step = (settings["T_end"] - settings["T_start"]) / settings["global_rounds"]
+    return {"energy_start": settings["T_start"] - step, "energy_end": settings["T_end"] - step}
+
+
 # PFLlib's names for the arrays of the generator; its first bias has no effect.
 GENERATOR = {
     "hidden": "fc1/0/kernel",
@@ -211,6 +217,7 @@ CASES = {
         hyperparameters=lambda theirs: {
             "weight": 1.0,
             "decay": 1.0,
+            "first_round": 0,
             "diversity": 0.0,
             "label_weights": False,
             "generator_steps": theirs["server_epochs"],
@@ -236,8 +243,7 @@ CASES = {
         "FedKD",
         hyperparameters=lambda theirs: {
             "distillation": 1 / 10,
-            "energy_start": theirs["T_start"],
-            "energy_end": theirs["T_end"],
+            **fedkd_energies(theirs),
             "detach": False,
             "compress_models": True,
         },
@@ -405,7 +411,8 @@ def follow(name, case, data, theirs, settings):
         rounds_per_call=1,
         devices=devices,
     )
-    state = case.start(build_start(algorithm, devices=devices)(placed, jax.random.key(0)), theirs)
+    start = build_start(algorithm, join="initial", devices=devices)
+    state = case.start(start(placed, jax.random.key(0)), theirs)
     rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     while any(key.startswith(f"round{rounds}/") for key in theirs):
@@ -529,7 +536,9 @@ def test_what_the_server_of_fedkd_sends():
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
     with jax.enable_x64(True):
         task, local = set_up(data, theirs, settings)
-        algorithm = ALGORITHMS["fedkd"](task, local, compress_models=True)
+        algorithm = ALGORITHMS["fedkd"](
+            task, local, compress_models=True, **fedkd_energies(settings)
+        )
         server = algorithm.init_server(jax.random.key(0), None)
         for round in range(settings["loop_iterations"]):
             moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
@@ -659,7 +668,7 @@ def test_rounds_of_fedcp(monkeypatch):
         for round in range(1, rounds):
             outputs = []
             for i in range(clients):
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), i)
+                key = streams.key_of(jax.random.key(0), streams.UPDATE, round, i)
                 context = core.Context(key, jax.numpy.int32(round), jax.numpy.int32(rounds))
                 at_test = theirs[f"round{round}/client{i}/tape/test_metrics/gumbel"]
                 monkeypatch.setattr(module, "draw", lambda *_, at_test=at_test: at_test)

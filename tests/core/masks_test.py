@@ -22,10 +22,14 @@ def test_the_largest_entries(share):
     np.testing.assert_array_equal(mask, np.asarray(scores) >= least)
 
 
-def test_overlaps_are_finite_where_a_mask_is_empty():
+def test_an_empty_mask_overlaps_with_none():
     none, some = jnp.zeros((1, 4), bool), jnp.array([[True, False, True, False]])
     assert not np.any(masks.largest(jnp.zeros(4), 0.5))
     stacked = {"a": jnp.concatenate([none, some, ~some, some])}
     overlap = masks.overlaps(stacked, stacked)
-    np.testing.assert_array_equal(overlap[1:], [[0.5, 1, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]])
-    assert np.all(np.isfinite(overlap))
+    # An empty mask has no overlap with any, and is left out by `any_entry`.
+    wanted = [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]]
+    np.testing.assert_array_equal(overlap, wanted)
+    elsewhere = {"b": jnp.zeros((4, 2, 2), bool)}
+    np.testing.assert_array_equal(masks.any_entry({**stacked, **elsewhere}), [False, *[True] * 3])
+    assert not np.any(masks.any_entry(elsewhere))

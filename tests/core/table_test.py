@@ -42,7 +42,7 @@ def test_mean_losses_and_distances_of_each_model():
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2, epochs=4, drop_remainder=True)
     task = core.Task(*[None] * 8, num_classes=0)._replace(
-        losses=lambda model, batch, key: (model["w"] - batch.inputs) ** 2
+        losses=lambda model, batch, key, train: (model["w"] - batch.inputs) ** 2
     )
     models = {"w": jnp.array([0.0, 1.0])}
     mean = table.mean_losses(task, models, data, context, local)

@@ -264,10 +264,23 @@ def text(root):
     rows = np.empty((2, 2), object)
     rows[:] = [[[1, 2], 2], [[3], 1]]
     write_client(file, {"x": rows, "y": np.arange(2)})
-    return file, "text is not supported"
+    return file, "texts must be ids"
+
+
+def no_training_example(root):
+    file = root / "train" / "1.npz"
+    write_client(file, {"x": np.zeros((0, 1, 4, 6), np.float32), "y": np.zeros(0, np.int64)})
+    return file, "no example"
+
+
+def labels_with_gaps(root):
+    write_client(root / "train" / "1.npz", client(9, 100) | {"y": np.full(9, 10**6)})
+    (root / "config.json").unlink()
+    return root, "label 1000000 in only 39 examples"
 
 
 PFLLIB_FAULTS = [
+    labels_with_gaps,
     truncate,
     flip_bytes,
     flip_a_pixel,
@@ -292,7 +305,7 @@ PFLLIB_FAULTS = [
     changed(y=np.array([0, 1, 2, -1])),
     changed(x=np.zeros((4, 1, 4, 7), np.float32)),
     changed(x=np.full((4, 1, 4, 6), np.nan, np.float32)),
-    changed(x=np.zeros((0, 1, 4, 6), np.float32), y=np.zeros(0, np.int64)),
+    no_training_example,
 ]
 
 
@@ -391,18 +404,19 @@ def removed(key):
 NPZ_FAULTS = [
     removed("std"),
     removed("validation_sizes"),
-    replaced("targets", lambda a: a.astype(np.int64), "targets of dtype int64"),
-    replaced("targets", lambda a: a.astype(np.float32), "targets of dtype float32"),
+    replaced("targets", lambda a: a.astype(str), "from_arrays numbers labels of any kind"),
+    replaced("targets", lambda a: a + 0.5, "whole numbers from 0 to 9"),
+    replaced("targets", lambda a: a.astype(complex), "targets of dtype complex128"),
     replaced("targets", lambda a: a[:, None], "targets with 2 axes"),
     replaced("targets", lambda a: a[:-1], "60 inputs but 59 targets"),
     replaced("targets", with_value(3, 10), "label 10 but 10 classes"),
     replaced("targets", with_value(3, -1), "label -1"),
     replaced("inputs", lambda a: a.astype("S1"), "inputs of dtype |S1"),
-    replaced("inputs", lambda a: a.astype(object), "plain arrays"),
-    replaced("inputs", lambda a: np.where(a > 0, np.nan, 0.0), "not a number"),
+    replaced("inputs", lambda a: a.astype(object), "no plain array"),
+    replaced("inputs", lambda a: np.where(a > 0, np.nan, 0.0), "the value nan in column"),
     replaced("train_sizes", lambda a: a.astype(np.float64), "train_sizes of dtype float64"),
     replaced("train_sizes", with_value(2, 0), "no train example for client 2"),
-    replaced("test_sizes", with_value(4, 0), "no test example for client 4"),
+    replaced("test_sizes", lambda a: 0 * a, "no test example for any client"),
     replaced("test_sizes", with_value(5, 9), "client 5 outside"),
     replaced("train_offsets", with_value(0, -1), "client 0 outside"),
     replaced("train_offsets", with_value(1, 2**31 - 1), "client 1 outside"),
@@ -438,7 +452,7 @@ def test_a_truncated_npz_file_is_refused(tmp_path, dataset, keep):
     file = tmp_path / "data.npz"
     save_npz(str(file), dataset)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match="truncated, damaged") as refusal:
+    with pytest.raises(UserError, match="truncated or damaged") as refusal:
         load_npz(str(file))
     assert str(file) in str(refusal.value)
 

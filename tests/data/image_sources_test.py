@@ -124,7 +124,7 @@ def unsafe(folder):
 def truncated(folder):
     path = folder / "data_batch_3"
     path.write_bytes(path.read_bytes()[:500])
-    return path, "pickle data was truncated"
+    return path, "damaged or no CIFAR batch"
 
 
 def another_pickle(folder):
@@ -156,6 +156,20 @@ def nothing(folder):
 
 
 FAULTS = [unsafe, truncated, another_pickle, wrong_label, fewer_labels, missing, nothing]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_batches_that_python_3_pickled(tmp_path, protocol):
+    write_cifar(tmp_path, "python")
+    expected = sources.SOURCES["cifar10"](str(tmp_path))
+    for file in tmp_path.glob("*_batch*"):
+        batch = pickle.loads(file.read_bytes(), encoding="bytes")
+        labels = batch.pop(b"labels", None) or batch.pop("labels")
+        batch[b"labels"] = [np.int64(label) for label in labels]
+        file.write_bytes(pickle.dumps(batch, protocol))
+    loaded = sources.SOURCES["cifar10"](str(tmp_path))
+    np.testing.assert_array_equal(loaded.inputs, expected.inputs)
+    assert loaded.targets.tolist() == expected.targets.tolist()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

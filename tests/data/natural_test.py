@@ -157,7 +157,9 @@ def test_every_kind_survives_the_file(tmp_path, kind):
         )
     elif kind == "next_token":
         targets = np.arange(80, dtype=np.int32).reshape(40, 2) % 7
-        examples = examples._replace(targets=targets, num_classes=7, task=kind, vocabulary=(7,))
+        examples = examples._replace(
+            inputs=targets[::-1], targets=targets, num_classes=7, task=kind, vocabulary=(7,)
+        )
     else:
         examples = examples._replace(mean=np.array([3.0]), std=np.array([2.0]))
     saved = split.assemble(

@@ -299,7 +299,7 @@ def test_movielens_beside_films_that_nobody_chose(tmp_path):
     np.testing.assert_array_equal(again.inputs, pool.inputs)
     for options, message in (
         ({"feedback": "implict"}, "'implicit'"),
-        ({"feedback": "implicit", "num_others": 0}, "num_others is 0"),
+        ({"feedback": "implicit", "num_others": 0}, "num_others must be"),
     ):
         with pytest.raises(UserError, match=message):
             LOAD["movielens"](str(tmp_path), **options)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from pfljax.data import FederatedDataset, Split
 from pfljax.engine import rows, sampling
 from pfljax.engine.host import HostPopulation
 from pfljax.engine.host_examples import HostExamples
@@ -167,3 +168,21 @@ def test_a_shares_examples_are_the_clients_own():
             )
         counts = 0 if client < 0 else given.class_counts[client]
         np.testing.assert_array_equal(share.class_counts[place], counts)
+
+
+def test_a_shares_tokens_are_counted_as_on_the_devices():
+    """Targets of next_token have two axes; padding, token 0, is counted like any other."""
+    draw = np.random.default_rng(0)
+    rows = len(federation.examples().targets)
+    tokens = draw.integers(0, federation.NUM_CLASSES, (rows, 5)).astype(np.int32)
+    tokens[:, 3:] = 0
+    examples = on_host(targets=tokens)
+    share = examples.share(np.array([2, -1, 0]), ("train", "test"), room=60)
+    parts = [
+        Split(examples.offsets[name], examples.sizes[name])
+        for name in ("train", "validation", "test")
+    ]
+    dataset = FederatedDataset("tokens", examples.inputs, tokens, *parts, federation.NUM_CLASSES)
+    counts = dataset.class_counts()
+    np.testing.assert_array_equal(share.class_counts, [counts[2], 0 * counts[2], counts[0]])
+    assert counts[2, 0] >= 2 * examples.sizes["train"][2]

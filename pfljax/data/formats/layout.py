@@ -16,53 +16,57 @@ and perhaps these, which a classification of measured inputs does without:
     task                                     [] str, one of dataset.TASKS
     vocabulary                               [columns or 1] int32, sizes of the inputs' id spaces
     target_mean, target_std                  [] float64, the same for targets of a regression
+    class_names                              [num_classes] str, what the labels mean
+    client_names                             [N] str, how the clients are called
 
-`N` are the clients.
+`N` are the clients. Integers of other sizes are read as well where int32 holds their values.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pfljax.data import reading, validate
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.formats import refusals
 from pfljax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
-OPTIONAL = ("task", "vocabulary", "target_mean", "target_std")
+NAMES = ("class_names", "client_names")
+OPTIONAL = ("task", "vocabulary", "target_mean", "target_std", *NAMES)
 REQUIRED = (
     *("name", "inputs", "targets", "num_classes", "num_unseen", "mean", "std"),
-    *(f"{split}_{part}" for split in SPLITS for part in Split._fields),
-)
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, EOFError),
-    *(ValueError, TypeError, AttributeError, NotImplementedError),
+    *(f"{split}_{part}" for split in validate.SPLITS for part in Split._fields),
 )
 _STATISTICS = ("mean", "std", "target_mean", "target_std")
+_PARTS = ("_offsets", "_sizes")
+
+
+# The keys of somebody else's arrays, which tell that a file was never written by pfljax.
+_OTHERS = ("x", "X", "data", "train_data", "images", "features")
 
 
 def read(file: Path, remedy: str) -> dict[str, np.ndarray]:
     """Returns those arrays of an `.npz` whose keys stand above.
 
     Raises:
-      UserError: the file is absent or damaged, or holds other things than plain arrays.
+      UserError: the file is absent or damaged, unpacks to far more than it should, or holds other
+        things than plain arrays.
     """
-    try:
-        # NumPy leaves a file open that it opened and cannot read.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            return {key: stored[key] for key in (*REQUIRED, *OPTIONAL) if key in stored.files}
-    except OSError as error:
-        raise refusals.unreadable(file, error) from error
-    except DAMAGED as error:
-        raise UserError(
-            f"{file} is truncated, damaged or no .npz of plain arrays: {remedy}."
-        ) from error
+    wanted = {f"{key}.npy": key for key in (*REQUIRED, *OPTIONAL, *_OTHERS)}
+    arrays: dict[str, np.ndarray] = {}
+    for member, content in reading.members(file, wanted, remedy):
+        try:
+            arrays[wanted[member]] = reading.npy(content)
+        except ValueError as error:
+            raise UserError(
+                f"{file} holds {member}, which is truncated, damaged or no plain array "
+                f"({error}): {remedy}."
+            ) from error
+    return arrays
 
 
 def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
@@ -71,22 +75,34 @@ def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
         "name": np.array(dataset.name, dtype=str),
         "inputs": dataset.inputs,
         "targets": dataset.targets,
-        "num_classes": np.int32(dataset.num_classes),
-        "num_unseen": np.int32(dataset.num_unseen),
+        "num_classes": _int32(dataset.num_classes),
+        "num_unseen": _int32(dataset.num_unseen),
         "mean": np.float64(dataset.mean),
         "std": np.float64(dataset.std),
         "task": np.array(dataset.task, dtype=str),
-        "vocabulary": np.array(dataset.vocabulary, np.int32),
+        "vocabulary": _int32(dataset.vocabulary),
         "target_mean": np.float64(dataset.target_mean),
         "target_std": np.float64(dataset.target_std),
     }
-    for split in SPLITS:
-        arrays[f"{split}_offsets"], arrays[f"{split}_sizes"] = getattr(dataset, split)
+    for key in NAMES:
+        if getattr(dataset, key):
+            arrays[key] = np.array(getattr(dataset, key), dtype=str)
+    for split in validate.SPLITS:
+        for part, values in getattr(dataset, split)._asdict().items():
+            arrays[f"{split}_{part}"] = _int32(values)
     return arrays
 
 
+def _int32(values: Any) -> np.ndarray:
+    """Returns integers as int32 where it holds them; `from_arrays` refuses the others."""
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        return array
+    return array.astype(np.int32) if np.array_equal(array, array.astype(np.int32)) else array
+
+
 def from_arrays(
-    file: Path, arrays: Mapping[str, np.ndarray], remedy: str, *, look_at_inputs: bool = True
+    file: Path | str, arrays: Mapping[str, np.ndarray], remedy: str
 ) -> FederatedDataset:
     """The inverse of `to_arrays`, for arrays that somebody else may have written.
 
@@ -94,14 +110,16 @@ def from_arrays(
       file: where they come from, for messages.
       arrays: all the required keys.
       remedy: what to do about a fault.
-      look_at_inputs: whether to look for inputs that are not finite, which reads all of them.
 
     Raises:
-      UserError: something is missing, has another form, or contradicts another part.
+      UserError: something is missing, has another form, contradicts another part, or holds a value
+        that makes no sense; see `validate.federated`.
     """
-    missing = set(REQUIRED) - set(arrays)
+    missing = sorted(set(REQUIRED) - set(arrays))
     if missing:
-        raise refusals.faulty(file, f"lacks {', '.join(sorted(missing))}", remedy)
+        if len(missing) > len(REQUIRED) // 2:
+            remedy = "make it of inputs, labels and clients with pfljax.data.from_arrays, save_npz"
+        raise refusals.faulty(file, f"lacks {', '.join(missing)}", remedy)
     arrays = {"task": np.array("classification"), **arrays}
     if arrays["task"].dtype.kind != "U" or str(arrays["task"]) not in TASKS:
         fault = f"has a task that is none of {', '.join(TASKS)}"
@@ -110,28 +128,38 @@ def from_arrays(
         fault = _fault_of_form(key, array, str(arrays["task"]))
         if fault:
             raise refusals.faulty(file, fault, remedy)
+    whole = {
+        key: validate.whole(file, array, f"number of {key}", remedy=remedy)
+        for key, array in arrays.items()
+        if _is_whole(key)
+    }
     dataset = FederatedDataset(
         name=arrays["name"].item(),
         inputs=arrays["inputs"],
         targets=arrays["targets"],
-        **{split: Split(arrays[f"{split}_offsets"], arrays[f"{split}_sizes"]) for split in SPLITS},
-        num_classes=arrays["num_classes"].item(),
+        **{
+            split: Split(whole[f"{split}_offsets"], whole[f"{split}_sizes"])
+            for split in validate.SPLITS
+        },
+        num_classes=whole["num_classes"].item(),
         mean=arrays["mean"] if arrays["mean"].ndim else arrays["mean"].item(),
         std=arrays["std"] if arrays["std"].ndim else arrays["std"].item(),
-        num_unseen=arrays["num_unseen"].item(),
+        num_unseen=whole["num_unseen"].item(),
         task=str(arrays["task"]),
-        vocabulary=tuple(arrays.get("vocabulary", np.empty(0, np.int32)).tolist()),
+        vocabulary=tuple(whole.get("vocabulary", np.empty(0, np.int32)).tolist()),
         target_mean=float(arrays.get("target_mean", 0.0)),
         target_std=float(arrays.get("target_std", 1.0)),
+        **{key: tuple(arrays[key].tolist()) for key in NAMES if key in arrays},
     )
-    fault = _contradiction(dataset)
+    dataset = validate.federated(dataset, file, remedy)
+    fault = _arrangement(dataset)
     if fault:
         raise refusals.faulty(file, fault, remedy)
-    if look_at_inputs:
-        refusals.check_values(file, dataset.inputs, remedy)
-    if dataset.task == "regression":
-        refusals.check_values(file, dataset.targets, remedy)
     return dataset
+
+
+def _is_whole(key: str) -> bool:
+    return key.endswith(_PARTS) or key in ("num_classes", "num_unseen", "vocabulary")
 
 
 def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
@@ -140,51 +168,36 @@ def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             return f"has inputs of dtype {array.dtype} where numbers are expected"
         return None
-    if key in ("name", "task"):
+    if key in ("name", "task", *NAMES):
         fits, expected = array.dtype.kind == "U", "str"
     elif key in _STATISTICS:
-        fits, expected = array.dtype.kind == "f", "float64"
-    elif key == "targets" and task == "regression":
-        fits, expected = array.dtype == np.float32, "float32"
+        fits, expected = array.dtype.kind in "iuf", "float64"
+    elif key == "targets":
+        fits = array.dtype.kind in ("iuf" if task in ("regression", "classification") else "iu")
+        expected = "float32" if task == "regression" else "int32"
     else:
-        fits, expected = array.dtype == np.int32, "int32"
+        fits, expected = array.dtype.kind in "iu", "int32"
     if not fits:
-        return f"has {key} of dtype {array.dtype} where {expected} is expected"
+        hint = ""
+        if key == "targets" and array.dtype.kind in "USb":
+            hint = " (pfljax.data.from_arrays numbers labels of any kind)"
+        return f"has {key} of dtype {array.dtype} where {expected} is expected{hint}"
     if key in ("mean", "std"):
         return None
-    axes = 1 if key in ("targets", "vocabulary") or key.endswith(("_offsets", "_sizes")) else 0
+    axes = 1 if key in ("targets", "vocabulary", *NAMES) or key.endswith(_PARTS) else 0
     if key == "targets" and task == "next_token":
-        axes = 2
+        axes = array.ndim if array.ndim in (1, 2) else 2
     if array.ndim != axes:
         return f"has {key} with {array.ndim} axes where {axes} are expected"
     return None
 
 
-def _contradiction(dataset: FederatedDataset) -> str | None:
-    """Returns how parts of a data set contradict each other; None where they do not."""
-    num_examples, num_clients = len(dataset.inputs), dataset.num_clients
-    if len(dataset.targets) != num_examples:
-        return f"has {num_examples} inputs but {len(dataset.targets)} targets"
-    lengths = {len(array) for name in SPLITS for array in getattr(dataset, name)}
-    if len(lengths) != 1 or num_clients == 0:
-        return "has offsets and sizes that are empty or of different lengths"
-    if not 0 <= dataset.num_unseen < num_clients:
-        return f"has num_unseen {dataset.num_unseen} of {num_clients} clients"
-    for mean, std in ((dataset.mean, dataset.std), (dataset.target_mean, dataset.target_std)):
-        if not (np.isfinite(mean).all() and np.isfinite(std).all() and np.all(std > 0)):
-            return "has a mean or std that is not finite, or a std not above 0"
-    for statistic in (np.shape(dataset.mean), np.shape(dataset.std)):
-        if statistic != dataset.inputs.shape[dataset.inputs.ndim - len(statistic) :]:
-            return f"has a mean or std of shape {statistic}, which fits no example"
-    for name in SPLITS:
-        offsets, sizes = (array.astype(np.int64) for array in getattr(dataset, name))
-        outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > num_examples)
-        if outside.any():
-            client = int(np.argmax(outside))
-            return f"places {name} examples of client {client} outside its {num_examples} rows"
-        if name != "validation" and not sizes.all():
-            return f"has no {name} example for client {int(np.argmin(sizes))}"
-    train, validation, test = dataset.train, dataset.validation, dataset.test
+def _arrangement(dataset: FederatedDataset) -> str | None:
+    """Returns how the clients' rows lie otherwise than one client after the other."""
+    train, validation, test = (
+        Split(*(array.astype(np.int64) for array in getattr(dataset, name)))
+        for name in validate.SPLITS
+    )
     apart = (train.offsets + train.sizes != validation.offsets) | (
         validation.offsets + validation.sizes != test.offsets
     )
@@ -194,10 +207,7 @@ def _contradiction(dataset: FederatedDataset) -> str | None:
     by_row = np.argsort(train.offsets)
     if np.any((test.offsets + test.sizes)[by_row][:-1] > train.offsets[by_row][1:]):
         return "gives the same rows to two clients"
-    labels = dataset.targets
-    if dataset.task in ("regression", "ranking"):
-        return None
-    if labels.min() < 0 or labels.max() >= dataset.num_classes:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        return f"has the label {wrong} but {dataset.num_classes} classes"
+    for key, count in (("class_names", dataset.num_classes), ("client_names", dataset.num_clients)):
+        if len(getattr(dataset, key)) not in (0, count):
+            return f"has {len(getattr(dataset, key))} {key} where {count} are expected"
     return None

@@ -3,25 +3,26 @@
 That is a directory with `train/ID.npz` and `test/ID.npz` for each client, ID counted
 from 0, and beside them perhaps a `config.json`. Each file has one key, `data`, a pickled
 dictionary `{"x": float32 [n, ...], "y": int64 [n]}` of normalized values, images channels first.
+Integer `x` in all files are ids of words, or measured all the same: which, the model decides.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, pickles, reading, validate
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.formats import refusals
-from pfljax.data.pickles import ArrayUnpickler
 from pfljax.data.split import ClientRows, generator, lay_out, split_train
 from pfljax.errors import UserError
+
+_REMEDY = "generate the directory again"
 
 
 def load_pfllib(
@@ -36,7 +37,9 @@ def load_pfllib(
       seed: decides which examples and clients these are.
 
     Returns:
-      The federated data set; its inputs are float32, images `[n, height, width, channels]`.
+      The federated data set; its inputs are float32, or integers where all files hold integers,
+      images `[n, height, width, channels]`. A client whose test file holds no example is scored
+      nowhere.
 
     Raises:
       UserError: a file is absent, damaged, unsafe or inconsistent.
@@ -51,8 +54,10 @@ def load_pfllib(
         parts = {}
         for split in ("train", "test"):
             file = root / split / f"{client}.npz"
-            split_inputs, split_targets = _read_pfllib_client(file)
-            if inputs and split_inputs.shape[1:] != inputs[0].shape[1:]:
+            split_inputs, split_targets = _read_pfllib_client(file, may_be_empty=split == "test")
+            if not len(split_targets):
+                split_inputs = split_inputs[:0].reshape(0, *inputs[0].shape[1:])
+            elif inputs and split_inputs.shape[1:] != inputs[0].shape[1:]:
                 raise UserError(
                     f"{file} holds examples of shape {split_inputs.shape[1:]} where client 0 has "
                     f"{inputs[0].shape[1:]}: generate the directory again."
@@ -67,12 +72,20 @@ def load_pfllib(
         clients.append(ClientRows(train, validation, parts["test"]))
     labels = np.concatenate(targets)
     num_classes = config.get("num_classes", int(labels.max()) + 1)
+    if "num_classes" not in config and num_classes > len(labels):
+        raise UserError(
+            f"{root} holds the label {labels.max()} in only {len(labels)} examples: number labels "
+            "from 0 without gaps, or name num_classes in config.json."
+        )
     if labels.max() >= num_classes:
         raise UserError(
             f"{root} holds the label {labels.max()} but its config.json promises {num_classes} "
             "classes: correct num_classes there."
         )
+    if any(each.dtype.kind == "f" for each in inputs):
+        inputs = [each.astype(np.float32, copy=False) for each in inputs]
     examples = Examples(root.resolve().name, np.concatenate(inputs), labels, num_classes)
+    examples = validate.examples(examples, str(root))
     return lay_out(examples, clients, unseen_fraction=unseen_fraction, rng=rng)
 
 
@@ -81,9 +94,7 @@ def _read_config(file: Path) -> dict[str, int]:
     if not file.exists():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise refusals.unreadable(file, error) from error
+        config = reading.parse_json(reading.content(file, _REMEDY).decode("utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON: correct or remove it.") from error
     if not isinstance(config, dict):
@@ -121,62 +132,57 @@ def _count_clients(root: Path, config: dict[str, int]) -> int:
     return num_clients
 
 
-def _read_pfllib_client(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a client's inputs, float32 and channels last, and its int32 labels."""
-    remedy = "generate the directory again"
+def _read_pfllib_client(file: Path, may_be_empty: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a client's inputs, integers or float32 and channels last, and its int32 labels."""
     data = _read_pickled_dict(file)
     inputs, targets = data.get("x"), data.get("y")
     if not isinstance(inputs, np.ndarray) or not isinstance(targets, np.ndarray):
-        raise UserError(f"{file} does not hold the arrays x and y: {remedy}.")
+        raise UserError(f"{file} does not hold the arrays x and y: {_REMEDY}.")
+    if targets.shape == (0,) and len(inputs) == 0 and may_be_empty:
+        return np.zeros((0, 1), np.uint8), np.zeros(0, np.int32)
     if inputs.dtype.kind not in "biuf" or inputs.ndim < 2:
         raise UserError(
             f"{file} has an x of shape {inputs.shape} and dtype {inputs.dtype} where examples of "
-            "numbers are expected: text is not supported."
+            "numbers are expected: texts must be ids, all of one length."
         )
     if targets.dtype.kind not in "iu" or targets.shape != inputs.shape[:1]:
         raise UserError(
             f"{file} has {len(inputs)} examples but a y of shape {targets.shape} and dtype "
-            f"{targets.dtype}: {remedy}."
+            f"{targets.dtype}: {_REMEDY}."
         )
     if len(targets) == 0:
-        raise UserError(f"{file} has no example, but every client needs one: {remedy}.")
-    if targets.min() < 0 or targets.max() > np.iinfo(np.int32).max:
-        raise UserError(f"{file} has labels below 0 or beyond all reason: {remedy}.")
-    refusals.check_values(file, inputs, remedy)
+        raise UserError(f"{file} has no example, but every client needs one: {_REMEDY}.")
+    targets = validate.labels(file, targets, validate.LARGEST_NUM_CLASSES, remedy=_REMEDY)
+    validate.finite(file, inputs, remedy=_REMEDY)
     if inputs.ndim == 4:
         inputs = np.moveaxis(inputs, 1, -1)
-    return inputs.astype(np.float32), targets.astype(np.int32)
+    if inputs.dtype.kind == "f":
+        inputs = inputs.astype(np.float32)
+    return inputs, targets
 
 
 def _read_pickled_dict(file: Path) -> dict[str, Any]:
     """Returns what the key `data` of the file holds, and trusts nothing in it."""
-    remedy = "generate the directory again"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            value = _unpickle_array(archive) if "data.npy" in archive.namelist() else None
-    except OSError as error:
-        raise refusals.unreadable(file, error) from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} is damaged or holds other things than arrays ({error}), which could run "
-            f"programs: get it from a source you trust, or {remedy}."
-        ) from error
-    except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
-        raise UserError(f"{file} is truncated or damaged: {remedy}.") from error
+    value = None
+    for _, content in reading.members(file, ["data.npy"], _REMEDY):
+        try:
+            value = _unpickle_array(content)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{file} is damaged or holds other things than arrays ({error}), which could run "
+                f"programs: get it from a source you trust, or {_REMEDY}."
+            ) from error
+        except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
+            raise UserError(f"{file} is truncated or damaged: {_REMEDY}.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{file} does not hold a dictionary of x and y as data: {remedy}.")
+        raise UserError(f"{file} does not hold a dictionary of x and y as data: {_REMEDY}.")
     return value
 
 
-def _unpickle_array(archive: zipfile.ZipFile) -> Any:
+def _unpickle_array(content: bytes) -> Any:
     """Returns the one object in data.npy, or None if it is not an array of one object."""
-    with archive.open("data.npy") as member:
-        version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            _, _, dtype = np.lib.format.read_array_header_1_0(member)
-        else:
-            _, _, dtype = np.lib.format.read_array_header_2_0(member)
-        if dtype != np.dtype(object):
-            return None
-        array = ArrayUnpickler(member).load()
+    *_, dtype, start = reading.npy_header(io.BytesIO(content))
+    if dtype != np.dtype(object):
+        return None
+    array = pickles.load_arrays(content[start:])
     return array.item() if isinstance(array, np.ndarray) and array.size == 1 else None

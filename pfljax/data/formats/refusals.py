@@ -1,10 +1,8 @@
-"""What the readers of both formats ask of a path and of values."""
+"""What the readers of all formats ask of a path, and the sentences that refuse a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
 
 from pfljax.errors import UserError
 
@@ -21,14 +19,6 @@ def unreadable(file: Path, error: OSError) -> UserError:
     return UserError(f"{file} cannot be read ({error.strerror or error}): check its path.")
 
 
-def faulty(file: Path, fault: str, remedy: str) -> UserError:
+def faulty(file: Path | str, fault: str, remedy: str) -> UserError:
     """Returns the sentence for a file whose content cannot be meant."""
     return UserError(f"{file} {fault}: {remedy}.")
-
-
-def check_values(file: Path, values: np.ndarray, remedy: str) -> None:
-    """Raises a `UserError` where values are infinite or not a number."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError(
-            f"{file} has inputs or targets that are infinite or not a number: {remedy}."
-        )

@@ -13,12 +13,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pfljax.data import checks, reading, validate
 from pfljax.data.dataset import FederatedDataset
+from pfljax.data.examples import Examples
 from pfljax.data.formats import layout, refusals
 from pfljax.errors import UserError
 
 _EXAMPLES = ("inputs", "targets")
 _CLIENTS = "clients.npz"
+_OTHERS = ("mean", "std", *layout.OPTIONAL)
 _REMEDY = "write it again with StoreWriter"
 
 
@@ -64,8 +67,8 @@ class StoreWriter:
       name: how reports call the data set.
       num_classes: `C`; 0 for a regression.
       num_unseen: how many clients, the last ones, never train.
-      **others: `mean`, `std`, `task`, `vocabulary`, `target_mean`, `target_std` of a
-        `FederatedDataset`.
+      **others: `mean`, `std`, `task`, `vocabulary`, `target_mean`, `target_std`, `class_names`,
+        `client_names` of a `FederatedDataset`.
 
     Example:
       >>> import tempfile
@@ -80,6 +83,8 @@ class StoreWriter:
     def __init__(
         self, path: str, *, name: str, num_classes: int, num_unseen: int = 0, **others: Any
     ):
+        for key in others:
+            checks.choice("argument of StoreWriter", key, _OTHERS)
         self._directory = refusals.given(path, "a directory to write")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -102,20 +107,35 @@ class StoreWriter:
           inputs: `[n, ...]`, its training examples first, then those for validation, then for test.
           targets: `[n, ...]`.
           train: how many are for training.
-          validation: how many for validation; the others are for testing.
+          validation: how many for validation; the others are for testing. A client without any
+            is trained, and scored nowhere.
+
+        Raises:
+          UserError: the examples do not fit each other, those of other clients or the task; the
+            client is then not added.
         """
-        if len(inputs) != len(targets) or min(train, len(inputs) - train - validation) < 1:
+        rest = len(inputs) - train - validation
+        if len(inputs) != len(targets) or train < 1 or min(validation, rest) < 0:
             raise UserError(
                 f"Client {len(self._sizes)} has {len(inputs)} inputs and {len(targets)} targets, "
                 f"{train} for training and {validation} for validation; give as many of both, with "
-                "at least one for training and one for testing."
+                "at least one for training."
             )
-        targets = np.asarray(targets)
-        self._rows["inputs"].append(np.asarray(inputs))
-        self._rows["targets"].append(
-            targets.astype(np.float32 if targets.dtype.kind == "f" else np.int32)
+        about = {key: self._about[key] for key in ("task", "vocabulary") if key in self._about}
+        pool = validate.examples(
+            Examples(
+                self._about["name"],
+                np.asarray(inputs),
+                np.asarray(targets),
+                self._about["num_classes"],
+                **about,
+            ),
+            f"Client {len(self._sizes)} of {self._directory}",
+            part_of_store=True,
         )
-        self._sizes.append((train, validation, len(inputs) - train - validation))
+        self._rows["inputs"].append(pool.inputs)
+        self._rows["targets"].append(pool.targets)
+        self._sizes.append((train, validation, rest))
 
     def close(self) -> None:
         """Writes what tells whose the rows are; without it the directory is no data set."""
@@ -128,18 +148,16 @@ class StoreWriter:
         offsets = (ends - sizes).astype(np.int32)
         splits = {
             f"{split}_{part}": column
-            for number, split in enumerate(layout.SPLITS)
+            for number, split in enumerate(validate.SPLITS)
             for part, column in (
                 ("offsets", offsets[:, number]),
                 ("sizes", sizes[:, number].astype(np.int32)),
             )
         }
         about = {"mean": 0.0, "std": 1.0, "task": "classification", **self._about}
-        forms = {"num_classes": np.int32, "num_unseen": np.int32, "vocabulary": np.int32}
-        others = {
-            key: np.array(value, forms.get(key, str if isinstance(value, str) else np.float64))
-            for key, value in about.items()
-        }
+        forms = dict.fromkeys(("num_classes", "num_unseen", "vocabulary"), np.int32)
+        forms |= dict.fromkeys(("name", "task", *layout.NAMES), str)
+        others = {key: np.array(value, forms.get(key, np.float64)) for key, value in about.items()}
         np.savez(self._directory / _CLIENTS, **splits, **others)
 
     def __enter__(self) -> StoreWriter:
@@ -160,7 +178,8 @@ def load_store(path: str) -> FederatedDataset:
       path: a directory that `StoreWriter` wrote.
 
     Returns:
-      The federated data set, of which labels, offsets and sizes were read and inputs were not.
+      The federated data set, its inputs and targets on disk. Inputs that are no bytes were read
+      once to be checked, of those beyond a gigabyte a sample.
 
     Raises:
       UserError: a file is absent, damaged or contradicts another.
@@ -170,9 +189,9 @@ def load_store(path: str) -> FederatedDataset:
     for key in _EXAMPLES:
         file = directory / f"{key}.npy"
         try:
-            arrays[key] = np.load(file, mmap_mode="r", allow_pickle=False)
+            arrays[key] = reading.npy_map(file)
         except OSError as error:
             raise refusals.unreadable(file, error) from error
-        except layout.DAMAGED as error:
-            raise UserError(f"{file} is truncated or damaged: {_REMEDY}.") from error
-    return layout.from_arrays(directory, arrays, _REMEDY, look_at_inputs=False)
+        except ValueError as error:
+            raise UserError(f"{file} is truncated or damaged ({error}): {_REMEDY}.") from error
+    return layout.from_arrays(directory, arrays, _REMEDY)

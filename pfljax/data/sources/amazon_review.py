@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from pfljax.data import validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -52,15 +53,19 @@ def load_amazon_review(data_dir: str = "") -> Examples:
             counts, signs = datasets.load_svmlight_file(
                 io.BytesIO(content), n_features=_WORDS, zero_based=True
             )
-            if counts.data.min(initial=0) < 0 or counts.data.max(initial=0) > 255:
-                raise ValueError("counts outside 0 to 255")
+            if b"_" in content:
+                raise ValueError("an underscore")
+            if not len(signs):
+                raise ValueError("no row")
             if not np.isin(signs, (-1, 1)).all():
                 raise ValueError("labels that are not -1 or 1")
-        except ValueError as error:
+        except Exception as error:  # Damaged files fail in several ways.
+            reason = error if isinstance(error, ValueError) else type(error).__name__
             raise UserError(
                 f"{path} is damaged or no svmlight file of {_WORDS} counts and labels of -1 and 1 "
-                f"({error}): {files.FETCH_AGAIN}."
+                f"({reason}): {files.FETCH_AGAIN}."
             ) from error
+        counts.data = validate.pixels(path, counts.data, remedy=files.FETCH_AGAIN)
         inputs.append(counts.astype(np.uint8).toarray())
         labels.append((signs > 0).astype(np.int32))
         owners.append(np.full(len(signs), number // 2, np.int32))

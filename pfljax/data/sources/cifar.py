@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, pickles, validate
 from pfljax.data.examples import Examples
-from pfljax.data.pickles import ArrayUnpickler
 from pfljax.data.sources import files
 from pfljax.data.sources.prepared import read_prepared
 from pfljax.errors import UserError
@@ -113,11 +111,15 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
 
 
 def _read_pickle(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Reads a batch that Python 2 pickled, and trusts nothing in it."""
+    """Reads a batch that Python 2 or 3 pickled, and trusts nothing in it."""
+    content = files.read(path)
     try:
-        batch = ArrayUnpickler(io.BytesIO(files.read(path)), encoding="latin1").load()
-        pixels, labels = batch["data"], [np.array(batch[kind]) for kind in kinds]
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
+        batch = pickles.load_arrays(content, encoding="latin1")
+        # Python 3 wrote the keys as bytes where it had read them as bytes.
+        batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
+        pixels = batch["data"]
+        labels = [_flat(batch[kind]) for kind in kinds]
+        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1:] != (_PIXELS,):
             raise ValueError(f"data of shape {pixels.shape}")
         if any(each.shape != pixels.shape[:1] or each.dtype.kind not in "iu" for each in labels):
             raise ValueError(f"{len(pixels)} images but not as many labels")
@@ -131,6 +133,15 @@ def _read_pickle(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[n
     except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
         raise UserError(f"{path} is damaged or no CIFAR batch: {files.FETCH_AGAIN}.") from error
     return _channels_last(pixels), labels
+
+
+def _flat(labels: list[int] | np.ndarray) -> np.ndarray:
+    """Returns labels as an array; lists within lists could ask for any amount of memory."""
+    if isinstance(labels, list) and not all(
+        isinstance(label, int | np.integer) for label in labels
+    ):
+        raise ValueError("labels that are no numbers")
+    return np.array(labels)
 
 
 def _read_binary(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -148,6 +159,7 @@ def _read_binary(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[n
 
 def _read_arrays(paths: list[Path]) -> tuple[np.ndarray, list[np.ndarray]]:
     images = files.read_array(paths[0], (None, 32, 32, 3))
+    images = validate.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
     labels = [files.read_array(path, (None,)) for path in paths[1:]]
     for path, each in zip(paths[1:], labels, strict=True):
         files.same_length(images=(paths[0], images), labels=(path, each))

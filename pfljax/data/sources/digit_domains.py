@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from PIL import Image
 
+from pfljax.data import checks, validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.image_files import squared
@@ -76,6 +75,7 @@ def load_digit5(data_dir: str = "", *, largest: int = 34000) -> Examples:
       Peng, Bai, Xia, Huang, Saenko, Wang, "Moment Matching for Multi-Source Domain Adaptation",
       2019, https://arxiv.org/abs/1812.01754.
     """
+    checks.whole("data.options.digit5.largest", largest, 1)
     places = files.directories(data_dir, ("digit5", "Digit-Five"))
     paths = files.find(places, _DIGIT5)
     if paths is None:
@@ -99,10 +99,11 @@ def load_digit5(data_dir: str = "", *, largest: int = 34000) -> Examples:
 def _read(path: Path, take: Callable) -> tuple[np.ndarray, np.ndarray]:
     """Returns images `[n, side, side, 3]` uint8 and labels `[n]` that `take` finds in a file."""
     try:
-        images, labels = take(scipy.io.loadmat(io.BytesIO(files.read(path))))
+        images, labels = take(files.load_matlab(path))
         if images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
             raise ValueError(f"images of shape {images.shape}, labels of shape {labels.shape}")
-        return images.astype(np.uint8), files.labels_below(path, labels, 10)
+        images = validate.pixels(path, images, remedy=files.FETCH_AGAIN)
+        return images, files.labels_below(path, labels, 10)
     except UserError:
         raise
     except Exception as error:  # Damaged files fail in nearly every way there is.

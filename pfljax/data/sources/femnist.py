@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from pfljax.data import validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.leaf import find_leaf, read_leaf
 from pfljax.errors import UserError
 
 _CLASSES = 62
+_SIDE = 28
+_AGAIN = "run LEAF's preprocessing of femnist again"
 _ARRAYS = ("images.npy", "labels.npy", "writer.npy")
 
 
@@ -49,28 +52,47 @@ def load_femnist(data_dir: str = "") -> Examples:
 
 def _read_arrays(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images = files.read_array(paths[0], (None, 28, 28))
+    images = validate.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
     labels, writers = (files.read_array(path, (None,)) for path in paths[1:])
     for path, each in zip(paths[1:], (labels, writers), strict=True):
         files.same_length(images=(paths[0], images), entries=(path, each))
     labels = files.labels_below(paths[1], labels, _CLASSES)
-    return images[..., np.newaxis], labels, writers.astype(np.int32)
+    return images[..., np.newaxis], labels, files.owners(paths[2], writers)
 
 
 def _read_leaf_users(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     numbers: dict[str, int] = {}
     images, labels, writers = [], [], []
-    for user, inputs, targets in read_leaf(paths):
+    for path, user, inputs, targets in read_leaf(paths):
         number = numbers.setdefault(user, len(numbers))
         if not targets:
             continue
-        try:
-            pixels = np.array(inputs, np.float64).reshape(len(targets), 28, 28, 1)
-        except ValueError as error:
+        pixels = _numbers(inputs)
+        if pixels.shape != (len(targets), _SIDE**2):
             raise UserError(
-                f"{paths[0].parent} has examples of {user} that are not 784 numbers: run LEAF's "
-                "preprocessing of femnist again."
-            ) from error
-        images.append(np.rint(pixels * 255).clip(0, 255).astype(np.uint8))
-        labels.append(files.labels_below(paths[0].parent, np.array(targets), _CLASSES))
+                f"{path} has examples of {user} that are not {_SIDE**2} numbers: {_AGAIN}."
+            )
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            outside = pixels[~((pixels >= 0) & (pixels <= 1))][0]
+            raise UserError(
+                f"{path} has the pixel {outside} of {user} where numbers from 0 to 1 are expected: "
+                f"{_AGAIN}."
+            )
+        images.append(np.rint(pixels * 255).astype(np.uint8).reshape(-1, _SIDE, _SIDE, 1))
+        classes = _numbers(targets)
+        if classes.shape != (len(targets),):
+            raise UserError(f"{path} has labels of {user} that are no numbers: {_AGAIN}.")
+        labels.append(validate.labels(path, classes, _CLASSES, remedy=_AGAIN))
         writers.append(np.full(len(targets), number, np.int32))
+    if not images:
+        raise UserError(f"{paths[0].parent} holds no example of any user: {_AGAIN}.")
     return np.concatenate(images), np.concatenate(labels), np.concatenate(writers)
+
+
+def _numbers(values: list) -> np.ndarray:
+    """Returns nested lists as an array of numbers; one without an element if they are none."""
+    try:
+        array = np.array(values)  # no dtype: strings and nulls would become numbers
+    except ValueError:  # lists of several lengths
+        return np.zeros(0)
+    return array if array.dtype.kind in "iuf" else np.zeros(0)

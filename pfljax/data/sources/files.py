@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import lzma
-import zlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
+from pfljax.data import reading, validate
 from pfljax.errors import UserError
 
 _PACKED = ("", ".gz", ".xz")
-_GZIP_START = b"\x1f\x8b"
-_XZ_START = b"\xfd7zXZ\x00"
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
+# Of a MATLAB file: its header, and the number that marks packed elements.
+_MATLAB_HEADER, _MATLAB_PACKED = 128, 15
 FETCH_AGAIN = "fetch the file again"
 
 
@@ -76,22 +76,31 @@ def read(path: Path) -> bytes:
     """Returns a file's content, unpacked if it is gzip or xz.
 
     Raises:
-      UserError: the file cannot be read, or is truncated, damaged or of a wrong checksum.
+      UserError: the file cannot be read, is truncated, damaged or of a wrong checksum, or unpacks
+        to far more than it should.
     """
-    try:
-        content = path.read_bytes()
-        # Browsers unpack some downloads silently, so the content decides and not the name.
-        if content.startswith(_GZIP_START):
-            return gzip.decompress(content)
-        if content.startswith(_XZ_START):
-            return lzma.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is a truncated or damaged gzip file: {FETCH_AGAIN}.") from error
-    except lzma.LZMAError as error:
-        raise UserError(f"{path} is a truncated or damaged xz file: {FETCH_AGAIN}.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the file.") from error
-    return content
+    return reading.content(path, FETCH_AGAIN)
+
+
+def load_matlab(path: Path) -> dict[str, np.ndarray]:
+    """Returns all of a MATLAB file.
+
+    Raises:
+      UserError: the file cannot be read, or unpacks to far more than it should.
+      Exception: damaged files fail in nearly every way there is.
+    """
+    content = read(path)
+    limit, total, start = reading.most_bytes(len(content)), 0, _MATLAB_HEADER
+    order = "big" if content[126:128] == b"MI" else "little"
+    while start + 8 <= len(content):
+        kind, size = (int.from_bytes(content[at : at + 4], order) for at in (start, start + 4))
+        if kind == _MATLAB_PACKED:
+            packed = content[start + 8 : start + 8 + size]
+            total += reading.unpacked_size(packed, limit)
+            if total > limit:
+                raise reading.bomb(path, limit, FETCH_AGAIN)
+        start += 8 + size
+    return scipy.io.loadmat(io.BytesIO(content))
 
 
 def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
@@ -101,54 +110,133 @@ def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
       UserError: it is damaged, or lacks one of them.
     """
     try:
-        content = scipy.io.loadmat(io.BytesIO(read(path)))
-        return [content[key] for key in keys]
+        content = load_matlab(path)
+        arrays = [content[key] for key in keys]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise TypeError("a sparse matrix")
     except UserError:
         raise
     except Exception as error:  # Damaged files fail in nearly every way there is.
         raise UserError(
             f"{path} is damaged or no MATLAB file of {' and '.join(keys)}: {FETCH_AGAIN}."
         ) from error
+    return arrays
+
+
+def numbers(path: Path | str, array: np.ndarray, what: str) -> np.ndarray:
+    """Returns an array of numbers that float32 holds.
+
+    Args:
+      path: the file, for messages.
+      array: of any dtype.
+      what: what it holds.
+
+    Raises:
+      UserError: they are strings or complex, or one is infinite or not a number.
+    """
+    if array.dtype.kind not in "biuf":
+        raise UserError(
+            f"{path} holds {what} of dtype {array.dtype} where numbers are expected: {FETCH_AGAIN}."
+        )
+    validate.finite(path, array, remedy=FETCH_AGAIN)
+    return array
 
 
 def read_text(path: Path) -> str:
     """Returns a text file's content, unpacked if it is gzip or xz.
 
     Raises:
-      UserError: the file cannot be read, or is no UTF-8.
+      UserError: the file cannot be read, or is no text in UTF-8.
+    """
+    return decode(path, read(path))
+
+
+def decode(path: Path, content: bytes) -> str:
+    """Returns the text in a file's content.
+
+    Raises:
+      UserError: it is no text in UTF-8.
     """
     try:
-        return read(path).decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: {FETCH_AGAIN}.") from error
+    if "\0" in text:
+        raise UserError(
+            f"{path} holds a NUL character, which no text does, at {text.index(chr(0))}: "
+            f"{FETCH_AGAIN}."
+        )
+    return text
 
 
-def read_array(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+def row_of_table(row: int) -> str:
+    """Returns what messages call a row of a text table, counted from 1 below its header."""
+    return f"data row {row + 1}"
+
+
+def whole_number(text: str) -> int:
+    """Returns the whole number that a cell of a table holds, written in digits alone.
+
+    Raises:
+      ValueError: it holds another thing, such as `1_000`, which Python would read.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(f"{text[:20]!r} is no whole number")
+    return int(text)
+
+
+def table(text: str, delimiter: str | None = None) -> np.ndarray:
+    """Returns rows of numbers, `[rows, columns]` float64.
+
+    Raises:
+      ValueError: a cell is no number, rows are of several lengths, or there is none.
+    """
+    if not text.strip():
+        raise ValueError("no row")
+    # Without comments: a damaged byte would otherwise make a row one.
+    return np.loadtxt(io.StringIO(text), delimiter=delimiter, ndmin=2, comments=None)
+
+
+def read_array(path: Path, *shapes: tuple[int | None, ...]) -> np.ndarray:
     """Returns the array of numbers in an .npy file, packed or plain.
 
     Args:
       path: the file.
-      shape: that it must have; None where any length will do.
+      *shapes: of which it must have one; None where any length will do.
 
     Raises:
       UserError: the file cannot be read, is damaged, or holds another kind of array.
     """
     try:
-        array = np.lib.format.read_array(io.BytesIO(read(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = reading.npy(read(path))
+    except ValueError as error:
         raise UserError(
-            f"{path} is truncated, damaged or no .npy of numbers: {FETCH_AGAIN}."
+            f"{path} is truncated, damaged or no .npy of numbers ({error}): {FETCH_AGAIN}."
         ) from error
-    fits = len(array.shape) == len(shape) and all(
-        want in (None, has) for want, has in zip(shape, array.shape, strict=True)
+    fits = any(
+        len(array.shape) == len(shape)
+        and all(want in (None, has) for want, has in zip(shape, array.shape, strict=True))
+        for shape in shapes
     )
     if not fits or array.dtype.kind not in "biuf":
-        wanted = "x".join("n" if length is None else str(length) for length in shape)
+        wanted = " or ".join(
+            "x".join("n" if length is None else str(length) for length in shape) for shape in shapes
+        )
         raise UserError(
             f"{path} holds an array of shape {array.shape} and dtype {array.dtype} where numbers "
             f"of shape {wanted} are expected: {FETCH_AGAIN}."
         )
+    validate.finite(path, array, remedy=FETCH_AGAIN)
     return array
+
+
+def owners(path: Path, values: np.ndarray) -> np.ndarray:
+    """Returns the numbers of owners as int32, having found them to be whole.
+
+    Raises:
+      UserError: one is not.
+    """
+    return validate.whole(path, values, "owner", remedy=FETCH_AGAIN)
 
 
 def same_length(**paths_and_arrays: tuple[Path, np.ndarray]) -> None:
@@ -175,12 +263,4 @@ def labels_below(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray
     Raises:
       UserError: one is outside.
     """
-    whole = labels.dtype.kind in "iu" or np.array_equal(labels, np.round(labels))
-    outside = (labels < 0) | (labels >= num_classes)
-    if not whole or outside.any():
-        wrong = labels[outside][0] if outside.any() else "that is no whole number"
-        raise UserError(
-            f"{path} holds the label {wrong} where labels are 0 to {num_classes - 1}: "
-            "put the original file there."
-        )
-    return labels.astype(np.int32)
+    return validate.labels(path, labels, num_classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,12 @@ def load_har(data_dir: str = "", *, inputs: str = "inertial") -> Examples:
 
     Args:
       data_dir: holds `train` and `test` of the original distribution, or `inertial_f16.npy`,
-        `inertial_labels.npy` and `inertial_subjects.npy` (plain or packed as .xz), or a folder
+        `inertial_labels.npy` and `inertial_subjects.npy` (the first `[9, n, 128]` or
+        `[n, 128, 9]`; plain or packed as .xz), or a folder
         `UCI HAR Dataset`, `uci-har` or `har` that does.
       inputs: `inertial` for the signals, `features` for the 561 features derived from them; the
-        plain arrays of those are `features561_f16.npy`, `_labels.npy` and `_subjects.npy`.
+        plain arrays of those are `features561_f16.npy`, `_labels.npy` and `_subjects.npy`,
+        the first `[561, n]` or `[n, 561]`.
 
     Returns:
       Examples with inputs `[n, 128, 9]`, times by channels (acceleration of the body, rotation,
@@ -98,12 +99,12 @@ def _read_official(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarra
         files.same_length(labels=(paths[0], labels), rows=(path, each))
     labels = files.labels_below(paths[0], labels - 1, _CLASSES)
     values = np.stack(signals, axis=-1) if len(signals) > 1 else signals[0]
-    return values, labels, subjects.astype(np.int32)
+    return values, labels, files.owners(paths[1], subjects)
 
 
 def _read_numbers(path: Path, columns: int) -> np.ndarray:
     try:
-        values = np.loadtxt(io.StringIO(files.read_text(path)), np.float32, ndmin=2)
+        values = files.table(files.read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is no table of numbers: {files.FETCH_AGAIN}.") from error
     if values.shape[1:] != (columns,):
@@ -111,16 +112,22 @@ def _read_numbers(path: Path, columns: int) -> np.ndarray:
             f"{path} has rows of {values.shape[1]} numbers where {columns} are expected: "
             f"{files.FETCH_AGAIN}."
         )
-    return values
+    return files.numbers(path, values, "measurements").astype(np.float32)
 
 
 def _read_arrays(paths: list[Path], inputs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if inputs == "inertial":  # [9, n, 128], a channel after the other
-        values = files.read_array(paths[0], (len(_CHANNELS), None, _TIMES)).transpose(1, 2, 0)
+    if inputs == "inertial":
+        channels = len(_CHANNELS)
+        shapes = (channels, None, _TIMES), (None, _TIMES, channels)
+        values = files.read_array(paths[0], *shapes)
+        if values.shape[2] == _TIMES:  # a channel after the other
+            values = values.transpose(1, 2, 0)
     else:
-        values = files.read_array(paths[0], (561, None)).T
+        values = files.read_array(paths[0], (561, None), (None, 561))
+        if len(values) == 561:
+            values = values.T
     labels, subjects = (files.read_array(path, (None,)) for path in paths[1:])
     for path, each in zip(paths[1:], (labels, subjects), strict=True):
         files.same_length(windows=(paths[0], values), entries=(path, each))
     labels = files.labels_below(paths[1], labels, _CLASSES)
-    return np.ascontiguousarray(values), labels, subjects.astype(np.int32)
+    return np.ascontiguousarray(values), labels, files.owners(paths[2], subjects)

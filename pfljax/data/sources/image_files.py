@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import mimetypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pfljax.data import checks
+from pfljax.data import checks, reading
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"}
+LARGEST_SIDE = 4096
+_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".webp"),
+    *(".tif", ".tiff", ".gif", ".jp2", ".j2k", ".tga"),
+}
+# By content, whatever the name says: some of Pillow's other formats would start programs.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "TGA")
+# Kinds of images that have no media type everywhere, and that Pillow does not read.
+_OTHER_KINDS = {
+    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".raw", ".dng"),
+    *(".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+}
+# How files without a suffix begin where they are images: PNG, JPEG, GIF, TIFF.
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+# Folders of these names hold parts of a data set where they hold only folders, each of a class.
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+_DEEP_GREY = 257  # 65535 / 255: a pixel of 16 bits is this many times one of 8
 
 
 class Listing(NamedTuple):
@@ -25,38 +43,47 @@ class Listing(NamedTuple):
       labels: `n` whole numbers in `[0, num_classes)`.
       num_classes: `C`.
       owners: `n` whole numbers, the natural client of each; None where there are none.
+      class_names: `C` names; empty where classes are numbers.
     """
 
     paths: list[Path]
     labels: list[int]
     num_classes: int
     owners: list[int] | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def class_tree(roots: Sequence[Path]) -> Listing:
     """Lists the images in `ROOT/CLASS/`, or anywhere below, for each root in turn.
+
+    Hidden folders and folders without an image are no classes. A root that holds nothing but parts,
+    such as `train` and `test`, each with folders of classes, counts as all of its parts.
 
     Args:
       roots: directories, such as one for training and one for testing; a class has the same name
         in each, and classes are numbered in the order of their names.
 
     Raises:
-      UserError: there is no image.
+      UserError: there is no image, there are parts beside classes, or a file is an image of a kind
+        that is not read, or no file that ends.
     """
-    names = sorted({folder.name for root in roots for folder in _folders(root)})
+    found = {
+        folder: images
+        for root in roots
+        for part in _parts(root)
+        for folder in _folders(part)
+        if (images := _images(folder))
+    }
+    names = sorted({folder.name for folder in found})
     numbers = {name: number for number, name in enumerate(names)}
-    paths, labels = [], []
-    for root in roots:
-        for folder in _folders(root):
-            found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-            paths += found
-            labels += [numbers[folder.name]] * len(found)
-    if not paths:
+    if not found:
         raise UserError(
             f"{' and '.join(map(str, roots))} holds no CLASS/IMAGE of the kinds "
             f"{', '.join(sorted(_SUFFIXES))}: name the directory that holds a folder per class."
         )
-    return Listing(paths, labels, len(names))
+    paths = [path for images in found.values() for path in images]
+    labels = [numbers[folder.name] for folder, images in found.items() for _ in images]
+    return Listing(paths, labels, len(names), class_names=tuple(names))
 
 
 def domain_tree(root: Path, domains: Sequence[str] | None = None) -> Listing:
@@ -94,17 +121,23 @@ def load_listing(name: str, listing: Listing, side: int) -> Examples:
     Raises:
       UserError: a file is absent or no image.
     """
-    checks.whole(f"data.options.{name}.side", side, 1)
+    checks.whole(f"data.options.{name}.side", side, 1, LARGEST_SIDE)
+    needed = len(listing.paths) * side * side * 3
+    if needed > _memory():
+        raise UserError(
+            f"{len(listing.paths)} images of {side}x{side} pixels need {needed / 1e9:,.1f} GB, "
+            f"more than this machine's memory: use a smaller data.options.{name}.side."
+        )
     inputs = np.empty((len(listing.paths), side, side, 3), np.uint8)
     for row, path in zip(inputs, listing.paths, strict=True):
         try:
-            with Image.open(path) as image:
-                row[:] = squared(image, side)
+            with reading.open_regular(path) as file:
+                row[:] = read_image(path, file, side)
         except FileNotFoundError as error:
             raise UserError(f"{path} is missing: unpack the data set again.") from error
-        except (OSError, SyntaxError, ValueError) as error:
+        except OSError as error:
             raise UserError(
-                f"{path} is truncated, damaged or no image: {files.FETCH_AGAIN}."
+                f"{path} cannot be read ({error.strerror or error}): {files.FETCH_AGAIN}."
             ) from error
     return Examples(
         name=name,
@@ -114,7 +147,43 @@ def load_listing(name: str, listing: Listing, side: int) -> Examples:
         mean=127.5,
         std=127.5,
         owners=None if listing.owners is None else np.array(listing.owners, np.int32),
+        class_names=listing.class_names,
     )
+
+
+def read_image(where: Path | str, file: BinaryIO, side: int, *, grey: bool = False) -> np.ndarray:
+    """Returns the image in a file as a square; of several in one file the first.
+
+    Args:
+      where: the file, for messages.
+      file: its content.
+      side: of the square.
+      grey: whether to return `[side, side]`, averaged over what each pixel covers, and not
+        `[side, side, 3]`.
+
+    Raises:
+      UserError: it is truncated, damaged, no image, or too large to be meant.
+    """
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            image = _eight_bits(where, image)
+            if grey:
+                size = (side, side)
+                return np.asarray(image.convert("L").resize(size, Image.Resampling.BOX))
+            return squared(image, side)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{where} claims more pixels than any photograph has ({str(error).split(',')[0]}): "
+            "remove it, or reduce its size."
+        ) from error
+    except MemoryError as error:
+        raise reading.too_large(where) from error
+    except Exception as error:  # Damaged images fail in nearly every way there is.
+        raise UserError(
+            f"{where} is truncated, damaged or no image: {files.FETCH_AGAIN}."
+        ) from error
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:
@@ -122,5 +191,92 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
 
 
+def _eight_bits(where: Path | str, image: Image.Image) -> Image.Image:
+    """Returns an image of 8 bits for each channel; Pillow itself would cut 16 bits off at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise UserError(
+            f"{where} has pixels from {values.min():g} to {values.max():g} (mode {image.mode}), "
+            "which do not say what is white: save it with 8 or 16 bits."
+        )
+    return Image.fromarray(np.rint(values / _DEEP_GREY).astype(np.uint8))
+
+
+def _memory() -> float:
+    """Returns the bytes of this machine's memory; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """Returns the folders in a directory, in the order of their names; no hidden ones."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
+
+
+def _parts(root: Path) -> list[Path]:
+    """Returns a root's parts, such as train and test, or the root itself where it has none.
+
+    Raises:
+      UserError: there are folders of classes beside them.
+    """
+    folders = _folders(root)
+    parts = [
+        folder
+        for folder in folders
+        if folder.name.lower() in _PARTS and not _images(folder, deeply=False) and _images(folder)
+    ]
+    others = [folder for folder in folders if parts and folder not in parts and _images(folder)]
+    if others:
+        raise UserError(
+            f"{root} holds {parts[0].name}, a folder of classes, beside {others[0].name}, which is "
+            "none: name a directory of folders of classes, or of parts such as train and test."
+        )
+    return parts or [root]
+
+
+def _images(folder: Path, deeply: bool = True) -> list[Path]:
+    """Returns the image files in a folder, or anywhere below, in the order of their names.
+
+    Raises:
+      OSError: a folder cannot be read.
+      UserError: a file there is an image of a kind that is not read, or no file that ends.
+    """
+    images = []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if deeply and not _hidden(name)]
+        for name in names:
+            if not _hidden(name) and _is_image(path := Path(place, name)):
+                images.append(path)
+    return sorted(images)
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _SUFFIXES:
+        if not path.is_file():
+            raise UserError(f"{path} is no file of an image, but a pipe or a link: remove it.")
+        return True
+    if not suffix and path.is_file():
+        with path.open("rb") as file:
+            return file.read(len(_STARTS[0])).startswith(_STARTS)
+    media = mimetypes.guess_type(path.name)[0] or ""
+    if suffix in _OTHER_KINDS or media.startswith("image/"):
+        raise UserError(
+            f"{path} is an image of a kind that is not read: convert it to PNG, or remove it."
+        )
+    return False
+
+
+def _hidden(name: str) -> bool:
+    # macOS packs a folder of the second name into its zip files.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -14,7 +14,12 @@ _DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
 
 def load_image_classes(data_dir: str = "", *, side: int = 64) -> Examples:
-    """Returns images of the user's own in `DIRECTORY/CLASS/`.
+    """Returns images of the user's own in `DIRECTORY/CLASS/`, or `DIRECTORY/train/CLASS/`.
+
+    Parts such as `train`, `val` and `test`, each with the same classes, are read as one pool, which
+    the partition and the splits then divide. Hidden folders and folders without an image are no
+    classes. JPEG, PNG, TIFF, GIF, WebP, JPEG 2000, BMP, PNM and TGA are read, 16 bits as 8, and of
+    several images in a file the first.
 
     Args:
       data_dir: the directory.

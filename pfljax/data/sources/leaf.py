@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pfljax.data import reading
 from pfljax.data.sources import files
 from pfljax.errors import UserError
 
@@ -27,17 +27,22 @@ def find_leaf(places: Sequence[Path]) -> list[Path]:
     return []
 
 
-def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[str, list[Any], list[Any]]]:
-    """Yields each user's name, inputs and targets, once for every file that has examples of it.
+def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[Path, str, list[Any], list[Any]]]:
+    """Yields file, user's name, inputs and targets, once for every file that has examples of it.
 
     Raises:
       UserError: a file is damaged or not LEAF's.
     """
     for path in paths:
         try:
-            content = json.loads(files.read_text(path))
+            content = reading.parse_json(files.read_text(path))
             users = [(user, content["user_data"][user]) for user in content["users"]]
             users = [(user, data["x"], data["y"]) for user, data in users]
+            if not all(isinstance(each, list) for _, *both in users for each in both):
+                raise TypeError("inputs or targets that are no list")
+            # A user listed twice would count twice, and one that is not listed would be lost.
+            if sorted(content["users"]) != sorted(content["user_data"]):
+                raise ValueError("users that are not those of the data")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is truncated or not in LEAF's form: run LEAF's preprocessing again."
@@ -48,4 +53,4 @@ def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[str, list[Any], list[Any]
                     f"{path} has {len(inputs)} inputs but {len(targets)} targets of {user}: run "
                     "LEAF's preprocessing again."
                 )
-            yield user, inputs, targets
+            yield path, user, inputs, targets

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pfljax.data import validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -45,8 +46,9 @@ def load_office_caltech(data_dir: str = "") -> Examples:
                 f"{path} holds features of shape {counts.shape} and labels of shape "
                 f"{classes.shape} where [n, {_WORDS}] and [n, 1] are expected: {files.FETCH_AGAIN}."
             )
-        inputs.append(counts.astype(np.uint8))
-        labels.append(files.labels_below(path, classes.ravel().astype(np.int64) - 1, 10))
+        inputs.append(validate.pixels(path, counts, remedy=files.FETCH_AGAIN))
+        classes = files.numbers(path, classes, "labels").ravel() - 1.0
+        labels.append(files.labels_below(path, classes, 10))
         owners.append(np.full(len(counts), domain, np.int32))
     return _examples("office_caltech", inputs, np.concatenate(labels), owners, num_classes=10)
 
@@ -131,7 +133,13 @@ def _read_tasks(
     inputs, targets = (
         list(cells.ravel()) for cells in files.read_matlab(path, inputs_key, targets_key)
     )
-    targets = [np.ravel(each) for each in targets]
+    targets = [np.ravel(each) if isinstance(each, np.ndarray) else None for each in targets]
+    cells = [*inputs, *targets]
+    if not cells or not all(isinstance(each, np.ndarray) for each in cells):
+        raise UserError(
+            f"{path} has {inputs_key} and {targets_key} that are no cells of matrices: "
+            f"{files.FETCH_AGAIN}."
+        )
     fits = len(inputs) == len(targets) and all(
         matrix.ndim == 2 and matrix.shape[1] == inputs[0].shape[1] and len(matrix) == len(column)
         for matrix, column in zip(inputs, targets, strict=False)
@@ -141,5 +149,8 @@ def _read_tasks(
             f"{path} has {inputs_key} and {targets_key} that do not fit each other: "
             f"{files.FETCH_AGAIN}."
         )
+    for task, (matrix, column) in enumerate(zip(inputs, targets, strict=True)):
+        for key, each in ((inputs_key, matrix), (targets_key, column)):
+            files.numbers(f"{path}, in cell {task} of {key},", each, "values")
     owners = [np.full(len(column), task, np.int32) for task, column in enumerate(targets)]
     return inputs, targets, owners

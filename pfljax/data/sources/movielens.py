@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, reading, validate
 from pfljax.data.examples import Examples
-from pfljax.data.sources import archives, files
+from pfljax.data.sources import files
 from pfljax.errors import UserError
 
 _FOLDERS = ("movielens", "ml-latest-small")
 _ARCHIVE, _TABLE = "ml-latest-small.zip", "ratings.csv"
 _HEADER = "userId,movieId,rating,timestamp"
+_BEST = 5
+_AGAIN = files.FETCH_AGAIN
 _FEEDBACKS = ("ratings", "implicit")
 
 
@@ -47,22 +47,33 @@ def load_movielens(
         path, text = paths[0], files.read_text(paths[0])
     elif paths := files.find(places, [_ARCHIVE]):
         path = paths[0]
-        found = list(archives.members(path, lambda name: name.endswith(f"/{_TABLE}")))
+        in_folder = f"/{_TABLE}"
+        found = list(reading.members(path, lambda name: name.endswith(in_folder), _AGAIN))
         if not found:
             raise UserError(f"{path} has no {_TABLE} inside: {files.FETCH_AGAIN}.")
-        text = found[0][1].decode("utf-8", "replace")
+        text = files.decode(path, found[0][1])
     else:
         raise files.absent("movielens", places, f"put {_ARCHIVE} of GroupLens there")
     header, _, rows = text.partition("\n")
     try:
         if header.strip() != _HEADER:
             raise ValueError(header)
-        table = np.loadtxt(io.StringIO(rows), delimiter=",", ndmin=2)
-        users, films, ratings, times = table.T
+        users, films, ratings, times = files.table(rows, ",").T
     except ValueError as error:
         raise UserError(
             f"{path} is no table of the columns {_HEADER}: {files.FETCH_AGAIN}."
         ) from error
+    for column, values in zip(("userId", "movieId"), (users, films), strict=True):
+        about = {"least": 0, "remedy": _AGAIN, "row_name": files.row_of_table}
+        validate.whole(path, values, column, **about)
+    validate.finite(f"{path}, in the column timestamp,", times, remedy=_AGAIN)
+    wrong = ~((ratings > 0) & (ratings <= _BEST))
+    if wrong.any():
+        row = files.row_of_table(int(np.argmax(wrong)))
+        raise UserError(
+            f"{path} holds the rating {ratings[wrong][0]:g} in {row} where ratings are above 0 and "
+            f"at most {_BEST}: {_AGAIN}."
+        )
     names, users = np.unique(users, return_inverse=True)
     titles, films = np.unique(films, return_inverse=True)
     order = np.lexsort((times, users))
@@ -99,8 +110,7 @@ def _beside_others(pairs: np.ndarray, num_films: int, num_others: int) -> np.nda
     Raises:
       UserError: there are none to draw.
     """
-    if num_others < 1:
-        raise UserError(f"data.options.movielens.num_others is {num_others}; take 1 or more.")
+    checks.whole("data.options.movielens.num_others", num_others, 1, 10_000)
     draw = np.random.default_rng(0)
     beside = np.empty((len(pairs), 1 + num_others, 2), np.int32)
     beside[:, 0], beside[:, :, 0] = pairs, pairs[:, :1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -77,7 +77,7 @@ def _load(
     name: str, folders: Sequence[str], classes: int, data_dir: str, vocabulary: int, length: int
 ) -> Examples:
     checks.whole(f"data.options.{name}.vocabulary", vocabulary, _SPECIAL + 1)
-    checks.whole(f"data.options.{name}.length", length, 1)
+    checks.whole(f"data.options.{name}.length", length, 1, 100_000)
     places = files.directories(data_dir, folders)
     arrays = [f"{part}_{kind}.npy" for part in _PARTS for kind in ("tokens", "lengths", "labels")]
     if paths := files.find(places, arrays):
@@ -105,13 +105,15 @@ def _read_csv(path: Path, classes: int) -> tuple[list[list[str]], np.ndarray]:
     texts, labels = [], []
     try:
         for row in csv.reader(io.StringIO(files.read_text(path)), strict=True):
-            labels.append(int(row[0]) - 1)
+            labels.append(files.whole_number(row[0]) - 1)
             texts.append(tokens(" ".join(row[1:]).replace("\\", " ")))
     except (ValueError, IndexError, csv.Error) as error:
         raise UserError(
             f"{path} is damaged at row {len(texts) + 1}, or no csv of a class and texts: "
             f"{files.FETCH_AGAIN}."
         ) from error
+    if not texts:
+        raise UserError(f"{path} is empty: {files.FETCH_AGAIN}.")
     return texts, files.labels_below(path, np.array(labels), classes)
 
 
@@ -127,12 +129,15 @@ def _read_arrays(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     words, lengths, labels = (files.read_array(path, (None,)) for path in paths)
     files.same_length(lengths=(paths[1], lengths), labels=(paths[2], labels))
+    lengths = validate.whole(paths[1], lengths, "length", least=0, remedy=files.FETCH_AGAIN)
+    lengths = lengths.astype(np.int64)
     if lengths.sum() != len(words) or words.min(initial=1) < 1:
         raise UserError(
             f"{paths[0]} holds {len(words)} tokens from {words.min(initial=1)} on where "
             f"{paths[1]} promises {lengths.sum()} from 1 on: fetch both files again."
         )
-    ids = words.astype(np.int32) - 1 + _SPECIAL
+    words = validate.whole(paths[0], words, "token", least=1, remedy=files.FETCH_AGAIN)
+    ids = np.minimum(words, vocabulary) - 1 + _SPECIAL
     ids[ids >= vocabulary] = UNKNOWN
     texts = np.split(ids, np.cumsum(lengths)[:-1])
     return texts, files.labels_below(paths[2], labels, classes)

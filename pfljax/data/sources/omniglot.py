@@ -6,11 +6,10 @@ import io
 import re
 
 import numpy as np
-from PIL import Image
 
-from pfljax.data import checks
+from pfljax.data import checks, reading
 from pfljax.data.examples import Examples
-from pfljax.data.sources import archives, files
+from pfljax.data.sources import files, image_files
 from pfljax.errors import UserError
 
 # Any of the official archives; the small ones are parts of the background set.
@@ -20,6 +19,7 @@ _ARCHIVES = (
     "images_background_small1.zip",
     "images_background_small2.zip",
 )
+_DIGITS = 6
 _DRAWING = re.compile(r"([^/]+)/(character\d+)/\d+_(\d+)\.png$")
 
 
@@ -50,24 +50,25 @@ def load_omniglot(
     """
     checks.choice("data.options.omniglot.owners", owners, ("drawer", "alphabet"))
     checks.choice("data.options.omniglot.labels", labels, ("alphabet", "character"))
-    checks.whole("data.options.omniglot.side", side, 1)
+    checks.whole("data.options.omniglot.side", side, 1, image_files.LARGEST_SIDE)
     places = files.directories(data_dir, ("omniglot",))
     there = [place / name for place in places for name in _ARCHIVES if (place / name).is_file()]
     if not there:
         raise files.absent("omniglot", places, f"put {_ARCHIVES[0]} or another of its zips there")
     drawings: dict[tuple[str, str, int], np.ndarray] = {}
     for path in there:
-        for name, content in archives.members(path, lambda name: name.endswith(".png")):
+        content = reading.members(path, lambda name: name.endswith(".png"), files.FETCH_AGAIN)
+        for name, drawing in content:
             if found := _DRAWING.search(name):
                 alphabet, character, drawer = found.groups()
-                try:
-                    with Image.open(io.BytesIO(content)) as image:
-                        grey = image.convert("L").resize((side, side), Image.Resampling.BOX)
-                        drawings[alphabet, character, int(drawer)] = np.asarray(grey)
-                except OSError as error:
+                if len(drawer) > _DIGITS:
                     raise UserError(
-                        f"{path} holds {name}, which is no image: {files.FETCH_AGAIN}."
-                    ) from error
+                        f"{path} holds {name[:80]}, whose number is that of no drawer: "
+                        f"{files.FETCH_AGAIN}."
+                    )
+                drawings[alphabet, character, int(drawer)] = image_files.read_image(
+                    f"{path}, in {name},", io.BytesIO(drawing), side, grey=True
+                )
     if not drawings:
         raise UserError(
             f"{there[0]} holds no ALPHABET/characterNN/NNNN_NN.png: {files.FETCH_AGAIN}."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -45,7 +44,7 @@ def load_pamap2(data_dir: str = "", *, length: int = 256) -> Examples:
       Reiss, Stricker, "Introducing a New Benchmarked Dataset for Activity Monitoring", 2012,
       https://doi.org/10.1109/ISWC.2012.13.
     """
-    checks.whole("data.options.pamap2.length", length, 2)
+    checks.whole("data.options.pamap2.length", length, 2, 100_000)
     folders = ("PAMAP2_Dataset/Protocol", "Protocol", "PAMAP2_Dataset", "pamap2")
     places = files.directories(data_dir, folders)
     paths = files.find(places, [f"subject{subject}.dat" for subject in _SUBJECTS])
@@ -82,7 +81,7 @@ def load_pamap2(data_dir: str = "", *, length: int = 256) -> Examples:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns activities `[t]` and signals `[t, 27]` float32 without gaps."""
     try:
-        table = np.loadtxt(io.StringIO(files.read_text(path)), ndmin=2)
+        table = files.table(files.read_text(path))
         if table.shape[1] != _COLUMNS:
             raise ValueError(f"{table.shape[1]} columns")
     except ValueError as error:
@@ -97,7 +96,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             channel[:] = 0
         elif lost.any():
             channel[lost] = np.interp(times[lost], times[~lost], channel[~lost])
-    return table[:, 1].astype(int), signals.astype(np.float32)
+    activities = validate.whole(path, table[:, 1], "activity", least=0, remedy=files.FETCH_AGAIN)
+    return activities, files.numbers(path, signals, "signals").astype(np.float32)
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:

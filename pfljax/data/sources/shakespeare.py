@@ -11,6 +11,7 @@ from pfljax.data import checks
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.leaf import find_leaf, read_leaf
+from pfljax.errors import UserError
 
 _FILE = "input.txt"
 _PADDING = 0
@@ -32,7 +33,7 @@ def load_shakespeare(data_dir: str = "", *, length: int = 80) -> Examples:
     Raises:
       UserError: the files are absent or damaged.
     """
-    checks.whole("data.options.shakespeare.length", length, 1)
+    checks.whole("data.options.shakespeare.length", length, 1, 100_000)
     places = files.directories(data_dir, ("shakespeare",))
     if paths := files.find(places, [_FILE]):
         speeches = speeches_by_role(files.read_text(paths[0]))
@@ -57,6 +58,10 @@ def load_shakespeare(data_dir: str = "", *, length: int = 80) -> Examples:
         inputs.append(padded[:-1].reshape(windows, length))
         targets.append(padded[1:].reshape(windows, length))
         owners.append(np.full(windows, role, np.int32))
+    if not inputs:
+        raise UserError(
+            f"{paths[0]} holds no speech of two characters of any role: {files.FETCH_AGAIN}."
+        )
     size = len(ids) + 1
     return Examples(
         name="shakespeare",
@@ -93,7 +98,12 @@ def speeches_by_role(text: str) -> dict[str, str]:
 def _leaf_texts(paths) -> dict[str, str]:
     """Joins LEAF's windows, which begin at every character, into each role's text again."""
     texts: dict[str, str] = {}
-    for user, windows, following in read_leaf(paths):
+    for path, user, windows, following in read_leaf(paths):
+        if not all(isinstance(text, str) for text in (*windows, *following)):
+            raise UserError(
+                f"{path} has windows of {user} that are no texts: run LEAF's preprocessing of "
+                "shakespeare again."
+            )
         if windows:
             # The characters that follow are the text itself, from the first window's end on.
             texts[user] = texts.get(user, "") + windows[0] + "".join(following)

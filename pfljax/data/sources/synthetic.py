@@ -6,7 +6,6 @@ import numpy as np
 
 from pfljax.data import checks
 from pfljax.data.examples import Examples
-from pfljax.errors import UserError
 
 _FEATURES, _CLASSES = 60, 10
 
@@ -55,9 +54,8 @@ def load_synthetic(
     60
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < np.inf:
-            raise UserError(f"data.options.synthetic.{name} must be at least 0, not {value!r}.")
-    checks.whole("data.options.synthetic.clients", clients, 1)
+        checks.number(f"data.options.synthetic.{name}", value, 0, 1e6)
+    checks.whole("data.options.synthetic.clients", clients, 1, 1_000_000)
     rng = np.random.default_rng(checks.whole("data.options.synthetic.seed", seed, 0))
     spread = np.arange(1, _FEATURES + 1) ** -0.6
     shared_weights = rng.normal(size=(_FEATURES, _CLASSES))

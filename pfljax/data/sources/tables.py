@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, validate
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -47,17 +46,24 @@ def load_wisdm(data_dir: str = "") -> Examples:
         if not rows or any(len(row) != _WISDM_COLUMNS for row in rows):
             raise ValueError("rows of another length")
         labels = np.array([names[row[-1]] for row in rows], np.int32)
-        values = [[np.nan if cell == "?" else float(cell) for cell in row[:-1]] for row in rows]
+        if "_" in body:  # which Python reads as a part of a number
+            raise ValueError("an underscore")
+        missing = np.array([[cell == "?" for cell in row[:-1]] for row in rows])
+        if missing[:, :2].any():
+            raise ValueError("a window without number or user")
+        table = np.array([[float(cell.replace("?", "0")) for cell in row[:-1]] for row in rows])
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{path} is damaged or not of {_WISDM_COLUMNS} columns that end in an activity "
             f"({error}): {files.FETCH_AGAIN}."
         ) from error
-    table = np.array(values)
-    order = np.lexsort((table[:, 0], table[:, 1]))
-    inputs = table[order, 2:]
-    missing = np.isnan(inputs)
-    means = np.nansum(inputs, axis=0) / np.maximum((~missing).sum(axis=0), 1)
+    about = {"remedy": files.FETCH_AGAIN, "row_name": files.row_of_table}
+    validate.finite(path, table, **about)
+    users = validate.whole(path, table[:, 1], "user", least=0, **about)
+    validate.whole(path, table[:, 0], "number of a window", least=0, **about)
+    order = np.lexsort((table[:, 0], users))
+    inputs, missing = table[order, 2:], missing[order, 2:]
+    means = inputs.sum(axis=0, where=~missing) / np.maximum((~missing).sum(axis=0), 1)
     inputs = np.where(missing, means, inputs).astype(np.float32)
     mean, std = mean_and_std(inputs)
     return Examples(
@@ -67,7 +73,7 @@ def load_wisdm(data_dir: str = "") -> Examples:
         num_classes=len(ACTIVITIES),
         mean=mean,
         std=std,
-        owners=table[order, 1].astype(np.int32),
+        owners=users[order],
         time_gap=0,
     )
 
@@ -98,14 +104,19 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
     try:
         if not header.startswith(_PARKINSONS_START):
             raise ValueError("another header")
-        table = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2)
+        table = files.table(body, ",")
         if table.shape[1] != 22:
             raise ValueError(f"{table.shape[1]} columns")
     except ValueError as error:
         raise UserError(
             f"{path} is damaged or not the table of 22 columns ({error}): {files.FETCH_AGAIN}."
         ) from error
-    table = table[np.lexsort((table[:, 3], table[:, 0]))]
+    columns = [column.strip() for column in header.split(",")]
+    about = {"remedy": files.FETCH_AGAIN, "row_name": files.row_of_table}
+    validate.finite(path, table, columns=columns, **about)
+    subjects = validate.whole(path, table[:, 0], "subject", least=0, **about)
+    order = np.lexsort((table[:, 3], subjects))
+    table = table[order]
     scores = table[:, 4 if target == "motor" else 5].astype(np.float32)
     inputs = np.delete(table, (0, 4, 5), axis=1).astype(np.float32)
     mean, std = mean_and_std(inputs)
@@ -117,7 +128,7 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
         mean=mean,
         std=std,
         task="regression",
-        owners=table[:, 0].astype(np.int32),
+        owners=subjects[order],
         time_gap=0,
         target_mean=float(scores.mean(dtype=np.float64)),
         target_std=float(scores.std(dtype=np.float64)),

@@ -1,0 +1,44 @@
+"""Choices between what has proved best and what may be better: an epsilon-greedy rule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def choose(
+    key: jax.Array,
+    scores: jax.Array,
+    usable: jax.Array,
+    count: int,
+    probability: float | jax.Array,
+) -> jax.Array:
+    """Chooses different rows one after another, each the best one left or a random one left.
+
+    Args:
+      key: typed.
+      scores: `[N]`; among equal ones chance decides.
+      usable: `[N]` bool; the other rows come last.
+      count: how many rows, at most `N`.
+      probability: `[]`, that a row is a random one, drawn for each row on its own.
+
+    Returns:
+      `[count]` int32, the rows in the order in which they were chosen.
+    """
+    rows = jnp.arange(scores.shape[0], dtype=jnp.int32)
+    explore_key, *rank_keys = jax.random.split(key, 3)
+
+    def ranks(key, scores):
+        ties = jax.random.bits(key, rows.shape)
+        *_, order = jax.lax.sort((~usable, -scores, ties, rows), num_keys=3)
+        return jnp.argsort(order)
+
+    best, at_random = map(ranks, rank_keys, (scores, jnp.zeros_like(scores)))
+
+    def step(left, explores):
+        rank = jnp.where(explores, at_random, best)
+        row = jnp.argmin(jnp.where(left, rank, rows.shape[0])).astype(rows.dtype)
+        return left & (rows != row), row
+
+    explores = jax.random.uniform(explore_key, (count,)) < probability
+    return jax.lax.scan(step, jnp.ones_like(usable), explores)[1]

@@ -1,0 +1,118 @@
+"""Which values a method's hyper-parameters may have: declared in its signature, checked at once.
+
+    @core.checked
+    def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
+
+The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pfljax.errors import UserError
+
+
+class Range(NamedTuple):
+    """The values that a hyper-parameter may have.
+
+    Attributes:
+      least: the smallest value.
+      most: the largest value.
+      without_least: whether `least` itself is not allowed.
+    """
+
+    least: float
+    most: float = math.inf
+    without_least: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies in the range; NaN and infinity lie in none."""
+        if value == self.least:
+            return not self.without_least
+        return self.least < value <= self.most and math.isfinite(value)
+
+    def rule(self) -> str:
+        """Returns what a value must do, as the end of a sentence."""
+        if self.without_least:
+            above = "positive" if self.least == 0 else f"above {self.least}"
+            return f"be {above}" + (f" and at most {self.most}" if self.most < math.inf else "")
+        if self.most < math.inf:
+            return f"lie between {self.least} and {self.most}"
+        return f"be at least {self.least}"
+
+
+def at_least(least: float) -> Range:
+    """Returns the range from `least` on."""
+    return Range(least)
+
+
+def above(least: float, most: float = math.inf) -> Range:
+    """Returns the range from `least`, which does not belong to it, to `most`."""
+    return Range(least, most, without_least=True)
+
+
+def between(least: float, most: float) -> Range:
+    """Returns the range from `least` to `most`, which both belong to it."""
+    return Range(least, most)
+
+
+def ranges(factory: Callable) -> dict[str, tuple[type, Range]]:
+    """Returns type and range of each hyper-parameter that declares a range in the signature."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    declared = {name: typing.get_args(hint) for name, hint in hints.items()}
+    return {
+        name: (args[0], args[1])
+        for name, args in declared.items()
+        if len(args) == 2 and isinstance(args[1], Range)
+    }
+
+
+def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises a `UserError` for the first hyper-parameter outside its range.
+
+    Values that are no plain numbers pass: under `jit` they are not known yet.
+
+    Args:
+      factory: of a method, whose signature declares the ranges.
+      values: hyper-parameters by name; others than those declared pass.
+      prefix: what to write before a name, such as 'config.hparams.ditto.'.
+
+    Raises:
+      UserError: a value is not in its range, not a number, or not a whole one where it must be.
+
+    Example:
+      >>> from pfljax.algorithms import ALGORITHMS
+      >>> check_hyperparameters(ALGORITHMS['ditto'], {'lam': -1}, 'config.hparams.ditto.')
+      Traceback (most recent call last):
+        ...
+      pfljax.errors.UserError: config.hparams.ditto.lam is -1; it must be at least 0.
+    """
+    for name, (kind, allowed) in ranges(factory).items():
+        value = values.get(name)
+        if not isinstance(value, numbers.Real):
+            continue
+        if kind is int and not isinstance(value, numbers.Integral):
+            raise UserError(f"{prefix}{name} is {value}; it must be a whole number.")
+        if not allowed.holds(value):
+            raise UserError(f"{prefix}{name} is {value}; it must {allowed.rule()}.")
+
+
+def checked(factory: Callable) -> Callable:
+    """Returns the factory of a method with a check of its hyper-parameters before it.
+
+    Raises:
+      UserError: on a call, see `check_hyperparameters`.
+    """
+
+    @functools.wraps(factory)
+    def checking(*args, **hyperparameters):
+        check_hyperparameters(factory, hyperparameters, f"{factory.__name__}: ")
+        return factory(*args, **hyperparameters)
+
+    return checking

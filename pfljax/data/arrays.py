@@ -1,0 +1,149 @@
+"""A federated data set of the user's own arrays: inputs, targets, and each example's client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pfljax.data import validate
+from pfljax.data.dataset import FederatedDataset
+from pfljax.data.examples import Examples
+from pfljax.data.sources.scale import mean_and_std
+from pfljax.data.split import assemble
+from pfljax.errors import UserError
+
+_FRACTIONS = "name task='regression' if these are no classes"
+
+
+def from_arrays(
+    inputs: np.ndarray,
+    targets: np.ndarray | Sequence,
+    clients: np.ndarray | Sequence,
+    *,
+    name: str = "own",
+    task: str = "classification",
+    vocabulary: Sequence[int] = (),
+    in_time: bool = False,
+    normalize: bool = True,
+    test_fraction: float = 0.25,
+    validation_fraction: float = 0.1,
+    unseen_fraction: float = 0.0,
+    seed: int = 0,
+) -> FederatedDataset:
+    """Returns a federated data set made of arrays, each client's examples split for it.
+
+    Args:
+      inputs: `[n, ...]` numbers: features, images `[n, height, width, channels]`, or ids.
+      targets: `[n]` labels of any kind: whole numbers from 0 to C - 1, which stay as they are, or
+        others, such as strings or -1 and 1, which are numbered in their order; for the task
+        regression numbers; for next_token `[n, T]` ids.
+      clients: `[n]` whole numbers or strings, the client of each example. Clients are numbered in
+        the order of these.
+      name: how reports call it.
+      task: what the targets are, one of `TASKS`.
+      vocabulary: sizes of the id spaces where inputs are ids; see `FederatedDataset`.
+      in_time: whether each client's examples lie in the order of time, so that its test part is
+        the last of them and not a random one.
+      normalize: whether models see measured inputs, and targets of a regression, with mean 0 and
+        standard deviation 1, of each feature or channel over all examples.
+      test_fraction: the part of a client's examples that it is tested on, in (0, 1).
+      validation_fraction: the part of the other examples used to select models, in [0, 1).
+      unseen_fraction: the part of the clients that never train, in [0, 1).
+      seed: decides the splits.
+
+    Returns:
+      The federated data set, which remembers what labels and clients were called, in `class_names`
+      and `client_names`; `save_npz` writes it to a file that configs can name.
+
+    Raises:
+      UserError: the arrays do not fit each other, a client has a single example, or a value makes
+        no sense.
+
+    Example:
+      >>> inputs = np.arange(12.0).reshape(6, 2)
+      >>> labels, clients = ["cat", "dog"] * 3, ["ann"] * 3 + ["bob"] * 3
+      >>> made = from_arrays(inputs, labels, clients, test_fraction=0.3, validation_fraction=0.0)
+      >>> made.class_names, made.client_names, made.test.sizes.tolist()
+      (('cat', 'dog'), ('ann', 'bob'), [1, 1])
+    """
+    where = f"The data set {name}"
+    inputs, targets, clients = np.asarray(inputs), np.asarray(targets), np.asarray(clients)
+    for what, array in (("inputs", inputs), ("targets", targets), ("clients", clients)):
+        if array.shape[:1] != inputs.shape[:1] or not array.size:
+            raise UserError(
+                f"{where} has inputs of shape {inputs.shape} and {what} of shape {array.shape}: "
+                "give one target and one client for each example."
+            )
+    if inputs.ndim == 1:
+        inputs = inputs[:, np.newaxis]
+    client_names, owners = _numbered(where, "client", clients)
+    class_names: tuple[str, ...] = ()
+    num_classes = 0
+    if task == "classification":
+        class_names, targets = _classes(where, targets)
+        num_classes = len(class_names) or int(targets.max()) + 1
+    elif task == "next_token":
+        num_classes = int(vocabulary[0]) if len(vocabulary) else 0
+    pool = Examples(
+        name=name,
+        inputs=inputs,
+        targets=targets,
+        num_classes=num_classes,
+        task=task,
+        owners=owners,
+        time_gap=0 if in_time else None,
+        vocabulary=tuple(int(size) for size in vocabulary),
+        class_names=class_names,
+    )
+    pool = validate.examples(pool, where)
+    if normalize and not vocabulary:
+        mean, std = mean_and_std(pool.inputs)
+        pool = pool._replace(mean=mean, std=std)
+    if normalize and task == "regression":
+        (mean,), (std,) = mean_and_std(pool.targets[:, np.newaxis])
+        pool = pool._replace(target_mean=float(mean), target_std=float(std))
+    rows = [np.flatnonzero(owners == client) for client in range(int(owners.max()) + 1)]
+    single = next((client for client, each in enumerate(rows) if len(each) == 1), None)
+    if single is not None:
+        called = client_names[single] if client_names else single
+        raise UserError(
+            f"{where} has a single example of the client {called}, who needs one to train and one "
+            "to be tested on: leave that client out."
+        )
+    return assemble(
+        pool,
+        rows,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        unseen_fraction=unseen_fraction,
+        seed=seed,
+        client_names=client_names,
+    )
+
+
+def _classes(where: str, targets: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns names of classes, none where labels are numbers already, and the labels' numbers."""
+    if targets.dtype.kind in "iuf" and targets.ndim == 1:
+        targets = validate.whole(where, targets, "label", remedy=_FRACTIONS)
+        if targets.min() >= 0 and targets.max() < len(targets):
+            return (), targets
+    return _numbered(where, "label", targets)
+
+
+def _numbered(where: str, what: str, values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Numbers values in their order, and returns their names; no names where nothing changes."""
+    if values.dtype.kind == "O":  # how tables of other libraries hold strings
+        kinds = {str if isinstance(value, str) else type(value) for value in values.flat}
+        values = values.astype(kinds.pop()) if kinds in ({str}, {int}, {bool}) else values
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        raise UserError(
+            f"{where} has {what}s of shape {values.shape} and dtype {values.dtype} where a string "
+            f"or a whole number for each example is expected: give a {what} for each."
+        )
+    if values.dtype.kind == "f":
+        values = validate.whole(where, values, what)
+    names, numbers = np.unique(values, return_inverse=True)
+    if names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names))):
+        return (), numbers.astype(np.int32)
+    return tuple(map(str, names.tolist())), numbers.astype(np.int32)

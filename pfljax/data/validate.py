@@ -1,0 +1,515 @@
+"""What is asked of examples before they reach a device, once, for every source and format.
+
+Devices compute in float32 and int32 and say nothing where a number does not fit: an id beyond the
+vocabulary reads another one's row, an integer beyond int32 wraps round, 1e39 becomes infinite. All
+of that is found here, on the host. Readers of single formats call `finite`, `whole`, `labels` and
+`pixels`, because they still know which file and which column a number comes from; `load` calls
+`examples` or `federated` on whatever they return.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pfljax.data.dataset import TASKS, FederatedDataset, Split
+from pfljax.data.examples import Examples
+from pfljax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+# So many are never meant, and what is counted for each class would take gigabytes.
+LARGEST_NUM_CLASSES = 2**20
+LARGEST_VOCABULARY = 2**26  # whose embeddings, 32 numbers wide, take 8 GiB
+_LARGEST_COUNTS = 2**32  # bytes of a count for each client and class
+_FLOAT32 = float(np.finfo(np.float32).max)
+_LARGEST_INTEGER = 2**62  # below it differences of two fit into int64
+_EXACT = 2**24  # up to here every integer is a float32
+# Of a memory-mapped array this many bytes are looked at, evenly spread, and of all others all.
+_LOOKED_AT = 2**30
+_BLOCK = 2**24
+# Rounding to float32 may move a value by this share of its column's standard deviation.
+_ROUNDING = 0.01
+_CORRECT = "correct the data, or leave out what is wrong"
+
+
+def finite(
+    where: Path | str,
+    values: np.ndarray,
+    *,
+    remedy: str = _CORRECT,
+    columns: Sequence[str] = (),
+    row_name: Callable[[int], str] = "row {}".format,
+) -> None:
+    """Refuses values that float32 cannot hold: not a number, infinite, or beyond its range.
+
+    Args:
+      where: the file or data set, for the message.
+      values: `[n, ...]` of any dtype; integers are always finite.
+      remedy: what to do, as the end of a sentence.
+      columns: names of the last axis; without them columns are numbered.
+      row_name: what the message calls a row.
+
+    Raises:
+      UserError: one is not; the message names its row and column.
+    """
+    if values.dtype.kind != "f":
+        return
+    for start, block in _blocks(values):
+        with np.errstate(invalid="ignore"):
+            # Python's floats, because float16 would take the bound for infinite.
+            low, high = float(block.min(initial=0)), float(block.max(initial=0))
+        if -_FLOAT32 <= low and high <= _FLOAT32:  # false where there is a NaN
+            continue
+        with np.errstate(invalid="ignore"):
+            block = block.astype(np.float64)
+            index = tuple(np.argwhere(~(np.abs(block) <= _FLOAT32))[0].tolist())
+        value = block[index]
+        reason = ", which float32 cannot hold" if np.isfinite(value) else ""
+        raise UserError(
+            f"{where} has the value {value:g}{_column(index[1:], columns)} of "
+            f"{row_name(start + index[0])}{reason}: {remedy}."
+        )
+
+
+def whole(
+    where: Path | str,
+    values: np.ndarray,
+    what: str,
+    *,
+    least: int = -(2**31),
+    most: int = 2**31 - 1,
+    remedy: str = _CORRECT,
+    row_name: Callable[[int], str] = "row {}".format,
+) -> np.ndarray:
+    """Returns numbers as int32, having found them to be whole and in range.
+
+    Args:
+      where: the file or data set, for the message.
+      values: of any dtype and shape.
+      what: one of them, such as 'label'.
+      least: the smallest that makes sense.
+      most: the largest.
+      remedy: what to do, as the end of a sentence.
+      row_name: what the message calls a row.
+
+    Raises:
+      UserError: one is not a whole number, or outside.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{where} holds a {what} that is no number (dtype {values.dtype}) where whole numbers "
+            f"are expected: {remedy}."
+        )
+    if values.dtype.kind == "b":
+        values = values.astype(np.int32)
+    if not values.size:
+        return values.astype(np.int32)
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            wrong = ~((values >= least) & (values <= most) & (values == np.rint(values)))
+    elif least <= int(values.min()) and int(values.max()) <= most:
+        return values.astype(np.int32, copy=False)
+    else:
+        # Python's integers, because no dtype holds both uint64 and negative numbers.
+        wrong = np.array([not least <= int(value) <= most for value in values.flat])
+        wrong = wrong.reshape(values.shape)
+    if wrong.any():
+        index = tuple(np.argwhere(wrong)[0].tolist())
+        of_row = f" in {row_name(index[0])}" if index else ""
+        raise UserError(
+            f"{where} holds the {what} {values[index]}{of_row} where whole numbers from {least} to "
+            f"{most} are expected: {remedy}."
+        )
+    return values.astype(np.int32)
+
+
+def labels(
+    where: Path | str,
+    values: np.ndarray,
+    num_classes: int,
+    *,
+    remedy: str = "put the original file there",
+) -> np.ndarray:
+    """Returns `[n]` labels as int32, having found them to be whole numbers in `[0, num_classes)`.
+
+    Args:
+      where: the file, for the message.
+      values: the labels, of any dtype.
+      num_classes: `C`.
+      remedy: what to do, as the end of a sentence.
+
+    Raises:
+      UserError: one is outside, or they are no numbers.
+    """
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{where} holds labels of shape {values.shape} and dtype {values.dtype} where a number "
+            f"for each example is expected: {remedy}."
+        )
+    with np.errstate(invalid="ignore"):
+        wrong = ~((values >= 0) & (values < num_classes) & (values == np.rint(values)))
+    if wrong.any():
+        raise UserError(
+            f"{where} holds the label {values[wrong][0]} where labels are whole numbers, 0 to "
+            f"{num_classes - 1}: {remedy}."
+        )
+    return values.astype(np.int32)
+
+
+def ids(
+    where: Path | str,
+    inputs: np.ndarray,
+    vocabulary: tuple[int, ...],
+    *,
+    remedy: str,
+    row_name: Callable[[int], str] = "row {}".format,
+) -> np.ndarray:
+    """Returns inputs that are ids, having found each below the size of its id space.
+
+    Args:
+      where: the file or data set, for the message.
+      inputs: `[n, ...]`.
+      vocabulary: the sizes, one for all or one for each column.
+      remedy: what to do, as the end of a sentence.
+      row_name: what the message calls a row.
+
+    Raises:
+      UserError: one is outside, or they are no integers.
+    """
+    if inputs.dtype.kind not in "iu":
+        raise UserError(
+            f"{where} has inputs of dtype {inputs.dtype} where a vocabulary says that they are "
+            f"ids, whole numbers such as int32: {remedy}."
+        )
+    if max(vocabulary) > LARGEST_VOCABULARY:
+        raise UserError(
+            f"{where} has a vocabulary of {max(vocabulary)}, of which no more than "
+            f"{LARGEST_VOCABULARY} make sense: {remedy}."
+        )
+    columns = 1 if len(vocabulary) == 1 else inputs.shape[-1]
+    if columns != len(vocabulary) or min(vocabulary) < 1:
+        raise UserError(
+            f"{where} has examples of shape {inputs.shape[1:]}, which do not fit the vocabulary "
+            f"{vocabulary}: {remedy}."
+        )
+    for start, block in _blocks(inputs):
+        for column, size in enumerate(vocabulary):
+            found = block if columns == 1 else block[..., column]
+            low, high = int(found.min(initial=0)), int(found.max(initial=0))
+            if low >= 0 and high < size:
+                continue
+            wrong = low if low < 0 else high
+            row = start + int(np.argwhere(found == wrong)[0][0])
+            of_column = "" if columns == 1 else f" in column {column}"
+            raise UserError(
+                f"{where} has the id {wrong}{of_column} of {row_name(row)} but a vocabulary of "
+                f"{size}: {remedy}."
+            )
+    return inputs if isinstance(inputs, np.memmap) else _narrow(inputs)
+
+
+def pixels(where: Path | str, values: np.ndarray, *, remedy: str) -> np.ndarray:
+    """Returns counts or pixels as uint8, having found them to be whole numbers from 0 to 255.
+
+    Args:
+      where: the file, for the message.
+      values: of any dtype.
+      remedy: what to do, as the end of a sentence.
+
+    Raises:
+      UserError: one is outside, such as where pixels from 0 to 1 were stored.
+    """
+    if values.dtype == np.uint8:
+        return values
+    return whole(where, values, "value", least=0, most=255, remedy=remedy).astype(np.uint8)
+
+
+def examples(pool: Examples, where: str, *, part_of_store: bool = False) -> Examples:
+    """Checks what a source returns, before clients get their examples.
+
+    Args:
+      pool: what it returns.
+      where: the data set and its directory, for messages.
+      part_of_store: whether these are one client's examples, to be written to disk as they are. How
+        a column rounds is then left to the check of the whole store.
+
+    Returns:
+      The pool, its inputs and targets perhaps in another dtype; see `federated`.
+
+    Raises:
+      UserError: something in it has no meaning for its task, or no place in float32 or int32.
+    """
+
+    def example(row: int) -> str:
+        owner = "" if pool.owners is None else f" (owner {pool.owners[row]})"
+        return f"example {row}{owner}"
+
+    inputs, targets = _values(where, pool, example, _CORRECT, part_of_store)
+    if pool.owners is not None and len(pool.owners) != len(targets):
+        raise UserError(f"{where} has {len(targets)} examples but {len(pool.owners)} owners.")
+    return pool._replace(inputs=inputs, targets=targets)
+
+
+def federated(
+    dataset: FederatedDataset, where: Path | str = "", remedy: str = _CORRECT
+) -> FederatedDataset:
+    """Checks a federated data set, from a file or made by the user's own code.
+
+    Args:
+      dataset: any.
+      where: the file, for messages; the data set's name without it.
+      remedy: what to do, as the end of a sentence.
+
+    Returns:
+      The data set, with labels in int32 and targets of a regression in float32. Inputs in memory of
+      8 bytes are made float32 or int32, as a device does; integers beyond int32 become float32.
+      All other inputs are as they were.
+
+    Raises:
+      UserError: parts of it contradict each other, or something has no meaning for its task, or no
+        place in float32 or int32; the message names the client and the row.
+    """
+    where = where or f"The data set {dataset.name}"
+    fault = _contradiction(dataset)
+    if fault:
+        raise UserError(f"{where} {fault}: {remedy}.")
+
+    def row_of_client(row: int) -> str:
+        ends = dataset.test.offsets.astype(np.int64) + dataset.test.sizes
+        owning = (dataset.train.offsets <= row) & (row < ends)
+        client = f" (client {int(np.argmax(owning))})" if owning.any() else ""
+        return f"row {row}{client}"
+
+    inputs, targets = _values(where, dataset, row_of_client, remedy)
+    return dataset._replace(inputs=inputs, targets=targets)
+
+
+def _values(
+    where: Path | str,
+    data: Examples | FederatedDataset,
+    row_name: Callable[[int], str],
+    remedy: str,
+    part_of_store: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs and targets in dtypes that a device takes without loss."""
+    inputs, targets = data.inputs, data.targets
+
+    def refuse(fault: str) -> UserError:
+        return UserError(f"{where} {fault}: {remedy}.")
+
+    if data.task not in TASKS:
+        raise refuse(f"has the task {data.task!r}, which is none of {', '.join(TASKS)}")
+    if inputs.dtype.kind not in "biuf":
+        raise refuse(f"has inputs of dtype {inputs.dtype} where numbers are expected")
+    if not len(targets) or len(inputs) != len(targets):
+        raise refuse(f"has {len(inputs)} inputs but {len(targets)} targets, or none of them")
+    if 0 in inputs.shape[1:]:
+        raise refuse(f"has examples of shape {inputs.shape[1:]}, which hold no number")
+    _num_classes(data, refuse)
+    if not inputs.dtype.isnative:
+        if isinstance(inputs, np.memmap):
+            raise refuse("has inputs in the byte order of other machines")
+        inputs = inputs.astype(inputs.dtype.newbyteorder("="))
+    if data.vocabulary:
+        inputs = ids(where, inputs, data.vocabulary, remedy=remedy, row_name=row_name)
+    else:
+        finite(where, inputs, remedy=remedy, row_name=row_name)
+        inputs = _as_float32_holds(inputs, refuse, part_of_store)
+    return inputs, _targets(where, data, row_name, refuse, remedy)
+
+
+def _num_classes(data: Examples | FederatedDataset, refuse: Callable[[str], UserError]) -> None:
+    most, classes = LARGEST_NUM_CLASSES, data.num_classes
+    if data.task in ("classification", "next_token") and not 1 <= classes <= most:
+        raise refuse(f"has {classes} classes where 1 to {most} make sense")
+    if isinstance(data, FederatedDataset) and data.task == "classification":
+        count = 4 * data.num_clients * classes
+        if count > _LARGEST_COUNTS:
+            raise refuse(
+                f"has {data.num_clients} clients and {classes} classes, whose counts alone take "
+                f"{count / 2**30:.0f} GiB"
+            )
+
+
+def _targets(
+    where: Path | str,
+    data: Examples | FederatedDataset,
+    row_name: Callable[[int], str],
+    refuse: Callable[[str], UserError],
+    remedy: str,
+) -> np.ndarray:
+    """Returns the targets in the dtype of their task."""
+    inputs, targets = data.inputs, data.targets
+    fits = (
+        (targets.ndim == 1 or targets.shape == inputs.shape[:2])
+        if data.task == "next_token"
+        else targets.ndim == 1
+    )
+    if not fits:
+        raise refuse(
+            f"has targets of shape {targets.shape}, which do not fit inputs of shape "
+            f"{inputs.shape} and the task {data.task}"
+        )
+    if targets.dtype.kind not in "biuf":
+        raise refuse(f"has targets of dtype {targets.dtype} where numbers are expected")
+    if data.task == "regression":
+        finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
+        return targets if targets.dtype == np.float32 else targets.astype(np.float32)
+    if data.task == "ranking":
+        if inputs.ndim < 2 or targets.any():
+            raise refuse(
+                "has the task ranking, whose examples are [items, ...] with the chosen item first "
+                "and whose targets are all 0, and other targets or inputs"
+            )
+        return targets.astype(np.int32, copy=False)
+    return _labels(where, targets, data, row_name, refuse, remedy)
+
+
+def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:
+    if targets.dtype.kind in "iu":
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= data.num_classes:
+            wrong = low if low < 0 else high
+            raise refuse(
+                f"has the label {wrong} but {data.num_classes} classes, numbered from 0 "
+                "(pfljax.data.from_arrays numbers labels of any kind)"
+            )
+        # A memory-mapped array that fits as it is stays on the disk.
+        return targets if targets.dtype == np.int32 else targets.astype(np.int32)
+    return whole(
+        where,
+        targets,
+        "label",
+        least=0,
+        most=data.num_classes - 1,
+        remedy=remedy,
+        row_name=row_name,
+    )
+
+
+def _as_float32_holds(
+    inputs: np.ndarray, refuse: Callable[[str], UserError], part_of_store: bool
+) -> np.ndarray:
+    """Returns measured inputs that lose nothing that matters when a device makes them float32."""
+    integers = inputs.dtype.kind in "iu"
+    if inputs.dtype.itemsize < 4 or inputs.dtype.kind == "b" or inputs.dtype == np.float32:
+        return inputs
+    columns = int(np.prod(inputs.shape[1:]))
+    low, high = np.full(columns, np.inf), np.full(columns, -np.inf)
+    varies, first = np.zeros(columns, bool), inputs[0].reshape(columns)
+    for _, block in _blocks(inputs):
+        rows = block.reshape(len(block), columns)
+        least, most = rows.min(axis=0), rows.max(axis=0)
+        low, high = np.minimum(low, least), np.maximum(high, most)
+        varies |= (least != first) | (most != first)
+    largest = np.maximum(np.abs(low), np.abs(high))
+    stays = part_of_store or isinstance(inputs, np.memmap)
+    if integers and largest.max() <= _EXACT:
+        return inputs if stays else _narrow(inputs)
+    if integers and largest.max() >= _LARGEST_INTEGER:
+        raise refuse(f"has inputs of dtype {inputs.dtype} beyond 2**62; scale them first")
+    # Where even the smallest standard deviation that these extremes allow is large against the
+    # rounding, which is nearly everywhere, no second look is needed.
+    bound = _ROUNDING * (high - low) / math.sqrt(2 * len(inputs))
+    in_doubt = varies & ((largest * 2.0**-24 > bound) | (largest < 1e-37))
+    if not part_of_store:
+        _round_well(inputs, np.flatnonzero(in_doubt), refuse)
+    if not integers or (low.min() >= -(2**31) and high.max() < 2**31):
+        return inputs if stays else _narrow(inputs)
+    if stays:
+        raise refuse(
+            f"has inputs of dtype {inputs.dtype} beyond those of int32; write them as float32"
+        )
+    return inputs.astype(np.float32)
+
+
+def _narrow(inputs: np.ndarray) -> np.ndarray:
+    """Returns numbers in the dtype in which a device holds them; where they fit was checked."""
+    if inputs.dtype.kind == "f":
+        return inputs if inputs.dtype.itemsize <= 4 else inputs.astype(np.float32)
+    return inputs if np.can_cast(inputs.dtype, np.int32) else inputs.astype(np.int32)
+
+
+def _round_well(
+    inputs: np.ndarray, columns: np.ndarray, refuse: Callable[[str], UserError]
+) -> None:
+    """Refuses columns whose values float32 moves by much of their standard deviation."""
+    if not len(columns):
+        return
+    # Integers are compared as such: from 2^53 on float64 cannot tell them apart either.
+    wide = np.int64 if inputs.dtype.kind in "iu" else np.float64
+    error, total, squares = (np.zeros(len(columns)) for _ in range(3))
+    count, first = 0, None
+    for _, block in _blocks(inputs):
+        values = block.reshape(len(block), -1)[:, columns].astype(wide)
+        rounded = values.astype(np.float32).astype(wide)
+        error = np.maximum(error, np.abs(values - rounded).max(axis=0))
+        first = values[0] if first is None else first
+        apart = (values - first).astype(np.float64)
+        count, total = count + len(values), total + apart.sum(axis=0)
+        squares += np.square(apart).sum(axis=0)
+    deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
+    bad = error > _ROUNDING * deviation
+    if bad.any():
+        worst = int(np.argmax(bad))
+        index = np.unravel_index(columns[worst], inputs.shape[1:]) if inputs.ndim > 1 else ()
+        raise refuse(
+            f"has values{_column(tuple(map(int, index)), ())} like {first[worst]} that lie closer "
+            "together than float32 can tell apart; subtract an offset from them or scale them first"
+        )
+
+
+def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields blocks of rows and their first row's number; of a large file on disk not all."""
+    row_bytes = max(1, values.nbytes // max(1, len(values)))
+    rows = max(1, _BLOCK // row_bytes)
+    starts = range(0, len(values), rows)
+    if isinstance(values, np.memmap) and values.nbytes > _LOOKED_AT:
+        most = max(2, _LOOKED_AT // (rows * row_bytes))
+        starts = sorted({starts[i * (len(starts) - 1) // (most - 1)] for i in range(most)})
+    for start in starts:
+        yield start, np.asarray(values[start : start + rows])
+
+
+def _column(index: tuple[int, ...], columns: Sequence[str]) -> str:
+    """Returns where in an example a value stands, as a part of a sentence."""
+    if not index:
+        return ""
+    if columns:
+        return f" in the column {columns[index[-1]]}"
+    return f" in column {index[0] if len(index) == 1 else index}"
+
+
+def _contradiction(dataset: FederatedDataset) -> str | None:
+    """Returns how parts of a data set contradict each other; None where they do not."""
+    num_examples, num_clients = len(dataset.inputs), dataset.num_clients
+    if len(dataset.targets) != num_examples:
+        return f"has {num_examples} inputs but {len(dataset.targets)} targets"
+    splits: list[Split] = [getattr(dataset, name) for name in SPLITS]
+    lengths = {len(array) for split in splits for array in split}
+    if len(lengths) != 1 or num_clients == 0:
+        return "has offsets and sizes that are empty or of different lengths"
+    if not 0 <= dataset.num_unseen < num_clients:
+        return f"has num_unseen {dataset.num_unseen} of {num_clients} clients"
+    for mean, std in ((dataset.mean, dataset.std), (dataset.target_mean, dataset.target_std)):
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and np.all(std > 0)):
+            return "has a mean or std that is not finite, or a std not above 0"
+    for statistic in (np.shape(dataset.mean), np.shape(dataset.std)):
+        if statistic != dataset.inputs.shape[dataset.inputs.ndim - len(statistic) :]:
+            return f"has a mean or std of shape {statistic}, which fits no example"
+    for name, split in zip(SPLITS, splits, strict=True):
+        offsets, sizes = (np.asarray(array).astype(np.int64) for array in split)
+        outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > num_examples)
+        if outside.any():
+            client = int(np.argmax(outside))
+            return f"places {name} examples of client {client} outside its {num_examples} rows"
+        if name == "train" and not sizes.all():
+            return f"has no {name} example for client {int(np.argmin(sizes))}"
+        if name == "test" and not sizes[: dataset.num_participants].any():
+            return "has no test example for any client that takes part in training"
+    return None
