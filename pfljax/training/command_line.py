@@ -23,6 +23,7 @@ from pfljax.training import config as config_lib
 
 # Words of other libraries for keys that no spelling leads to.
 _SYNONYMS = {
+    "clients": "data.num_clients",
     "dataset": "data.name",
     "method": "algorithm",
     "optimizer": "client_optimizer.name",

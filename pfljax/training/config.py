@@ -59,25 +59,25 @@ def default_config() -> ml_collections.ConfigDict:
       ('fedavg', 0.1)
     """
     config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.rounds = 100
+    config.seed = 0  # of everything random in training; the data have data.seed
+    config.rounds = 100  # rounds of communication
     # The length by which schedules and annealing go; 0 takes `rounds`. A run that may be resumed
     # with more rounds names its whole length here from the beginning.
     config.planned_rounds = 0
-    config.eval_every = 10
-    config.checkpoint_every = 50  # 0: only after the last round
+    config.eval_every = 10  # rounds between evaluations
+    config.checkpoint_every = 50  # rounds between checkpoints; 0: only after the last round
 
-    config.algorithm = "fedavg"
+    config.algorithm = "fedavg"  # the method
     config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
     # What compare.py runs; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
-    config.seeds = (0,)
+    config.seeds = (0,)  # of compare.py and sweep.py, in place of `seed`
     # What a seed of compare.py decides: 'everything', so that partition and splits differ too (the
     # seed is added to data.seed), or 'training' alone, on the partition of data.seed.
     config.seeds_vary = "everything"
 
-    config.batch_size = 10
-    config.local_epochs = 1
+    config.batch_size = 10  # training examples of a local step
+    config.local_epochs = 1  # passes over a client's training examples in a round
     config.drop_remainder = False  # leave out the last batch of an epoch where it is not full
     config.client_optimizer = optimizer_config("sgd", 0.05)
     config.client_optimizer.decay = 1.0  # factor on the clients' steps, once per round
@@ -85,15 +85,16 @@ def default_config() -> ml_collections.ConfigDict:
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
     config.server_optimizer = optimizer_config("sgd", 1.0)
 
-    # size 0: everybody; sampling: 'fixed' or 'poisson'; dropout: share lost after selection; join:
-    # from which state of the server a client's private state begins, 'current' for that of the
-    # round in which it first takes part or is scored, 'initial' for that before the first round.
+    # size: clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout: share lost after
+    # selection; join: from which state of the server a client's private state begins, 'current' for
+    # that of the round in which it first takes part or is scored, 'initial' for that before the
+    # first round.
     config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
 
     config.data = {
-        "name": "digits",
-        "dir": "",
-        "partition": "dirichlet",
+        "name": "digits",  # the data set
+        "dir": "",  # the directory with its files
+        "partition": "dirichlet",  # how examples are divided among clients
         "alpha": 0.1,  # concentration of the Dirichlet partitions
         "classes_per_client": 2,  # pathological, dirichlet_extended
         "balanced": True,  # pathological: a class is split equally among its clients
@@ -106,11 +107,11 @@ def default_config() -> ml_collections.ConfigDict:
         "feature_shift": "none",
         "shift_strength": 0.5,  # contrast, noise: from 0 to 1
         "concept_shift": "none",  # ... and what their labels mean ('permutation').
-        "num_clients": 20,
-        "seed": 0,
-        "test_fraction": 0.25,
-        "validation_fraction": 0.1,
-        "unseen_fraction": 0.0,
+        "num_clients": 20,  # seen and unseen ones
+        "seed": 0,  # of the partition, the splits and the choice of unseen clients
+        "test_fraction": 0.25,  # of each client's examples
+        "validation_fraction": 0.1,  # of each client's examples that are not for testing
+        "unseen_fraction": 0.0,  # of the clients, who never train and are only evaluated
     }
     # Examples that the Dirichlet and quantity partitions must give every client, and without which
     # the natural one leaves an owner out; None for their own rules.
@@ -119,7 +120,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.options = {
         name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
     }
-    config.model = {"name": "mlp"}
+    config.model = {
+        "name": "mlp",  # the network; its arguments are further keys here
+    }
     # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
     config.compute_dtype = "float32"
     config.engine = {

@@ -238,6 +238,13 @@ def broken_configs(place):
     (place / "syntax.py").write_text("def get_config(:\n")
     (place / "import.py").write_text("import pfljax_of_tomorrow\n")
     (place / "fails.py").write_text("def get_config():\n    return {}['absent']\n")
+    (place / "exits.py").write_text("import sys\n\nsys.exit(7)\n")
+    for name, value in (("none", "None"), ("word", "'ten'")):
+        (place / f"{name}.py").write_text(
+            "from pfljax.training.config import default_config\n\n\n"
+            "def get_config():\n    config = default_config()\n    with config.ignore_type():\n"
+            f"        config.rounds = {value}\n    return config\n"
+        )
     (place / "bare.py").write_text(
         "from ml_collections import ConfigDict\n\n\n"
         "def get_config():\n    return ConfigDict({'rounds': 1})\n"
@@ -296,9 +303,19 @@ def with_data(name, folder):
 
 # Commands with one mistake each, and what the refusal must name.
 MISTAKES = {
-    "unknown key": ([*TRAIN, "--config.round=3"], '"rounds"'),
-    "unknown inner key": ([*TRAIN, "--config.data.alhpa=3"], '"alpha"'),
-    "unknown hyper-parameter": ([*TRAIN, "--config.hparams.ditto.lamb=1"], '"lam"'),
+    "unknown key": ([*TRAIN, "--config.round=3"], "Did you mean rounds?"),
+    "unknown inner key": ([*TRAIN, "--config.data.alhpa=3"], "mean data.alpha?"),
+    "unknown hyper-parameter": (
+        [*TRAIN, "--config.hparams.ditto.lamb=1"],
+        "mean hparams.ditto.lam?",
+    ),
+    "key of another library": (
+        [*TRAIN, "--config.lr=0.1"],
+        "Unknown config key 'lr'. Did you mean client_optimizer.learning_rate?",
+    ),
+    "unknown argument of the model": ([*TRAIN, "--config.model.width=3"], "'widths'"),
+    "wrong argument of the model": ([*TRAIN, "--config.model.widths=(a,)"], "tuple[int, ...]"),
+    "argument of no model": (["train.py", "--config.model.widths=3"], "--config="),
     "unknown option": ([*TRAIN, "--resum"], "resume"),
     "wrong type": ([*TRAIN, "--config.rounds=many"], "--config.rounds=many"),
     "half a round": ([*TRAIN, "--config.rounds=1.5"], "--config.rounds=1.5"),
@@ -339,16 +356,36 @@ MISTAKES = {
     "positional argument": ([*TRAIN, "ditto"], "'ditto'"),
     "no config": (["train.py", "--workdir={place}/run"], "--config="),
     "no workdir": (["train.py", QUICK], "--workdir="),
+    "empty workdir": (["train.py", QUICK, "--workdir="], "--workdir="),
+    "workdir with a pattern": (["train.py", QUICK, "--workdir={place}/a[1]b"], "contains ["),
+    "workdir with a backslash": (["train.py", QUICK, "--workdir={place}/a\\b"], "contains \\"),
+    "workdir with a long name": (["train.py", QUICK, "--workdir={place}/" + 300 * "x"], "too long"),
+    "workdir with a long path": (["train.py", QUICK, "--workdir={place}" + 1000 * "/xxxx"], "long"),
+    "checkpoints that are a file": (["train.py", QUICK, "--workdir={place}/filed"], "/checkpoints"),
+    "too many devices": ([*TRAIN, "--config.engine.devices=99"], "engine.devices is 99"),
+    "too many rounds": ([*TRAIN, "--config.rounds=99999999999999999999"], "config.rounds"),
     "missing config file": (with_config("configs/quikstart.py"), "'configs/quikstart.py'"),
     "config file that is a folder": (with_config("configs"), "'configs'"),
     "syntax error": (with_config("{place}/syntax.py"), "syntax.py, line 1"),
     "config that imports what is not": (with_config("{place}/import.py"), "pfljax_of_tomorrow"),
+    "config that exits": (with_config("{place}/exits.py"), "exit status 7"),
+    "config without rounds": (with_config("{place}/none.py"), "config.rounds is None"),
+    "config with a word for rounds": (with_config("{place}/word.py"), "config.rounds is 'ten'"),
     "config that fails": (with_config("{place}/fails.py"), "KeyError: absent"),
     "config that lacks keys": (with_config("{place}/bare.py"), "is missing"),
     "config with an unknown key": (with_config("{place}/key.py"), "'rounds'"),
     "config with an unknown inner key": (with_config("{place}/inner.py"), "'alpha'"),
     "config with an argument the model lacks": (with_config("{place}/model.py"), "'widths'"),
     "process without a coordinator": ([*TRAIN, "--num_processes=2"], "--coordinator"),
+    "coordinator without a port": (
+        [*TRAIN, "--coordinator=foo", "--num_processes=1", "--process_id=0"],
+        "HOST:PORT",
+    ),
+    "coordinator without processes": ([*TRAIN, "--coordinator=foo:1234"], "--num_processes=N"),
+    "process that is not among them": (
+        [*TRAIN, "--coordinator=foo:1234", "--num_processes=2", "--process_id=2"],
+        "--process_id is 2",
+    ),
     "unknown method among several": ([*COMPARE, "--config.algorithms=('dito',)"], "'ditto'"),
     "no method": ([*COMPARE, "--config.algorithms=()"], "algorithms is empty"),
     "seed that is a word": ([*COMPARE, "--config.seeds=('a',)"], "'a'"),
@@ -388,14 +425,20 @@ def outcomes(tmp_path_factory, trained):
     broken_data(place)
     (place / "nothing").mkdir()
     (place / "file").write_text("")
+    (place / "filed").mkdir()
+    (place / "filed" / "checkpoints").write_text("x")
     commands = {
         name: [word.format(place=place, trained=trained[0]) for word in command]
         for name, (command, _) in MISTAKES.items()
     }
     commands["help"] = ["train.py", "--help"]
+    model = ["--config.model.widths=(7,)", "--config.model.name=mlp_bn", "--config.rounds=3"]
+    commands["printed"] = ["train.py", QUICK, *model, "--print_config"]
+    commands["wide"] = ["train.py", *SMALL, f"--workdir={place}/wide", "--config.model.widths=(7,)"]
     done = python("tests/experiments/commands.py", input=json.dumps(commands))
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    return {name: {**found[name], "command": commands[name]} for name in commands}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -417,3 +460,21 @@ def test_a_refused_command_leaves_the_run_alone(outcomes, trained):
 def test_help_is_no_error(outcomes):
     assert outcomes["help"]["status"] == 0
     assert "--workdir" in outcomes["help"]["stdout"]
+    assert "--config:" in outcomes["help"]["stdout"]
+
+
+def test_the_config_that_results_is_printed(outcomes):
+    assert outcomes["printed"]["status"] == 0
+    lines = outcomes["printed"]["stdout"].splitlines()
+    for line in ("rounds = 3", "model.widths = (7,)", "hparams.ditto.lam = 0.1"):
+        assert f"config.{line}" in lines
+
+
+def test_an_argument_of_the_model_counts(outcomes):
+    assert outcomes["wide"]["status"] == 0, outcomes["wide"]["stderr"]
+    place = next(
+        word.partition("=")[2] for word in outcomes["wide"]["command"] if "--workdir" in word
+    )
+    result = writers.read_json(pathlib.Path(place) / "result.json")
+    assert result["upload_bytes"] == 4 * (64 * 7 + 7 + 7 * 10 + 10 + 1)
+    assert writers.read_json(pathlib.Path(place) / "config.json")["model"]["widths"] == [7]

@@ -2,15 +2,18 @@
 
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from pfljax.training import writers
+from pfljax.training import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDY = [
@@ -148,7 +151,7 @@ def test_two_processes_keep_a_population_on_their_hosts(one, tmp_path):
     }
     alone = train(place, 3, HOST, "--resume")
     _, error = alone.communicate(timeout=180)
-    assert alone.returncode == 2 and "go on with as many processes" in error
+    assert alone.returncode == 2 and "goes on with as many processes" in error
     train_in_two(place, 3, HOST, "--resume")
     assert_same_run(place, one)
 
@@ -162,3 +165,67 @@ def assert_same_run(place, one):
             np.testing.assert_array_equal(clients[name], expected[name])
         else:
             np.testing.assert_allclose(clients[name], expected[name], rtol=1e-4)
+
+
+LONG = ["--config.eval_every=500", "--config.checkpoint_every=20", "--quiet"]
+
+
+def wait_for_a_checkpoint(place, *processes):
+    for _ in range(1200):
+        if checkpoint.latest_round(place):
+            return
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint")
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_round(tmp_path):
+    both = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", *LONG]
+    processes = [train(tmp_path / "run", 100_000, *both, f"--process_id={i}") for i in (0, 1)]
+    try:
+        wait_for_a_checkpoint(tmp_path / "run", *processes)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [143, 143], said
+    rounds = {re.search("stopped by SIGTERM after round ([0-9]+)", one)[1] for one in said}
+    assert rounds == {str(checkpoint.latest_round(tmp_path / "run"))}
+
+
+def test_a_process_that_is_left_alone_says_so(tmp_path):
+    both = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", *LONG]
+    processes = [train(tmp_path / "run", 100_000, *both, f"--process_id={i}") for i in (0, 1)]
+    try:
+        wait_for_a_checkpoint(tmp_path / "run", *processes)
+        processes[1].kill()
+        _, said = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 2, said
+    (line,) = (line for line in said.splitlines() if not line.startswith("[Gloo]"))
+    assert line.startswith("error: Another process of this run ended")
+
+
+def test_the_launch_script_ends_with_its_processes(tmp_path):
+    command = ["bash", "experiments/launch/two_local_processes.sh", "experiments/train.py"]
+    command += [*STUDY, *LONG, "--config.rounds=100000", f"--workdir={tmp_path / 'run'}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PORT": str(free_port()),
+    }
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as script:
+        wait_for_a_checkpoint(tmp_path / "run", script)
+        script.terminate()
+        # The pipe closes when the last of the processes has ended.
+        _, said = script.communicate(timeout=60)
+    assert script.returncode == 143
+    assert said.count("stopped by SIGTERM after round") == 2

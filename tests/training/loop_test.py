@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import signal
+import time
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ from runs import ROUNDS, assert_same_run, config
 
 from pfljax.core import tree
 from pfljax.errors import DivergedError, UserError
-from pfljax.training import experiment, loop, writers
+from pfljax.training import checkpoint, experiment, loop, stopping, workdir, writers
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +234,90 @@ def test_losses_of_held_out_clients_stand_apart(straight):
         losses = clients["personal_test_loss"][some]
         mean = np.average(losses, weights=sizes[some])
         np.testing.assert_allclose(row[f"personal/{who}test_loss"], mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_signal_saves_a_checkpoint(straight, built, tmp_path, number, at):
+    """Even where none is saved every so many rounds."""
+    seldom = built._replace(config=config(checkpoint_every=0))
+
+    def interrupt(done, scores):
+        if done == at:
+            signal.raise_signal(number)
+            time.sleep(0.2)  # until the thread that reads signals has noted it
+
+    with pytest.raises(stopping.Stopped, match=number.name) as stopped:
+        loop.run(seldom, tmp_path, progress=interrupt)
+    assert stopped.value.number == number
+    saved = checkpoint.folders(tmp_path / "checkpoints")
+    assert list(saved) == ([at] if at else [])
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+
+
+def test_a_signal_between_an_evaluation_and_its_row(straight, built, tmp_path, monkeypatch):
+    """The checkpoint of round 3 comes before its evaluation; its row still has training metrics."""
+
+    def asked(self):
+        return signal.SIGTERM if self.calls.append(None) or len(self.calls) == 4 else 0
+
+    monkeypatch.setattr(stopping.StopRequests, "calls", [], raising=False)
+    monkeypatch.setattr(stopping.StopRequests, "signal_number", asked)
+    with pytest.raises(stopping.Stopped, match="after round 3"):
+        loop.run(built, tmp_path)
+    assert [row["round"] for row in writers.read_rows(tmp_path / "metrics.jsonl")] == [0]
+    monkeypatch.undo()
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
+
+
+@pytest.fixture(scope="module")
+def begun(built, tmp_path_factory):
+    """A run after three of six rounds."""
+    directory = tmp_path_factory.mktemp("begun")
+    loop.run(built._replace(config=config(rounds=3)), directory)
+    return directory
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    return shutil.copytree(begun, tmp_path / "copy")
+
+
+ROW = '{"round": 3, "personal/test_accuracy_weighted": 0.75}\n'
+
+
+@pytest.mark.parametrize("content", [None, ROW.encode(), b"[]\n5\n", b"\xff\xfe\n"])
+def test_rows_are_written_anew_from_the_checkpoint(straight, built, copied, content):
+    if content is None:
+        (copied / "metrics.jsonl").unlink()
+    else:
+        (copied / "metrics.jsonl").write_bytes(content)
+    assert_same_run(copied, loop.run(built, copied, resume=True), straight)
+
+
+@pytest.mark.parametrize("name", ["config.json", "engine.json"])
+@pytest.mark.parametrize("content", [None, "{", "5"])
+def test_the_checkpoint_carries_its_config(straight, built, copied, name, content):
+    if content is None:
+        (copied / name).unlink()
+    else:
+        (copied / name).write_text(content)
+    other = built._replace(config=config(seed=7))
+    with pytest.raises(UserError, match="seed is 7 here and 0 there"):
+        loop.run(other, copied, resume=True)
+    assert workdir.clients_per_chunk(copied) == built.clients_per_chunk
+    assert_same_run(copied, loop.run(built, copied, resume=True), straight)
+    assert writers.read_json(copied / "config.json") == workdir.settings(built.config)
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "clients.npz"])
+def test_a_damaged_run_counts_as_unfinished(straight, built, tmp_path, name):
+    directory, _, _ = straight
+    place = shutil.copytree(directory, tmp_path / "copy")
+    assert workdir.is_finished(place, built.config)
+    content = bytearray((place / name).read_bytes())
+    content[-9] ^= 1
+    (place / name).write_bytes(content)
+    assert not workdir.is_finished(place, built.config)
+    assert_same_run(place, loop.run(built, place, resume=True), straight)
+    assert workdir.is_finished(place, built.config)

@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from pfljax.errors import UserError
 from pfljax.training import runtime
 
 _PROGRAM = """
 import os
+from pfljax.errors import UserError
 from pfljax.training import runtime
 runtime.start(devices=2)
 import jax
@@ -47,3 +50,40 @@ def test_other_devices_are_expected_where_a_plugin_is_installed(monkeypatch, plu
     )
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     assert runtime._only_cpu() is not plugin
+
+
+def test_a_system_without_the_resource_module(monkeypatch):
+    """Windows has none."""
+    program = (
+        "import sys; sys.modules['resource'] = None\n"
+        "from pfljax.training import experiment, runtime; print(runtime.peak_host_bytes())"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "None"
+    assert runtime.peak_host_bytes() > 2**20
+
+
+def test_a_user_without_a_home_directory_has_no_cache(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(runtime.pathlib.Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert runtime._cache_directory() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runtime._cache_directory() == tmp_path / "pfljax"
+
+
+def test_a_lost_process_is_one_sentence(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    with pytest.raises(jax.errors.JaxRuntimeError), runtime.one_sentence_for_lost_processes():
+        raise lost
+    monkeypatch.setattr(runtime.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="process .*ended"):
+        with runtime.one_sentence_for_lost_processes():
+            raise lost
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        with runtime.one_sentence_for_lost_processes():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

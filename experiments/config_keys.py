@@ -1,0 +1,174 @@
+"""Prints the page of all config keys with their meaning and default: docs/config.md.
+
+    python experiments/config_keys.py [--write=docs/config.md]
+
+The meaning of a key is the comment at its line in `pfljax/training/config.py`, or right above it;
+that of a hyper-parameter, of an option of a data set and of an argument of a model is what the
+docstring of the method, loader or model says of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import pathlib
+import re
+import textwrap
+import tokenize
+from collections.abc import Callable
+
+import binary
+from absl import flags
+
+from pfljax import data, models
+from pfljax.algorithms import ALGORITHMS
+from pfljax.training import command_line
+from pfljax.training import config as config_lib
+
+_WRITE = flags.DEFINE_string("write", None, "A file to write the page to, such as docs/config.md.")
+
+_HEAD = """# The keys of a config
+
+Every config has these keys. A config file changes what it needs to, and so does the command line:
+`--config.data.alpha=0.5`; `--print_config` prints the values that result. Written by
+`python experiments/config_keys.py --write=docs/config.md` from the sources.
+
+"""
+# What needs no line of its own for each method or data set.
+_GROUPS = ("hparams.", "data.options.", "learning_rates.")
+_OPTIMIZERS = ("client_optimizer.", "server_optimizer.")
+
+
+def comments() -> dict[str, str]:
+    """Returns what the comments of `default_config` say of keys."""
+    source = textwrap.dedent(inspect.getsource(config_lib.default_config))
+    said = {
+        token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+    def at(line: int) -> str:
+        if line in said:
+            return said[line][0]
+        block = []
+        while said.get(line - 1, ("", False))[1]:
+            line -= 1
+            block.insert(0, said[line][0])
+        return " ".join(block)
+
+    return {key: at(line) for key, line in _lines(ast.parse(source))}
+
+
+def _lines(tree: ast.AST) -> list[tuple[str, int]]:
+    """Returns the line at which each key is set, outer keys first."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        key = ast.unparse(node.targets[0]).removeprefix("config.")
+        found.append((key, node.lineno))
+        if isinstance(node.value, ast.Dict):
+            found += [
+                (f"{key}.{inner.value}", inner.lineno)
+                for inner in node.value.keys
+                if isinstance(inner, ast.Constant) and inner.lineno != node.lineno
+            ]
+    return found
+
+
+def argument(factory: Callable, name: str) -> str:
+    """Returns what a docstring says of an argument."""
+    lines = inspect.getdoc(factory).splitlines()
+    if "Args:" not in lines:
+        return ""
+    said = []
+    for line in lines[lines.index("Args:") + 1 :]:
+        if not line.startswith("  "):
+            break
+        begins = re.match(r"  (\w+(?:, \w+)*): (.*)", line)
+        if begins:
+            said = [begins[2]] if name in begins[1].split(", ") else said if said else []
+            if said and name not in begins[1].split(", "):
+                break
+        elif said:
+            said.append(line.strip())
+    return " ".join(said)
+
+
+def _row(key: str, default: object, meaning: str) -> str:
+    cells = (f"`{key}`", f"`{default!r}`", meaning.replace("|", "\\|"))
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _table(rows: list[str]) -> str:
+    return "| key | default | meaning |\n| --- | --- | --- |\n" + "".join(rows) + "\n"
+
+
+def page() -> str:
+    """Returns the page in Markdown."""
+    default = config_lib.default_config()
+    said, keys = comments(), command_line.flat(default)
+    rows = [
+        _row(key, keys[key], said.get(key) or _of_group(key, said))
+        for key in _in_order(keys, said)
+        if not key.startswith(_GROUPS)
+    ]
+    text = _HEAD + _table(rows)
+    text += f"`learning_rates.METHOD`, for every method: {said['learning_rates']}\n\n"
+    for title, prefix, factories in (
+        ("Hyper-parameters of methods", "hparams", ALGORITHMS),
+        ("Options of data sets", "data.options", data.SOURCES),
+    ):
+        rows = [
+            _row(f"{prefix}.{name}.{key}", value, argument(factory, key))
+            for name, factory in factories.items()
+            for key, value in config_lib.hyperparameters(factory).items()
+        ]
+        text += f"## {title}\n\n{_table(rows)}"
+    rows = [
+        _row(f"model.{parameter.name}", _default(parameter), f"`{name}`. {argument(model, key)}")
+        for name, model in models.MODELS.items()
+        for key, parameter in list(inspect.signature(model).parameters.items())[2:]
+    ]
+    text += "## Arguments of models\n\nThey count for the model that `model.name` names.\n\n"
+    return text + _table(rows).rstrip("\n") + "\n"
+
+
+def _in_order(keys: dict[str, object], said: dict[str, str]) -> list[str]:
+    """Returns keys in the order of the source, those of an optimizer where it stands."""
+    order = {key: number for number, key in enumerate(said)}
+
+    def place(key):
+        parents = [key.rsplit(".", cut)[0] for cut in range(key.count(".") + 1)]
+        return min(order[parent] for parent in parents if parent in order)
+
+    return sorted(keys, key=place)
+
+
+def _of_group(key: str, said: dict[str, str]) -> str:
+    """What is said of all keys below one."""
+    name = key.split(".")[-1]
+    if key.startswith(_OPTIMIZERS):
+        return argument(config_lib.optimizer_config, name) or (
+            f"passed to the optimizer as `{name}`; None leaves optax's default"
+        )
+    parent = key.rpartition(".")[0]
+    sentences = re.split(r"; (?=\w+[ :])", said.get(parent, ""))
+    return next((one for one in sentences if one.startswith(name)), "")
+
+
+def _default(parameter: inspect.Parameter) -> object:
+    return None if parameter.default is parameter.empty else parameter.default
+
+
+def main():
+    if _WRITE.value is None:
+        print(page(), end="")
+    else:
+        pathlib.Path(_WRITE.value).write_text(page())
+
+
+if __name__ == "__main__":
+    binary.run(main)
