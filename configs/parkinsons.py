@@ -23,11 +23,11 @@ def get_config(model: str = "mlp"):
     # Chosen for each method on validation examples, see docs/results/data_sets.md.
     config.learning_rates.update(
         {
-            "local": 0.03,
+            "local": 0.01,
             "fedavg": 0.01,
             "fedavg_ft": 0.03,
-            "ditto": 0.03,
-            "fedper": 0.03,
+            "ditto": 0.01,
+            "fedper": 0.01,
             "fedrep": 0.01,
         }
     )
