@@ -37,10 +37,10 @@ def flat(model):
 
 
 def quadratic() -> core.Task:
-    def losses(model, batch, key):
+    def losses(model, batch, key, train=True):
         return 0.5 * jnp.sum((flat(model) - batch.inputs) ** 2, axis=-1)
 
-    def loss(model, batch, key):
+    def loss(model, batch, key, train=True):
         gaps = losses(model, batch, key)
         return jnp.sum(gaps * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 
@@ -48,9 +48,9 @@ def quadratic() -> core.Task:
         init=lambda key: {"body": {"w": jnp.zeros(2)}, "head": {"w": jnp.zeros(2)}},
         losses=losses,
         loss=loss,
-        predict=lambda model, inputs: inputs - flat(model),
-        features=lambda model, inputs: inputs,
-        head=lambda model, features: features,
+        predict=lambda model, inputs, mask=None: inputs - flat(model),
+        features=lambda model, inputs, mask=None: inputs,
+        head=lambda model, features, mask=None: features,
         is_head=lambda path: path[0] == "head",
         metrics=lambda outputs, batch: {
             "accuracy": jnp.sum(batch.mask),
@@ -283,11 +283,15 @@ def linear_features() -> core.Task:
     start = np.random.default_rng(5).normal(size=(4, 2)).astype(np.float32)
     return core.Task(
         init=lambda key: {"body": {"w": jnp.array(start)}, "head": {"kernel": jnp.ones((2, 4))}},
-        losses=lambda model, batch, key: jnp.sum(model["head"]["kernel"]) * 0 * batch.mask,
-        loss=lambda model, batch, key: jnp.sum(model["head"]["kernel"]) * 0,
-        predict=lambda model, inputs: inputs @ model["body"]["w"] @ model["head"]["kernel"],
-        features=lambda model, inputs: inputs @ model["body"]["w"],
-        head=lambda model, features: features @ model["head"]["kernel"],
+        losses=lambda model, batch, key, train=True: (
+            jnp.sum(model["head"]["kernel"]) * 0 * batch.mask
+        ),
+        loss=lambda model, batch, key, train=True: jnp.sum(model["head"]["kernel"]) * 0,
+        predict=lambda model, inputs, mask=None: (
+            inputs @ model["body"]["w"] @ model["head"]["kernel"]
+        ),
+        features=lambda model, inputs, mask=None: inputs @ model["body"]["w"],
+        head=lambda model, features, mask=None: features @ model["head"]["kernel"],
         is_head=lambda path: path[0] == "head",
         metrics=lambda outputs, batch: {
             "accuracy": jnp.sum((jnp.argmax(outputs, axis=-1) == batch.targets) * batch.mask),
@@ -584,11 +588,11 @@ def linear_classifier() -> core.Task:
     task = linear_features()
     kernel = np.random.default_rng(6).normal(size=(2, 4)).astype(np.float32)
 
-    def losses(model, batch, key):
+    def losses(model, batch, key, train=True):
         logits = task.predict(model, batch.inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
 
-    def loss(model, batch, key):
+    def loss(model, batch, key, train=True):
         each = losses(model, batch, key)
         return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 
@@ -830,10 +834,10 @@ def test_fedcp(monkeypatch):
 def personal_means() -> core.Task:
     """Linear features, and a head whose first row goes to the mean of the client's inputs."""
 
-    def losses(model, batch, key):
+    def losses(model, batch, key, train=True):
         return 0.5 * jnp.sum((model["head"]["kernel"][0] - batch.inputs) ** 2, axis=-1)
 
-    def loss(model, batch, key):
+    def loss(model, batch, key, train=True):
         gaps = losses(model, batch, key)
         return jnp.sum(gaps * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
 

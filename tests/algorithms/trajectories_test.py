@@ -293,8 +293,9 @@ CASES = {
         client=lambda clients: {"model": clients.model, "old_model": clients.before},
         global_logits=None,
         task=lambda task: task._replace(
-            losses=lambda model, batch, key: (
-                task.losses(model, batch, key) / jax.numpy.maximum(jax.numpy.sum(batch.mask), 1)
+            losses=lambda model, batch, key, train=True: (
+                task.losses(model, batch, key, train)
+                / jax.numpy.maximum(jax.numpy.sum(batch.mask), 1)
             )
         ),
     ),
