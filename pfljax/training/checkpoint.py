@@ -380,7 +380,7 @@ def _reason(error: Exception) -> str:
 
 
 class _NotByOrbax(logging.Filter):
-    """Leaves out what Orbax logs: it raises the same, and then the user is told once."""
+    """Leaves out what Orbax logs: it raises the same, which is reported once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -478,3 +479,24 @@ def test_an_argument_of_the_model_counts(outcomes):
     result = writers.read_json(pathlib.Path(place) / "result.json")
     assert result["upload_bytes"] == 4 * (64 * 7 + 7 + 7 * 10 + 10 + 1)
     assert writers.read_json(pathlib.Path(place) / "config.json")["model"]["widths"] == [7]
+
+
+@pytest.mark.parametrize("residence", ["device", "host"])
+def test_a_disk_without_space_is_one_sentence(tmp_path, residence):
+    """A limit on the length of files stands for it."""
+    words = [sys.executable, "experiments/train.py", QUICK, "--config.algorithm=ditto", "--quiet"]
+    words += [f"--config.engine.residence={residence}", "--config.checkpoint_every=2"]
+    words += ["--config.rounds=6", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # whose files are long, too
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 100; exec {shlex.join(words)}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr and str(tmp_path / "run") in done.stderr
