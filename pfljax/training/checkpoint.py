@@ -214,6 +214,7 @@ class Checkpoints:
         Raises:
           UserError: there is none, or none that can be read, or it is of another method or model.
         """
+        self._manager.wait_until_finished()  # One that was saved just now counts too.
         template = to_host(like, num_clients)
         wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         good: list[Restored] = []

@@ -122,14 +122,15 @@ def test_resuming_is_exact_and_works_on_other_devices(name, tmp_path):
     saved = to_host(state, count)
     straight, _ = step(state, examples, np.int32(3), np.int32(2))
 
-    restored = checkpoints.restore(start(examples, jax.random.key(1)), count, devices)
-    resumed, _ = step(restored, examples, np.int32(3), np.int32(2))
+    (restored,) = checkpoints.restore(start(examples, jax.random.key(1)), count, devices)
+    resumed, _ = step(restored.state, examples, np.int32(3), np.int32(2))
     jax.tree.map(np.testing.assert_array_equal, to_host(straight, count), to_host(resumed, count))
 
     three = jax.devices()[:3]
     like = build_start(federation.make(name), devices=three)(
         mapping.replicate(federation.examples(), three), jax.random.key(1)
     )
-    elsewhere = to_host(checkpoints.restore(like, count, three), count)
+    (restored,) = checkpoints.restore(like, count, three)
+    elsewhere = to_host(restored.state, count)
     jax.tree.map(np.testing.assert_array_equal, saved, elsewhere)
     checkpoints.close()
