@@ -219,10 +219,10 @@ def test_every_method_is_swept_with_the_same_values(tmp_path):
 
 def test_a_sweep_names_the_best_value_by_validation(tmp_path):
     options = ["--config.algorithm=ditto", "--config.seeds=(0,1)", f"--workdir={tmp_path}"]
-    values = ["--values=hparams.ditto.lam=0.01,1.0", "--values=client_optimizer.learning_rate=0.1"]
+    values = ["--values=hparams.ditto.lam=0.01,1.0", "--values=learning_rate=0.1"]
     done = succeed("experiments/sweep.py", *SMALL, *options, *values)
     lines = (tmp_path / "sweep_ditto.csv").read_text().splitlines()
-    assert lines[0].startswith("hparams.ditto.lam,client_optimizer.learning_rate,validation")
+    assert lines[0].startswith("hparams.ditto.lam,learning_rates.ditto,validation")
     best = lines[1].split(",")
     assert float(best[2]) >= float(lines[2].split(",")[2]) > 0.1
     assert f"best: --config.hparams.ditto.lam={best[0]}" in done.stdout
