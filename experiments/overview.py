@@ -18,6 +18,7 @@ import binary
 import numpy as np
 from absl import flags
 
+from pfljax.algorithms import ALGORITHMS
 from pfljax.errors import UserError
 from pfljax.training import report
 
@@ -91,7 +92,7 @@ def main():
     if _COMPARISONS.value:
         studies = {path.name: read_comparison(path) for path in _studies(_COMPARISONS.value)}
         studies = {name: runs for name, runs in studies.items() if runs}
-        methods = list(dict.fromkeys(name for runs in studies.values() for name in runs))
+        methods = [name for name in ALGORITHMS if any(name in runs for runs in studies.values())]
         head = ["study", "test examples", *(f"`{name}`" for name in methods)]
         print(_table(head, [[f"`{name}`", *row(runs, methods)] for name, runs in studies.items()]))
     if _SWEEPS.value:
