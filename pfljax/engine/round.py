@@ -75,7 +75,10 @@ def train_cohort(
         uploaded = (output.sum, _as_weighted(output.metrics), jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
         each = tree.where(present, output.each, tree.zeros_like(output.each))
-        return output.state, (each, tree.is_finite(output) | ~present), uploaded
+        # A message that is not finite shows in the total, which costs one pass and not one for each
+        # client, and nearly always in the losses.
+        finite = tree.is_finite((output.state, output.metrics)) | ~present
+        return output.state, (each, finite), uploaded
 
     hand, (each, finite), sums = mapping.map_states(
         update, state.clients, (mine, places), clients_per_chunk=clients_per_chunk
@@ -113,7 +116,7 @@ def train_cohort(
     # Clients trained together all wait for the largest.
     metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
     one_client = mapping.max_over_devices(jnp.max(jnp.where(finite, ALL_FINITE, mine)))
-    server_only = jnp.where(tree.is_finite(server), ALL_FINITE, SERVER_NOT_FINITE)
+    server_only = jnp.where(tree.is_finite((server, total)), ALL_FINITE, SERVER_NOT_FINITE)
     metrics["not_finite"] = jnp.maximum(one_client, server_only)
     joined = state.joined
     if jax.tree.leaves(joined):
@@ -188,8 +191,8 @@ def one_round(
       The next state, the room for guests, and the metrics: the means of the clients' (NaN where no
       client had anything to report), with the number of clients (`cohort`), their training examples
       (`examples`), what these cost with padding (`slots`), and `not_finite`: the id of a client
-      whose state or message has an entry that is not finite, `SERVER_NOT_FINITE` where only the
-      server's next state has one, else `ALL_FINITE`.
+      whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum of
+      the messages or the server's next state has one, else `ALL_FINITE`.
     """
 
     def sizes_of(ids):

@@ -411,7 +411,7 @@ def _note_divergence(runs: list[_Run], histories: list[dict[str, np.ndarray]], d
         bad = np.flatnonzero(found != ALL_FINITE)
         if bad.size and not run.diverged:
             first = int(found[bad[0]])
-            whose = "the server's state" if first < 0 else f"the state or message of client {first}"
+            whose = "the server's state" if first < 0 else f"the state or loss of client {first}"
             run.diverge(done - len(found) + int(bad[0]) + 1, f"{whose} is not finite")
     _require_any(runs)
 

@@ -110,7 +110,7 @@ def test_a_variant_that_diverges_leaves_the_others_alone(tmp_path):
     results = loop.run_together(together.build(rates), rates, places)
     assert [result is None for result in results] == [False, True, False]
     reason = writers.read_json(places[1] / "result.json")["diverged"]["reason"]
-    assert "ditto diverged: the state or message of client" in reason and "round 1;" in reason
+    assert "ditto diverged: the state or loss of client" in reason and "round 1;" in reason
     hopeless = [rates[1], rates[1].copy_and_resolve_references()]
     hopeless[1].seed = 9
     places = [tmp_path / "a", tmp_path / "b"]
