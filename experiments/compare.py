@@ -55,7 +55,7 @@ class Comparison:
       directory: its work directory.
       to_do: the runs that are not finished.
       longer: those of them that are finished with fewer rounds, and go on.
-      datasets: of each seed that is to run.
+      datasets: of each seed; empty where nothing is to run.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, directory: pathlib.Path):
@@ -84,14 +84,17 @@ class Comparison:
         return own
 
     def _load(self) -> dict[int, FederatedDataset]:
-        """Loads the data set of each seed that is to run; one where seeds vary training alone."""
+        """Loads the data set of each seed; one for all where seeds vary training alone.
+
+        Those of finished seeds too, because the largest clients of all decide how programs are
+        compiled, and a run that goes on is to round as it did.
+        """
         found: dict[int, FederatedDataset] = {}
-        for run in self.to_do:
-            if run[1] not in found:
-                same = found and self.config.seeds_vary == "training"
-                found[run[1]] = (
-                    next(iter(found.values())) if same else experiment.build_dataset(self.of(run))
-                )
+        for seed in self.config.seeds if self.to_do else ():
+            if found and self.config.seeds_vary == "training":
+                found[seed] = next(iter(found.values()))
+            else:
+                found[seed] = experiment.build_dataset(self.of((self.to_do[0][0], seed)))
         return found
 
     def _alike(self, seed: int) -> list[int]:
@@ -179,14 +182,15 @@ def _run_seeds_together(comparison: Comparison, add_bar) -> None:
     """Trains the seeds of each method in one program; those that stopped alike go on together."""
     for name in dict.fromkeys(name for name, _ in comparison.to_do):
         runs = [run for run in comparison.to_do if run[0] == name]
-        alone = _build(comparison, runs[0])
         for group in together.in_step([comparison.place(run) for run in runs]):
             own = [runs[number] for number in group]
+            # With the examples of the group's first seed, which a group of one has no others than.
+            alone = _build(comparison, own[0])
             datasets = [comparison.datasets[seed] for _, seed in own]
             share = all(dataset is datasets[0] for dataset in datasets)
             built = together.build(
                 [comparison.of(run) for run in own],
-                alone._replace(dataset=datasets[0]),
+                alone,
                 None if share else datasets,
                 workdir.clients_per_chunk(comparison.place(own[0])),
             )
@@ -246,7 +250,7 @@ def _report(comparison: Comparison) -> list[str]:
         f"{name} with seed {run.result['seed']}"
         for name, seeds in runs.items()
         for run in seeds
-        if run.diverged
+        if run.diverged and name in config.algorithms
     ]
 
 

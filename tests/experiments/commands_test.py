@@ -145,6 +145,21 @@ def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_pa
     assert succeed(*command, *options, "--quiet").stdout == ""
 
 
+def test_seeds_that_stopped_apart_go_on_with_their_own_data(comparison, tmp_path):
+    command = [
+        word for word in comparison.command if not word.startswith(("--workdir", "--config.seeds"))
+    ]
+    command += ["--config.algorithms=('local','fedavg')", "--vmap_seeds", f"--workdir={tmp_path}"]
+    succeed(*command, "--config.seeds=(1,)", "--config.rounds=1")
+    succeed(*command, "--config.seeds=(0,1)")
+    for name in comparison.times:
+        clients = [
+            np.load((place / name).parent / "clients.npz") for place in (tmp_path, comparison.place)
+        ]
+        for key in ("class_counts", "test_size", "personal_test_accuracy"):
+            np.testing.assert_allclose(*(each[key] for each in clients), atol=1e-6)
+
+
 def test_seeds_on_one_partition_or_on_partitions_of_their_own(comparison, tmp_path):
     command = [word for word in comparison.command if not word.startswith("--workdir")]
     methods = "--config.algorithms=('local',)"
