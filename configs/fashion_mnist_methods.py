@@ -46,8 +46,7 @@ def get_config():
     config.learning_rates.update(
         {
             **dict.fromkeys(("local", "ditto", "fedper", "fedrep", "fedproto"), 0.02),
-            "scaffold": 0.02,
-            **dict.fromkeys(("fedavg", "fedavg_ft", "fedprox", "apfl"), 0.08),
+            **dict.fromkeys(("fedavg", "fedavg_ft", "fedprox", "scaffold", "apfl"), 0.08),
             **dict.fromkeys(("fedbabu", "perfedavg", "pfedme", "fedala", "fedcac"), 0.08),
             "fedem": 0.1,
         }
