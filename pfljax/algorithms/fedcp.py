@@ -19,33 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, discrepancy, linear, partition, tree
+from pfljax.core import averaging, discrepancy, partition, policy, tree
 from pfljax.errors import UserError
 
 draw = jax.random.gumbel  # (key, shape, dtype) -> noise
-
-
-def separate(
-    policy: core.Model, direction: jax.Array, features: jax.Array, noise: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
-    """Splits features in two that add up to them.
-
-        s = softmax over the pair of (reshape(relu(norm(linear(z * v / ||v||)))) + noise)
-
-    Args:
-      policy: nested dict of arrays.
-      direction: `[d]`, the client's `v`.
-      features: `[B, d]`.
-      noise: `[B, 2, d]`, or 0.
-
-    Returns:
-      `[B, d]` each: for the client's head, and for the common one.
-    """
-    length = jnp.sqrt(jnp.maximum(jnp.sum(direction**2), 1e-12))
-    hidden = linear.apply(policy["linear"], features * direction / length)
-    hidden = jax.nn.relu(linear.normalize(policy["norm"], hidden, axis=1))
-    shares = jax.nn.softmax(hidden.reshape(-1, 2, features.shape[1]) + noise, axis=1)
-    return shares[:, 0] * features, shares[:, 1] * features
 
 
 @core.checked
@@ -101,10 +78,8 @@ def fedcp(
                 "FedCP splits the features between two heads, and batch normalization in a head "
                 "would see neither's part; move it into the body, or name another model."
             )
-        size, dtype = task.num_features, tree.dtype(model)
-        layer = linear.init(jax.random.fold_in(key, 1), size, 2 * size, dtype)
-        policy = {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}
-        return averaging.start({"model": model, "policy": policy}, server_optimizer)
+        first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(model))
+        return averaging.start({"model": model, "policy": first}, server_optimizer)
 
     def init_client(server, profile, key):
         return partition.split(server.model["model"], task.is_head)[0]
@@ -118,14 +93,14 @@ def fedcp(
         """Everything that a client predicts with."""
         _, body = partition.split(server.model["model"], task.is_head)
         own = partition.join(body, client)
-        common, policy = server.model["model"], server.model["policy"]
-        return {"own": own, "common": common, "policy": policy, "direction": direction_of(own)}
+        common, shared = server.model["model"], server.model["policy"]
+        return {"own": own, "common": common, "policy": shared, "direction": direction_of(own)}
 
     def outputs_of(model, inputs, key, scale, mask=None):
         """The outputs, and the features before they are split; given a mask, in training mode."""
         features = task.features(model["own"], inputs, mask)
         noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
-        own, common = separate(model["policy"], model["direction"], features, noise)
+        own, common = policy.separate(model["policy"], model["direction"], features, noise)
         return task.head(model["own"], own) + task.head(model["common"], common), features
 
     def client_update(server, client, data, context):
