@@ -340,6 +340,7 @@ def test_methods_keep_running_statistics_of_the_real_examples(name):
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path((tight.server, tight.clients))
         if jax.tree_util.keystr(path[-1:]) == "['var']"
+        and ".initial[" not in jax.tree_util.keystr(path)  # FedFomo's, with which clients begin
     ]
     assert statistics and all(np.max(np.abs(leaf - 1)) > 1e-2 for leaf in statistics)
 
@@ -401,7 +402,8 @@ def test_fedfomo_that_weighs_nothing_is_local_training():
     single = run("fedfomo", rounds=6, models=1)
     assert federation.differ(together.clients.model, single.clients.model)
     off_diagonal = single.server.affinity - np.diag(np.diag(single.server.affinity))
-    assert not np.any(off_diagonal) and np.any(np.diag(single.server.affinity) > 1)
+    assert not np.any(off_diagonal)
+    assert np.any(np.abs(np.diag(single.server.affinity) - 1) > 1e-3)  # what its own model gained
 
 
 @pytest.fixture(scope="module")
