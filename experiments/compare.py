@@ -234,7 +234,9 @@ def _report(comparison: Comparison) -> list[str]:
         + (" on one partition" if seeds > 1 and config.seeds_vary == "training" else "")
     )
     notes = [*report.notes(runs), *left_out]
-    pictures = _draw_partition(comparison, clients)
+    one_of_several = seeds > 1 and config.seeds_vary == "everything"
+    drawn = f"{clients}, seed {config.seeds[0]}" if one_of_several else clients
+    pictures = _draw_partition(comparison, drawn)
     report.write_markdown(directory / "comparison.md", runs, title, pictures, notes)
     report.write_csv(directory / "comparison.csv", runs)
     files = ["comparison.md", "comparison.csv", *pictures]

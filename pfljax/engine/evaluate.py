@@ -128,10 +128,8 @@ def evaluate_rows(
     def one(row):
         client_id, place, client = row
         context = client_context(state.key, state.round, num_rounds, streams.EVALUATION, client_id)
-        if jax.tree.leaves(state.joined):
-            profile = examples.profile(place)._replace(id=client_id)
-            first = start.start_client(algorithm, state.server, profile, state.key)
-            client = tree.where(state.joined[jnp.maximum(client_id, 0)], client, first)
+        profile = examples.profile(place)._replace(id=client_id)
+        client = start.begun(algorithm, state, client, profile)
         unseen = None
         if examples.num_participants < num_clients:
             unseen = client_id >= examples.num_participants

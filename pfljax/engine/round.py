@@ -63,10 +63,8 @@ def train_cohort(
     def update(client, private):
         client_id, place = client
         data = examples.of_client(place)
-        if jax.tree.leaves(state.joined):
-            profile = examples.profile(place)._replace(id=client_id)
-            first = start.start_client(algorithm, state.server, profile, state.key)
-            private = tree.where(state.joined[jnp.maximum(client_id, 0)], private, first)
+        profile = examples.profile(place)._replace(id=client_id)
+        private = start.begun(algorithm, state, private, profile)
         output = algorithm.update_client(
             state.server, private, data, context(streams.UPDATE, client_id)
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from pfljax.core import streams
+from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population, PyTree
 from pfljax.engine import mapping, store
 from pfljax.engine.examples import Examples
@@ -29,6 +29,26 @@ def start_client(
     """Returns one client's first state; `server` is the server's, and `key` the run's."""
     own_key = streams.key_of(key, streams.CLIENT_INIT, profile.id)
     return algorithm.init_client(server, profile, own_key)
+
+
+def begun(
+    algorithm: Algorithm,
+    state: FederatedState,
+    client: PyTree,
+    profile: ClientProfile,
+) -> PyTree:
+    """Returns a client's private state: the one kept, or a first one where it never took part.
+
+    Args:
+      algorithm: the method.
+      state: of the run; `joined` says who took part.
+      client: the private state that is kept for the client.
+      profile: of the client; a negative id is padding.
+    """
+    if not jax.tree.leaves(state.joined):
+        return client
+    first = start_client(algorithm, state.server, profile, state.key)
+    return tree.where(state.joined[jnp.maximum(profile.id, 0)], client, first)
 
 
 def start(algorithm: Algorithm, join: str, examples: Examples, key: jax.Array) -> FederatedState:
