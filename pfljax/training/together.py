@@ -181,7 +181,7 @@ def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) ->
         server = algorithm.init_server(key, examples.population())
         profile = examples.profile(jnp.int32(0))
         client = algorithm.init_client(server, profile, key)
-        context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0))
+        context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
         data = examples.of_client(jnp.int32(0))
         algorithm.update_client(server, client, data, context)
         algorithm.personalize(server, client, data, context)

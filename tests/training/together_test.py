@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pfljax.algorithms import ALGORITHMS
 from pfljax.errors import UserError
 from pfljax.training import experiment, loop, together, writers
 from pfljax.training.config import default_config
@@ -156,6 +157,13 @@ def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
 def test_experiments_can_share_one_copy_of_the_examples(built):
     again = together.build(configs(), built)
     assert again.examples is built.examples
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_can_be_built_for_several_seeds(name):
+    changes = {"algorithm": name, "model.name": "mlp_bn" if name == "fedbn" else "mlp"}
+    both = [config(seed=seed, **changes) for seed in (0, 1)]
+    assert together.build(both).num_variants == 2
 
 
 def test_seeds_on_partitions_of_their_own_share_a_program(tmp_path):
