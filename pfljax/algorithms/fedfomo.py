@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from pfljax import core
 from pfljax.core import partition, table, tree
+from pfljax.core.exploration import choose
 
 # Added to distances, so that models that hardly differ have finite gains.
 LEAST_DISTANCE = 1e-5
@@ -106,7 +107,7 @@ def fedfomo(
         usable, count = server.uploaded & ~own, min(models, own.shape[0]) - 1
         chance = exploration - exploration_decay * context.round  # negative later: never
         key = context.child(2).key
-        chosen = core.exploration.choose(key, affinity, usable, count, chance)
+        chosen = choose(key, affinity, usable, count, chance)
         return table.rows(server.models, chosen), chosen, usable[chosen]
 
     def parameters(models):

@@ -23,6 +23,7 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import averaging, partition, tree
 from pfljax.core.generator import draw, generate, learn, likeness
+from pfljax.core.generator import init as init_generator
 
 
 class FedGenServer(NamedTuple):
@@ -98,7 +99,7 @@ def fedgen(
         partition.require_head(task, "FedGen")
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
-        generator = core.generator.init(key, *sizes, dtype)
+        generator = init_generator(key, *sizes, dtype)
         shares = core.shares(jnp.sum(population.class_counts, axis=0), dtype)
         return FedGenServer(start, generator, optimizer.init(generator), shares)
 

@@ -20,6 +20,7 @@ import optax
 
 from pfljax import core
 from pfljax.core import averaging, linear, low_rank, partition, tree
+from pfljax.core.distillation import distance, divergence
 
 
 class FedKDClient(NamedTuple):
@@ -105,8 +106,8 @@ def fedkd(
         scale = fixed(jnp.maximum(own + other, 1e-8))
 
         def learned(logits, target, features, mapped):
-            taught = distillation * core.distillation.divergence(target, logits, batch.mask)
-            return taught + hidden * core.distillation.distance(features, mapped, batch.mask)
+            taught = distillation * divergence(target, logits, batch.mask)
+            return taught + hidden * distance(features, mapped, batch.mask)
 
         features = task.features(models["mentor"], batch.inputs, batch.mask)
         mapped = shared.features(models["mentee"], batch.inputs, batch.mask) @ models["bridge"]

@@ -18,7 +18,7 @@ from pfljax.core import (
     table,
     tree,
 )
-from pfljax.core.client_data import Batch, ClientData
+from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local import (
     LocalTraining,
     Objective,
@@ -29,7 +29,6 @@ from pfljax.core.local import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.masks import mean_over
 from pfljax.core.messages import Weighted, mean, shares, weighted
 from pfljax.core.ranges import (
     above,

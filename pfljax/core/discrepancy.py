@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.masks import mean_over
+from pfljax.core.client_data import mean_over
 
 
 def squared_mmd(

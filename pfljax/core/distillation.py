@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.masks import mean_over
+from pfljax.core.client_data import mean_over
 
 
 def divergence(target: jax.Array, logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Masks: means over what they leave, the mask of the largest entries, how far two overlap."""
+"""Masks over the entries of arrays: the largest entries, and the overlap of two masks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.types import PyTree
-
-
-def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns `[]`, the mean of the values whose mask, of their shape, holds; 0 without any."""
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def largest(scores: jax.Array, share: float) -> jax.Array:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import tree
-from pfljax.core.client_data import Batch, ClientData
+from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local import LocalTraining, for_each_batch
-from pfljax.core.masks import mean_over
 from pfljax.core.types import Context, Model, Task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.masks import mean_over
+from pfljax.core.client_data import mean_over
 
 
 def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.Array:

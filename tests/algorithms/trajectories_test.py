@@ -24,7 +24,7 @@ from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
-from pfljax.core import streams
+from pfljax.core import low_rank, streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.round import build_rounds
 from pfljax.engine.start import build_start
@@ -549,8 +549,7 @@ def test_what_the_server_of_fedkd_sends():
             ]
             energy = theirs[f"round{round}/server/energy"]
             sent = [
-                core.low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0]
-                for m in mentees
+                low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees
             ]
             mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
             for path, array in their_names(mean):

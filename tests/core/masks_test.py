@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax.core import masks
+from pfljax.core import client_data, masks
 
 
 def test_the_mean_over_a_mask():
     values = jnp.array([1.0, 2.0, 6.0])
-    assert masks.mean_over(values, jnp.array([True, False, True])) == 3.5
-    assert masks.mean_over(values, jnp.zeros(3, bool)) == 0
+    assert client_data.mean_over(values, jnp.array([True, False, True])) == 3.5
+    assert client_data.mean_over(values, jnp.zeros(3, bool)) == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.7, 1.0])
