@@ -11,9 +11,9 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import hypernetwork
 from pfljax.engine import sampling
 from pfljax.errors import UserError
+from pfljax.ops import hypernetwork
 
 EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 

@@ -24,11 +24,12 @@ from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
-from pfljax.core import low_rank, streams
+from pfljax.core import streams
 from pfljax.engine import mapping, sampling
+from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds
-from pfljax.engine.start import build_start
-from pfljax.training.checkpoint import to_host
+from pfljax.ops import low_rank
+from pfljax.training.run.checkpoint import to_host
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
@@ -412,7 +413,7 @@ def follow(name, case, data, theirs, settings):
         rounds_per_call=1,
         devices=devices,
     )
-    start = build_start(algorithm, join="initial", devices=devices)
+    start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
     rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
