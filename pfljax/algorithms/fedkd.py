@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import require_head
 from pfljax.ops import averaging, linear, low_rank
 from pfljax.ops.distillation import distance, divergence
 
@@ -89,12 +90,12 @@ def fedkd(
 
     def init_server(key, population):
         for each in (task, shared):
-            params.require_head(each, "FedKD")
+            require_head(each, "FedKD")
         return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):
         mentor_key, bridge_key = jax.random.split(key)
-        mentor = server.model if mentee is None else task.init(mentor_key)
+        mentor = server.params if mentee is None else task.init(mentor_key)
         bridge = linear.init(bridge_key, shared.num_features, task.num_features, tree.dtype(mentor))
         return FedKDClient(mentor, bridge["kernel"])
 
@@ -123,14 +124,14 @@ def fedkd(
             slope, loss = jax.grad(objective, has_aux=True)(models, batch, key)
             return loss, slope, carry
 
-        models = {"mentor": client.mentor, "mentee": server.model, "bridge": client.bridge}
+        models = {"mentor": client.mentor, "mentee": server.params, "bridge": client.bridge}
         optimizers = dict.fromkeys(models, local.optimizer)
         each = optax.partition(optimizers, {name: name for name in models})
         trained = core.descend(gradient, models, (), data, context, of_both, optimizer=each)
-        models = trained.model
-        base = tree.zeros_like(server.model) if compress_models else server.model
+        models = trained.params
+        base = tree.zeros_like(server.params) if compress_models else server.params
         cut, numbers = low_rank.compress(tree.subtract(models["mentee"], base), energy_at(context))
-        change = tree.subtract(cut, server.model) if compress_models else cut
+        change = tree.subtract(cut, server.params) if compress_models else cut
         state = FedKDClient(models["mentor"], models["bridge"])
         total = core.weighted(change, data.weight(weight_by_size))
         metrics = {**trained.metrics, "sent": numbers / tree.size(change)}
@@ -139,10 +140,10 @@ def fedkd(
     def server_update(server, uploads, cohort, context):
         change, energy = core.mean(uploads.total), energy_at(context)
         if compress_models:
-            model, _ = low_rank.compress(tree.add(server.model, change), energy)
+            params, _ = low_rank.compress(tree.add(server.params, change), energy)
         else:
-            model = tree.add(server.model, low_rank.compress(change, energy)[0])
-        return server._replace(model=model)
+            params = tree.add(server.params, low_rank.compress(change, energy)[0])
+        return server._replace(params=params)
 
     return core.Algorithm(
         init_server=init_server,
@@ -150,5 +151,5 @@ def fedkd(
         client_update=client_update,
         server_update=server_update,
         personalize=lambda server, client, data, context: client.mentor,
-        global_model=None if mentee is not None else lambda server: server.model,
+        global_params=None if mentee is not None else lambda server: server.params,
     )

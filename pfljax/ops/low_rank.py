@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from pfljax.core.types import Params
 
 
-def compress(model: Params, energy: jax.Array) -> tuple[Params, jax.Array]:
+def compress(params: Params, energy: jax.Array) -> tuple[Params, jax.Array]:
     """Replaces every matrix by the least of its leading singular values that hold `energy`.
 
     Args:
-      model: nested dict of arrays; one with more than two axes is a matrix of its last, and one
+      params: nested dict of arrays; one with more than two axes is a matrix of its last, and one
         with fewer is left as it is.
       energy: `[]`, share of the sum of the squared singular values that must be exceeded; where
         all of them do not exceed it, all are kept, and the first one always is.
@@ -33,6 +33,6 @@ def compress(model: Params, energy: jax.Array) -> tuple[Params, jax.Array]:
             numbers, leaf.size
         )
 
-    leaves, structure = jax.tree.flatten(model)
+    leaves, structure = jax.tree.flatten(params)
     leaves, numbers = zip(*map(one, leaves), strict=True)
     return jax.tree.unflatten(structure, leaves), sum(numbers)
