@@ -708,7 +708,7 @@ HOSTILE = {
 
 @needs_alarm
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_what_is_hostile_costs_one_sentence(tmp_path, hostile):
+def test_hostile_files_give_a_one_line_error(tmp_path, hostile):
     make, sentence = HOSTILE[hostile]
     found, message = outcome(tmp_path, make(tmp_path))
     assert found == "refused", message

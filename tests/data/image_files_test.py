@@ -58,7 +58,7 @@ def test_a_folder_per_domain(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image_classes", "image_domains"])
-def test_an_own_directory_must_hold_images(tmp_path, name):
+def test_a_user_directory_must_contain_images(tmp_path, name):
     assert "name it in data.dir" in refusal(name, "")
     assert "name it in data.dir" in refusal(name, tmp_path / "nowhere")
     assert "holds no CLASS/IMAGE" in refusal(name, tmp_path)
@@ -72,7 +72,7 @@ def test_an_own_directory_must_hold_images(tmp_path, name):
         ("kvasir", "kvasir-dataset-v2", [""], 8),
     ],
 )
-def test_trees_of_known_data_sets(tmp_path, name, folder, parts, classes):
+def test_directories_of_known_data_sets(tmp_path, name, folder, parts, classes):
     message = refusal(name, tmp_path)
     assert "there, with the folder" in message and str(tmp_path) in message
     for number, part in enumerate(parts):

@@ -145,7 +145,7 @@ def run(tmp_path, **settings):
     return loop.run(experiment.build(config), tmp_path)
 
 
-def test_a_client_without_test_examples_trains_and_is_scored_nowhere(tmp_path):
+def test_a_client_without_test_examples_trains_but_is_not_scored(tmp_path):
     without_test(tmp_path / "store")
     loaded = data.load(name="store", dir=str(tmp_path / "store"))
     assert loaded.test.sizes.tolist() == [4, 0, 3]
@@ -280,7 +280,7 @@ def test_hidden_and_empty_folders_are_no_classes(tmp_path):
     assert loaded.class_names == ("cat", "dog")
 
 
-def test_images_without_a_suffix_are_known_by_their_content(tmp_path):
+def test_images_without_a_suffix_are_detected_by_their_content(tmp_path):
     paint(tmp_path / "cat" / "1.png")
     (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1")
     paint(tmp_path / "dog" / "1.jpg")

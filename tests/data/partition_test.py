@@ -33,7 +33,7 @@ def fingerprint(clients):
 
 @fast
 @given(label_arrays, st.integers(1, 20), st.integers(0, 2**32))
-def test_iid_deals_everything_evenly(labels, num_clients, seed):
+def test_iid_partitions_everything_evenly(labels, num_clients, seed):
     num_clients = min(num_clients, len(labels))
     clients = partition.iid(labels, num_clients, seed)
     assert len(clients) == num_clients
@@ -85,7 +85,7 @@ def test_pathological_unbalanced_differs_in_numbers_only(labels, num_clients, pe
         assert holders[0] == holders[1]
 
 
-def test_pathological_unbalanced_shares_are_unequal_but_no_lump():
+def test_pathological_unbalanced_fractions_are_unequal_but_not_extreme():
     labels = np.repeat(np.arange(10), 1000)
     clients = partition.pathological(labels, 100, 2, 0, balanced=False)
     shares = np.array([share for rows in clients for share in np.bincount(labels[rows]) if share])

@@ -136,7 +136,7 @@ def test_labels_are_permuted_by_group(digits):
         ),
     ],
 )
-def test_what_cannot_be_meant(digits, call, message):
+def test_invalid_values_are_refused(digits, call, message):
     with pytest.raises(UserError, match=message):
         call(digits)
 

@@ -40,7 +40,7 @@ def write_idx(folder, suffix=".gz", **replaced):
         (folder / f"{file}{suffix}").write_bytes(packed)
 
 
-def test_digits_are_the_packages_own():
+def test_digits_are_those_of_scikit_learn():
     digits = sources.load_digits()
     assert digits.inputs.shape == (1797, 8, 8, 1) and digits.inputs.dtype == np.uint8
     assert (digits.inputs.min(), digits.inputs.max()) == (0, 16)

@@ -283,7 +283,7 @@ def test_movielens(tmp_path, packed):
     assert pool.owners.tolist() == [0, 1, 1] and pool.time_gap == 0
 
 
-def test_movielens_beside_films_that_nobody_chose(tmp_path):
+def test_movielens_with_films_without_ratings(tmp_path):
     rows = [(user, film, 3.0, 10 * film) for user in (4, 9) for film in (1, user)]
     rows += [(5, 7, 1.0, 0)]
     lines = "".join(f"{','.join(map(str, row))}\n" for row in rows)

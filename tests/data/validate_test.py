@@ -89,7 +89,7 @@ def npz_arrays(inputs):
     ],
     ids=lambda inputs: inputs.dtype.name,
 )
-def test_what_float32_cannot_tell_apart_is_refused(inputs):
+def test_values_equal_in_float32_are_refused(inputs):
     with pytest.raises(UserError, match="The data set made has values in column 0 like .* closer"):
         validate.federated(made(inputs))
     centred = inputs.astype(np.float64) - inputs[0].astype(np.float64)
@@ -143,7 +143,7 @@ def test_a_value_that_is_rare_is_no_fault_of_rounding(rare):
         ({"train": TWO["train"]._replace(sizes=np.int32([12, 0]))}, "no train example for client"),
     ],
 )
-def test_a_data_set_of_the_users_own_is_checked_before_a_run(changes, message):
+def test_a_user_data_set_is_validated_before_a_run(changes, message):
     dataset = made(**({"inputs": draw()} | changes))
     for check in (lambda: experiment.build(default_config(), dataset), lambda: save(dataset)):
         with pytest.raises(UserError, match=message) as refused:

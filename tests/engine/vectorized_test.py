@@ -50,7 +50,7 @@ def test_seeds_and_hyperparameters_in_one_program_equal_separate_runs(together):
     assert federation.differ(first, second), "the seeds differ"
 
 
-def test_states_are_stacked_and_taken_apart_again():
+def test_states_are_stacked_and_unstacked():
     examples = mapping.replicate(federation.examples(), jax.devices()[:2])
     keys = jax.numpy.stack([jax.random.key(seed) for seed in SEEDS])
     states = build(1).start(examples, keys, {"lam": LAMS})
