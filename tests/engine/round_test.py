@@ -99,7 +99,9 @@ def test_exchange_equals_the_plain_loop():
 
 @pytest.mark.parametrize("join", ["current", "initial"])
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 2)])
-def test_clients_are_initialized_from_the_servers_state_of_the_round_they_join(join, devices, chunk):
+def test_clients_are_initialized_from_the_servers_state_of_the_round_they_join(
+    join, devices, chunk
+):
     """A server that counts rounds; a client that keeps the count with which it began."""
     algorithm = core.Algorithm(
         init_server=lambda key, population: jnp.int32(0),

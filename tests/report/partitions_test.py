@@ -100,7 +100,7 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
         ({"partition": "iid"}, "iid"),
         ({"partition": "pathological"}, "2 classes each"),
         ({"partition": "shards"}, "shards (shards_per_client=2)"),
-        ({"partition": "pathological", "balanced": False}, "2 classes each in unequal shares"),
+        ({"partition": "pathological", "balanced": False}, "2 classes each, unequal fractions"),
         ({"partition": "groups"}, "4 groups by class"),
         (
             {"partition": "dirichlet_by_client", "min_size": 7},

@@ -81,8 +81,8 @@ def test_errors_show_their_deviation_with_the_same_decimals(tmp_path):
     assert tables.cell(runs["local"], column) == "341.4 ± 4.6"
     assert tables.cell(runs["fedper"], column) == "0.8375 ± 0.0006"
     assert tables.cell([run(0.0)], column) == "0.000"
-    assert "less is better" in tables.explanation(runs)
-    assert plots.axis(runs) == ("mse", 1, " (less is better)")
+    assert "lower is better" in tables.explanation(runs)
+    assert plots.axis(runs) == ("mse", 1, " (lower is better)")
 
 
 def test_a_column_without_values_is_omitted(runs, tmp_path):
@@ -197,8 +197,8 @@ def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
     runs, left_out = comparison(tmp_path)
     assert list(runs) == ["ditto", "fedper"]
     assert left_out == [
-        "fedrep is not shown: its runs have rounds 20 in place of 10.",
-        "local is not shown: it lacks some of these seeds.",
+        "fedrep is not shown: its runs have rounds 20 instead of 10.",
+        "local is not shown: some of the seeds are missing.",
     ]
 
 
@@ -221,5 +221,5 @@ def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_pa
     for name in ("ditto", "local"):
         scores = runs[name][0].result["personal_accuracy"]
         assert scores["at_best_validation"] == 0.10 and scores["max_over_rounds"] == 0.10
-    assert "evaluated at different rounds" in notes[0] and "the 2 that all have" in notes[0]
+    assert "evaluated at different rounds" in notes[0] and "the 2 rounds that all runs share" in notes[0]
     plots.plot_curves(tmp_path / "curves.png", runs, "A title")
