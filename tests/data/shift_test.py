@@ -132,7 +132,7 @@ def test_labels_are_permuted_by_group(digits):
         ),
         (
             lambda d: concept(d._replace(targets=d.targets.astype(np.float32), task="regression")),
-            "no labels",
+            "not labels",
         ),
     ],
 )

@@ -15,7 +15,7 @@ def found_in(num_clients, num_classes, examples=10_000, partition="dirichlet"):
     labels = np.random.default_rng(0).integers(0, num_classes, examples).astype(np.int32)
     pool = data.Examples("pool", np.zeros((examples, 1), np.uint8), labels, num_classes)
     settings = dict(alpha=0.1, min_size=2, size_exponent=2.0)
-    clients = data.deal(partition, labels, num_clients, 0, **settings)
+    clients = data.make_partition(partition, labels, num_clients, 0, **settings)
     return statistics.measure(
         data.assemble(
             pool, clients, test_fraction=0.25, validation_fraction=0.1,

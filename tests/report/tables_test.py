@@ -221,5 +221,8 @@ def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_pa
     for name in ("ditto", "local"):
         scores = runs[name][0].result["personal_accuracy"]
         assert scores["at_best_validation"] == 0.10 and scores["max_over_rounds"] == 0.10
-    assert "evaluated at different rounds" in notes[0] and "the 2 rounds that all runs share" in notes[0]
+    assert (
+        "evaluated at different rounds" in notes[0]
+        and "the 2 rounds that all runs share" in notes[0]
+    )
     plots.plot_curves(tmp_path / "curves.png", runs, "A title")

@@ -15,7 +15,7 @@ from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
 
-_OTHER_MODEL = "raise config.model.vocabulary, or name a model that reads measurements"
+_OTHER_MODEL = "raise config.model.vocabulary, or choose a model for numeric inputs"
 
 
 def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
