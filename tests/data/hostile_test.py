@@ -633,7 +633,7 @@ HOSTILE = {
     "text empty": (with_file(shakespeare, "input.txt", ""), "input.txt has no speech"),
     "news empty": (with_file(news, "train.csv", ""), "train.csv is empty"),
     "ratings empty": (with_file(movielens, "ratings.csv", RATINGS[:32]), "not a table"),
-    "list label 1_0": (lambda root: iwildcam(root, "a1.png,1_0,1\n"), "y that is not a whole number"),
+    "list label 1_0": (lambda root: iwildcam(root, "a1.png,1_0,1\n"), "y that is not a whole"),
     "list owner": (lambda root: iwildcam(root, f"a1.png,1,{10**12}\n"), "owner 1000000000000"),
     # Contradictions of pfljax's own files and PFLlib's.
     "npz features": (lambda root: npz(root, inputs=np.zeros((24, 0))), "which contain no number"),

@@ -61,7 +61,7 @@ def test_a_folder_per_domain(tmp_path):
 def test_a_user_directory_must_contain_images(tmp_path, name):
     assert "set data.dir to it" in refusal(name, "")
     assert "set data.dir to it" in refusal(name, tmp_path / "nowhere")
-    assert "holds no CLASS/IMAGE" in refusal(name, tmp_path)
+    assert "has no CLASS/IMAGE" in refusal(name, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_wrong_arrays_and_records_are_named(tmp_path):
     with pytest.raises(UserError, match="not an .npy file of numbers"):
         sources.SOURCES["cifar10"](str(tmp_path))
     npy_xz(packed, PIXELS[:2, :16])
-    with pytest.raises(UserError, match="shape nx32x32x3 are expected"):
+    with pytest.raises(UserError, match="of shape nx32x32x3"):
         sources.SOURCES["cifar10"](str(tmp_path))
     npy_xz(packed, PIXELS[:1])
     with pytest.raises(UserError, match="holds 1 images but .* 2 labels"):

@@ -162,7 +162,7 @@ def test_office_caltech(tmp_path):
     scipy.io.savemat(path, content | {"labels": np.ones((3, 1))})
     assert "labels of shape (3, 1)" in refusal("office_caltech", tmp_path)
     scipy.io.savemat(path, {"fts": content["fts"]})
-    assert "no MATLAB file of fts and labels" in refusal("office_caltech", tmp_path)
+    assert "not a MATLAB file of fts and labels" in refusal("office_caltech", tmp_path)
     path.write_bytes(path.read_bytes()[:200])
     assert str(path) in refusal("office_caltech", tmp_path)
 
@@ -316,7 +316,7 @@ def test_movielens_files_that_are_wrong(tmp_path):
     assert "does not contain ratings.csv" in refusal("movielens", tmp_path)
     for text in ("user,item\n1,2\n", "userId,movieId,rating,timestamp\n1,2,x,4\n", ""):
         (tmp_path / "ratings.csv").write_text(text)
-        assert "no table of the columns" in refusal("movielens", tmp_path)
+        assert "not a table of the columns" in refusal("movielens", tmp_path)
 
 
 def test_synthetic_is_more_alike_with_smaller_options():
