@@ -1,4 +1,4 @@
-"""Networks, and the tasks made of them; the only room that imports flax."""
+"""Networks, and the tasks made of them; the only package that imports flax."""
 
 from pfljax.models.model import Model, compute_in, from_flax
 from pfljax.models.networks import MODELS, cnn, logistic, mlp, mlp_bn
