@@ -184,7 +184,7 @@ def test_a_model_that_only_evaluation_shows_to_be_bad_is_not_scored(built, tmp_p
         return scores
 
     evaluate.compile_seconds = 1
-    broken = built._replace(evaluate=evaluate)
+    broken = built._replace(programs=built.programs._replace(evaluate=evaluate))
     with pytest.raises(DivergedError, match="test loss of the personalized model of client 2 is"):
         loop.run(broken, tmp_path)
     assert not writers.read_rows(tmp_path / "metrics.jsonl")
