@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from pfljax import core
 from pfljax.aggregation import messages
 from pfljax.aggregation.types import Aggregator, Encoded, Kind
-from pfljax.core import masks, tree
+from pfljax.core import tree
 
 
 @core.checked
@@ -49,7 +49,7 @@ def top_k(*, fraction: Annotated[float, core.above(0, 1)] = 0.1) -> Aggregator:
         entries = tree.size(wanted)
         count = jnp.ceil(fraction * entries).astype(jnp.int32)
         magnitudes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
-        least = masks.least_of_largest(magnitudes, count)
+        least = jnp.sort(magnitudes)[entries - count]
         kept = [(jnp.abs(leaf) >= least) & (leaf != 0) for leaf in leaves]
         sent = jax.tree.unflatten(
             structure, [jnp.where(mask, leaf, 0) for mask, leaf in zip(kept, leaves, strict=True)]

@@ -15,14 +15,10 @@ def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 def largest(scores: jax.Array, share: float) -> jax.Array:
     """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
-    count = jnp.floor(share * scores.size).astype(jnp.int32)
-    return (scores >= least_of_largest(scores, count)) & (scores > 0) & (count > 0)
-
-
-def least_of_largest(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns `[]`, the smallest of the `count` `[]` largest entries of an array."""
     ordered = jnp.sort(scores.ravel())
-    return ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    count = jnp.floor(share * scores.size).astype(jnp.int32)
+    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    return (scores >= least) & (scores > 0) & (count > 0)
 
 
 def any_entry(masks: PyTree) -> jax.Array:
