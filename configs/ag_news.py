@@ -8,7 +8,7 @@ epoch: three minutes for the six methods on two cores shared with other work.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "fasttext"):

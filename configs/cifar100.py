@@ -8,7 +8,7 @@ one local epoch: with 12,000 images 1 to 2 s a round of FedAvg on two cores shar
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "lenet"):

@@ -10,7 +10,7 @@ of the MLP 784-100-10.
 Without `--config.data.dir`, tensorflow-datasets' copy is read.
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "mlp"):

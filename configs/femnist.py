@@ -8,7 +8,7 @@ CNN, which costs much more, among it 2.4 MB for each writer with Local and Ditto
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "mlp"):

@@ -9,7 +9,7 @@ instead, and `:logistic` the linear model.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "mlp"):

@@ -8,7 +8,7 @@ of the MLP 784-100-10.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "mlp"):

@@ -10,7 +10,7 @@ six methods and one seed on two cores shared with other work.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "matrix_factorization"):

@@ -10,7 +10,7 @@ alphabets: there FedAvg came out ahead of its fine-tuned form and of Local (one 
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "cnn"):

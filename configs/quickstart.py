@@ -6,7 +6,7 @@ of one local epoch, three seeds: about 45 seconds on two cores.
     python experiments/compare.py --config=configs/quickstart.py --workdir=WORKDIR
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config():

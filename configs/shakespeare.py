@@ -8,7 +8,7 @@ takes a Transformer.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "lstm_lm"):

@@ -7,7 +7,7 @@ round, or half a minute for the six methods and one seed. `:logistic` takes the 
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.config import default_config
+from pfljax.training.study.config import default_config
 
 
 def get_config(model: str = "mlp"):

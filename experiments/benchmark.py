@@ -16,7 +16,6 @@ from __future__ import annotations
 import pathlib
 import time
 
-import binary
 import measuring
 import ml_collections
 import opponents
@@ -25,9 +24,11 @@ import workloads
 from absl import flags
 from ml_collections import config_flags
 
+from pfljax.cli import app
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
-from pfljax.training import experiment, writers
+from pfljax.training.run import writers
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment
 
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
 _WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"What to run. {_LIST}.")
@@ -92,7 +93,7 @@ def main():
         columns = {"pfljax": ours, **peers}
     if _OUTPUT.value:
         writers.write_json(pathlib.Path(_OUTPUT.value), figures)
-    binary.say(table(f"{name}: {workload.about}", columns))
+    app.say(table(f"{name}: {workload.about}", columns))
 
 
 def table(title: str, columns: dict[str, dict]) -> rich.table.Table:
@@ -142,4 +143,4 @@ def _cell(cell, figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

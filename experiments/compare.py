@@ -20,26 +20,19 @@ import copy
 import pathlib
 from typing import Any
 
-import binary
 import jax
 import ml_collections
 from absl import flags
 
+from pfljax.cli import app
 from pfljax.data import FederatedDataset, statistics
 from pfljax.errors import DivergedError
-from pfljax.training import config as config_lib
-from pfljax.training import (
-    experiment,
-    locks,
-    loop,
-    partition_report,
-    placement,
-    report,
-    together,
-    workdir,
-)
+from pfljax.report import finished, partition, plots, tables
+from pfljax.training.run import locks, loop, workdir
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment, placement, vectorized
 
-binary.define_study()
+app.define_study()
 _VMAP_SEEDS = flags.DEFINE_bool(
     "vmap_seeds", False, "Train all seeds of a method in one program, which compiles once."
 )
@@ -120,7 +113,7 @@ class Comparison:
         built, dataset = self._built[key], self.datasets[seed]
         if id(dataset) not in self._examples:
             bounds = experiment.bounds_of([self.datasets[one] for one in alike])
-            self._examples[id(dataset)] = placement.place(dataset, built.devices, bounds.train)
+            self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds.train)
         return built._replace(
             config=self.of(run), dataset=dataset, examples=self._examples[id(dataset)]
         )
@@ -131,7 +124,7 @@ class Comparison:
 
 
 def main():
-    config, directory = binary.study()
+    config, directory = app.study()
     config_lib.check(config)
     with locks.hold(directory):
         _compare(config, directory)
@@ -145,9 +138,9 @@ def _compare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
             loop.check_plan(comparison.build(run), comparison.place(run))
     if comparison.longer:
         names = ", ".join(f"{name} with seed {seed}" for name, seed in comparison.longer)
-        binary.say(f"Going on to {config.rounds} rounds, and replacing their results: {names}")
+        app.say(f"Going on to {config.rounds} rounds, and replacing their results: {names}")
     diverged = []
-    with binary.progress(config.rounds) as add_bar:
+    with app.progress(config.rounds) as add_bar:
         if _VMAP_SEEDS.value:
             _run_seeds_together(comparison, add_bar)
         else:
@@ -182,20 +175,20 @@ def _run_seeds_together(comparison: Comparison, add_bar) -> None:
     """Trains the seeds of each method in one program; those that stopped alike go on together."""
     for name in dict.fromkeys(name for name, _ in comparison.to_do):
         runs = [run for run in comparison.to_do if run[0] == name]
-        for group in together.in_step([comparison.place(run) for run in runs]):
+        for group in vectorized.group_by_round([comparison.place(run) for run in runs]):
             own = [runs[number] for number in group]
             # With the examples of the group's first seed, which a group of one has no others than.
             alone = _build(comparison, own[0])
             datasets = [comparison.datasets[seed] for _, seed in own]
             share = all(dataset is datasets[0] for dataset in datasets)
-            built = together.build(
+            built = vectorized.build(
                 [comparison.of(run) for run in own],
                 alone,
                 None if share else datasets,
                 workdir.clients_per_chunk(comparison.place(own[0])),
             )
             try:
-                loop.run_together(
+                loop.run_vectorized(
                     built,
                     [comparison.of(run) for run in own],
                     [comparison.place(run) for run in own],
@@ -210,44 +203,44 @@ def _run_seeds_together(comparison: Comparison, add_bar) -> None:
 def _draw_partition(comparison: Comparison, title: str) -> list[str]:
     """Draws what the clients have, unless that has been done; returns the pictures' names."""
     directory, dataset = comparison.directory, next(iter(comparison.datasets.values()), None)
-    if dataset is None and not (directory / partition_report.SIZES).exists():
+    if dataset is None and not (directory / partition.SIZES).exists():
         run = (comparison.config.algorithms[0], comparison.config.seeds[0])
         dataset = experiment.build_dataset(comparison.of(run))
     if dataset is not None:
         found = statistics.measure(dataset)
-        return partition_report.draw(directory, found, title, dataset.num_unseen)
-    return [name for name in partition_report.PICTURES if (directory / name).exists()]
+        return partition.draw(directory, found, title, dataset.num_unseen)
+    return [name for name in partition.PICTURES if (directory / name).exists()]
 
 
 def _report(comparison: Comparison) -> list[str]:
     """Writes and prints the comparison; returns the runs that diverged."""
     config, directory = comparison.config, comparison.directory
-    runs, left_out = report.collect(directory, config)
+    runs, left_out = finished.collect(directory, config)
     first = next(iter(runs.values()))[0].result
     clients = (
         f"{first['dataset']}, {first['num_clients']} clients, "
-        f"{partition_report.name_partition(config.data)}"
+        f"{partition.name_partition(config.data)}"
     )
     seeds = len(config.seeds)
     title = (
         f"{clients}, {first['model']}, {config.rounds} rounds, {seeds} seed{'s' * (seeds > 1)}"
         + (" on one partition" if seeds > 1 and config.seeds_vary == "training" else "")
     )
-    notes = [*report.notes(runs), *left_out]
+    notes = [*tables.notes(runs), *left_out]
     one_of_several = seeds > 1 and config.seeds_vary == "everything"
     drawn = f"{clients}, seed {config.seeds[0]}" if one_of_several else clients
     pictures = _draw_partition(comparison, drawn)
-    report.write_markdown(directory / "comparison.md", runs, title, pictures, notes)
-    report.write_csv(directory / "comparison.csv", runs)
+    tables.write_markdown(directory / "comparison.md", runs, title, pictures, notes)
+    tables.write_csv(directory / "comparison.csv", runs)
     files = ["comparison.md", "comparison.csv", *pictures]
     if any(not run.diverged for seeds in runs.values() for run in seeds):
-        report.plot_curves(directory / "curves.png", runs, title)
-        report.plot_clients(directory / "clients.png", runs, title)
+        plots.plot_curves(directory / "curves.png", runs, title)
+        plots.plot_clients(directory / "clients.png", runs, title)
         files[2:2] = ["curves.png", "clients.png"]
-    binary.say(report.table(runs, title))
+    app.say(tables.table(runs, title))
     for note in notes:
-        binary.say(note)
-    binary.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
+        app.say(note)
+    app.say(f"{', '.join(files[:-1])} and {files[-1]} are in {directory}")
     return [
         f"{name} with seed {run.result['seed']}"
         for name, seeds in runs.items()
@@ -257,4 +250,4 @@ def _report(comparison: Comparison) -> list[str]:
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

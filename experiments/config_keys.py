@@ -2,8 +2,8 @@
 
     python experiments/config_keys.py [--write=docs/config.md]
 
-The meaning of a key is the comment at its line in `pfljax/training/config.py`, or right above it;
-that of a hyper-parameter, of an option of a data set and of an argument of a model is what the
+The meaning of a key is the comment at its line in `pfljax/training/study/config.py`, or right above
+it; that of a hyper-parameter, of an option of a data set and of an argument of a model is what the
 docstring of the method, loader or model says of it.
 """
 
@@ -18,13 +18,12 @@ import textwrap
 import tokenize
 from collections.abc import Callable
 
-import binary
 from absl import flags
 
 from pfljax import data, models
 from pfljax.algorithms import ALGORITHMS
-from pfljax.training import command_line
-from pfljax.training import config as config_lib
+from pfljax.cli import app, command_line
+from pfljax.training.study import config as config_lib
 
 _WRITE = flags.DEFINE_string("write", None, "A file to write the page to, such as docs/config.md.")
 
@@ -171,4 +170,4 @@ def main():
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -15,7 +15,8 @@ from workloads import Workload, study
 
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping
-from pfljax.training import experiment, runtime
+from pfljax.training.run import runtime
+from pfljax.training.study import experiment
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float] | None:

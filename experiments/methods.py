@@ -16,7 +16,6 @@ import re
 import sys
 from typing import NamedTuple
 
-import binary
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,8 @@ from absl import flags
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS, FAMILIES
-from pfljax.engine import traffic
+from pfljax.cli import app
+from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
@@ -129,4 +129,4 @@ def main():
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

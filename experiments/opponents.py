@@ -15,8 +15,8 @@ from measuring import median_rate, spread
 from workloads import Workload
 
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
-from pfljax.training import runtime
+from pfljax.training.run import runtime
+from pfljax.training.study import config as config_lib
 
 _PEERS = pathlib.Path(__file__).parent / "peers"
 

@@ -14,29 +14,29 @@ from __future__ import annotations
 import csv
 import pathlib
 
-import binary
 import numpy as np
 from absl import flags
 
 from pfljax.algorithms import ALGORITHMS
+from pfljax.cli import app
 from pfljax.errors import UserError
-from pfljax.training import report
+from pfljax.report import finished, tables
 
 _COMPARISONS = flags.DEFINE_string("comparisons", None, "Holds a work directory for each study.")
 _SWEEPS = flags.DEFINE_string("sweeps", None, "The same for sweeps over learning rates.")
 
 
-def read_comparison(directory: pathlib.Path) -> dict[str, list[report.Run]]:
+def read_comparison(directory: pathlib.Path) -> dict[str, list[finished.Run]]:
     """Returns `{method: [one run per seed]}` of a finished comparison."""
-    found: dict[str, list[report.Run]] = {}
+    found: dict[str, list[finished.Run]] = {}
     for place in sorted(directory.glob("*/seed_*/result.json")):
-        found.setdefault(place.parent.parent.name, []).append(report.read_run(place.parent))
+        found.setdefault(place.parent.parent.name, []).append(finished.read_run(place.parent))
     return found
 
 
-def row(runs: dict[str, list[report.Run]], methods: list[str]) -> list[str]:
+def row(runs: dict[str, list[finished.Run]], methods: list[str]) -> list[str]:
     """Returns a comparison's entries: the number of test examples, and one for each method."""
-    column = next(c for c in report.columns_of(runs) if c.path[-1] == "at_best_validation")
+    column = next(c for c in tables.columns_of(runs) if c.path[-1] == "at_best_validation")
     more = next(iter(runs.values()))[0].result.get("more_is_better", True)
     means = {
         name: float(np.mean([run.result[column.path[0]][column.path[1]] for run in seeds]))
@@ -44,7 +44,7 @@ def row(runs: dict[str, list[report.Run]], methods: list[str]) -> list[str]:
         if not any(run.diverged for run in seeds)
     }
     best = (max if more else min)(means.values())
-    within = report.resolution(runs) or 0.0
+    within = tables.resolution(runs) or 0.0
     entries = []
     for name in methods:
         if name not in runs:
@@ -52,7 +52,7 @@ def row(runs: dict[str, list[report.Run]], methods: list[str]) -> list[str]:
         elif name not in means:
             entries.append("diverged")
         else:
-            shown = report.cell(runs[name], column)
+            shown = tables.cell(runs[name], column)
             gap = abs(best - means[name])
             mark = " ≈" if 0 < gap < within else ""
             entries.append(f"**{shown}**" if gap == 0 else f"{shown}{mark}")
@@ -105,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -12,42 +12,43 @@ from __future__ import annotations
 
 import pathlib
 
-import binary
 from absl import flags
 
+from pfljax.cli import app
 from pfljax.data import statistics
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
-from pfljax.training import experiment, partition_report
+from pfljax.report import partition
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment
 
-binary.define_config()
+app.define_config()
 _OUTPUT = flags.DEFINE_string("output", None, "A directory for the pictures; none without it.")
 
 
 def main():
-    config = binary.config()
+    config = app.config()
     config_lib.check(config)
     dataset = experiment.build_dataset(config)
     found = statistics.measure(dataset)
     title = (
         f"{dataset.name}, {dataset.num_clients} clients"
         + (f" ({dataset.num_unseen} unseen)" if dataset.num_unseen else "")
-        + f", {partition_report.name_partition(config.data)}"
+        + f", {partition.name_partition(config.data)}"
     )
-    binary.say(title)
-    binary.say(partition_report.table(found))
-    binary.say(partition_report.imbalance(found))
+    app.say(title)
+    app.say(partition.table(found))
+    app.say(partition.imbalance(found))
     if _OUTPUT.value is not None:
         directory = pathlib.Path(_OUTPUT.value)
         try:
-            names = partition_report.draw(directory, found, title, dataset.num_unseen)
+            names = partition.draw(directory, found, title, dataset.num_unseen)
         except OSError as error:
             raise UserError(
                 f"The pictures cannot be written to {directory} ({error.strerror}); name another "
                 "--output."
             ) from error
-        binary.say(f"{', '.join(names)} in {directory}")
+        app.say(f"{', '.join(names)} in {directory}")
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 
-import binary
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,10 +26,14 @@ from absl import flags
 from networks import NETWORKS
 from workloads import Workload, synthetic
 
-from pfljax.engine import communication, round, sampling, visits
+from pfljax.cli import app
+from pfljax.engine import round, sampling
+from pfljax.engine.accounting import collectives
+from pfljax.engine.clients import migration
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
-from pfljax.training import experiment, runtime
+from pfljax.training.run import runtime
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment
 
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to try.")
 _CLIENTS = flags.DEFINE_integer("clients_per_device", 8, "Clients of each device in a round.")
@@ -61,7 +64,7 @@ def measure(devices: int) -> dict:
     built = experiment.build(config, synthetic(everybody))
     state = built.start(built.examples, jax.random.key(0))
     rounds = np.int32(_ROUNDS.value), np.int32(1)
-    sent = communication.count(built.run_rounds, state, built.examples, *rounds)
+    sent = collectives.count(built.run_rounds, state, built.examples, *rounds)
     seconds = []
     for _ in range(_ROUNDS.value + 1):
         begin = time.perf_counter()
@@ -82,14 +85,14 @@ def parcels(built: experiment.Experiment) -> float:
     found = []
     for number in range(_ROUNDS.value + 1):
         ids = sampling.sample(built.plan, round.cohort_key(jax.random.key(0), np.int32(number)))
-        hands = sampling.deal(
+        hands = sampling.assign(
             ids,
             jnp.full_like(ids, _SIZE.value),
             num_devices=len(built.devices),
             chunk=built.clients_per_chunk,
             at_home=True,
         )
-        found.append(int(visits.num_parcels(hands)))
+        found.append(int(migration.num_buckets(hands)))
     return statistics.fmean(found[1:])
 
 
@@ -127,8 +130,8 @@ def main():
     for devices in tried:
         found = measure_apart(devices)
         seconds, at_work = found["seconds"], found["at_work"]
-        fields = communication.Communication._fields
-        sent = communication.Communication(*(found[field] for field in fields))
+        fields = collectives.Communication._fields
+        sent = collectives.Communication(*(found[field] for field in fields))
         all_parcels = sent._replace(posted=found["parcels"] * sent.posted)
         sums, copies, parcel, sends = (
             f"{value / 1e3:,.1f}" for value in (*sent, all_parcels.sent(devices))
@@ -138,8 +141,8 @@ def main():
             f"{seconds * at_work / devices:.4f}",
             *(sums, copies, f"{found['parcels']:.1f}", parcel, sends),
         )
-    binary.say(table)
+    app.say(table)
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -28,16 +28,17 @@ import pathlib
 import statistics
 from typing import Any, NamedTuple
 
-import binary
 import jax
 import rich.table
 from absl import flags
 
+from pfljax.cli import app
 from pfljax.errors import DivergedError, UserError
-from pfljax.training import config as config_lib
-from pfljax.training import locks, loop, together, workdir, writers
+from pfljax.training.run import locks, loop, workdir, writers
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import vectorized
 
-binary.define_study()
+app.define_study()
 _VALUES = flags.DEFINE_multi_string(
     "values", [], "KEY=VALUE,VALUE,...; given several times, all combinations are tried."
 )
@@ -111,7 +112,7 @@ class Best(NamedTuple):
 
 
 def main():
-    config, directory = binary.study()
+    config, directory = app.study()
     config_lib.check(config)
     if not _VALUES.value:
         raise UserError("Name what to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
@@ -127,7 +128,7 @@ def main():
         for best in found.values():
             words = " ".join(f"--config.{key}={value!r}" for key, value in best.settings.items())
             edge = ", ".join(best.at_the_edge)
-            binary.say(f"best: {words}{f' (at the edge of what was tried: {edge})' * bool(edge)}")
+            app.say(f"best: {words}{f' (at the edge of what was tried: {edge})' * bool(edge)}")
     if diverged:
         raise DivergedError(f"All values diverged for {', '.join(diverged)}; try lower ones.")
 
@@ -156,14 +157,14 @@ def sweep(config, directory: pathlib.Path) -> Best:
         workdir.check(places[index], configs[index], resume=True)
     if todo:
         built = None
-        with binary.progress(config.rounds) as add_bar:
-            for group in together.in_step([places[index] for index in todo]):
+        with app.progress(config.rounds) as add_bar:
+            for group in vectorized.group_by_round([places[index] for index in todo]):
                 own = [todo[number] for number in group]
                 begun = workdir.clients_per_chunk(places[own[0]])
                 alone = [configs[index] for index in own]
-                built = together.build(alone, built, None, begun)
+                built = vectorized.build(alone, built, None, begun)
                 with contextlib.suppress(DivergedError):  # The results say which diverged.
-                    loop.run_together(
+                    loop.run_vectorized(
                         built,
                         alone,
                         [places[index] for index in own],
@@ -216,7 +217,7 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
     for setting, *means in lines:
         shown = ["diverged" if math.isnan(mean) else f"{factor * mean:{form}}" for mean in means]
         table.add_row(*(repr(value) for value in setting.values()), *shown)
-    binary.say(table)
+    app.say(table)
     best, validation, test = lines[0]
     if math.isnan(validation):
         raise DivergedError(f"All runs of {algorithm} diverged.")
@@ -230,4 +231,4 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -9,37 +9,39 @@ The work directory then holds `config.json`, `metrics.jsonl`, `clients.npz`, `ch
 
 from __future__ import annotations
 
-import binary
 from absl import flags
 
-from pfljax.training import experiment, locks, loop, report, workdir
+from pfljax.cli import app
+from pfljax.report import tables
+from pfljax.training.run import locks, loop, workdir
+from pfljax.training.study import experiment
 
-binary.define_study()
+app.define_study()
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on from the newest good checkpoint, if there is one."
 )
 
 
 def main():
-    config, directory = binary.study()
+    config, directory = app.study()
     experiment.check(config)
     workdir.check(directory, config, resume=_RESUME.value)
     with locks.hold(directory):
         built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
         score = built.task.score
-        with binary.progress(config.rounds) as add_bar:
+        with app.progress(config.rounds) as add_bar:
             bar = add_bar(config.algorithm, score)
             result = loop.run(built, directory, resume=_RESUME.value, progress=bar)
     for model in ("personal", "global"):
-        found = report.scores_of(result, model)
+        found = tables.scores_of(result, model)
         if found is not None:
-            binary.say(
-                f"{config.algorithm}, {model} model: test {report.shown(score, found['last'])} "
-                f"after {config.rounds} rounds, {report.shown(score, found['worst_decile'])} for "
+            app.say(
+                f"{config.algorithm}, {model} model: test {tables.shown(score, found['last'])} "
+                f"after {config.rounds} rounds, {tables.shown(score, found['worst_decile'])} for "
                 "the worst tenth of the clients"
             )
-    binary.say(f"results in {directory}")
+    app.say(f"results in {directory}")
 
 
 if __name__ == "__main__":
-    binary.run(main)
+    app.run(main)

@@ -15,7 +15,7 @@ from networks import NETWORKS, Network
 
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
+from pfljax.training.study import config as config_lib
 
 
 class Workload(NamedTuple):

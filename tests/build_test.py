@@ -27,7 +27,7 @@ OTHER_MAPS: frozenset[str] = frozenset(
     {
         "pfljax/algorithms/fedem.py",  # over the learners
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
-        "pfljax/core/table.py",  # over the models that one client holds
+        "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )
 NOWHERE = {"tensorflow", "clu", "chex"}

@@ -29,4 +29,4 @@ def test_examples(name):
 
 def test_examples_are_found():
     with_examples = {name for name in MODULES if examples_of(name)[1]}
-    assert {"pfljax.core.partition", "pfljax.data", "pfljax.metrics.summary"} <= with_examples
+    assert {"pfljax.core.params", "pfljax.data", "pfljax.metrics.summary"} <= with_examples

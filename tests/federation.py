@@ -16,10 +16,10 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping, sampling
 from pfljax.engine.evaluate import build_evaluation
 from pfljax.engine.examples import Examples
+from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds
-from pfljax.engine.start import build_start
 from pfljax.errors import UserError
-from pfljax.training.checkpoint import to_host
+from pfljax.training.run.checkpoint import to_host
 
 SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
 NUM_CLASSES = 3
@@ -141,7 +141,7 @@ def run(
     placed = mapping.replicate(data or examples(), used)
     num_rounds = np.int32(rounds)
     start = functools.partial(
-        build_start(algorithm, join=join, devices=used), placed, jax.random.key(seed)
+        build_init(algorithm, join=join, devices=used), placed, jax.random.key(seed)
     )
     step = build_rounds(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used

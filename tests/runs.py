@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfljax.training import writers
-from pfljax.training.config import default_config
+from pfljax.training.run import writers
+from pfljax.training.study.config import default_config
 
 ROUNDS = 6
 

@@ -19,7 +19,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging
 
 
 class Own(NamedTuple):
@@ -30,7 +31,7 @@ class Own(NamedTuple):
       alpha: `[]`, its weight in the mixture.
     """
 
-    model: core.Model
+    model: core.Params
     alpha: jax.Array
 
 
@@ -45,19 +46,19 @@ class Share(NamedTuple):
 
     alpha: jax.Array
     loss: jax.Array
-    statistics: core.Model
+    statistics: core.Params
 
 
 def mixture(
-    alpha: jax.Array, own: core.Model, common: core.Model, statistics: core.Model
-) -> core.Model:
+    alpha: jax.Array, own: core.Params, common: core.Params, statistics: core.Params
+) -> core.Params:
     """Returns `alpha own + (1 - alpha) common` with running statistics of its own."""
 
     def one(v, w):
         weight = jnp.asarray(alpha, w.dtype)
         return weight * v + (1 - weight) * w
 
-    return partition.replace(jax.tree.map(one, own, common), statistics)
+    return params.replace(jax.tree.map(one, own, common), statistics)
 
 
 @core.checked
@@ -103,7 +104,7 @@ def apfl(
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
     def statistics_of(model):
-        return partition.split(model, task.is_statistic)[0]
+        return params.split(model, task.is_statistic)[0]
 
     def init_client(server, profile, key):
         return Own(server.model, jnp.asarray(alpha, jnp.result_type(float)))
@@ -126,7 +127,7 @@ def apfl(
         share = Share(client.alpha, zero, statistics_of(client.model))
         of_common = local.of_models("common")
         trained = core.descend(gradient, start, share, data, context, of_common)
-        own = partition.replace(trained.model["own"], trained.carry.statistics)
+        own = params.replace(trained.model["own"], trained.carry.statistics)
         steps = local.epochs * core.steps_per_epoch(data.size, local)
         change = tree.subtract(trained.model["common"], server.model)
         return core.ClientOutput(

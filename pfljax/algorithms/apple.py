@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import table, tree
+from pfljax.core import tree
 from pfljax.errors import UserError
+from pfljax.ops import stacked
 
 
 class AppleServer(NamedTuple):
@@ -29,7 +30,7 @@ class AppleServer(NamedTuple):
     shares: `[N]`, each client's part of all training examples, the paper's `p_0`; never changes.
     """
 
-    cores: core.Model
+    cores: core.Params
     shares: jax.Array
 
 
@@ -98,7 +99,7 @@ def apple(
             )
         model, clients = task.init(key), population.num_clients
         keys = jax.random.split(jax.random.fold_in(key, 1), clients)
-        cores = tree.where(one_core, table.repeat(model, clients), jax.lax.map(task.init, keys))
+        cores = tree.where(one_core, stacked.repeat(model, clients), jax.lax.map(task.init, keys))
         return AppleServer(cores, core.shares(population.sizes, tree.dtype(model)))
 
     def init_client(server, profile, key):
@@ -106,7 +107,7 @@ def apple(
 
     def client_update(server, client, data, context):
         clients = server.shares.shape[0]
-        received = table.rows(server.cores, context.client_id)
+        received = stacked.take(server.cores, context.client_id)
         own = jax.nn.one_hot(context.client_id, clients, dtype=client.dtype)  # zeros: no core
         factor = annealing(context.round, context.num_rounds, duration, exponential, epsilon)
         pull = jnp.asarray(mu * factor, client.dtype)
@@ -114,7 +115,7 @@ def apple(
         def gradient(model, relations, batch, key):
             # The server's stack has the client's core as it was received: `moved` is what it lacks.
             moved, weight = tree.subtract(model, received), own @ relations
-            mixture = tree.add(table.mix(relations, server.cores), tree.scale(weight, moved))
+            mixture = tree.add(stacked.mix(relations, server.cores), tree.scale(weight, moved))
             loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)
             products = [
                 jnp.tensordot(cores, g, g.ndim) + own * jnp.vdot(change, g)
@@ -129,12 +130,12 @@ def apple(
         return core.ClientOutput(state=trained.carry, each=trained.model, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
-        return server._replace(cores=table.write_rows(server.cores, cohort, uploads.each))
+        return server._replace(cores=stacked.update_rows(server.cores, cohort, uploads.each))
 
     return core.Algorithm(
         init_server=init_server,
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: table.mix(client, server.cores),
+        personalize=lambda server, client, data, context: stacked.mix(client, server.cores),
     )

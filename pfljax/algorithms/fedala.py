@@ -20,8 +20,9 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
 from pfljax.errors import UserError
+from pfljax.ops import averaging
 
 # The first phase is over when the losses of the last ten passes hardly differ any more.
 PASSES_COMPARED = 10
@@ -34,8 +35,8 @@ class FedAlaClient(NamedTuple):
     started: `[]` bool, whether the first phase is over.
     """
 
-    model: core.Model
-    weights: core.Model
+    model: core.Params
+    weights: core.Params
     started: jax.Array
 
 
@@ -91,15 +92,15 @@ def fedala(
 
     def aggregate(server, client, data, context):
         """Returns `theta^_k`, the weights in it, and whether the first phase is over."""
-        own, _ = partition.split(client.model, is_upper)
-        common, lower = partition.split(server.model, is_upper)
+        own, _ = params.split(client.model, is_upper)
+        common, lower = params.split(server.model, is_upper)
         gap = tree.subtract(common, own)
         part = some(data, context.child(0).key)
         one_pass = local._replace(epochs=1, drop_remainder=False)
 
         def mixture(weights):
             upper = jax.tree.map(lambda mine, w, gap: mine + w * gap, own, weights, gap)
-            return partition.join(upper, lower)
+            return params.join(upper, lower)
 
         def step(carry, batch, key):
             weights, losses = carry
@@ -133,7 +134,7 @@ def fedala(
         return average.init_server(key, population)
 
     def init_client(server, profile, key):
-        upper, _ = partition.split(server.model, is_upper)
+        upper, _ = params.split(server.model, is_upper)
         return FedAlaClient(server.model, jax.tree.map(jnp.ones_like, upper), jnp.bool_(False))
 
     def client_update(server, client, data, context):

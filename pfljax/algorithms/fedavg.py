@@ -20,7 +20,8 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, tree
+from pfljax.core import tree
+from pfljax.ops import averaging
 
 
 @core.checked
@@ -47,10 +48,10 @@ def fedavg(
       Running statistics of batch normalization are averaged like parameters, with the same weights
       and never by the server optimizer.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
 
     def init_server(key, population):
-        return averaging.start(task.init(key), server_optimizer)
+        return averaging.init(task.init(key), server_optimizer)
 
     def init_client(server, profile, key):
         return ()
@@ -63,7 +64,7 @@ def fedavg(
         )
 
     def server_update(server, uploads, cohort, context):
-        return averaging.step(server, uploads.total, server_optimizer)
+        return averaging.apply(server, uploads.total, server_optimizer)
 
     return core.Algorithm(
         init_server=init_server,

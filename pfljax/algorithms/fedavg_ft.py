@@ -20,7 +20,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging
+from pfljax.ops import averaging
 
 
 @core.checked

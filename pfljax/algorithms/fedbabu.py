@@ -17,7 +17,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging
 
 
 @core.checked
@@ -55,12 +56,12 @@ def fedbabu(
     task = whole._replace(is_head=lambda path: whole.is_head(path) and not whole.is_statistic(path))
 
     def common_model(server):
-        return partition.join(server.average.model, server.initial_head)
+        return params.join(server.average.model, server.initial_head)
 
     def client_update(server, client, data, context):
         model = common_model(server)
         trained = core.train(task.loss, model, data, context, local, trainable=task.is_body)
-        _, body = partition.split(trained.model, task.is_head)
+        _, body = params.split(trained.model, task.is_head)
         change = core.weighted(tree.subtract(body, server.average.model), data.size)
         return core.ClientOutput(state=client, sum=change, metrics=trained.metrics)
 

@@ -15,8 +15,9 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import averaging, partition
+from pfljax.core import params
 from pfljax.errors import UserError
+from pfljax.ops import averaging
 
 
 @core.checked
@@ -48,7 +49,7 @@ def fedbn(
     personal = fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)
 
     def init_server(key, population):
-        if not partition.split(task.init(key), task.is_norm)[0]:
+        if not params.split(task.init(key), task.is_norm)[0]:
             raise UserError(
                 "The model has no normalization, so that FedBN is FedAvg; name one that has, such "
                 "as mlp_bn, or leave FedBN out."

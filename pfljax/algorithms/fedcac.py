@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, masks, partition, table, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging, masks, stacked
 
 # Overlaps that differ by less are equal: they are quotients of counts, rounded.
 ROUNDING = 1e-6
@@ -43,7 +44,7 @@ class FedCacClient(NamedTuple):
     critical: `M_k`, bool, where the client takes `u_k`; nowhere before its first round.
     """
 
-    model: core.Model
+    model: core.Params
     critical: core.PyTree
 
 
@@ -84,7 +85,7 @@ def fedcac(
       no group but its own. Running statistics are no parameters and never critical: they are the
       common ones.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
     def init_server(key, population):
@@ -106,8 +107,8 @@ def fedcac(
             trained.model,
             start,
         )
-        statistics, _ = partition.split(critical, task.is_statistic)
-        critical = partition.replace(critical, tree.zeros_like(statistics))
+        statistics, _ = params.split(critical, task.is_statistic)
+        critical = params.replace(critical, tree.zeros_like(statistics))
         change = tree.subtract(trained.model, server.average.model)
         return core.ClientOutput(
             state=FedCacClient(trained.model, critical),
@@ -125,7 +126,7 @@ def fedcac(
         progress = (context.round + 1) / beta
         threshold = middle + progress * (largest_overlap - middle)
         return FedCacServer(
-            averaging.step(server.average, uploads.total, server_optimizer),
+            averaging.apply(server.average, uploads.total, server_optimizer),
             threshold.astype(server.threshold.dtype),
         )
 
@@ -134,7 +135,7 @@ def fedcac(
         close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
         present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)
         group = close & present & masks.any_entry(own) | (jnp.arange(close.shape[0]) == member)
-        return client._replace(model=table.mix(group / jnp.sum(group), uploads.each.model))
+        return client._replace(model=stacked.mix(group / jnp.sum(group), uploads.each.model))
 
     return core.Algorithm(
         init_server=init_server,

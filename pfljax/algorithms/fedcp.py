@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, discrepancy, partition, policy, tree
+from pfljax.core import params, tree
 from pfljax.errors import UserError
+from pfljax.ops import averaging, discrepancy, policy
 
 draw = jax.random.gumbel  # (key, shape, dtype) -> noise
 
@@ -65,24 +66,24 @@ def fedcp(
       the authors' code that copy is frozen, but not in evaluation mode. A head with batch
       normalization is refused: each of the two heads would want statistics of its own part.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task, at=("model",))
+    server_optimizer = averaging.of_trainable(server_optimizer, task, at=("model",))
 
     def init_server(key, population):
-        partition.require_head(task, "FedCP")
+        params.require_head(task, "FedCP")
         model = task.init(key)
-        head, body = partition.split(model, task.is_head)
+        head, body = params.split(model, task.is_head)
         if not body:
             raise UserError("FedCP needs a body before its head; name another model.")
-        if partition.split(head, task.is_statistic)[0]:
+        if params.split(head, task.is_statistic)[0]:
             raise UserError(
                 "FedCP splits the features between two heads, and batch normalization in a head "
                 "would see neither's part; move it into the body, or name another model."
             )
         first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(model))
-        return averaging.start({"model": model, "policy": first}, server_optimizer)
+        return averaging.init({"model": model, "policy": first}, server_optimizer)
 
     def init_client(server, profile, key):
-        return partition.split(server.model["model"], task.is_head)[0]
+        return params.split(server.model["model"], task.is_head)[0]
 
     def direction_of(model):
         """`[d]`, the client's `v`."""
@@ -91,8 +92,8 @@ def fedcp(
 
     def deploy(server, client):
         """Everything that a client predicts with."""
-        _, body = partition.split(server.model["model"], task.is_head)
-        own = partition.join(body, client)
+        _, body = params.split(server.model["model"], task.is_head)
+        own = params.join(body, client)
         common, shared = server.model["model"], server.model["policy"]
         return {"own": own, "common": common, "policy": shared, "direction": direction_of(own)}
 
@@ -105,7 +106,7 @@ def fedcp(
 
     def client_update(server, client, data, context):
         start = deploy(server, client)
-        moving, fixed = partition.split(start, lambda path: path[0] in ("own", "policy"))
+        moving, fixed = params.split(start, lambda path: path[0] in ("own", "policy"))
 
         def objective(moving, batch, key):
             models = {**moving, **fixed}
@@ -116,15 +117,15 @@ def fedcp(
             return core.mean_over(losses, batch.mask) + lam * pull
 
         trained = core.train(objective, moving, data, context, local.of_models("own"))
-        head, body = partition.split(trained.model["own"], task.is_head)
-        common, _ = partition.split(fixed["common"], task.is_head)
+        head, body = params.split(trained.model["own"], task.is_head)
+        common, _ = params.split(fixed["common"], task.is_head)
         halfway = tree.scale(0.5, tree.add(head, common))
-        shared = {"model": partition.join(body, halfway), "policy": trained.model["policy"]}
+        shared = {"model": params.join(body, halfway), "policy": trained.model["policy"]}
         change = core.weighted(tree.subtract(shared, server.model), data.size)
         return core.ClientOutput(state=head, sum=change, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
-        return averaging.step(server, uploads.total, server_optimizer)
+        return averaging.apply(server, uploads.total, server_optimizer)
 
     def predict(model, inputs, key):
         return outputs_of(model, inputs, key, gumbel * noisy_evaluation)[0]

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, table, tree
+from pfljax.core import tree
 from pfljax.errors import UserError
+from pfljax.ops import averaging, stacked
 
 
 class FedEMServer(NamedTuple):
@@ -72,7 +73,7 @@ def fedem(
       received, and is in training mode in the training that follows.
     """
 
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
     of_learners = local
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
@@ -83,7 +84,7 @@ def fedem(
         # Learners that begin alike stay alike, so each has a start of its own.
         models = jax.vmap(task.init)(jax.random.split(key, learners))
         total = jnp.sum(population.sizes).astype(tree.dtype(models))
-        return FedEMServer(averaging.start(models, server_optimizer), total)
+        return FedEMServer(averaging.init(models, server_optimizer), total)
 
     def init_client(server, profile, key):
         dtype = tree.dtype(server.average.model)
@@ -94,12 +95,12 @@ def fedem(
 
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
-            losses = table.losses(task, received, batch, key, train=False)
+            losses = stacked.losses(task, received, batch, key, train=False)
             scores = jnp.log(client)[:, None] - losses
             return jax.nn.softmax(scores, axis=0)
 
         def objective(models, batch, key):
-            losses = responsibilities(batch, key) * table.losses(task, models, batch, key)
+            losses = responsibilities(batch, key) * stacked.losses(task, models, batch, key)
             return core.mean_over(jnp.sum(losses, axis=0), batch.mask)
 
         def count(total, batch, key):
@@ -120,7 +121,7 @@ def fedem(
     def server_update(server, uploads, cohort, context):
         change, weight = uploads.total
         counted = core.Weighted(change, jnp.where(absent_count, server.examples, weight))
-        return server._replace(average=averaging.step(server.average, counted, server_optimizer))
+        return server._replace(average=averaging.apply(server.average, counted, server_optimizer))
 
     def predict(model, inputs, key):
         outputs = jax.vmap(task.predict, in_axes=(0, None))(model["learners"], inputs)

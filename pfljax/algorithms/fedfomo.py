@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import partition, table, tree
+from pfljax.core import params, tree
+from pfljax.ops import stacked
+from pfljax.ops.exploration import choose
 
 # Added to distances, so that models that hardly differ have finite gains.
 LEAST_DISTANCE = 1e-5
@@ -34,10 +36,10 @@ class FedFomoServer(NamedTuple):
     initial: the model from which clients begin; never changes.
     """
 
-    models: core.Model
+    models: core.Params
     uploaded: jax.Array
     affinity: jax.Array
-    initial: core.Model
+    initial: core.Params
 
 
 class FedFomoClient(NamedTuple):
@@ -46,8 +48,8 @@ class FedFomoClient(NamedTuple):
     before: `theta_k'`, the model from which that training began.
     """
 
-    model: core.Model
-    before: core.Model
+    model: core.Params
+    before: core.Params
 
 
 @core.checked
@@ -93,7 +95,7 @@ def fedfomo(
     def init_server(key, population):
         model, clients = task.init(key), population.num_clients
         affinity = jnp.eye(clients, dtype=tree.dtype(model))
-        models = table.repeat(model, clients)
+        models = stacked.repeat(model, clients)
         return FedFomoServer(models, jnp.zeros(clients, bool), affinity, model)
 
     def init_client(server, profile, key):
@@ -106,17 +108,17 @@ def fedfomo(
         usable, count = server.uploaded & ~own, min(models, own.shape[0]) - 1
         chance = exploration - exploration_decay * context.round  # negative later: never
         key = context.child(2).key
-        chosen = core.exploration.choose(key, affinity, usable, count, chance)
-        return table.rows(server.models, chosen), chosen, usable[chosen]
+        chosen = choose(key, affinity, usable, count, chance)
+        return stacked.take(server.models, chosen), chosen, usable[chosen]
 
     def parameters(models):
-        return partition.split(models, task.is_statistic)[1]
+        return params.split(models, task.is_statistic)[1]
 
     def gains(before, candidates, data, context):
         """Returns `[models]`, the loss that each candidate saves per distance from `before`."""
-        squared = table.squared_distances(parameters(candidates), parameters(before))
-        everything = table.prepend(before, candidates)
-        loss = table.mean_losses(task, everything, data, context, local, train=False)
+        squared = stacked.squared_distances(parameters(candidates), parameters(before))
+        everything = stacked.prepend(before, candidates)
+        loss = stacked.mean_losses(task, everything, data, context, local, train=False)
         gain = (loss[0] - loss[1:]) / (jnp.sqrt(squared) + LEAST_DISTANCE)
         return jnp.where(squared > 0, gain, 0)  # the same model gains nothing
 
@@ -125,13 +127,13 @@ def fedfomo(
         if local.shuffle:  # in the same random order in every round
             data = data.shuffled(context.client_key)
         training, held_out = data.hold_out(validation_share)
-        candidates = table.prepend(client.model, others)
+        candidates = stacked.prepend(client.model, others)
         gain = gains(client.before, candidates, held_out, context.child(0))
         gain = jnp.where(jnp.append(True, usable), gain, 0)
         helpful = jnp.maximum(gain, 0)
         total = jnp.sum(helpful)
         shares = helpful / jnp.where(total > 0, total, 1)
-        start = tree.where(total > 0, table.mix(shares, candidates), client.model)
+        start = tree.where(total > 0, stacked.mix(shares, candidates), client.model)
         trained = core.train(task.loss, start, training, context.child(1), local)
         state = FedFomoClient(trained.model, start)
         each = (trained.model, gain, jnp.append(context.client_id, ids))
@@ -139,9 +141,9 @@ def fedfomo(
 
     def server_update(server, uploads, cohort, context):
         trained, gain, givers = uploads.each
-        models = table.write_rows(server.models, cohort, trained)
-        uploaded = table.write_rows(server.uploaded, cohort, True)
-        takers = table.places(cohort)[:, None]
+        models = stacked.update_rows(server.models, cohort, trained)
+        uploaded = stacked.update_rows(server.uploaded, cohort, True)
+        takers = stacked.scatter_indices(cohort)[:, None]
         affinity = server.affinity.at[takers, givers].add(gain, mode="drop")
         return server._replace(models=models, uploaded=uploaded, affinity=affinity)
 

@@ -21,8 +21,10 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, partition, tree
-from pfljax.core.generator import draw, generate, learn, likeness
+from pfljax.core import params, tree
+from pfljax.ops import averaging
+from pfljax.ops.generator import draw, generate, learn, likeness
+from pfljax.ops.generator import init as init_generator
 
 
 class FedGenServer(NamedTuple):
@@ -34,7 +36,7 @@ class FedGenServer(NamedTuple):
     """
 
     average: averaging.ModelServer
-    generator: core.Model
+    generator: core.Params
     optimizer_state: core.PyTree
     label_shares: jax.Array
 
@@ -89,16 +91,16 @@ def fedgen(
       with weight decay and falling rate, and a pull to predictions on generated features. For a
       label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
     def init_server(key, population):
         start = average.init_server(key, population)
-        partition.require_head(task, "FedGen")
+        params.require_head(task, "FedGen")
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
-        generator = core.generator.init(key, *sizes, dtype)
+        generator = init_generator(key, *sizes, dtype)
         shares = core.shares(jnp.sum(population.class_counts, axis=0), dtype)
         return FedGenServer(start, generator, optimizer.init(generator), shares)
 
@@ -119,12 +121,12 @@ def fedgen(
 
         trained = core.train(objective, start, data, context, local)
         total = core.weighted(tree.subtract(trained.model, start), data.size)
-        each = (partition.split(trained.model, task.is_head)[0], data.class_counts)
+        each = (params.split(trained.model, task.is_head)[0], data.class_counts)
         return core.ClientOutput(state=client, sum=total, each=each, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         heads, counts = uploads.each
-        _, body = partition.split(server.average.model, task.is_head)
+        _, body = params.split(server.average.model, task.is_head)
         by_size = core.shares(cohort.sizes, server.label_shares.dtype)
         by_label, totals = core.shares(counts, by_size.dtype), jnp.sum(counts, axis=0)
         by_label = jnp.where(totals > 0, by_label, by_size[:, None])
@@ -133,14 +135,14 @@ def fedgen(
         def objective(generator, key):
             labels, noise = sample(key, server, generator_batch)
             features = generate(generator, labels, noise)
-            logits = jax.vmap(lambda head: task.head(partition.join(head, body), features))(heads)
+            logits = jax.vmap(lambda head: task.head(params.join(head, body), features))(heads)
             together = jnp.einsum("kb,kbc->bc", shares[:, labels], logits)
             losses = optax.softmax_cross_entropy_with_integer_labels(together, labels)
             return jnp.mean(losses) + diversity * likeness(features, noise)
 
         keys, state = jax.random.split(context.key, generator_steps), server.optimizer_state
         generator, state = learn(objective, server.generator, optimizer, state, keys)
-        model = averaging.step(server.average, uploads.total, server_optimizer)
+        model = averaging.apply(server.average, uploads.total, server_optimizer)
         return server._replace(average=model, generator=generator, optimizer_state=state)
 
     return average._replace(

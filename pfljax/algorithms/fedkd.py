@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, linear, low_rank, partition, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging, linear, low_rank
+from pfljax.ops.distillation import distance, divergence
 
 
 class FedKDClient(NamedTuple):
@@ -28,7 +30,7 @@ class FedKDClient(NamedTuple):
     bridge: `[d of the mentee, d of the mentor]`.
     """
 
-    mentor: core.Model
+    mentor: core.Params
     bridge: jax.Array
 
 
@@ -87,8 +89,8 @@ def fedkd(
 
     def init_server(key, population):
         for each in (task, shared):
-            partition.require_head(each, "FedKD")
-        return averaging.start(shared.init(key), averaging.PLAIN)
+            params.require_head(each, "FedKD")
+        return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):
         mentor_key, bridge_key = jax.random.split(key)
@@ -105,8 +107,8 @@ def fedkd(
         scale = fixed(jnp.maximum(own + other, 1e-8))
 
         def learned(logits, target, features, mapped):
-            taught = distillation * core.distillation.divergence(target, logits, batch.mask)
-            return taught + hidden * core.distillation.distance(features, mapped, batch.mask)
+            taught = distillation * divergence(target, logits, batch.mask)
+            return taught + hidden * distance(features, mapped, batch.mask)
 
         features = task.features(models["mentor"], batch.inputs, batch.mask)
         mapped = shared.features(models["mentee"], batch.inputs, batch.mask) @ models["bridge"]

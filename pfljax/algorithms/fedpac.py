@@ -21,7 +21,8 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
-from pfljax.core import averaging, partition, prototypes, simplex, table, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging, prototypes, simplex, stacked
 
 
 class FedPACServer(NamedTuple):
@@ -32,7 +33,7 @@ class FedPACServer(NamedTuple):
     """
 
     average: averaging.ModelServer
-    initial_head: core.Model
+    initial_head: core.Params
     prototypes: prototypes.Prototypes
 
 
@@ -45,7 +46,7 @@ class HeadOffer(NamedTuple):
       variance: `[]`, how far `shares` is from its expectation: the squared error of this estimate.
     """
 
-    head: core.Model
+    head: core.Params
     shares: jax.Array
     variance: jax.Array
 
@@ -101,12 +102,12 @@ def fedpac(
       weighs prototypes alike, and may pair statistics with the wrong heads. Batch normalization is
       in training mode in both trainings, and uses running statistics where features are averaged.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
     def init_server(key, population):
-        partition.require_head(task, "FedPAC")
+        params.require_head(task, "FedPAC")
         server = together.init_server(key, population)
         dtype = tree.dtype(server.average.model)
         none = prototypes.none(task.num_classes, task.num_features, dtype)
@@ -114,7 +115,7 @@ def fedpac(
 
     def client_update(server, client, data, context):
         body, known = server.average.model, server.prototypes
-        start, moment = partition.join(body, client), context.child(2)
+        start, moment = params.join(body, client), context.child(2)
         before, squares = prototypes.of_client(task, start, known, data, moment, once)
         examples = jnp.maximum(jnp.sum(before.counts), 1)
         shares = before.sums / examples
@@ -126,7 +127,7 @@ def fedpac(
             return task.loss(model, batch, key) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)
-        new_head, new_body = partition.split(trained.model, task.is_head)
+        new_head, new_body = params.split(trained.model, task.is_head)
         after, _ = prototypes.of_client(task, trained.model, known, data, context.child(3), once)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         total = (change, after.weighted(weight_by_size))
@@ -135,14 +136,14 @@ def fedpac(
 
     def server_update(server, uploads, cohort, context):
         change, total = uploads.total
-        average = averaging.step(server.average, change, server_optimizer)
+        average = averaging.apply(server.average, change, server_optimizer)
         renewed = prototypes.renew(server.prototypes, total)
         return server._replace(average=average, prototypes=renewed)
 
     def exchange(server, client, uploads, cohort, member, context):
         present = cohort.sizes > 0
         weights = head_weights(uploads.each, present, member, least_weight)
-        mixed = table.mix(weights, uploads.each.head)
+        mixed = stacked.mix(weights, uploads.each.head)
         return tree.where(present[member], mixed, client)
 
     return together._replace(

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
 from pfljax.errors import UserError
+from pfljax.ops import averaging
 
 
 class BodyServer(NamedTuple):
@@ -26,7 +27,7 @@ class BodyServer(NamedTuple):
     """
 
     average: averaging.ModelServer
-    initial_head: core.Model
+    initial_head: core.Params
 
 
 @core.checked
@@ -53,29 +54,29 @@ def fedper(
       Running statistics belong to the body or the head as their layer does; those of the body are
       averaged, never moved by the server optimizer.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
 
     def init_server(key, population):
-        head, body = partition.split(task.init(key), task.is_head)
+        head, body = params.split(task.init(key), task.is_head)
         if not body:
             raise UserError(
                 "The model is all head; FedPer, FedRep and FedBABU share a body, so name another."
             )
-        return BodyServer(averaging.start(body, server_optimizer), head)
+        return BodyServer(averaging.init(body, server_optimizer), head)
 
     def init_client(server, profile, key):
         return server.initial_head
 
     def client_update(server, client, data, context):
         body = server.average.model
-        trained = core.train(task.loss, partition.join(body, client), data, context, local)
-        new_head, new_body = partition.split(trained.model, task.is_head)
+        trained = core.train(task.loss, params.join(body, client), data, context, local)
+        new_head, new_body = params.split(trained.model, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         return server._replace(
-            average=averaging.step(server.average, uploads.total, server_optimizer)
+            average=averaging.apply(server.average, uploads.total, server_optimizer)
         )
 
     return core.Algorithm(
@@ -83,7 +84,5 @@ def fedper(
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: partition.join(
-            server.average.model, client
-        ),
+        personalize=lambda server, client, data, context: params.join(server.average.model, client),
     )

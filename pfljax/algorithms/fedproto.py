@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import partition, prototypes, tree
+from pfljax.core import params, tree
+from pfljax.ops import prototypes
 
 
 class FedProtoServer(NamedTuple):
@@ -26,7 +27,7 @@ class FedProtoServer(NamedTuple):
     prototypes: of the classes that some client had.
     """
 
-    initial_model: core.Model
+    initial_model: core.Params
     prototypes: prototypes.Prototypes
 
 
@@ -67,7 +68,7 @@ def fedproto(
     """
 
     def init_server(key, population):
-        partition.require_head(task, "FedProto")
+        params.require_head(task, "FedProto")
         model = task.init(key)
         dtype = tree.dtype(model)
         return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))

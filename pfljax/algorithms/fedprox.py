@@ -17,7 +17,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, tree
+from pfljax.core import tree
+from pfljax.ops import averaging
 
 
 @core.checked

@@ -16,13 +16,14 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
+from pfljax.ops import averaging
 
 
 def head_then_body(
     task: core.Task,
     objective: core.Objective,
-    model: core.Model,
+    model: core.Params,
     data: core.ClientData,
     context: core.Context,
     local: core.LocalTraining,
@@ -90,9 +91,9 @@ def fedrep(
 
     def client_update(server, client, data, context):
         body = server.average.model
-        start = partition.join(body, client)
+        start = params.join(body, client)
         trained = head_then_body(task, task.loss, start, data, context, local, head_epochs)
-        new_head, new_body = partition.split(trained.model, task.is_head)
+        new_head, new_body = params.split(trained.model, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.weight(weight_by_size))
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 

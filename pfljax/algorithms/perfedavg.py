@@ -21,8 +21,9 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import averaging, partition, tree
+from pfljax.core import params, tree
 from pfljax.errors import UserError
+from pfljax.ops import averaging
 
 
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
@@ -116,7 +117,7 @@ def perfedavg(
         def step(model, batch, key):
             inner = jax.grad(task.loss)(model, batch, key)
             seen = {} if local.observe is None else local.observe(model, batch)
-            return partition.replace(tree.subtract(model, tree.scale(rate, inner)), seen)
+            return params.replace(tree.subtract(model, tree.scale(rate, inner)), seen)
 
         return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
 

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import hypernetwork, table, tree
+from pfljax.core import tree
 from pfljax.errors import UserError
+from pfljax.ops import hypernetwork, stacked
 
 
 class HyperServer(NamedTuple):
@@ -119,7 +120,7 @@ def pfedhn(
         # An empty place has no change, and so no gradient.
         network_slope, slopes = hypernetwork.pull_back(network, known, uploads.each)
         network_slope = tree.divide(network_slope, jnp.maximum(cohort.count, 1))
-        embedding_slope = table.write_rows(jnp.zeros_like(embeddings), cohort, slopes)
+        embedding_slope = stacked.update_rows(jnp.zeros_like(embeddings), cohort, slopes)
         updates, optimizer_state = optimizer.update(
             (network_slope, embedding_slope), server.optimizer_state, (network, embeddings)
         )

@@ -20,7 +20,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import partition, tree
+from pfljax.core import params, tree
 
 
 @core.checked
@@ -92,7 +92,7 @@ def pfedme(
                     slope,
                     model,
                 )
-                return partition.replace(theta, seen), loss
+                return params.replace(theta, seen), loss
 
             zero = jnp.zeros((), jnp.result_type(float))
             theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import averaging, tree
+from pfljax.core import tree
+from pfljax.ops import averaging
 
 
 class ScaffoldServer(NamedTuple):
@@ -28,7 +29,7 @@ class ScaffoldServer(NamedTuple):
     """
 
     average: averaging.ModelServer
-    control: core.Model
+    control: core.Params
 
 
 def sum_of_gradients() -> optax.GradientTransformation:
@@ -66,10 +67,10 @@ def scaffold(
       optimizer and schedule. A client without a step keeps its control variate. Running statistics
       have no gradient, so that their control variates stay zero; they are averaged.
     """
-    server_optimizer = averaging.of_parameters(server_optimizer, task)
+    server_optimizer = averaging.of_trainable(server_optimizer, task)
 
     def init_server(key, population):
-        average = averaging.start(task.init(key), server_optimizer)
+        average = averaging.init(task.init(key), server_optimizer)
         return ScaffoldServer(average, tree.zeros_like(average.model))
 
     def init_client(server, profile, key):
@@ -98,7 +99,7 @@ def scaffold(
 
     def server_update(server, uploads, cohort, context):
         change, control_change = uploads.total
-        average = averaging.step(server.average, change, server_optimizer)
+        average = averaging.apply(server.average, change, server_optimizer)
         control = tree.add(server.control, tree.divide(control_change, cohort.num_clients))
         return ScaffoldServer(average, control)
 

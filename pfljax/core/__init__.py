@@ -1,25 +1,8 @@
-"""The vocabulary of the library: types, local training, messages, and what methods share."""
+"""What methods and the engine are written in: types, client data, local training and uploads."""
 
-from pfljax.core import (
-    averaging,
-    discrepancy,
-    distillation,
-    exploration,
-    generator,
-    hypernetwork,
-    linear,
-    low_rank,
-    masks,
-    partition,
-    policy,
-    prototypes,
-    ranges,
-    simplex,
-    table,
-    tree,
-)
-from pfljax.core.client_data import Batch, ClientData
-from pfljax.core.local import (
+from pfljax.core import params, ranges, tree
+from pfljax.core.client_data import Batch, ClientData, mean_over
+from pfljax.core.local_training import (
     LocalTraining,
     Objective,
     Trained,
@@ -29,15 +12,7 @@ from pfljax.core.local import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.masks import mean_over
-from pfljax.core.messages import Weighted, mean, shares, weighted
-from pfljax.core.ranges import (
-    above,
-    at_least,
-    between,
-    check_hyperparameters,
-    checked,
-)
+from pfljax.core.ranges import above, at_least, between, check_hyperparameters, checked
 from pfljax.core.types import (
     Algorithm,
     ClientOutput,
@@ -45,13 +20,14 @@ from pfljax.core.types import (
     Cohort,
     Context,
     FederatedState,
-    Model,
+    Params,
     Path,
     Population,
     PyTree,
     Task,
     Uploads,
 )
+from pfljax.core.uploads import Weighted, mean, shares, weighted
 
 __all__ = [
     "Algorithm",
@@ -63,8 +39,8 @@ __all__ = [
     "Context",
     "FederatedState",
     "LocalTraining",
-    "Model",
     "Objective",
+    "Params",
     "Path",
     "Population",
     "PyTree",
@@ -74,31 +50,18 @@ __all__ = [
     "Weighted",
     "above",
     "at_least",
-    "averaging",
     "between",
     "check_hyperparameters",
     "checked",
     "descend",
-    "discrepancy",
-    "distillation",
-    "exploration",
     "for_each_batch",
-    "generator",
-    "hypernetwork",
-    "linear",
-    "low_rank",
-    "masks",
     "mean",
     "mean_over",
-    "partition",
-    "policy",
-    "prototypes",
+    "params",
     "pulled_towards",
     "ranges",
     "shares",
-    "simplex",
     "steps_per_epoch",
-    "table",
     "train",
     "tree",
     "weighted",

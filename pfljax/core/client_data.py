@@ -29,6 +29,11 @@ class Batch(NamedTuple):
     mask: jax.Array
 
 
+def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns `[]`, the mean of the values where the mask of their shape is True; 0 without any."""
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
 def random_order(key: jax.Array, length: int, size: jax.Array) -> jax.Array:
     """Returns `[length]` int32: the numbers below `size` `[]` in random order, then the others.
 

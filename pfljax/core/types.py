@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pfljax.core.client_data import Batch, ClientData
 
 PyTree = Any
-Model = Any  # nested dict of arrays: what a client can predict with
+Params = Any  # nested dict of arrays: what a client can predict with
 Path = tuple[str, ...]  # where an array stands in a model, e.g. ('head', 'kernel')
 
 
@@ -164,7 +164,7 @@ class Task(NamedTuple):
       more_is_better: whether a larger score is a better one.
     """
 
-    init: Callable[[jax.Array], Model]
+    init: Callable[[jax.Array], Params]
     losses: Callable[..., jax.Array]
     loss: Callable[..., jax.Array]
     predict: Callable[..., jax.Array]
@@ -177,7 +177,7 @@ class Task(NamedTuple):
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
     is_statistic: Callable[[Path], bool] = lambda path: False
-    observe: Callable[[Model, Batch], Model] | None = None
+    observe: Callable[[Params, Batch], Params] | None = None
     score: str = "accuracy"
     more_is_better: bool = True
 
@@ -217,9 +217,9 @@ class Algorithm(NamedTuple):
     init_client: Callable[..., PyTree]
     client_update: Callable[..., ClientOutput]
     server_update: Callable[..., PyTree]
-    personalize: Callable[..., Model]
+    personalize: Callable[..., Params]
     predict: Callable[..., jax.Array] | None = None
-    global_model: Callable[..., Model] | None = None
+    global_model: Callable[..., Params] | None = None
     download: Callable[..., PyTree] | None = None
     exchange: Callable[..., PyTree] | None = None
     aggregators: tuple[Any, ...] = ()

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, Context, FederatedState, Task
-from pfljax.engine import mapping, start, store
+from pfljax.engine import init, mapping
+from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context
 
@@ -25,7 +26,7 @@ def evaluate_client(
     server,
     client,
     examples: Examples,
-    place: jax.Array,
+    row: jax.Array,
     unseen: jax.Array | None,
     context: Context,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
@@ -41,7 +42,7 @@ def evaluate_client(
       server: the method's server state.
       client: the client's private state.
       examples: of this client and others.
-      place: `[]` int32, where the client stands in `examples`; -1 scores nothing.
+      row: `[]` int32, where the client stands in `examples`; -1 scores nothing.
       unseen: `[]` bool, whether it never takes part; None where all clients do.
       context: the client's key and the round.
 
@@ -49,7 +50,7 @@ def evaluate_client(
       `{model: {split: {metric: []}}}`, sums over the client's examples; model is 'personal' and,
       where the method has one, 'global'.
     """
-    data = examples.of_client(place)
+    data = examples.of_client(row)
     if unseen is not None:
         # Clients that took part are given no examples here, so that the update costs nothing.
         joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
@@ -62,7 +63,7 @@ def evaluate_client(
     predict = algorithm.predict or (lambda model, inputs, key: task.predict(model, inputs))
 
     def score(split):
-        data = examples.of_client(place, split)
+        data = examples.of_client(row, split)
 
         def batch_scores(number):
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
@@ -98,7 +99,7 @@ def evaluate_rows(
     state: FederatedState,
     examples: Examples,
     ids: jax.Array,
-    places: jax.Array,
+    rows: jax.Array,
     num_clients: int,
     num_rounds: jax.Array,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
@@ -112,7 +113,7 @@ def evaluate_rows(
       state: `clients` holds the rows of these clients.
       examples: at least those of these clients.
       ids: `[rows]` int32; -1 where it is nobody.
-      places: `[rows]` int32, where each client stands in `examples`; -1 where it is nobody.
+      rows: `[rows]` int32, where each client stands in `examples`; -1 where it is nobody.
       num_clients: seen and unseen.
       num_rounds: `[]` int32, the planned length of the run.
 
@@ -121,26 +122,24 @@ def evaluate_rows(
     """
     num_rows, clients = ids.shape[0], state.clients
     if fill := -num_rows % clients_per_chunk:
-        ids, places = (jnp.pad(each, (0, fill), constant_values=-1) for each in (ids, places))
-        rows = jnp.minimum(jnp.arange(num_rows + fill), num_rows - 1)
-        clients = jax.tree.map(lambda leaf: leaf[rows], clients)
+        ids, rows = (jnp.pad(each, (0, fill), constant_values=-1) for each in (ids, rows))
+        stored = jnp.minimum(jnp.arange(num_rows + fill), num_rows - 1)
+        clients = jax.tree.map(lambda leaf: leaf[stored], clients)
 
-    def one(row):
-        client_id, place, client = row
+    def one(one_client):
+        client_id, row, client = one_client
         context = client_context(state.key, state.round, num_rounds, streams.EVALUATION, client_id)
-        profile = examples.profile(place)._replace(id=client_id)
-        client = start.begun(algorithm, state, client, profile)
+        profile = examples.profile(row)._replace(id=client_id)
+        client = init.private_state(algorithm, state, client, profile)
         unseen = None
         if examples.num_participants < num_clients:
             unseen = client_id >= examples.num_participants
         scores = evaluate_client(
-            algorithm, task, batch_size, state.server, client, examples, place, unseen, context
+            algorithm, task, batch_size, state.server, client, examples, row, unseen, context
         )
         return scores, ()
 
-    scores, _ = mapping.map_and_sum(
-        one, (ids, places, clients), clients_per_chunk=clients_per_chunk
-    )
+    scores, _ = mapping.map_and_sum(one, (ids, rows, clients), clients_per_chunk=clients_per_chunk)
     return jax.tree.map(lambda leaf: leaf[:num_rows], scores)
 
 
@@ -154,7 +153,7 @@ def evaluate(
     num_rounds: jax.Array,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
     """Scores all clients, each on the device that owns it; see `build_evaluation`."""
-    ids, count = store.owned_ids(examples.num_clients), examples.num_clients
+    ids, count = on_device.owned_ids(examples.num_clients), examples.num_clients
     scores = evaluate_rows(
         algorithm,
         task,

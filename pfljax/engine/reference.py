@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
-from pfljax.engine import sampling, start
+from pfljax.engine import init, sampling
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context, cohort_key
 
@@ -46,7 +46,7 @@ def reference_round(
     for i in ids:
         if clients[i] is None:
             profile = examples.profile(jnp.int32(i))
-            clients[i] = start.start_client(algorithm, state.server, profile, state.key)
+            clients[i] = init.init_client(algorithm, state.server, profile, state.key)
 
     update = jax.jit(algorithm.update_client)  # once for all clients: it is the loop that is plain
     outputs = [

@@ -8,7 +8,8 @@
     return   send those states home
 
 The same round as a plain Python loop over clients stands in `engine/reference.py`; where rows and
-examples lie on the host, `engine/host.py` fetches and stores them, and the rest is the same.
+examples are kept on the host, `engine/clients/on_host.py` fetches and stores them; the rest is the
+same.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import streams, tree
-from pfljax.core.messages import Weighted, mean, weighted
 from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, PyTree, Uploads
-from pfljax.engine import mapping, sampling, start, visits
+from pfljax.core.uploads import Weighted, mean, weighted
+from pfljax.engine import init, mapping, sampling
+from pfljax.engine.clients import migration
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
@@ -38,7 +40,7 @@ def train_cohort(
     clients_per_chunk: int,
     state: FederatedState,
     examples: Examples,
-    places: jax.Array,
+    rows: jax.Array,
     cohort: Cohort,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
@@ -47,11 +49,11 @@ def train_cohort(
     Args:
       algorithm: the method.
       clients_per_chunk: how many clients a device trains together.
-      state: `clients` is the `store.Hand` of this device's share of the cohort.
-      examples: at least those of this share.
-      places: `[share]` int32, where each client of this share stands in `examples`; -1 where it is
+      state: `clients` is the `store.Hand` of this device's shard of the cohort.
+      examples: at least those of this shard.
+      rows: `[shard]` int32, where each client of this shard stands in `examples`; -1 where it is
         nobody.
-      cohort: of all devices, one device's share after the other.
+      cohort: of all devices, one device's shard after the other.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
@@ -61,10 +63,10 @@ def train_cohort(
     mine = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
 
     def update(client, private):
-        client_id, place = client
-        data = examples.of_client(place)
-        profile = examples.profile(place)._replace(id=client_id)
-        private = start.begun(algorithm, state, private, profile)
+        client_id, row = client
+        data = examples.of_client(row)
+        profile = examples.profile(row)._replace(id=client_id)
+        private = init.private_state(algorithm, state, private, profile)
         output = algorithm.update_client(
             state.server, private, data, context(streams.UPDATE, client_id)
         )
@@ -78,8 +80,8 @@ def train_cohort(
         finite = tree.is_finite((output.state, output.metrics)) | ~present
         return output.state, (each, finite), uploaded
 
-    hand, (each, finite), sums = mapping.map_states(
-        update, state.clients, (mine, places), clients_per_chunk=clients_per_chunk
+    states, (each, finite), sums = mapping.map_states(
+        update, state.clients, (mine, rows), clients_per_chunk=clients_per_chunk
     )
     total, metrics, count = mapping.sum_over_devices(sums)
 
@@ -100,8 +102,8 @@ def train_cohort(
             return moved, tree.is_finite(moved) | (client_id < 0), ()
 
         members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
-        hand, still_finite, _ = mapping.map_states(
-            exchange, hand, (members, mine), clients_per_chunk=clients_per_chunk
+        states, still_finite, _ = mapping.map_states(
+            exchange, states, (members, mine), clients_per_chunk=clients_per_chunk
         )
         finite &= still_finite
 
@@ -120,7 +122,7 @@ def train_cohort(
     if jax.tree.leaves(joined):
         ids = jnp.where(cohort.ids < 0, joined.shape[0], cohort.ids)
         joined = joined.at[ids].set(True, mode="drop")
-    return FederatedState(server, hand, state.round + 1, state.key, joined), metrics
+    return FederatedState(server, states, state.round + 1, state.key, joined), metrics
 
 
 def client_context(
@@ -170,7 +172,7 @@ def one_round(
     plan: sampling.CohortPlan,
     clients_per_chunk: int,
     state: FederatedState,
-    guests: PyTree | None,
+    buffer: PyTree | None,
     examples: Examples,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, PyTree | None, dict[str, jax.Array]]:
@@ -181,12 +183,12 @@ def one_round(
       plan: how the cohort is chosen.
       clients_per_chunk: how many clients a device trains together.
       state: `clients` holds this device's rows only.
-      guests: the room for guests, of `visits.room`.
+      buffer: the room for buffer, of `visits.room`.
       examples: of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, the room for guests, and the metrics: the means of the clients' (NaN where no
+      The next state, the room for buffer, and the metrics: the means of the clients' (NaN where no
       client had anything to report), with the number of clients (`cohort`), their training examples
       (`examples`), what these cost with padding (`slots`), and `not_finite`: the id of a client
       whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum
@@ -197,21 +199,25 @@ def one_round(
         return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
 
     ids = sampling.sample(plan, cohort_key(state.key, state.round))
-    hands = sampling.deal(
+    assignment = sampling.assign(
         ids,
         sizes_of(ids),
         num_devices=mapping.num_devices(),
         chunk=clients_per_chunk,
-        at_home=bool(jax.tree.leaves(state.clients)),
+        prefer_owner=bool(jax.tree.leaves(state.clients)),
     )
-    mine, dealt = hands[mapping.device_index()], hands.reshape(-1)
-    cohort = Cohort(dealt, sizes_of(dealt), plan.num_clients)
-    share = state._replace(clients=visits.lend(state.clients, guests, hands))
+    mine, assigned = assignment[mapping.device_index()], assignment.reshape(-1)
+    cohort = Cohort(assigned, sizes_of(assigned), plan.num_clients)
+    shard = state._replace(clients=migration.gather_states(state.clients, buffer, assignment))
     after, metrics = train_cohort(
-        algorithm, clients_per_chunk, share, examples, mine, cohort, num_rounds
+        algorithm, clients_per_chunk, shard, examples, mine, cohort, num_rounds
     )
-    hand = after.clients
-    return after._replace(clients=visits.give_back(hand, hands)), hand.guests, metrics
+    states = after.clients
+    return (
+        after._replace(clients=migration.scatter_states(states, assignment)),
+        states.remote,
+        metrics,
+    )
 
 
 def run_rounds(
@@ -226,23 +232,23 @@ def run_rounds(
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
     """Runs `rounds_now` rounds on every device; see `build_rounds`."""
 
-    share = sampling.hand_size(plan.places, mapping.num_devices(), clients_per_chunk)
-    guests = visits.room(state.clients, share)
+    shard = sampling.clients_per_device(plan.capacity, mapping.num_devices(), clients_per_chunk)
+    buffer = migration.receive_buffer(state.clients, shard)
 
-    def run_one(state, guests):
-        return one_round(algorithm, plan, clients_per_chunk, state, guests, examples, num_rounds)
+    def run_one(state, buffer):
+        return one_round(algorithm, plan, clients_per_chunk, state, buffer, examples, num_rounds)
 
     def body(index, carry):
-        state, guests, history = carry
-        state, guests, metrics = run_one(state, guests)
+        state, buffer, history = carry
+        state, buffer, metrics = run_one(state, buffer)
         history = jax.tree.map(lambda all, now: all.at[index].set(now), history, metrics)
-        return state, guests, history
+        return state, buffer, history
 
-    *_, metrics = jax.eval_shape(run_one, state, guests)
+    *_, metrics = jax.eval_shape(run_one, state, buffer)
     history = jax.tree.map(
         lambda leaf: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype), metrics
     )
-    state, _, history = jax.lax.fori_loop(0, rounds_now, body, (state, guests, history))
+    state, _, history = jax.lax.fori_loop(0, rounds_now, body, (state, buffer, history))
     return state, history
 
 

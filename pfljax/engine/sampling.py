@@ -15,10 +15,10 @@ SAMPLINGS = ("fixed", "poisson")
 # less than putting everybody in random order.
 _SMALL_PART = 1 / 16
 
-# Into so many groups of about the same size a cohort is divided, to be dealt level within each.
+# Number of groups of clients of similar size, within each of which the load is balanced.
 _GROUPS = 32
 
-# A cohort that would not fit its places is cut; this is how often that may happen.
+# Probability that a Poisson cohort exceeds its capacity and is truncated.
 OVERFLOW_PROBABILITY = 1e-9
 
 
@@ -39,7 +39,7 @@ class CohortPlan(NamedTuple):
     dropout: float = 0.0
 
     @property
-    def places(self) -> int:
+    def capacity(self) -> int:
         """The most clients that a cohort can have."""
         if self.sampling == "fixed" or self.size == self.num_clients:
             return self.size
@@ -48,20 +48,20 @@ class CohortPlan(NamedTuple):
         return min(self.num_clients, int(largest) + 1)
 
 
-def _distinct(key: jax.Array, num_clients: int, places: int) -> jax.Array:
-    """Chooses `places` different clients in time that does not depend on `num_clients`.
+def _distinct(key: jax.Array, num_clients: int, capacity: int) -> jax.Array:
+    """Chooses `capacity` different clients in time that does not depend on `num_clients`.
 
     A stream of uniform draws of which those seen before are left out is a uniform choice.
 
     Returns:
-      `[places]` int32.
+      `[capacity]` int32.
     """
-    positions = jnp.arange(places)
+    positions = jnp.arange(capacity)
 
     def redraw(carry):
         ids, repeated, number = carry
         fresh = jax.random.randint(
-            jax.random.fold_in(key, number), (places,), 0, num_clients, jnp.int32
+            jax.random.fold_in(key, number), (capacity,), 0, num_clients, jnp.int32
         )
         ids = jnp.where(repeated, fresh, ids)
         # Equal ids stand together then, one that had been accepted before any new one.
@@ -69,7 +69,7 @@ def _distinct(key: jax.Array, num_clients: int, places: int) -> jax.Array:
         again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
         return ids, repeated.at[order].set(again), number + 1
 
-    everybody = (jnp.zeros(places, jnp.int32), jnp.ones(places, bool), jnp.int32(0))
+    everybody = (jnp.zeros(capacity, jnp.int32), jnp.ones(capacity, bool), jnp.int32(0))
     ids, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, everybody)
     return ids
 
@@ -82,61 +82,61 @@ def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
       key: typed key of the round's own.
 
     Returns:
-      `[plan.places]` int32 client ids, -1 in empty places.
+      `[plan.capacity]` int32, client ids; -1 is padding.
     """
     choice_key, count_key, dropout_key = jax.random.split(key, 3)
     if plan.size == plan.num_clients:
         ids = jnp.arange(plan.num_clients, dtype=jnp.int32)
     else:
-        if plan.places < _SMALL_PART * plan.num_clients:
-            ids = _distinct(choice_key, plan.num_clients, plan.places)
+        if plan.capacity < _SMALL_PART * plan.num_clients:
+            ids = _distinct(choice_key, plan.num_clients, plan.capacity)
         else:
-            ids = jax.random.choice(choice_key, plan.num_clients, (plan.places,), replace=False)
+            ids = jax.random.choice(choice_key, plan.num_clients, (plan.capacity,), replace=False)
             ids = ids.astype(jnp.int32)
         if plan.sampling == "poisson":
             # A uniform subset of binomial size is what independent coin flips give.
             rate = plan.size / plan.num_clients
             count = jax.random.binomial(count_key, plan.num_clients, rate)
-            ids = jnp.where(jnp.arange(plan.places) < count, ids, -1)
+            ids = jnp.where(jnp.arange(plan.capacity) < count, ids, -1)
     if plan.dropout > 0:
         stays = jax.random.bernoulli(dropout_key, 1 - plan.dropout, ids.shape)
         ids = jnp.where(stays, ids, -1)
     return ids
 
 
-def hand_size(places: int, num_devices: int, chunk: int) -> int:
-    """Returns how many of a cohort's places each device gets, whole chunks of them."""
-    return -(-places // (num_devices * chunk)) * chunk
+def clients_per_device(capacity: int, num_devices: int, chunk: int) -> int:
+    """Returns the number of clients in the shard of each device, a multiple of `chunk`."""
+    return -(-capacity // (num_devices * chunk)) * chunk
 
 
-def deal(
-    ids: jax.Array, sizes: jax.Array, *, num_devices: int, chunk: int, at_home: bool = False
+def assign(
+    ids: jax.Array, sizes: jax.Array, *, num_devices: int, chunk: int, prefer_owner: bool = False
 ) -> jax.Array:
-    """Deals a cohort over devices so that they are level and neighbours are alike.
+    """Assigns the clients of a cohort to devices with balanced load.
 
-    Sorted by size, each device gets one of every few neighbours, so that the clients of a chunk
-    need nearly the same number of steps. The neighbours that differ most are given away first, the
-    largest of them to the device that has least so far.
+    Clients are sorted by size and every device gets one of each group of `num_devices` neighbours,
+    so that clients trained together need nearly the same number of steps. Groups whose sizes differ
+    most are assigned first, their largest client to the device with the smallest load so far.
 
     Args:
-      ids: `[cohort]` int32, -1 in empty places.
-      sizes: `[cohort]` int32, 0 in empty places.
-      num_devices: how many hands.
-      chunk: a hand's length is a multiple of it.
-      at_home: of clients of about the same size, give device `i % num_devices` client `i`, as long
-        as all devices get as many.
+      ids: `[cohort]` int32; -1 is padding.
+      sizes: `[cohort]` int32, training examples; 0 for padding.
+      num_devices: Number of devices.
+      chunk: Number of clients that a device trains at once; divides the length of a shard.
+      prefer_owner: Among clients of similar size, assign client `i` to device `i % num_devices`, as
+        far as all devices keep the same number of clients.
 
     Returns:
-      `[num_devices, hand]` int32, filled up with -1.
+      `[num_devices, shard]` int32, padded with -1.
     """
-    hand = hand_size(ids.shape[0], num_devices, chunk)
+    shard = clients_per_device(ids.shape[0], num_devices, chunk)
     order = jnp.argsort(jnp.where(ids < 0, -1, sizes), descending=True)
-    filled = jnp.full((hand * num_devices,), -1, jnp.int32).at[: ids.shape[0]].set(ids[order])
+    filled = jnp.full((shard * num_devices,), -1, jnp.int32).at[: ids.shape[0]].set(ids[order])
     if num_devices == 1:
         return filled[None]
-    if at_home:
-        return filled[jnp.argsort(_devices(filled, num_devices))].reshape(num_devices, hand)
-    neighbours = filled.reshape(hand, num_devices)
+    if prefer_owner:
+        return filled[jnp.argsort(_prefer_owners(filled, num_devices))].reshape(num_devices, shard)
+    neighbours = filled.reshape(shard, num_devices)
     loads = jnp.zeros(filled.shape).at[: ids.shape[0]].set(sizes[order]).reshape(neighbours.shape)
 
     def give(total, row):
@@ -148,41 +148,41 @@ def deal(
     return jnp.zeros_like(neighbours).at[rows].set(given).T
 
 
-def _devices(ids: jax.Array, num_devices: int) -> jax.Array:
-    """Chooses devices for a cohort sorted by size, most clients being at home.
+def _prefer_owners(ids: jax.Array, num_devices: int) -> jax.Array:
+    """Assigns most clients of a cohort sorted by size to the devices that own them.
 
-    Of every group of neighbours each device takes as many: first those that live there, then
-    whoever found no room at home.
+    Every device takes equally many clients of each group of neighbours: first those that it owns,
+    then clients whose owner has no capacity left.
 
     Args:
-      ids: `[num_devices * hand]` int32; -1 is nobody, who fits everywhere.
-      num_devices: how many hands.
+      ids: `[num_devices * shard]` int32; -1 is padding, which any device takes.
+      num_devices: Number of devices.
 
     Returns:
-      `[num_devices * hand]` int32, each device `hand` times.
+      `[num_devices * shard]` int32, a device for each client; every device occurs `shard` times.
     """
-    hand = ids.shape[0] // num_devices
-    groups = min(_GROUPS, hand)
-    starts = -(-np.arange(groups + 1) * hand // groups)
-    room = np.repeat(np.diff(starts), np.diff(starts) * num_devices)  # for each device
+    shard = ids.shape[0] // num_devices
+    groups = min(_GROUPS, shard)
+    starts = -(-np.arange(groups + 1) * shard // groups)
+    capacity = np.repeat(np.diff(starts), np.diff(starts) * num_devices)  # for each device
     group = np.repeat(np.arange(groups), np.diff(starts) * num_devices)
-    start = num_devices * starts[group]  # of the group's places, of which each device has `room`
+    start = num_devices * starts[group]  # of the group's slots, of which each device has `capacity`
 
-    # Back and forth, like cards: every other group begins with its smallest clients.
+    # Alternating order: every other group begins with its smallest clients.
     turn = np.arange(ids.shape[0])
-    ends = start + num_devices * room
+    ends = start + num_devices * capacity
     turn = np.where(group % 2 == 1, start + ends - 1 - turn, turn)
     ids = ids[turn]
 
     home = jnp.where(ids < 0, num_devices, ids % num_devices)
     before = _rank(group * (num_devices + 1) + home)
-    stays = (home < num_devices) & (before < room)
-    place = start + home * room + before
+    stays = (home < num_devices) & (before < capacity)
+    place = start + home * capacity + before
     taken = jnp.zeros(ids.shape, bool).at[jnp.where(stays, place, ids.shape[0])].set(True)
-    # In each group as many places are left as clients.
+    # In each group there are as many free slots as clients left.
     moving, left = jnp.argsort(2 * group + stays), jnp.argsort(2 * group + taken)
     place = jnp.where(stays, place, jnp.zeros_like(left).at[moving].set(left))
-    return ((place - start) // room)[turn]
+    return ((place - start) // capacity)[turn]
 
 
 def _rank(values: jax.Array) -> jax.Array:

@@ -2,14 +2,7 @@
 
 from pfljax.models.model import Model, compute_in, from_flax
 from pfljax.models.networks import MODELS, cnn, logistic, mlp, mlp_bn
-from pfljax.models.tasks import (
-    TASKS,
-    classification,
-    multi_label,
-    next_token,
-    ranking,
-    regression,
-)
+from pfljax.models.tasks import TASKS, classification, multi_label, next_token, ranking, regression
 
 __all__ = [
     "MODELS",

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pfljax.models.convolution import convolution, depthwise
-from pfljax.models.product import product
+from pfljax.models.kernels.convolution import convolution, depthwise
+from pfljax.models.kernels.product import product
 
 
 def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:

@@ -8,14 +8,7 @@ from pfljax.models.attention import transformer, transformer_lm, vit
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
-from pfljax.models.tabular import (
-    amazon_mlp,
-    har_cnn,
-    logistic,
-    matrix_factorization,
-    mlp,
-    mlp_bn,
-)
+from pfljax.models.tabular import amazon_mlp, har_cnn, logistic, matrix_factorization, mlp, mlp_bn
 from pfljax.models.text import fasttext, lstm, lstm_lm, textcnn
 
 MODELS: dict[str, Callable[..., Model]] = {

@@ -10,14 +10,7 @@ import flax.linen as nn
 import jax
 
 from pfljax.errors import UserError
-from pfljax.models.layers import (
-    BatchNorm,
-    Conv,
-    Dense,
-    DepthwiseConv,
-    GroupNorm,
-    average_pool,
-)
+from pfljax.models.layers import BatchNorm, Conv, Dense, DepthwiseConv, GroupNorm, average_pool
 from pfljax.models.model import Model, from_flax
 
 # Kernels start as those of PyTorch's own residual networks do.

@@ -18,13 +18,14 @@ import pytest
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import averaging, partition, simplex
+from pfljax.core import params
 from pfljax.engine import mapping, sampling
+from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds, cohort_key
-from pfljax.engine.start import build_start
 from pfljax.errors import UserError
 from pfljax.models.layers import BatchNorm, Dense
-from pfljax.training.checkpoint import to_host
+from pfljax.ops import averaging, simplex
+from pfljax.training.run.checkpoint import to_host
 
 ROUNDS = 2  # after which some clients have come back, and some never came
 TASK = federation.task("mlp_bn")
@@ -67,7 +68,7 @@ def check(name, plain_round, *, personal=None, local=LOCAL, rounds=ROUNDS, **set
         device = jax.devices()[:1]
         placed = wide(mapping.replicate(federation.examples(), device))
         state = wide(
-            build_start(algorithm, join="initial", devices=device)(placed, jax.random.key(0))
+            build_init(algorithm, join="initial", devices=device)(placed, jax.random.key(0))
         )
         advance = build_rounds(
             algorithm, federation.PLAN, clients_per_chunk=2, rounds_per_call=1, devices=device
@@ -487,7 +488,7 @@ def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
         local = LOCAL._replace(observe=observe, epochs=1)
         algorithm = ALGORITHMS["fedkd"](mentor, local, mentee=mentee, energy_start=1.0)
         server, _, output = one_client_update(algorithm, 1)
-        model = averaging.step(server, output.sum, averaging.PLAIN).model
+        model = averaging.apply(server, output.sum, averaging.PLAIN).model
         wanted = plain.observed(server.model, jnp.float32(x))
         federation.assert_close(plain.statistics(model), wanted)
 
@@ -795,8 +796,8 @@ def test_weight_decay_and_clipping_leave_statistics_alone():
     examples = jax.tree.map(jnp.asarray, federation.examples())
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
     model = TASK.init(jax.random.key(0))
-    shifted = jax.tree.map(lambda leaf: leaf + 50, partition.split(model, TASK.is_statistic)[0])
-    far = partition.replace(model, shifted)
+    shifted = jax.tree.map(lambda leaf: leaf + 50, params.split(model, TASK.is_statistic)[0])
+    far = params.replace(model, shifted)
 
     def trained(optimizer, anchor, client):
         rule = core.pulled_towards(TASK.loss, anchor, 1.0)

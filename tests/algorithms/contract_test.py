@@ -10,11 +10,11 @@ import pytest
 
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping
+from pfljax.engine.init import build_init
 from pfljax.engine.reference import reference_round
 from pfljax.engine.round import build_rounds
-from pfljax.engine.start import build_start
-from pfljax.training.checkpoint import Checkpoints, to_host
-from pfljax.training.runtime import CompilationCounter
+from pfljax.training.run.checkpoint import Checkpoints, to_host
+from pfljax.training.run.runtime import CompilationCounter
 
 
 @pytest.fixture(scope="module", params=ALGORITHMS)
@@ -45,13 +45,13 @@ def on_two_devices(name):
         algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=2, devices=devices
     )
     examples = mapping.replicate(federation.examples(), devices)
-    return build_start(algorithm, devices=devices), step, examples
+    return build_init(algorithm, devices=devices), step, examples
 
 
 def test_engine_equals_the_plain_loop(name):
     algorithm = federation.make(name)
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    start = build_start(algorithm, devices=jax.devices()[:1])
+    start = build_init(algorithm, devices=jax.devices()[:1])
     state = start(federation.examples(), jax.random.key(0))
     state = state._replace(clients=[None] * examples.num_clients)
     with jax.debug_key_reuse(True):
@@ -127,7 +127,7 @@ def test_resuming_is_exact_and_works_on_other_devices(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, to_host(straight, count), to_host(resumed, count))
 
     three = jax.devices()[:3]
-    like = build_start(federation.make(name), devices=three)(
+    like = build_init(federation.make(name), devices=three)(
         mapping.replicate(federation.examples(), three), jax.random.key(1)
     )
     (restored,) = checkpoints.restore(like, count, three)

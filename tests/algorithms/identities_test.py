@@ -13,6 +13,7 @@ from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.errors import UserError
+from pfljax.ops import hypernetwork
 
 EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
 
@@ -584,7 +585,7 @@ def test_every_setting_of_pfedhn_counts():
 def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
     algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
     server = algorithm.init_server(jax.random.key(3), federation.examples().population())
-    models = core.hypernetwork.generate(server.network, server.embeddings)
+    models = hypernetwork.generate(server.network, server.embeddings)
     start = server.network["heads"]["bias"]
     for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):
         scale = np.sqrt(np.mean(own**2))

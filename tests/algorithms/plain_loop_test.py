@@ -20,9 +20,9 @@ from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
+from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds, client_context, cohort_key
-from pfljax.engine.start import build_start
-from pfljax.training.checkpoint import to_host
+from pfljax.training.run.checkpoint import to_host
 
 TOLERANCE = 1e-10
 PLAN = sampling.CohortPlan(num_clients=4, size=2)
@@ -213,7 +213,7 @@ def follow(name, hyperparameters, loop, settings):
     devices = jax.devices()[:1]
     placed = mapping.replicate(examples(), devices)
     step = build_rounds(algorithm, PLAN, clients_per_chunk=2, rounds_per_call=1, devices=devices)
-    state = build_start(algorithm, devices=devices)(placed, jax.random.key(SEED))
+    state = build_init(algorithm, devices=devices)(placed, jax.random.key(SEED))
     start = jax.tree.map(np.asarray, to_host(state, 4))
     last = None
     for number, expected in enumerate(loop(world_of(start), **settings)):

@@ -26,9 +26,10 @@ from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
+from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds
-from pfljax.engine.start import build_start
-from pfljax.training.checkpoint import to_host
+from pfljax.ops import low_rank
+from pfljax.training.run.checkpoint import to_host
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
@@ -412,7 +413,7 @@ def follow(name, case, data, theirs, settings):
         rounds_per_call=1,
         devices=devices,
     )
-    start = build_start(algorithm, join="initial", devices=devices)
+    start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
     rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
@@ -549,8 +550,7 @@ def test_what_the_server_of_fedkd_sends():
             ]
             energy = theirs[f"round{round}/server/energy"]
             sent = [
-                core.low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0]
-                for m in mentees
+                low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees
             ]
             mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
             for path, array in their_names(mean):

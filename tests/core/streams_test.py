@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from pfljax.core import Context, streams
+from pfljax.engine.init import init_client, init_server
 from pfljax.engine.round import client_context, cohort_key
-from pfljax.engine.start import start_client, start_server
 
 ROUNDS, CLIENTS, CHILDREN, STEPS = 4, 5, 4, 3
 
@@ -37,8 +37,8 @@ def keys_of_a_context(context: Context):
 
 def test_no_two_uses_share_a_key():
     run = jax.random.key(0)
-    keys = [start_server(Keys, None, run)]
-    keys += [start_client(Keys, None, Profile(client), run) for client in range(CLIENTS)]
+    keys = [init_server(Keys, None, run)]
+    keys += [init_client(Keys, None, Profile(client), run) for client in range(CLIENTS)]
     keys += [cohort_key(run, round) for round in range(ROUNDS)]
     keys += [streams.key_of(run, streams.SERVER, round) for round in range(ROUNDS)]
     of_clients = itertools.product(

@@ -11,8 +11,9 @@ from pfljax import data
 from pfljax.data import reading
 from pfljax.data.sources import image_files
 from pfljax.errors import UserError
-from pfljax.training import experiment, loop
-from pfljax.training.config import default_config
+from pfljax.training.run import loop
+from pfljax.training.study import experiment
+from pfljax.training.study.config import default_config
 
 # Arrays.
 

@@ -6,8 +6,9 @@ import pytest
 
 from pfljax import data
 from pfljax.errors import UserError
-from pfljax.training import experiment, loop
-from pfljax.training.config import default_config
+from pfljax.training.run import loop
+from pfljax.training.study import experiment
+from pfljax.training.study.config import default_config
 
 
 def write(path, dataset):

@@ -9,8 +9,8 @@ import pytest
 from pfljax import data
 from pfljax.data import Split, validate
 from pfljax.errors import UserError
-from pfljax.training import experiment, tasks
-from pfljax.training.config import default_config
+from pfljax.training.study import experiment, task
+from pfljax.training.study.config import default_config
 
 TWO = {
     "train": Split(np.int32([0, 20]), np.int32([12, 12])),
@@ -175,11 +175,11 @@ def test_ids_beyond_a_vocabulary_that_the_config_names(vocabulary, more):
     ids = np.arange(200, dtype=np.int32).reshape(40, 5) % 6
     if more:
         with pytest.raises(UserError, match="the id 5 of row 1 but a vocabulary of 5: raise conf"):
-            tasks.build_task(config, made(ids))
+            task.build_task(config, made(ids))
         with pytest.raises(UserError, match="dtype float32 .* a model that reads measurements"):
-            tasks.build_task(config, made(ids.astype(np.float32)))
+            task.build_task(config, made(ids.astype(np.float32)))
     else:
-        assert tasks.build_task(config, made(ids)).num_classes == 3
+        assert task.build_task(config, made(ids)).num_classes == 3
 
 
 def test_a_large_file_is_looked_at_and_not_read(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pfljax.core import streams
-from pfljax.engine import sampling, start
+from pfljax.engine import init, sampling
 from pfljax.engine.evaluate import SPLITS
 from pfljax.engine.round import client_context, cohort_key
 
@@ -56,7 +56,7 @@ def plain_loop(algorithm, outcome):
         if i in trained:
             client = jax.tree.map(lambda leaf, i=i: leaf[i], outcome.clients)
         else:  # begins with the server's state of now
-            client = start.start_client(algorithm, outcome.server, data.profile(jnp.int32(i)), key)
+            client = init.init_client(algorithm, outcome.server, data.profile(jnp.int32(i)), key)
         if i >= data.num_participants:
             client = join(outcome.server, client, own, context.child(0)).state
         models = {"personal": personalize(outcome.server, client, own, context.child(1))}

@@ -11,18 +11,12 @@ import pytest
 from pfljax import core
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
-from pfljax.engine.communication import count
+from pfljax.engine.accounting.collectives import count
+from pfljax.engine.init import build_init
 from pfljax.engine.reference import reference_round
-from pfljax.engine.round import (
-    ALL_FINITE,
-    SERVER_NOT_FINITE,
-    build_rounds,
-    cohort_key,
-    run_rounds,
-)
-from pfljax.engine.start import build_start
+from pfljax.engine.round import ALL_FINITE, SERVER_NOT_FINITE, build_rounds, cohort_key, run_rounds
 from pfljax.errors import UserError
-from pfljax.training.checkpoint import to_host
+from pfljax.training.run.checkpoint import to_host
 
 
 class Notes(NamedTuple):
@@ -92,7 +86,7 @@ def test_rows_of_every_dtype_travel_and_members_see_the_others(devices, chunk):
 def test_exchange_equals_the_plain_loop():
     algorithm, count = gossip(), 9
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    state = build_start(algorithm, devices=jax.devices()[:1])(examples, jax.random.key(0))
+    state = build_init(algorithm, devices=jax.devices()[:1])(examples, jax.random.key(0))
     state = state._replace(clients=[None] * count)
     for _ in range(2):
         state = reference_round(algorithm, federation.PLAN, state, examples, 2)
@@ -120,7 +114,7 @@ def test_clients_begin_with_the_servers_state_of_the_round_they_join(join, devic
     step = build_rounds(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
     )
-    state = build_start(algorithm, join=join, devices=used)(placed, key)
+    state = build_init(algorithm, join=join, devices=used)(placed, key)
     state, _ = step(state, placed, np.int32(rounds), np.int32(rounds))
     began, ids = to_host(state, 9).clients
     first = np.zeros(9, int)
@@ -178,7 +172,7 @@ def test_dropped_clients_and_empty_cohorts_leave_no_trace(name):
     everyone_fails = sampling.CohortPlan(num_clients=8, size=3, dropout=1 - 1e-9)
     outcome = federation.run(federation.make(name), plan=everyone_fails, devices=2, rounds=2)
     assert np.all(outcome.metrics["cohort"] == 0)
-    fresh = build_start(federation.make(name), devices=jax.devices()[:2])(
+    fresh = build_init(federation.make(name), devices=jax.devices()[:2])(
         mapping.replicate(federation.examples(), jax.devices()[:2]), jax.random.key(0)
     )
     untouched = to_host(fresh, 9)
@@ -206,7 +200,7 @@ def test_the_pmap_form_equals_the_shard_map_form():
     algorithm = federation.make("ditto")
     placed = mapping.replicate(federation.examples())
     step = build_rounds(algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=1)
-    state = build_start(algorithm)(placed, jax.random.key(0))
+    state = build_init(algorithm)(placed, jax.random.key(0))
 
     def body(state, examples):
         own = state._replace(clients=jax.tree.map(lambda leaf: leaf[0], state.clients))
@@ -238,7 +232,7 @@ def test_no_client_model_is_gathered(name):
     """Private states go to one device, from one device, and only one sum goes to the server."""
     algorithm = federation.make(name)
     placed = mapping.replicate(federation.examples())
-    state = build_start(algorithm)(placed, jax.random.key(0))
+    state = build_init(algorithm)(placed, jax.random.key(0))
     step = build_rounds(algorithm, federation.PLAN, clients_per_chunk=1, rounds_per_call=1)
     text = step.compile(state, placed, np.int32(1), np.int32(1)).as_text()
     assert "all-gather" not in text
@@ -251,7 +245,7 @@ def communication(name, devices):
     used = jax.devices()[:devices]
     algorithm = federation.make(name)
     placed = mapping.replicate(federation.examples(), used)
-    state = build_start(algorithm, devices=used)(placed, jax.random.key(0))
+    state = build_init(algorithm, devices=used)(placed, jax.random.key(0))
     plan = sampling.CohortPlan(num_clients=8, size=2 * devices)
     step = build_rounds(algorithm, plan, clients_per_chunk=1, rounds_per_call=3, devices=used)
     return count(step, state, placed, np.int32(3), np.int32(3))

@@ -31,7 +31,7 @@ def test_fixed_cohorts_are_uniform_without_replacement():
 def test_poisson_cohorts_have_the_right_size_and_independent_members():
     plan = sampling.CohortPlan(num_clients=20, size=5, sampling="poisson")
     ids = draws(plan, 4000)
-    assert plan.places < 20 or ids.shape[1] == 20
+    assert plan.capacity < 20 or ids.shape[1] == 20
     present = np.stack([(ids == client).any(axis=1) for client in range(20)], axis=1)
     counts = present.sum(axis=1)
     np.testing.assert_array_equal(counts, (ids >= 0).sum(axis=1))
@@ -51,12 +51,14 @@ def test_dropout_empties_places():
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12),
     devices=st.integers(1, 5),
     chunk=st.integers(1, 3),
-    at_home=st.booleans(),
+    prefer_owner=st.booleans(),
 )
-def test_dealing_keeps_every_client_and_levels_the_hands(sizes, devices, chunk, at_home):
+def test_assignment_keeps_every_client_and_balances_the_load(sizes, devices, chunk, prefer_owner):
     ids = jnp.arange(len(sizes), dtype=jnp.int32)
     hands = np.asarray(
-        sampling.deal(ids, jnp.array(sizes), num_devices=devices, chunk=chunk, at_home=at_home)
+        sampling.assign(
+            ids, jnp.array(sizes), num_devices=devices, chunk=chunk, prefer_owner=prefer_owner
+        )
     )
     assert hands.shape[0] == devices and hands.shape[1] % chunk == 0
     np.testing.assert_array_equal(np.sort(hands[hands >= 0]), np.arange(len(sizes)))
@@ -72,7 +74,7 @@ def test_a_few_clients_are_dealt_nearly_level(devices, gap):
     """Given back and forth, the largest hand would have 776 examples more, of four hands 952."""
     sizes = [1972, 374, 1222, 1905, 1437, 4641, 942, 951, 2700, 3004]
     sizes = np.array([*sizes, 2337, 2829, 2709, 1600, 4297, 4086, 2721, 4239, 3949, 4577])
-    hands = sampling.deal(
+    hands = sampling.assign(
         jnp.arange(20, dtype=jnp.int32), jnp.array(sizes), num_devices=devices, chunk=1
     )
     assert np.ptp(sizes[np.asarray(hands)].sum(axis=1)) <= gap
@@ -83,8 +85,8 @@ def test_most_clients_train_where_they_live(devices):
     """Of a hundred for each device; none moves where all homes are as full in every size."""
 
     def guests(ids, sizes):
-        hands = sampling.deal(
-            jnp.array(ids), jnp.array(sizes), num_devices=devices, chunk=1, at_home=True
+        hands = sampling.assign(
+            jnp.array(ids), jnp.array(sizes), num_devices=devices, chunk=1, prefer_owner=True
         )
         hands = np.asarray(hands)
         placed = {client: int(sizes[place]) for place, client in enumerate(ids)}
@@ -106,7 +108,7 @@ def test_most_clients_train_where_they_live(devices):
 @pytest.mark.parametrize("size", [1, 3, 19])
 def test_poisson_places_hold_nearly_every_draw(size):
     plan = sampling.CohortPlan(num_clients=20, size=size, sampling="poisson")
-    assert size <= plan.places <= 20
+    assert size <= plan.capacity <= 20
 
 
 def test_a_small_cohort_of_many_is_uniform_and_its_clients_differ():

@@ -13,8 +13,9 @@ import pytest
 
 from pfljax import models
 from pfljax.errors import UserError
-from pfljax.training import config as config_lib
-from pfljax.training import experiment, runtime
+from pfljax.training.run import runtime
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 # As Python does for a script in these folders.

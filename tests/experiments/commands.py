@@ -18,7 +18,8 @@ import tempfile
 import traceback
 import warnings
 
-from pfljax.training import experiment, loop, report, runtime  # noqa: F401  for the forks
+from pfljax.report import plots, tables  # noqa: F401  for the forks
+from pfljax.training.run import runtime
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.training import partition_report, writers
+from pfljax.report import partition
+from pfljax.training.run import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = "--config=configs/quickstart.py"
@@ -126,9 +127,9 @@ def test_the_comparison_stands_in_files(comparison):
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods == ["method", "local", "fedavg", "ditto"]
     assert len((comparison.place / "comparison.csv").read_text().splitlines()) == 1 + 3 * 2
-    for name in ("curves.png", "clients.png", *partition_report.PICTURES):
+    for name in ("curves.png", "clients.png", *partition.PICTURES):
         assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
-    for name in partition_report.PICTURES:
+    for name in partition.PICTURES:
         assert f"]({name})" in "\n".join(lines)
 
 
@@ -257,7 +258,7 @@ def broken_configs(place):
     (place / "exits.py").write_text("import sys\n\nsys.exit(7)\n")
     for name, value in (("none", "None"), ("word", "'ten'")):
         (place / f"{name}.py").write_text(
-            "from pfljax.training.config import default_config\n\n\n"
+            "from pfljax.training.study.config import default_config\n\n\n"
             "def get_config():\n    config = default_config()\n    with config.ignore_type():\n"
             f"        config.rounds = {value}\n    return config\n"
         )
@@ -271,7 +272,7 @@ def broken_configs(place):
         "model": "config.model.width = (3,)",
     }.items():
         (place / f"{name}.py").write_text(
-            "from pfljax.training.config import default_config\n\n\n"
+            "from pfljax.training.study.config import default_config\n\n\n"
             f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
         )
 

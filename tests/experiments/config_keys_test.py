@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pfljax.training import command_line
-from pfljax.training.config import default_config
+from pfljax.cli import command_line
+from pfljax.training.study.config import default_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from pfljax import data
-from pfljax.training import config as config_lib
-from pfljax.training import experiment
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pfljax.training.partition_report import PICTURES
+from pfljax.report.partition import PICTURES
 
 ROOT = pathlib.Path(__file__).parents[2]
 

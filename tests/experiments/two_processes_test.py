@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from pfljax.training import checkpoint, writers
+from pfljax.training.run import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDY = [

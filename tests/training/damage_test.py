@@ -10,7 +10,8 @@ import pytest
 from runs import assert_same_run, config
 
 from pfljax.errors import UserError
-from pfljax.training import experiment, loop, workdir
+from pfljax.training.run import loop, workdir
+from pfljax.training.study import experiment
 
 # Reads that Orbax abandons may end at any later moment, in a thread that complains of it.
 pytestmark = pytest.mark.filterwarnings(

@@ -11,7 +11,7 @@ import jax
 import pytest
 from runs import assert_same_run
 
-from pfljax.training import writers
+from pfljax.training.run import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDY = [

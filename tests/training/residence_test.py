@@ -6,7 +6,8 @@ import pytest
 from runs import assert_same_run, config
 
 from pfljax.errors import UserError
-from pfljax.training import checkpoint, experiment, loop, together, writers
+from pfljax.training.run import checkpoint, loop, writers
+from pfljax.training.study import experiment, vectorized
 
 HOST = {"engine.residence": "host"}
 
@@ -89,4 +90,4 @@ def test_some_clients_are_scored(straight, tmp_path):
 
 def test_runs_on_the_host_share_no_program():
     with pytest.raises(UserError, match="'host' cannot share a program"):
-        together.build([config(seed=seed, **HOST) for seed in (0, 1)])
+        vectorized.build([config(seed=seed, **HOST) for seed in (0, 1)])

@@ -1,0 +1,1 @@
+"""The commands: train, compare, sweep and what they share."""

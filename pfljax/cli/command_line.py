@@ -1,0 +1,191 @@
+"""What the command line says of a config beyond what ml_collections understands.
+
+Arguments of models are keys of `config.model` that depend on the model and need not stand in the
+config's file; and a mistyped key is answered by the nearest one, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+
+from pfljax import models
+from pfljax.errors import UserError
+from pfljax.training.study import config as config_lib
+
+# Words of other libraries for keys that no spelling leads to.
+_SYNONYMS = {
+    "clients": "data.num_clients",
+    "dataset": "data.name",
+    "method": "algorithm",
+    "optimizer": "client_optimizer.name",
+    "gpus": "engine.devices",
+}
+# Keys below these are arguments of what the config names, and are checked by what takes them.
+_OPEN = ("model.", "client_optimizer.", "server_optimizer.")
+
+
+def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the arguments of models out of a command line.
+
+    Example:
+      >>> split_model_arguments(['train.py', '--config.model.widths=(5,)', '--resume'])
+      (['train.py', '--resume'], {'widths': '(5,)'})
+    """
+    rest, found = [], {}
+    words = iter(range(len(argv)))
+    for at in words:
+        match = re.fullmatch(r"--?(no)?config\.model\.(\w+)(?:=(.*))?", argv[at], re.DOTALL)
+        if not match or match[2] == "name":
+            rest.append(argv[at])
+        elif match[1]:
+            found[match[2]] = "false"
+        elif match[3] is not None:
+            found[match[2]] = match[3]
+        elif at + 1 < len(argv) and not argv[at + 1].startswith("-"):
+            found[match[2]] = argv[next(words)]
+        else:
+            found[match[2]] = "true"
+    return rest, found
+
+
+def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, str]) -> None:
+    """Sets keys of `config.model` to what the command line says, in the types the model declares.
+
+    Args:
+      config: changed in place.
+      arguments: of the command line, by name.
+
+    Raises:
+      UserError: the model has no such argument, or takes other values.
+    """
+    if not arguments:
+        return
+    name = config.model.name
+    config_lib.require_known("model", name, models.MODELS)
+    kinds = _argument_types(name)
+    for key, text in arguments.items():
+        config_lib.require_known(f"argument of the model {name}", key, kinds)
+        with config.unlocked(), config.model.ignore_type():
+            config.model[key] = _parsed(f"config.model.{key}", text, kinds[key])
+
+
+def _argument_types(name: str) -> dict[str, Any]:
+    """Returns the types of a model's arguments beside the shape of inputs and the outputs."""
+    factory = models.MODELS[name]
+    hints = typing.get_type_hints(factory)
+    return {key: hints[key] for key in list(inspect.signature(factory).parameters)[2:]}
+
+
+def _parsed(key: str, text: str, kind: Any) -> Any:
+    value: Any = text
+    if kind is str:
+        value = text.strip("'\"")
+    elif kind is bool:
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, kind) and _fits((value,), kind):
+            value = (value,)
+        if kind is float and _fits(value, kind):
+            value = float(value)
+    if not _fits(value, kind):
+        shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
+        raise UserError(f"{key} is {text!r}; it must be {shown}, and numbers in it positive.")
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a declared type; sizes are positive."""
+    inner = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = inner[:1] * len(value) if Ellipsis in inner else inner
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if kind is float:
+        return type(value) in (int, float) and 0 < value < float("inf")
+    return type(value) is kind and (kind is not int or 0 < value <= config_lib.MOST)
+
+
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns all keys of a config with their values, such as 'data.alpha'."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def listing(config: ml_collections.ConfigDict) -> str:
+    """Returns a line for each key of a config, the arguments of its model included."""
+    lines = flat(config)
+    factory = models.MODELS.get(config.model.name)
+    if factory is not None:
+        for name, parameter in list(inspect.signature(factory).parameters.items())[2:]:
+            known = parameter.default is not parameter.empty
+            lines.setdefault(f"model.{name}", parameter.default if known else None)
+    return "".join(f"config.{key} = {value!r}\n" for key, value in sorted(lines.items()))
+
+
+def require_known_keys(argv: Iterable[str]) -> None:
+    """Raises a `UserError` for the first key on a command line that no config has."""
+    default = config_lib.default_config()
+    known = list(flat(default))
+    nodes = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
+    for word in argv:
+        match = re.match(r"--?(?:no)?config\.([^=\[]+)", word)
+        if match and match[1] not in {*known, *nodes} and not match[1].startswith(_OPEN):
+            raise UserError(
+                f"Unknown config key {match[1]!r}.{nearest(match[1], known)} --print_config shows "
+                "all keys."
+            )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean KEY?` for the nearest of nested keys, or ''.
+
+    Example:
+      >>> nearest('lr', ['rounds', 'client_optimizer.learning_rate'])
+      ' Did you mean client_optimizer.learning_rate?'
+    """
+    known = list(known)
+    last = word.split(".")[-1]
+    if _SYNONYMS.get(last) in known:
+        return f" Did you mean {_SYNONYMS[last]}?"
+
+    def likeness(key):
+        own = _likeness(last, key.split(".")[-1])
+        if "." not in word:
+            return own - 0.03 * key.count(".")  # the outer one of equals
+        return (own + difflib.SequenceMatcher(None, word, key).ratio()) / 2
+
+    best = max(known, key=likeness, default=None)
+    return f" Did you mean {best}?" if best is not None and likeness(best) >= 0.6 else ""
+
+
+def _likeness(word: str, name: str) -> float:
+    """How near a word is to a key's own name, from 0 to 1."""
+    if word == name:
+        return 1.0
+    if len(word) > 1 and word == "".join(part[:1] for part in name.split("_")):
+        return 0.95
+    short, long = sorted((word, name), key=len)
+    part = 0.7 + 0.2 * len(short) / len(long) if len(short) > 2 and short in long else 0.0
+    return max(part, difflib.SequenceMatcher(None, word, name).ratio())

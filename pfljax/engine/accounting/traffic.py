@@ -1,0 +1,85 @@
+"""What a client sends and receives in a round, counted from shapes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, Cohort, Context, Uploads
+from pfljax.engine import used_arguments
+from pfljax.engine.examples import Examples
+
+
+class Traffic(NamedTuple):
+    """Bytes of one client in one round.
+
+    Attributes:
+      upload: of `ClientOutput.sum` and `ClientOutput.each`.
+      download: of those arrays of what the server sends that `client_update` reads (without
+        `Algorithm.download` that is the server's state), and of those of the client's state that
+        `exchange` makes of what others sent.
+      upload_each: of `ClientOutput.each` alone, which the server sees client by client.
+    """
+
+    upload: int
+    download: int
+    upload_each: int = 0
+
+
+def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) -> Traffic:
+    """Traces one client's update, without running it, and counts.
+
+    Args:
+      algorithm: the method.
+      server: the server state, or its shapes.
+      client: one client's state, or its shapes.
+      examples: of all clients.
+    """
+    key = jax.random.key(0)
+    context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
+
+    def update(received, client, client_id):
+        output = algorithm.client_update(received, client, examples.of_client(client_id), context)
+        return output.sum, output.each
+
+    received = server
+    if algorithm.download is not None:
+        received = jax.eval_shape(algorithm.download, server, context)
+    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
+        received, client, jnp.int32(0)
+    )
+    read = used_arguments.of_program(program)
+    download = sum(
+        tree.num_bytes(leaf)
+        for leaf, wanted in zip(jax.tree.leaves(received), read, strict=False)
+        if wanted
+    )
+    if algorithm.exchange is not None:
+        download += delivered(algorithm, server, client, summed, seen, examples)
+    upload_each = tree.num_bytes(seen)
+    return Traffic(tree.num_bytes(summed) + upload_each, download, upload_each)
+
+
+def delivered(
+    algorithm: Algorithm, server: Any, client: Any, summed: Any, seen: Any, examples: Examples
+) -> int:
+    """Returns the bytes of a client's state that `exchange` changes, in a round of all clients."""
+    clients = examples.num_participants
+    each = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype), seen)
+    key = jax.random.key(0)
+    context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
+    sizes = examples.sizes["train"][:clients]
+
+    def exchange(client, server, total, each):
+        cohort = Cohort(jnp.arange(clients, dtype=jnp.int32), sizes, clients)
+        return algorithm.exchange(
+            server, client, Uploads(total, each), cohort, jnp.int32(0), context
+        )
+
+    program = jax.make_jaxpr(exchange)(client, server, summed, each).jaxpr
+    kept = {id(variable) for variable in program.invars[: len(jax.tree.leaves(client))]}
+    changed = [variable.aval for variable in program.outvars if id(variable) not in kept]
+    return tree.num_bytes(changed)

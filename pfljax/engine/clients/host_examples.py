@@ -1,0 +1,80 @@
+"""All clients' examples as they lie on the host, and the few of them that a device needs now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pfljax.engine.examples import Examples
+
+
+class HostExamples(NamedTuple):
+    """The examples of all clients, seen and unseen, in arrays that may be memory-mapped files.
+
+    Clients may shard rows.
+
+    Attributes:
+      inputs: `[num_examples, ...]` in stored dtype.
+      targets: `[num_examples, ...]`.
+      offsets: `{split: [num_clients]}` for the splits train, validation and test.
+      sizes: `{split: [num_clients]}`.
+      num_classes: `C`.
+      max_train_size: the largest training set.
+      num_participants: the clients with ids below it may be chosen for a round.
+      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where a
+        method's server begins with them.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    offsets: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    num_classes: int
+    max_train_size: int
+    num_participants: int
+    class_counts: Callable[[], np.ndarray]
+
+    @property
+    def num_clients(self) -> int:
+        """All clients, the unseen ones included."""
+        return len(self.sizes["train"])
+
+    def capacity(self, shard: int, splits: Sequence[str]) -> int:
+        """Returns how many examples `shard` clients have at most."""
+        totals = sum(np.asarray(self.sizes[split], np.int64) for split in splits)
+        shard = min(shard, len(totals))
+        return max(1, int(np.partition(totals, -shard)[-shard:].sum()))
+
+    def shard(self, ids: np.ndarray, splits: Sequence[str], capacity: int) -> Examples:
+        """Copies the examples of some clients together.
+
+        Args:
+          ids: `[shard]`; nobody where negative.
+          splits: which examples; the others are left out, as if the clients had none.
+          capacity: of the arrays returned; see the method of this name.
+
+        Returns:
+          NumPy arrays, in which client `ids[i]` stands in row i.
+        """
+        inputs = np.zeros((capacity, *self.inputs.shape[1:]), self.inputs.dtype)
+        targets = np.zeros((capacity, *self.targets.shape[1:]), self.targets.dtype)
+        offsets = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
+        sizes = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
+        counts = np.zeros((len(ids), self.num_classes), np.int32)
+        end = 0
+        for row, client in enumerate(ids):
+            for split in splits if client >= 0 else ():
+                begin, size = int(self.offsets[split][client]), int(self.sizes[split][client])
+                inputs[end : end + size] = self.inputs[begin : begin + size]
+                targets[end : end + size] = self.targets[begin : begin + size]
+                offsets[split][row], sizes[split][row] = end, size
+                if split == "train" and self.num_classes:
+                    # Raveled, because next_token has a row of tokens for each example; every
+                    # token is counted, padding too, as `FederatedDataset.class_counts` does.
+                    labels = targets[end : end + size].ravel()
+                    counts[row] = np.bincount(labels, minlength=self.num_classes)
+                end += size
+        bounds = (self.max_train_size, self.num_participants)
+        return Examples(inputs, targets, offsets, sizes, counts, *bounds)

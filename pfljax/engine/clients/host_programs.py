@@ -1,0 +1,270 @@
+"""The programs of a population on the host, called as those of one on the devices are.
+
+    devices  round r          | round r+1        | ...
+    host     examples of r+1, | examples of r+2, |
+             rows of r+1,     | rows of r+2,     |
+             store rows of r  | store rows of r+1|
+
+One thread does the host's work in this order. Where a client of round r takes part in round r+1
+too, the rows of r are stored before those of r+1 are fetched. What the devices do is in
+`engine/round.py` and `engine/evaluate.py`: cohorts, and results to rounding, are those of a
+population on the devices.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pfljax.core.types import Cohort, FederatedState, Population, Task
+from pfljax.engine import evaluate, init, mapping, round, sampling, used_arguments
+from pfljax.engine.clients import by_process, mmap_rows, on_device
+from pfljax.engine.clients.host_examples import HostExamples
+from pfljax.engine.clients.on_host import SHARD_AXES, HostPopulation, HostShard
+
+_ALL = ("train", "validation", "test")
+
+
+class _OnHost:
+    """What a program of a host-resident population tells of the one it runs on the devices."""
+
+    program: mapping.Program
+
+    @property
+    def compile_seconds(self) -> float:
+        return self.program.compile_seconds
+
+    @property
+    def device_bytes(self) -> int | None:
+        return self.program.device_bytes
+
+
+class HostInit(_OnHost):
+    """`(examples, key) -> state`, the state of round 0; it touches no client."""
+
+    def __init__(self, population: HostPopulation):
+        self._of = population
+        shape = population.profiles
+        key = jax.eval_shape(jax.random.key, 0)
+
+        def server(key, sizes, counts):
+            return init.init_server(population.algorithm, Population(sizes, counts), key)
+
+        # Whoever does not read the labels of all clients is not made to count them.
+        self._reads_counts = used_arguments.of_program(jax.make_jaxpr(server)(key, *shape))[-1]
+
+        def first(key, sizes, counts):
+            if counts is None:
+                counts = jnp.zeros(shape.class_counts.shape, jnp.int32)
+            return FederatedState(server(key, sizes, counts), (), jnp.zeros((), jnp.int32), key)
+
+        self.program = mapping.over_devices(
+            first,
+            in_axes=(None, None, None),
+            out_axes=mapping.STATE_AXES,
+            devices=population.devices,
+        )
+
+    def _arguments(self, examples: HostExamples, key: jax.Array) -> tuple:
+        seen = slice(examples.num_participants)
+        counts = examples.class_counts()[seen] if self._reads_counts else None
+        return key, np.asarray(examples.sizes["train"][seen], np.int32), counts
+
+    def compile(self, examples: HostExamples, key: jax.Array) -> Any:
+        return self.program.compile(*self._arguments(examples, key))
+
+    def __call__(self, examples: HostExamples, key: jax.Array) -> FederatedState:
+        state = self.program(*self._arguments(examples, key))
+        # The rounds take over the memory of the state that they are given.
+        if self._of.join == "initial":
+            self._of.initial_server = jax.tree.map(jnp.copy, state.server)
+        return state._replace(clients=mmap_rows.new_table(examples.num_clients)[None])
+
+
+class HostRounds(_OnHost):
+    """`(state, examples, num_rounds, rounds_now) -> (state, metrics)`; see the module."""
+
+    def __init__(self, population: HostPopulation):
+        self._of = population
+        plan = population.plan
+        self._capacity = population.examples.capacity(population.shard, ("train",))
+        self._sample = jax.jit(
+            lambda key, number: sampling.sample(plan, round.cohort_key(key, number))
+        )
+        self._assign_here = jax.jit(
+            lambda ids, sizes: sampling.assign(
+                ids,
+                sizes,
+                num_devices=population.devices_here,
+                chunk=population.clients_per_chunk,
+            )
+        )
+
+        def one_round(state, initial, shard, num_rounds):
+            clients, rows = population.rows_of(shard, state, initial)
+            cohort = Cohort(shard.ids.reshape(-1), shard.sizes.reshape(-1), plan.num_clients)
+            after, metrics = round.train_cohort(
+                population.algorithm,
+                population.clients_per_chunk,
+                state._replace(clients=on_device.all_owned(clients, rows)),
+                shard.examples,
+                rows,
+                cohort,
+                num_rounds,
+            )
+            return after._replace(clients=()), population.encode(after.clients.owned), metrics
+
+        self.program = mapping.over_devices(
+            one_round,
+            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None),
+            out_axes=(mapping.STATE_AXES, 0, None),
+            donate=(0,),
+            devices=population.devices,
+        )
+
+    def _cohorts(self, key: jax.Array, first: int, count: int) -> list[np.ndarray]:
+        """Returns the ids of some rounds, dealt: `[devices, shard]` each.
+
+        Each process deals the clients that it keeps over its devices; all know all assignment.
+        """
+        host = jax.local_devices(backend="cpu")[0]
+        key = jax.device_put(jax.random.wrap_key_data(np.asarray(jax.random.key_data(key))), host)
+        with jax.default_device(host):
+            drawn = [np.asarray(self._sample(key, np.int32(first + i))) for i in range(count)]
+            return [self._assign(ids) for ids in drawn]
+
+    def _assign(self, cohort: np.ndarray) -> np.ndarray:
+        """Deals a cohort; returns `[devices, shard]`."""
+        kept = by_process.group_by_process(cohort, self._of.num_processes, self._of.capacity)
+        return np.concatenate([self._assign_here(ids, self._of.sizes_of(ids)) for ids in kept])
+
+    def compile(self, state: FederatedState, examples, num_rounds, rounds_now) -> Any:
+        (ids,) = self._cohorts(state.key, int(state.round), 1)
+        shard = self._of.fetch(state.clients[0], ids, ("train",), self._capacity)
+        return self.program.compile(
+            state._replace(clients=()), self._of.initial_server, shard, num_rounds
+        )
+
+    def __call__(
+        self, state: FederatedState, examples: HostExamples, num_rounds, rounds_now
+    ) -> tuple[FederatedState, dict[str, np.ndarray]]:
+        table, now = state.clients[0], int(rounds_now)
+        cohorts = self._cohorts(state.key, int(state.round), now)
+        state, history, stored = state._replace(clients=()), [], []
+
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            sought = thread.submit(self._of.examples_for, cohorts[0], ("train",), self._capacity)
+            fetched = thread.submit(self._of.clients_for, table, cohorts[0])
+            for ids, later in zip(cohorts, [*cohorts[1:], None], strict=True):
+                sizes = self._of.sizes_of(ids)
+                shard = HostShard(ids, sizes, *fetched.result(), sought.result())
+                state, clients, metrics = self.program(
+                    state, self._of.initial_server, shard, num_rounds
+                )
+                history.append(metrics)
+                if later is None:
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
+                    break
+                sought = thread.submit(self._of.examples_for, later, ("train",), self._capacity)
+                again = np.isin(ids[ids >= 0], later).any()
+                if again:
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
+                fetched = thread.submit(self._of.clients_for, table, later)
+                if not again:
+                    stored.append(thread.submit(self._of.put_back, table, ids, clients))
+            for each in stored:
+                each.result()
+        history = jax.tree.map(lambda *values: np.stack(values), *history)
+        return state._replace(clients=table[None]), history
+
+
+class HostEvaluation(_OnHost):
+    """`(state, examples, num_rounds) -> {model: {split: {metric: [len(ids)]}}}`.
+
+    Args:
+      population: on the host.
+      task: model and metrics.
+      batch_size: examples scored together.
+      ids: of the clients to score; None means all.
+    """
+
+    def __init__(
+        self,
+        population: HostPopulation,
+        task: Task,
+        *,
+        batch_size: int,
+        ids: np.ndarray | None = None,
+    ):
+        self._of = population
+        self.ids = np.arange(population.examples.num_clients) if ids is None else ids
+        self._capacity = population.examples.capacity(population.shard, _ALL)
+
+        def scores(state, initial, shard, num_rounds):
+            clients, rows = population.rows_of(shard, state, initial)
+            return evaluate.evaluate_rows(
+                population.algorithm,
+                task,
+                batch_size,
+                population.clients_per_chunk,
+                state._replace(clients=clients),
+                shard.examples,
+                shard.ids[mapping.device_index()],
+                rows,
+                population.examples.num_clients,
+                num_rounds,
+            )
+
+        self.program = mapping.over_devices(
+            scores,
+            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None),
+            out_axes=0,
+            devices=population.devices,
+        )
+
+    def _parts(self) -> np.ndarray:
+        """Returns `[parts, devices, shard]`, the clients to score, as many at a time as train."""
+        ids, num_processes = np.asarray(self.ids, np.int32), self._of.num_processes
+        at_a_time = self._of.shard * self._of.devices_here
+        most = int(np.bincount(ids % num_processes).max())
+        rows = -(-most // at_a_time) * at_a_time
+        kept = by_process.group_by_process(ids, num_processes, rows)
+        return (
+            kept.reshape(num_processes, -1, at_a_time)
+            .swapaxes(0, 1)
+            .reshape(-1, len(self._of.devices), self._of.shard)
+        )
+
+    def _in_order(self, parts: np.ndarray, found: Any) -> Any:
+        """Takes the scores `[parts, devices here, shard]` of all processes to where `ids` are."""
+        if self._of.num_processes > 1:
+            found = multihost_utils.process_allgather(found)
+            # `[processes, parts, devices of one, shard]`
+            found = jax.tree.map(lambda leaf: np.asarray(leaf).swapaxes(0, 1), found)
+        row = np.argsort(parts.reshape(-1), kind="stable")[-len(self.ids) :]
+        order = np.argsort(np.argsort(self.ids, kind="stable"), kind="stable")
+        return jax.tree.map(lambda leaf: leaf.reshape(-1)[row][order], found)
+
+    def compile(self, state: FederatedState, examples, num_rounds) -> Any:
+        shard = self._of.fetch(state.clients[0], self._parts()[0], _ALL, self._capacity)
+        return self.program.compile(
+            state._replace(clients=()), self._of.initial_server, shard, num_rounds
+        )
+
+    def __call__(self, state: FederatedState, examples: HostExamples, num_rounds) -> Any:
+        table, state = state.clients[0], state._replace(clients=())
+        parts, found = self._parts(), []
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self._of.fetch, table, parts[0], _ALL, self._capacity)
+            for later in [*parts[1:], None]:
+                shard = coming.result()
+                if later is not None:
+                    coming = thread.submit(self._of.fetch, table, later, _ALL, self._capacity)
+                scores = self.program(state, self._of.initial_server, shard, num_rounds)
+                found.append(jax.tree.map(np.asarray, scores))
+        return self._in_order(parts, jax.tree.map(lambda *leaves: np.stack(leaves), *found))

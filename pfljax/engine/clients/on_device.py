@@ -1,0 +1,114 @@
+"""Private states of clients on devices: client `i` is owned by device `i % devices`.
+
+Training reads and writes the states in place. Cohorts are assigned so that most clients train on
+the device that owns them (`sampling.assign`); the states of the others are copied there and back
+(`engine/clients/migration.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.engine import mapping
+
+PyTree = Any
+
+
+def rows_per_device(num_clients: int, num_devices: int) -> int:
+    """Returns the number of clients that each device owns, padding included."""
+    return -(-num_clients // num_devices)
+
+
+def owned_ids(num_clients: int) -> jax.Array:
+    """Returns `[rows]` int32, the ids of this device's clients in stored order; -1 is padding."""
+    devices = mapping.num_devices()
+    rows = jnp.arange(rows_per_device(num_clients, devices), dtype=jnp.int32)
+    ids = rows * devices + mapping.device_index()
+    return jnp.where(ids < num_clients, ids, -1)
+
+
+class DeviceCohort(NamedTuple):
+    """The private states of the clients that a device trains in a round.
+
+    Attributes:
+      owned: `[rows, ...]`, the states of all clients that this device owns.
+      remote: `[shard + 1, ...]`, copies of the states of clients that other devices own; the last
+        row absorbs writes for the rest of the shard. None where no client can be remote.
+      rows: `[shard]` int32, the row in `owned` of each client of the shard; -1 for remote clients
+        and padding.
+      slots: `[shard]` int32, the row in `remote` of each client of the shard; the last row for
+        owned clients and padding.
+    """
+
+    owned: PyTree
+    remote: PyTree | None
+    rows: jax.Array
+    slots: jax.Array
+
+    def read(self, positions: jax.Array) -> PyTree:
+        """Returns `[n, ...]`, the states of the clients at `positions` `[n]` of the shard."""
+        rows, slots = self.rows[positions], self.slots[positions]
+        owned = _read(self.owned, jnp.maximum(rows, 0))
+        if self.remote is None:
+            return owned
+        return _choose(rows >= 0, owned, _read(self.remote, slots))
+
+    def write(self, positions: jax.Array, states: PyTree) -> DeviceCohort:
+        """Stores the states `[n, ...]` of the clients at `positions` `[n]` of the shard."""
+        rows, slots = self.rows[positions], self.slots[positions]
+        owned = write_states(self.owned, rows, states)
+        if self.remote is None:
+            return self._replace(owned=owned)
+        return self._replace(owned=owned, remote=write_states(self.remote, slots, states))
+
+
+def all_owned(states: PyTree, rows: jax.Array) -> DeviceCohort:
+    """Returns the cohort of a device that owns all its clients; -1 in `rows` is padding."""
+    return DeviceCohort(states, None, rows, jnp.zeros_like(rows))
+
+
+def _choose(condition: jax.Array, these: PyTree, those: PyTree) -> PyTree:
+    """Returns rows `[n, ...]`: of the first tree where `condition` `[n]` holds, else the second."""
+
+    def one(this, that):
+        return jnp.where(condition.reshape(-1, *(1,) * (this.ndim - 1)), this, that)
+
+    return jax.tree.map(one, these, those)
+
+
+def _read(states: PyTree, rows: jax.Array) -> PyTree:
+    """Returns `[n, ...]`, the states at `rows` `[n]`."""
+    if rows.shape[0] == 1:
+        # A slice, so that one row costs one copy.
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, rows[0], 1, axis=0), states
+        )
+    return jax.tree.map(lambda leaf: leaf[rows], states)
+
+
+def write_states(states: PyTree, rows: jax.Array, new: PyTree) -> PyTree:
+    """Writes states in place.
+
+    Args:
+      states: `[rows, ...]`.
+      rows: `[n]` int32; states for negative rows are dropped.
+      new: `[n, ...]`.
+
+    Returns:
+      `states` with `new` at `rows`.
+    """
+    if rows.shape[0] > 1:
+        outside = jax.tree.leaves(states)[0].shape[0] if jax.tree.leaves(states) else 0
+        rows = jnp.where(rows < 0, outside, rows)
+        return jax.tree.map(lambda leaf, some: leaf.at[rows].set(some, mode="drop"), states, new)
+    # A slice cannot be dropped, so the old state is written again in its place.
+    row = jnp.maximum(rows, 0)
+    kept = _choose(rows >= 0, new, _read(states, row))
+    return jax.tree.map(
+        lambda leaf, one: jax.lax.dynamic_update_slice_in_dim(leaf, one, row[0], axis=0),
+        states,
+        kept,
+    )

@@ -1,0 +1,242 @@
+"""A population whose rows and examples lie on the host: a million clients and more.
+
+The devices receive the states and the examples of one cohort at a time, and so need no more memory
+for a million clients than for a thousand; `engine/clients/host_programs.py` runs rounds and
+evaluations. In the state of such a run `clients` is `[1, num_clients]`, the row indices of
+`engine/clients/mmap_rows.py`. Each of several processes keeps its own clients
+(`engine/clients/by_process.py`) in a file of its own.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.core import tree
+from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population
+from pfljax.engine import init, mapping, sampling
+from pfljax.engine.clients import by_process, mmap_rows
+from pfljax.engine.clients.host_examples import HostExamples
+from pfljax.engine.examples import Examples
+
+PyTree = Any
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+class HostShard(NamedTuple):
+    """What the host sends to the devices for a round or for a part of an evaluation.
+
+    Attributes:
+      ids: `[devices, shard]` int32, the same on every device; -1 for nobody.
+      sizes: `[devices, shard]` int32, training examples; the same on every device.
+      fresh: `[devices here, shard]` bool, who never took part; spread over those of this process.
+      clients: `[devices here, shard, ...]`, their private states, keys as their data; spread.
+      examples: `[devices here, ...]`, theirs; spread.
+    """
+
+    ids: np.ndarray
+    sizes: np.ndarray
+    fresh: jax.Array
+    clients: PyTree
+    examples: Examples
+
+
+SHARD_AXES = HostShard(ids=None, sizes=None, fresh=0, clients=0, examples=0)
+
+
+class HostPopulation:
+    """What lies on the host, and how shards of it come to the devices.
+
+    Args:
+      algorithm: the method.
+      plan: how cohorts are chosen.
+      examples: of all clients.
+      clients_per_chunk: how many clients a device trains or scores together.
+      join: one of `start.JOINS`.
+      snapshots: how many of the newest are kept, see `RowFile`.
+      devices: the devices to use; None means all.
+
+    Attributes:
+      num_processes: that keep the clients.
+      devices_here: how many devices each of them has.
+      capacity: Maximum number of clients of a cohort that a process can train.
+      shard: how many of them each device gets.
+      file_name: of the file of the private states that this process keeps.
+      profiles: shapes and dtypes of what a server may know of all clients when it begins.
+      client: shapes and dtypes of one client's private state.
+      initial_server: the server's first state, from which clients begin whenever they first take
+        part; `()` where they begin from the current one, and before the start.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        plan: sampling.CohortPlan,
+        examples: HostExamples,
+        *,
+        clients_per_chunk: int,
+        join: str = "current",
+        snapshots: int = 3,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.algorithm, self.plan, self.examples = algorithm, plan, examples
+        self.clients_per_chunk, self._snapshots = clients_per_chunk, snapshots
+        self.join = join
+        mesh = mapping.local_mesh(devices)
+        self.devices, self._spread = list(devices or jax.devices()), mapping.spread_sharding(mesh)
+        first = self.devices.index(mesh.devices[0])
+        self._here = slice(first, first + mesh.size)
+        self.devices_here = mesh.size
+        self.num_processes = len(self.devices) // mesh.size
+        self.capacity = by_process.capacity(plan, self.num_processes)
+        self.shard = sampling.clients_per_device(self.capacity, mesh.size, clients_per_chunk)
+        of_many = f"-{jax.process_index()}-of-{self.num_processes}"
+        self.file_name = f"clients{of_many if self.num_processes > 1 else ''}.rows"
+        self.initial_server: PyTree = ()
+        self._file: mmap_rows.RowFile | None = None
+
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        counts = jax.ShapeDtypeStruct((examples.num_classes,), jnp.int32)
+        self.profiles = jax.tree.map(
+            lambda one: jax.ShapeDtypeStruct((plan.num_clients, *one.shape), one.dtype),
+            Population(number, counts),
+        )
+
+        def first(key, profiles, profile):
+            server = init.init_server(algorithm, profiles, key)
+            return init.init_client(algorithm, server, profile, key)
+
+        key = jax.eval_shape(jax.random.key, 0)
+        profile = ClientProfile(number, number, counts)
+        self.client = jax.eval_shape(first, key, self.profiles, profile)
+
+    def open(self, path: pathlib.Path, *, anew: bool) -> None:
+        """Keeps private states in this file from now on; without it, in a temporary one."""
+        self._file = mmap_rows.RowFile(
+            path, jax.eval_shape(self.encode, self.client), snapshots=self._snapshots, anew=anew
+        )
+
+    @property
+    def file(self) -> mmap_rows.RowFile:
+        """The file of the private states."""
+        if self._file is None:
+            folder = tempfile.mkdtemp(prefix="pfljax-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.open(pathlib.Path(folder) / "clients.rows", anew=True)
+        return self._file
+
+    def snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns the state to put into a checkpoint; its rows are on disk and stay there.
+
+        Its `clients` is a `rows.Snapshot` whose arrays are `[1, num_clients]`.
+        """
+        kept = self.file.snapshot(state.clients[0])
+        return state._replace(clients=jax.tree.map(lambda leaf: leaf[None], kept))
+
+    def like_snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns a state of the form that `snapshot` returns, without looking at any row."""
+        return state._replace(clients=mmap_rows.Snapshot(state.clients, state.clients))
+
+    def damaged(self, kept: FederatedState) -> np.ndarray:
+        """Returns the clients whose rows are not as a `snapshot` left them."""
+        return self.file.damaged(jax.tree.map(lambda leaf: leaf[0], kept.clients))
+
+    def adopt(self, kept: Sequence[FederatedState]) -> FederatedState:
+        """Goes on from the last of these snapshots; the rows of no other stay.
+
+        Args:
+          kept: all snapshots of an earlier run that may still be resumed from.
+
+        Returns:
+          The state of the last one, as the round program takes it.
+        """
+        self.file.adopt([jax.tree.map(lambda leaf: leaf[0], one.clients) for one in kept])
+        return kept[-1]._replace(clients=kept[-1].clients.table.copy())
+
+    def one_client(self) -> tuple[PyTree, Examples]:
+        """Returns shapes of a private state, and the examples of client 0 alone."""
+        capacity = max(1, self.examples.max_train_size)
+        shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)
+        return self.client, jax.tree.map(jnp.asarray, shard)
+
+    def encode(self, client: PyTree) -> PyTree:
+        """Returns a private state as it is stored: keys as their data."""
+        return jax.tree.map(
+            lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, client
+        )
+
+    def decode(self, stored: PyTree) -> PyTree:
+        """The inverse of `encode`, for any number of clients."""
+        return jax.tree.map(
+            lambda leaf, like: (
+                jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+                if _is_key(like)
+                else leaf
+            ),
+            stored,
+            self.client,
+        )
+
+    def rows_of(
+        self, shard: HostShard, state: FederatedState, initial: PyTree
+    ) -> tuple[PyTree, jax.Array]:
+        """Returns this device's private states, new ones for the fresh, and their rows."""
+        server = initial if self.join == "initial" else state.server
+        mine = shard.ids[mapping.device_index()]
+        rows = jnp.where(mine < 0, -1, jnp.arange(mine.shape[0], dtype=jnp.int32))
+        clients = self.decode(shard.clients)
+        if not jax.tree.leaves(clients):
+            return clients, rows
+
+        def one(client):
+            client_id, row, fresh, kept = client
+            profile = shard.examples.profile(row)._replace(id=client_id)
+            return tree.where(
+                fresh, init.init_client(self.algorithm, server, profile, state.key), kept
+            ), ()
+
+        clients, _ = mapping.map_and_sum(
+            one, (mine, rows, shard.fresh, clients), clients_per_chunk=self.clients_per_chunk
+        )
+        return clients, rows
+
+    def examples_for(self, ids: np.ndarray, splits: Sequence[str], capacity: int) -> Examples:
+        """Copies the examples of `ids` `[devices, shard]` to the devices of this process."""
+        shards = [self.examples.shard(own, splits, capacity) for own in ids[self._here]]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *shards)
+        return jax.device_put(stacked, self._spread)
+
+    def clients_for(self, table: np.ndarray, ids: np.ndarray) -> tuple[jax.Array, PyTree]:
+        """Copies the private states of `ids` to the devices here; says whose are fresh."""
+        ids = ids[self._here]
+        found = self.file.read(table, ids.reshape(-1))
+        clients = jax.tree.map(lambda leaf: leaf.reshape(*ids.shape, *leaf.shape[1:]), found)
+        fresh = table[np.maximum(ids, 0)] < 0
+        return jax.device_put((fresh, clients), self._spread)
+
+    def put_back(self, table: np.ndarray, ids: np.ndarray, clients: PyTree) -> None:
+        """Stores the states `[devices here, shard, ...]` that training made of those of `ids`."""
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), clients)
+        self.file.write(table, ids[self._here].reshape(-1), rows)
+
+    def fetch(
+        self, table: np.ndarray, ids: np.ndarray, splits: Sequence[str], capacity: int
+    ) -> HostShard:
+        """Returns everything that a program needs of `ids` `[devices, shard]`."""
+        examples = self.examples_for(ids, splits, capacity)
+        return HostShard(ids, self.sizes_of(ids), *self.clients_for(table, ids), examples)
+
+    def sizes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Returns how many training examples clients have, 0 for nobody."""
+        return np.where(ids < 0, 0, self.examples.sizes["train"][np.maximum(ids, 0)])

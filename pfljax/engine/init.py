@@ -1,0 +1,90 @@
+"""The state before the first round."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import streams, tree
+from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population, PyTree
+from pfljax.engine import mapping
+from pfljax.engine.clients import on_device
+from pfljax.engine.examples import Examples
+
+# From which state of the server a client's private state begins: the one of the round in which the
+# client first takes part, or the one before the first round.
+JOINS = ("current", "initial")
+
+
+def init_server(algorithm: Algorithm, population: Population, key: jax.Array) -> PyTree:
+    """Returns the server's first state; `key` is the run's."""
+    return algorithm.init_server(streams.key_of(key, streams.SERVER_INIT), population)
+
+
+def init_client(
+    algorithm: Algorithm, server: PyTree, profile: ClientProfile, key: jax.Array
+) -> PyTree:
+    """Returns one client's first state; `server` is the server's, and `key` the run's."""
+    own_key = streams.key_of(key, streams.CLIENT_INIT, profile.id)
+    return algorithm.init_client(server, profile, own_key)
+
+
+def private_state(
+    algorithm: Algorithm,
+    state: FederatedState,
+    client: PyTree,
+    profile: ClientProfile,
+) -> PyTree:
+    """Returns a client's private state: the one kept, or a first one where it never took part.
+
+    Args:
+      algorithm: the method.
+      state: of the run; `joined` says who took part.
+      client: the private state that is kept for the client.
+      profile: of the client; a negative id is padding.
+    """
+    if not jax.tree.leaves(state.joined):
+        return client
+    first = init_client(algorithm, state.server, profile, state.key)
+    return tree.where(state.joined[jnp.maximum(profile.id, 0)], client, first)
+
+
+def init_state(
+    algorithm: Algorithm, join: str, examples: Examples, key: jax.Array
+) -> FederatedState:
+    """Returns the state of round 0, of its clients this device's; see `build_start`."""
+    server = init_server(algorithm, examples.population(), key)
+
+    def one(client_id):
+        return init_client(algorithm, server, examples.profile(client_id), key), ()
+
+    ids = on_device.owned_ids(examples.num_clients)
+    clients, _ = mapping.map_and_sum(one, ids, clients_per_chunk=1)
+    joined = ()
+    if jax.tree.leaves(clients):
+        joined = jnp.full(examples.num_clients, join == "initial")
+    return FederatedState(server, clients, jnp.zeros((), jnp.int32), key, joined)
+
+
+def build_init(
+    algorithm: Algorithm,
+    *,
+    join: str = "current",
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable:
+    """Compiles `(examples, key) -> state`, the state of round 0.
+
+    Args:
+      algorithm: the method.
+      join: one of `JOINS`.
+      devices: the devices to use; None means all.
+    """
+    return mapping.over_devices(
+        functools.partial(init_state, algorithm, join),
+        in_axes=(None, None),
+        out_axes=mapping.STATE_AXES,
+        devices=devices,
+    )

@@ -1,0 +1,1 @@
+"""Operations that models compute in ways that suit many clients on one device."""

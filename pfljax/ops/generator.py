@@ -1,0 +1,98 @@
+"""A small network that makes features of a class out of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax.core.types import Params, PyTree
+from pfljax.ops import linear
+
+
+def init(
+    key: jax.Array, noise_size: int, classes: int, hidden: int, features: int, dtype: jnp.dtype
+) -> Params:
+    """Returns a generator, see `generate`.
+
+    Args:
+      key: typed.
+      noise_size: entries of the noise.
+      classes: `C`.
+      hidden: width of the hidden layer.
+      features: `d`.
+      dtype: of all arrays.
+    """
+    keys = jax.random.split(key)
+    return {
+        "hidden": linear.init(keys[0], noise_size + classes, hidden, dtype)["kernel"],
+        "norm": linear.init_norm(hidden, dtype),
+        "features": linear.init(keys[1], hidden, features, dtype),
+    }
+
+
+def draw(
+    key: jax.Array, label_shares: jax.Array, count: int, noise_size: int, uniform: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns labels `[count]` by their shares, and noise `[count, noise_size]`.
+
+    The noise is uniform in `[0, 1)`, or normal.
+    """
+    label_key, noise_key = jax.random.split(key)
+    labels = jax.random.categorical(label_key, jnp.log(label_shares), shape=(count,))
+    sample = jax.random.uniform if uniform else jax.random.normal
+    return labels, sample(noise_key, (count, noise_size), label_shares.dtype)
+
+
+def generate(generator: Params, labels: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns features `[count, d]`: linear, normalized over the batch, ReLU, linear.
+
+    The first layer has no bias: normalizing takes it out again, and Adam would make steps of the
+    rounding errors in its gradient.
+    """
+    classes = generator["hidden"].shape[0] - noise.shape[1]
+    hot = jax.nn.one_hot(labels, classes, dtype=noise.dtype)
+    hidden = jnp.concatenate([noise, hot], axis=1) @ generator["hidden"]
+    hidden = linear.normalize(generator["norm"], hidden, axis=0)
+    return linear.apply(generator["features"], jax.nn.relu(hidden))
+
+
+def likeness(features: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns `[]`, `exp(-mean_ij |z_i - z_j| |e_i - e_j|^2)`, means over coordinates within.
+
+    It is greatest, 1, where different noise makes the same features.
+    """
+    between = jnp.mean(jnp.abs(features[:, None] - features), axis=-1)
+    return jnp.exp(-jnp.mean(between * jnp.mean((noise[:, None] - noise) ** 2, axis=-1)))
+
+
+def learn(
+    objective: Callable[[Params, jax.Array], jax.Array],
+    generator: Params,
+    optimizer: optax.GradientTransformation,
+    optimizer_state: PyTree,
+    keys: jax.Array,
+) -> tuple[Params, PyTree]:
+    """Minimizes an objective without examples, whose draws come from a key of each step.
+
+    Args:
+      objective: `(generator, key) -> []`.
+      generator: nested dict of arrays to start from.
+      optimizer: any of optax.
+      optimizer_state: its state to start from.
+      keys: `[steps]`, typed.
+
+    Returns:
+      The generator and the optimizer's state after the last step.
+    """
+
+    def step(carry, key):
+        generator, optimizer_state = carry
+        slope = jax.grad(objective)(generator, key)
+        updates, optimizer_state = optimizer.update(slope, optimizer_state, generator)
+        return (optax.apply_updates(generator, updates), optimizer_state), ()
+
+    carry, _ = jax.lax.scan(step, (generator, optimizer_state), keys)
+    return carry

@@ -1,0 +1,89 @@
+"""A network whose outputs are the arrays of a model, and the way back from these to itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree
+from pfljax.core.types import Params
+
+# {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}, and where a linear
+# layer stands before the heads, 'linear': {'kernel', 'bias'}.
+Hypernetwork = Any
+
+
+def init(
+    key: jax.Array,
+    model: Params,
+    size: int,
+    hidden: int,
+    layers: int,
+    spread: float,
+    linear: bool = False,
+) -> Hypernetwork:
+    """Returns a hypernetwork that makes models near `model`.
+
+    The heads' biases are `model`; their kernels add `spread` times each array's root mean square.
+
+    Args:
+      key: typed.
+      model: nested dict of arrays; each gets a linear head.
+      size: numbers in an embedding, of mean square 1.
+      hidden: features in each hidden layer.
+      layers: hidden layers, each followed by a ReLU.
+      spread: see above.
+      linear: another layer of `hidden` features without ReLU, between these and the heads.
+    """
+    dtype = tree.dtype(model)
+    hidden_key, heads_key = jax.random.split(key)
+
+    def layer(number, gain):
+        # He's scale keeps the features' mean square at that of the embedding, which is 1.
+        draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (width, hidden), dtype)
+        return {"kernel": draw * (gain / width) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
+
+    network, width = {"hidden": []}, size
+    for number in range(layers):
+        network["hidden"].append(layer(number, 2))
+        width = hidden
+    if linear:
+        network["linear"] = layer(layers, 1)
+        width = hidden
+    leaves, structure = jax.tree.flatten(model)
+    kernels = [
+        spread
+        * jnp.sqrt(jnp.mean(leaf**2) / width)
+        * jax.random.normal(jax.random.fold_in(heads_key, number), (width, *leaf.shape), dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": model}
+    return network
+
+
+def generate(network: Hypernetwork, embedding: jax.Array) -> Params:
+    """Returns the model of an embedding `[d]`, or those of many `[K, d]`, leaves `[K, ...]`."""
+    features = embedding
+    for layer in network["hidden"]:
+        features = jax.nn.relu(features @ layer["kernel"] + layer["bias"])
+    if "linear" in network:
+        features = features @ network["linear"]["kernel"] + network["linear"]["bias"]
+    return jax.tree.map(
+        lambda kernel, bias: jnp.tensordot(features, kernel, 1) + bias,
+        network["heads"]["kernel"],
+        network["heads"]["bias"],
+    )
+
+
+def pull_back(
+    network: Hypernetwork, embedding: jax.Array, change: Params
+) -> tuple[Hypernetwork, jax.Array]:
+    """Returns the gradients of `-sum <h(v), change>`: descent on them moves `h(v)` along it."""
+
+    def disagreement(network, embedding):
+        products = jax.tree.map(jnp.vdot, generate(network, embedding), change)
+        return -sum(jax.tree.leaves(products))
+
+    return jax.grad(disagreement, argnums=(0, 1))(network, embedding)

@@ -1,0 +1,46 @@
+"""Masks over the entries of arrays: the largest entries, and the overlap of two masks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import PyTree
+
+
+def largest(scores: jax.Array, share: float) -> jax.Array:
+    """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
+    ordered = jnp.sort(scores.ravel())
+    count = jnp.floor(share * scores.size).astype(jnp.int32)
+    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    return (scores >= least) & (scores > 0) & (count > 0)
+
+
+def any_entry(masks: PyTree) -> jax.Array:
+    """Returns `[n]` bool, which of `n` masks, leaves `[n, ...]`, hold somewhere."""
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(masks)]
+    return sum(jnp.any(leaf, axis=1) for leaf in leaves) > 0
+
+
+def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
+    """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks.
+
+    The overlap with an empty mask is not defined, and 0 is returned for it; `any_entry` says which
+    rows to leave out of a mean, a maximum or a group.
+
+    Args:
+      masks: leaves `[n, ...]` bool.
+      others: leaves `[m, ...]` bool.
+    """
+    rows, columns = (
+        [
+            leaf.reshape(leaf.shape[0], -1).astype(jnp.result_type(float))
+            for leaf in jax.tree.leaves(stacked)
+        ]
+        for stacked in (masks, others)
+    )
+    common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
+    sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
+    apart = sizes[:, None] + other_sizes - 2 * common
+    known = (sizes > 0)[:, None] & (other_sizes > 0)
+    return jnp.where(known, 1 - apart / jnp.maximum(2 * sizes, 1)[:, None], 0)

@@ -1,0 +1,44 @@
+"""A small network that decides for each example how its features are divided between two heads."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import Params
+from pfljax.ops import linear
+
+
+def init(key: jax.Array, size: int, dtype: jnp.dtype) -> Params:
+    """Returns a policy, see `separate`.
+
+    Args:
+      key: typed.
+      size: `d`, features of an example.
+      dtype: of all arrays.
+    """
+    layer = linear.init(key, size, 2 * size, dtype)
+    return {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}
+
+
+def separate(
+    policy: Params, direction: jax.Array, features: jax.Array, noise: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Splits features in two that add up to them.
+
+        s = softmax over the pair of (reshape(relu(norm(linear(z * v / ||v||)))) + noise)
+
+    Args:
+      policy: nested dict of arrays.
+      direction: `[d]`, the client's `v`.
+      features: `[B, d]`.
+      noise: `[B, 2, d]`, or 0.
+
+    Returns:
+      `[B, d]` each: for the client's head, and for the common one.
+    """
+    length = jnp.sqrt(jnp.maximum(jnp.sum(direction**2), 1e-12))
+    hidden = linear.apply(policy["linear"], features * direction / length)
+    hidden = jax.nn.relu(linear.normalize(policy["norm"], hidden, axis=1))
+    shares = jax.nn.softmax(hidden.reshape(-1, 2, features.shape[1]) + noise, axis=1)
+    return shares[:, 0] * features, shares[:, 1] * features

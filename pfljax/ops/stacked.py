@@ -1,0 +1,93 @@
+"""Tables: many trees of one structure in one, whose leaves `[N, ...]` have a row for each."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import tree as tree_lib
+from pfljax.core.client_data import Batch, ClientData
+from pfljax.core.local_training import LocalTraining, for_each_batch
+from pfljax.core.types import Cohort, Context, Params, PyTree, Task
+
+
+def repeat(tree: PyTree, count: int) -> PyTree:
+    """Returns a table of `count` rows, all of them `tree`."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], count, axis=0), tree)
+
+
+def take(table: PyTree, index: jax.Array | int) -> PyTree:
+    """Returns the row at `index` `[]`, or the table of those at `index` `[K]`."""
+    return jax.tree.map(lambda leaf: leaf[index], table)
+
+
+def prepend(tree: PyTree, table: PyTree) -> PyTree:
+    """Returns the table with `tree` for a first row."""
+    return jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), tree, table)
+
+
+def mix(weights: jax.Array, table: PyTree) -> PyTree:
+    """Returns the sum of the rows times `weights` `[N]`, each leaf in its own dtype."""
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), table)
+
+
+def squared_distances(table: PyTree, tree: PyTree) -> jax.Array:
+    """Returns `[N]`, the squared distance of each row from `tree`."""
+    return jax.vmap(tree_lib.squared_distance, in_axes=(0, None))(table, tree)
+
+
+def losses(
+    task: Task, models: Params, batch: Batch, key: jax.Array, train: bool = True
+) -> jax.Array:
+    """Returns `[N, B]`, each model's loss on each example, whatever its mask.
+
+    Args:
+      task: losses.
+      models: leaves `[N, ...]`.
+      batch: the examples.
+      key: for losses that are random.
+      train: the mode of batch normalization, see `Task`; False to judge models.
+    """
+    return jax.vmap(lambda model: task.losses(model, batch, key, train))(models)
+
+
+def mean_losses(
+    task: Task,
+    models: Params,
+    data: ClientData,
+    context: Context,
+    local: LocalTraining,
+    train: bool = False,
+) -> jax.Array:
+    """Returns `[N]`, each model's mean loss over a client's examples; zeros without any.
+
+    Args:
+      task: losses.
+      models: leaves `[N, ...]`.
+      data: the client's examples.
+      context: its key is for losses that are random.
+      local: batch size.
+      train: the mode of batch normalization, see `Task`; False judges models as they would predict.
+    """
+
+    def step(total, batch, key):
+        return total + jnp.sum(losses(task, models, batch, key, train) * batch.mask, axis=1)
+
+    leaves = jax.tree.leaves(models)
+    nothing = jnp.zeros(leaves[0].shape[0], tree_lib.dtype(models))
+    total = for_each_batch(step, nothing, data, context, local.one_pass())
+    return total / jnp.maximum(data.size, 1)
+
+
+def scatter_indices(cohort: Cohort) -> jax.Array:
+    """Returns `[cohort]`, where to write in a table of all clients, with `mode="drop"`.
+
+    An empty place of the cohort gets a row behind the table's end, so that it writes nothing.
+    """
+    return jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids)
+
+
+def update_rows(table: PyTree, cohort: Cohort, new: PyTree) -> PyTree:
+    """Returns a table `[N, ...]` of all clients with the cohort's rows, `new` `[cohort, ...]`."""
+    here = scatter_indices(cohort)
+    return jax.tree.map(lambda old, some: old.at[here].set(some, mode="drop"), table, new)

@@ -1,0 +1,127 @@
+"""Finished runs as they are read from their work directories, and which of them compare."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from pfljax.training.run import writers
+
+
+class Run(NamedTuple):
+    """One finished run.
+
+    Attributes:
+      result: the content of `result.json`.
+      rows: of `metrics.jsonl`.
+      clients: the arrays of `clients.npz`; empty for a run that diverged.
+    """
+
+    result: dict[str, Any]
+    rows: list[dict[str, Any]]
+    clients: dict[str, np.ndarray]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended because a state or a loss was not finite; it has no scores then."""
+        return "diverged" in self.result
+
+
+def read_run(directory: pathlib.Path) -> Run:
+    """Reads what a finished run left in its work directory."""
+    result, arrays = writers.read_json(directory / "result.json"), {}
+    if "diverged" not in result:
+        with np.load(directory / "clients.npz") as clients:
+            arrays = dict(clients)
+    return Run(result, writers.read_rows(directory / "metrics.jsonl"), arrays)
+
+
+def collect(
+    directory: pathlib.Path, config: ml_collections.ConfigDict
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """Reads the runs of a comparison, and those of other methods that lie beside them.
+
+    Args:
+      directory: that holds `METHOD/seed_SEED`.
+      config: of the comparison, whose runs are all finished.
+
+    Returns:
+      `{method: [one run per seed]}`, and a sentence on each method that is left out, as its runs
+      are of other clients, rounds, models or seeds.
+    """
+    runs = {
+        name: [read_run(directory / name / f"seed_{seed}") for seed in config.seeds]
+        for name in config.algorithms
+    }
+    like, left_out = next(iter(runs.values())), []
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if folder.name in runs or not any(folder.glob("seed_*/result.json")):
+            continue
+        places = [folder / f"seed_{seed}" for seed in config.seeds]
+        if not all((place / "result.json").exists() for place in places):
+            left_out.append(f"{folder.name} is not shown: it lacks some of these seeds.")
+            continue
+        found = [read_run(place) for place in places]
+        differs = _first_difference(like, found)
+        if differs:
+            left_out.append(f"{folder.name} is not shown: its runs have {differs}.")
+        else:
+            runs[folder.name] = found
+    return _at_common_rounds(runs, left_out)
+
+
+_COMPARABLE = ("dataset", "partition", "num_clients", "model", "rounds", "data_seed", "score_name")
+
+
+def _first_difference(like: Sequence[Run], found: Sequence[Run]) -> str | None:
+    for one, other in zip(like, found, strict=True):
+        for key in _COMPARABLE:
+            wanted, has = one.result.get(key), other.result.get(key)
+            if wanted != has:
+                return f"{key} {has!r} in place of {wanted!r}"
+    return None
+
+
+def _at_common_rounds(
+    runs: dict[str, list[Run]], notes: list[str]
+) -> tuple[dict[str, list[Run]], list[str]]:
+    """Lets all runs choose among the same rounds, where they were evaluated at different ones."""
+    scored = [run for seeds in runs.values() for run in seeds if run.rows and not run.diverged]
+    rounds = [{row["round"] for row in run.rows} for run in scored]
+    common = set.intersection(*rounds) if rounds else set()
+    if all(each == common for each in rounds):
+        return runs, notes
+
+    def of(run):
+        rows = [row for row in run.rows if row["round"] in common]
+        if run.diverged or not rows:
+            return run
+        return Run(_chosen_again(run.result, rows), rows, run.clients)
+
+    note = (
+        "The runs were evaluated at different rounds: the curves, and the round that validation "
+        f"examples choose, are taken from the {len(common)} that all have."
+    )
+    return {name: [of(run) for run in seeds] for name, seeds in runs.items()}, [*notes, note]
+
+
+def _chosen_again(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a result whose scores over rounds are those of some rows."""
+    score, more = result.get("score_name", "accuracy"), result.get("more_is_better", True)
+    best = max if more else min
+    changed = dict(result)
+    for model in ("personal", "global"):
+        key = f"{model}_accuracy" if score == "accuracy" else f"{model}_score"
+        test, validation = f"{model}/test_{score}_weighted", f"{model}/validation_{score}_weighted"
+        if result.get(key) is None:
+            continue
+        scores = dict(result[key])
+        if all(row.get(validation) is not None for row in rows):
+            scores["at_best_validation"] = best(rows, key=lambda row: row[validation])[test]
+        scores[f"{best.__name__}_over_rounds"] = best(row[test] for row in rows)
+        changed[key] = scores
+    return changed

@@ -1,0 +1,287 @@
+"""Tables of finished runs, side by side: what a comparison prints and writes."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.box
+import rich.table
+
+from pfljax.report.finished import Run
+
+
+class Column(NamedTuple):
+    """A column of the comparison.
+
+    Attributes:
+      title: its heading.
+      path: where the number stands in `result.json`.
+      unit: of the number shown, such as '%', 'ms' or 'kB'; for a score that is no accuracy, its
+        name.
+      scale: factor from the stored unit to the shown one.
+    """
+
+    title: str
+    path: tuple[str, ...]
+    unit: str
+    scale: float
+
+
+_SCORES = (
+    ("personal", "personal", "last"),
+    ("validated", "personal", "at_best_validation"),
+    ("worst tenth", "personal", "worst_decile"),
+    ("unseen", "personal", "unseen_last"),
+    ("global", "global", "last"),
+)
+
+
+_COSTS = (
+    Column("round", ("seconds_per_round",), "ms", 1000),
+    Column("up", ("upload_bytes",), "kB", 1e-3),
+    Column("down", ("download_bytes",), "kB", 1e-3),
+)
+
+
+EXPLANATION = (
+    "Test accuracies weighted by test examples, mean ± standard deviation over seeds. personal: of "
+    "the personalized models after the last round; validated: in the round that the validation "
+    "examples choose; worst tenth: mean over the worst tenth of the clients; unseen: over clients "
+    "that never trained with the others; global: of the global model. round: median time of one; "
+    "up, down: what a client sends and receives in a round."
+)
+
+
+def score_of(runs: dict[str, list[Run]]) -> str:
+    """Returns the metric by which runs are compared, which all of them share."""
+    return next(iter(runs.values()))[0].result.get("score_name", "accuracy")
+
+
+def explanation(runs: dict[str, list[Run]]) -> str:
+    """Returns what the columns mean."""
+    score = score_of(runs)
+    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse, less is better)"}
+    return EXPLANATION.replace("accuracies", names.get(score, score))
+
+
+def resolution(runs: dict[str, list[Run]]) -> float | None:
+    """Returns how far two accuracies must lie apart for their difference to mean something.
+
+    That is half the width of a 95 % interval for the difference of two proportions `p` of `n`
+    independent test examples, `1.96 sqrt(2 p (1 - p) / n)`: `p` the best mean of the personalized
+    models (no nearer to 1 than one example), `n` the test examples of one seed, the fewest.
+
+    Args:
+      runs: `{method: [one run per seed]}`.
+
+    Returns:
+      From 0 to 1; None where the score is no accuracy, or results do not say how many test
+      examples there were.
+    """
+    found = [run.result.get("test_examples") for seeds in runs.values() for run in seeds]
+    best = _best(runs)
+    if score_of(runs) != "accuracy" or best is None or not all(found):
+        return None
+    n = min(found)
+    p = min(max(best, 1 / n), 1 - 1 / n)
+    return 1.96 * math.sqrt(2 * p * (1 - p) / n)
+
+
+def _best(runs: dict[str, list[Run]]) -> float | None:
+    """The best mean accuracy of personalized models; None where there is none."""
+    column = Column("", ("personal_accuracy", "last"), "%", 100)
+    means = [_values(seeds, column) for seeds in runs.values()]
+    return max((float(np.mean(values)) for values in means if values is not None), default=None)
+
+
+def notes(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns the sentences below a comparison: what its columns mean, what its differences mean,
+    and why runs diverged."""
+    lines = [explanation(runs)]
+    found = resolution(runs)
+    if found is not None:
+        n = min(run.result["test_examples"] for seeds in runs.values() for run in seeds)
+        lines.append(
+            f"{n:,} test examples per seed: one is {100 / n:.2g} points, and differences below "
+            f"{100 * found:.2g} points are within their sampling error (95 %); {_LIKE_THE_BEST} "
+            "marks methods that are no further from the best."
+        )
+    idle = {
+        (run.result.get("clients_without_a_step", 0), run.result.get("num_clients"))
+        for seeds in runs.values()
+        for run in seeds
+    }
+    lines += [
+        f"{count} of {total} clients do not fill a batch and never train (config.drop_remainder)."
+        for count, total in sorted(idle)
+        if count
+    ]
+    lines += [
+        run.result["diverged"]["reason"] for seeds in runs.values() for run in seeds if run.diverged
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def scores_of(result: dict[str, Any], model: str) -> dict[str, float | None] | None:
+    """Returns the scores in `result.json` of the 'personal' or 'global' model, if there is one."""
+    return result.get(f"{model}_accuracy", result.get(f"{model}_score"))
+
+
+def shown(score: str, value: float) -> str:
+    """Returns a score as text.
+
+    Example:
+      >>> shown("accuracy", 0.8125), shown("mse", 0.8125)
+      ('accuracy 81.25%', 'mse 0.8125')
+    """
+    return f"{score} {value:.2%}" if score == "accuracy" else f"{score} {value:.4g}"
+
+
+def _number(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
+    value: Any = result
+    for key in path:
+        value = None if value is None else value.get(key)
+    return value
+
+
+def _values(runs: Sequence[Run], column: Column) -> list[float] | None:
+    values = [_number(run.result, column.path) for run in runs]
+    return None if any(value is None for value in values) else values
+
+
+def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
+    """Returns the columns in which at least one method has a number."""
+    score = score_of(runs)
+    key, unit, scale = ("accuracy", "%", 100) if score == "accuracy" else ("score", score, 1)
+    scores = [
+        Column(title, (f"{model}_{key}", field), unit, scale) for title, model, field in _SCORES
+    ]
+    return [
+        column
+        for column in (*scores, *_COSTS)
+        if any(_values(seeds, column) is not None for seeds in runs.values())
+    ]
+
+
+# Marks accuracies that differ from the best by less than the test examples can tell.
+_LIKE_THE_BEST = "≈"
+
+
+def cell(runs: Sequence[Run], column: Column) -> str:
+    """Returns a method's entry: the mean over seeds and, for scores, the standard deviation.
+
+    The deviation is the sample's (n - 1), for two seeds or more. Where runs diverged, the first
+    column of scores says so, and the others have no entry.
+    """
+    diverged = sum(run.diverged for run in runs)
+    if diverged:
+        first = column.title == _SCORES[0][0]
+        some = "diverged" if diverged == len(runs) else f"{diverged} of {len(runs)} diverged"
+        return some if first else "-"
+    values = _values(runs, column)
+    if values is None:
+        return "-"
+    mean = np.mean(values) * column.scale
+    if column in _COSTS:
+        return f"{mean:.4g}"
+    places = 2 if column.unit == "%" else _places(mean)
+    if len(values) == 1:
+        return f"{mean:.{places}f}"
+    return f"{mean:.{places}f} ± {np.std(values, ddof=1) * column.scale:.{places}f}"
+
+
+def _places(mean: float) -> int:
+    """The decimal places that show four digits of a mean; its deviation is shown with as many."""
+    return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean and math.isfinite(mean) else 3
+
+
+def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """Returns the rows of the comparison: the method's name, and an entry for each column."""
+    within, best = resolution(runs), _best(runs)
+    rows = []
+    for method, seeds in runs.items():
+        entries = [cell(seeds, column) for column in columns]
+        values = _values(seeds, columns[0]) if columns else None
+        if within is not None and values is not None and not any(run.diverged for run in seeds):
+            gap = best - float(np.mean(values))
+            if 0 < gap < within:
+                entries[0] += f" {_LIKE_THE_BEST}"
+        rows.append((method, *entries))
+    return rows
+
+
+def heading(column: Column) -> str:
+    """Returns a column's title with its unit."""
+    return f"{column.title} ({column.unit})"
+
+
+def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
+    """Returns the comparison as a table for a terminal.
+
+    Args:
+      runs: `{method: [one run per seed]}`.
+      title: above the table.
+    """
+    columns = columns_of(runs)
+    view = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    # A narrow terminal shortens numbers, which comparison.md has, rather than what they are of.
+    view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
+    for column in columns:
+        view.add_column(f"{column.title}\n({column.unit})", justify="right", no_wrap=True)
+    for row in cells(runs, columns):
+        view.add_row(*row)
+    return view
+
+
+def write_markdown(
+    path: pathlib.Path,
+    runs: dict[str, list[Run]],
+    title: str,
+    pictures: Sequence[str] = (),
+    below: Sequence[str] = (),
+) -> None:
+    """Writes the comparison as a Markdown table.
+
+    Args:
+      path: of the file.
+      runs: `{method: [one run per seed]}`.
+      title: its heading.
+      pictures: names of files beside it that it shows.
+      below: the sentences below the table, such as `notes`.
+    """
+    columns = columns_of(runs)
+    lines = [
+        f"# {title}",
+        "",
+        "| method | " + " | ".join(heading(column) for column in columns) + " |",
+        "|---" + "|---:" * len(columns) + "|",
+    ]
+    lines += ["| " + " | ".join(row) + " |" for row in cells(runs, columns)]
+    shown = [f"\n![{pathlib.Path(name).stem.replace('_', ' ')}]({name})" for name in pictures]
+    sentences = [line for note in below or notes(runs) for line in ("", note)]
+    path.write_text("\n".join([*lines, *sentences, *shown, ""]))
+
+
+def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
+    """Writes one line per run, with every number of `result.json`, unrounded."""
+
+    def flat(result, prefix=""):
+        for key, value in result.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    lines = [dict(flat(run.result)) for seeds in runs.values() for run in seeds]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)

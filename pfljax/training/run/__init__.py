@@ -1,0 +1,1 @@
+"""One run: rounds, evaluations, checkpoints, and the files of its work directory."""

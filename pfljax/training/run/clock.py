@@ -1,0 +1,124 @@
+"""Times rounds and evaluations, and counts what they compile."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfljax.core import FederatedState
+from pfljax.training.run import runtime
+from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.experiment import Experiment
+
+
+class Clock:
+    """Runs an experiment's programs and keeps account of them; close it at the end.
+
+    Where they stand for several variants, seconds are those of all divided by how many they are.
+
+    Attributes:
+      compile_seconds: of all programs compiled.
+      round_compilations: programs compiled by calls for rounds; 1 says that all shared one.
+      later_compilations: programs compiled after the first call for rounds, by whatever.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._num_runs = experiment.num_variants or 1
+        self._counter = runtime.CompilationCounter()
+        self._round_seconds: list[float] = []
+        self._evaluation_seconds: list[float] = []
+        self._examples = 0.0
+        self._slots = 0.0
+        self._rounds = 0
+        self.compile_seconds = 0.0
+        self.round_compilations = 0
+        self.later_compilations = 0
+
+    def start(self, seeds: Sequence[int]) -> FederatedState:
+        """Returns the state of round 0, of one run or of several variants."""
+        experiment = self._experiment
+        keys = [jax.random.key(seed) for seed in seeds]
+        key = keys[0] if experiment.num_variants is None else jnp.stack(keys)
+        return self._timed(experiment.start, experiment.examples, key)[0]
+
+    def run_rounds(
+        self, state: FederatedState, now: int
+    ) -> tuple[FederatedState, dict[str, np.ndarray]]:
+        """Runs `now` rounds; returns the state and the metrics, `[..., now]` each."""
+        experiment = self._experiment
+        first = not self._round_seconds
+        (state, history), seconds, compiled = self._timed(
+            experiment.run_rounds,
+            state,
+            experiment.examples,
+            np.int32(planned_rounds(experiment.config)),
+            np.int32(now),
+        )
+        history = {name: np.asarray(values)[..., :now] for name, values in history.items()}
+        self._round_seconds.append(seconds / now / self._num_runs)
+        self.round_compilations += compiled
+        self.later_compilations += 0 if first else compiled
+        self._examples += float(np.sum(history["examples"]))
+        self._slots += float(np.sum(history["slots"]))
+        self._rounds += now * self._num_runs
+        return state, history
+
+    def evaluate(self, state: FederatedState) -> dict[str, Any]:
+        """Evaluates all clients; see `engine.evaluate.build_evaluation` for what it returns."""
+        experiment = self._experiment
+        scores, seconds, compiled = self._timed(
+            experiment.evaluate,
+            state,
+            experiment.examples,
+            np.int32(planned_rounds(experiment.config)),
+        )
+        self.later_compilations += compiled if self._evaluation_seconds else 0
+        self._evaluation_seconds.append(seconds / self._num_runs)
+        return jax.tree.map(np.asarray, scores)
+
+    def _timed(self, program: Callable, *args: Any) -> tuple[Any, float, int]:
+        """Runs a program; returns its result, its seconds, and how many programs it compiled."""
+        before = self._counter.programs
+        if program.compile_seconds == 0:
+            program.compile(*args)
+            self.compile_seconds += program.compile_seconds
+        begin = time.perf_counter()
+        result = jax.block_until_ready(program(*args))
+        return result, time.perf_counter() - begin, self._counter.programs - before
+
+    @property
+    def seconds_per_round(self) -> float | None:
+        """The median; the first call also loads the program, so the others tell, if there are."""
+        return _median(self._round_seconds)
+
+    @property
+    def seconds_per_evaluation(self) -> float | None:
+        """The median, likewise."""
+        return _median(self._evaluation_seconds)
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Training examples in a round, over its seconds."""
+        if not self._rounds or not self.seconds_per_round:
+            return None
+        return self._examples / self._rounds / self.seconds_per_round
+
+    @property
+    def padding_fraction(self) -> float | None:
+        """The share of the work that went into padding."""
+        return 1 - self._examples / self._slots if self._slots else None
+
+    def close(self) -> None:
+        """Stops counting."""
+        self._counter.close()
+
+
+def _median(seconds: list[float]) -> float | None:
+    return statistics.median(seconds[1:] or seconds) if seconds else None

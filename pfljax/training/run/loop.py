@@ -1,0 +1,421 @@
+"""A run: rounds, evaluations, checkpoints, and the files they leave in the work directory."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from pfljax.core import FederatedState
+from pfljax.data import FederatedDataset
+from pfljax.engine import used_arguments, vectorized
+from pfljax.engine.round import ALL_FINITE
+from pfljax.errors import DivergedError, UserError
+from pfljax.training.run import locks, results, workdir, writers
+from pfljax.training.run.checkpoint import Checkpoints, Restored
+from pfljax.training.run.clock import Clock
+from pfljax.training.run.stopping import Stopped, StopRequests
+from pfljax.training.study import config as config_lib
+from pfljax.training.study.experiment import Experiment
+
+# Called after every call of the round program: (rounds done, scores so far).
+Progress = Callable[[int, dict[str, float]], None]
+
+
+def run(
+    experiment: Experiment,
+    directory: pathlib.Path,
+    *,
+    resume: bool = False,
+    progress: Progress = lambda rounds, scores: None,
+) -> dict[str, Any]:
+    """Trains and evaluates one method, and writes everything it finds out.
+
+    Args:
+      experiment: what to run.
+      directory: the work directory; made where it does not exist.
+      resume: go on from the newest checkpoint in it, if there is one.
+      progress: is told how far the run is.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      UserError: the directory holds another run.
+      DivergedError: a state or a loss is not finite any more.
+      Stopped: a signal asked for it; a checkpoint is saved.
+    """
+    runs = [_Run(experiment, directory)]
+    _train(experiment, runs, resume, progress)
+    return runs[0].summary
+
+
+def run_vectorized(
+    experiment: Experiment,
+    configs: Sequence[ml_collections.ConfigDict],
+    directories: Sequence[pathlib.Path],
+    datasets: Sequence[FederatedDataset] | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress = lambda rounds, scores: None,
+) -> list[dict[str, Any] | None]:
+    """Trains several variants in one program; each leaves the files of a run of its own.
+
+    Args:
+      experiment: from `together.build(configs)`.
+      configs: of the variants.
+      directories: their work directories.
+      datasets: of the variants; None where they share one.
+      resume: go on from their newest checkpoints, if all are of one round.
+      progress: is told how far they are, with their mean scores.
+
+    Returns:
+      The content of each `result.json`; None for a variant that diverged.
+
+    Raises:
+      UserError: a directory holds another run.
+      DivergedError: all variants diverged.
+      Stopped: a signal asked for it; checkpoints are saved.
+    """
+    datasets = datasets or [experiment.dataset] * len(configs)
+    runs = [
+        _Run(experiment._replace(config=config, dataset=dataset), directory)
+        for config, directory, dataset in zip(configs, directories, datasets, strict=True)
+    ]
+    _train(experiment, runs, resume, progress)
+    return [None if run.diverged else run.summary for run in runs]
+
+
+def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
+    """Raises a `UserError` where a run was planned for another length on which its method depends.
+
+    Args:
+      experiment: that is to go on.
+      directory: the work directory, which may hold an earlier part of it.
+    """
+    before, now = workdir.planned_before(directory), config_lib.planned_rounds(experiment.config)
+    if before in (None, now):
+        return
+    algorithm = experiment.algorithm
+    if experiment.population is None:
+        examples = experiment.examples
+        if experiment.num_variants is not None and experiment.examples_vary:
+            examples = jax.tree.map(lambda leaf: leaf[0], examples)
+        population = jax.eval_shape(lambda examples: examples.population(), examples)
+    else:
+        population, examples = experiment.population.profiles, experiment.population.one_client()[1]
+    key = jax.eval_shape(jax.random.key, 0)
+    server = jax.eval_shape(algorithm.init_server, key, population)
+    if used_arguments.uses_planned_length(algorithm, server, examples):
+        name = experiment.config.algorithm
+        raise UserError(
+            f"{directory} holds a run planned for {before} rounds, and this one is planned for "
+            f"{now}; the steps of {name} depend on the planned length. Add "
+            f"--config.planned_rounds={before} to keep its plan, or name another --workdir."
+        )
+
+
+class _Run:
+    """The files of one run, alone or among variants.
+
+    Attributes:
+      checkpoints: its checkpoints; None before `claim`.
+      saved: the round of the newest one in the directory, whose arrays may be damaged, or of the
+        newest one saved since; None for none.
+      rows: of `metrics.jsonl`.
+      diverged: why the run goes on no more; None while it does.
+      summary: the content of `result.json`, at the end.
+    """
+
+    def __init__(self, experiment: Experiment, directory: pathlib.Path):
+        self.experiment, self.directory = experiment, directory
+        self.checkpoints: Checkpoints | None = None
+        self.saved: int | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.diverged: str | None = None
+        self.summary: dict[str, Any] | None = None
+        self._writer = None
+        self._evaluation = None
+        self._lock, self._files = contextlib.ExitStack(), contextlib.ExitStack()
+
+    def claim(self, resume: bool) -> None:
+        """Takes the work directory, and finds out from which round to go on."""
+        workdir.check(self.directory, self.experiment.config, resume=resume)
+        self._lock.enter_context(locks.hold(self.directory))
+        check_plan(self.experiment, self.directory)
+        workdir.claim(self.directory, self.experiment.config, resume=resume)
+        workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        self._files.callback(self.checkpoints.close)
+        self.saved = self.checkpoints.latest_round() if resume else None
+
+    def begin(self, notes: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Opens the files, with the rows of the rounds that are done.
+
+        Args:
+          notes: of the checkpoint to go on from; empty for none.
+
+        Returns:
+          The metrics of the last call before that checkpoint.
+        """
+        self.rows = list(notes.get("rows", []))
+        if jax.process_index() == 0:
+            self._writer = writers.MetricsWriter(self.directory, self.rows)
+            self._files.callback(self._writer.close)
+        history = notes.get("history", {})
+        return {name: np.asarray(values, dtype) for name, (dtype, values) in history.items()}
+
+    def save(self, state: FederatedState, history: dict[str, np.ndarray], done: int) -> None:
+        """Saves a checkpoint, from which everything else in the directory can be made again.
+
+        Args:
+          state: the client states as a checkpoint keeps them.
+          history: the metrics of the last call of the round program, for the row of this round
+            where that is still to come.
+          done: rounds.
+        """
+        notes = {
+            "settings": workdir.settings(self.experiment.config),
+            "clients_per_chunk": self.experiment.clients_per_chunk,
+            "rows": self.rows,
+            "history": {
+                name: (values.dtype.name, values.tolist()) for name, values in history.items()
+            },
+        }
+        self.checkpoints.save(state, self.experiment.dataset.num_clients, notes)
+        self.saved = done
+
+    def diverge(self, round: int, what: str) -> None:
+        """Ends the run; says so in `result.json`, in place of scores."""
+        saved = self.checkpoints.latest_round()
+        kept = f"the checkpoint of round {saved} is kept" if saved else "no checkpoint was saved"
+        config = self.experiment.config
+        own = config.learning_rates[config.algorithm] is not None
+        rate = f"learning_rates.{config.algorithm}" if own else "client_optimizer.learning_rate"
+        self.diverged = (
+            f"{config.algorithm} diverged: {what} in round {round}; lower config.{rate} or the "
+            f"method's hyper-parameters ({kept})."
+        )
+        self.summary = results.of_diverged(self.experiment, round, self.diverged)
+        if jax.process_index() == 0:
+            writers.write_json(self.directory / "result.json", self.summary)
+
+    def record(self, done: int, evaluation: Any, history: dict[str, np.ndarray]) -> None:
+        """Writes a row, unless it is there from before a resumption, or a loss is not finite."""
+        if (found := results.first_not_finite(self.experiment, evaluation)) is not None:
+            self.diverge(done, found)
+            return
+        self._evaluation = evaluation
+        if not self.rows or self.rows[-1]["round"] < done:
+            self.rows.append(results.metrics_row(self.experiment, done, evaluation, history))
+            if self._writer:
+                self._writer.write(self.rows[-1])
+
+    def finish(self, state: FederatedState, clock: Clock) -> None:
+        """Writes `result.json` and `clients.npz`, after all that they are made of."""
+        self._files.close()
+        self.summary = results.summarize(self.experiment, state, self.rows, clock)
+        if jax.process_index() == 0:
+            clients, rows = self.directory / "clients.npz", self.directory / "metrics.jsonl"
+            results.write_clients(clients, self.experiment, self._evaluation)
+            self.summary = writers.sealed(self.summary, [clients, rows])
+            writers.write_json(self.directory / "result.json", self.summary)
+
+    def close(self) -> None:
+        """Writes out what is still in memory, and lets others have the directory."""
+        try:
+            self._files.close()
+        finally:
+            self._lock.close()
+
+
+def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
+    """Trains and evaluates until all rounds are done, for one run or several variants."""
+    config, population = experiment.config, experiment.population
+    with contextlib.ExitStack() as opened:
+        clock = Clock(experiment)
+        opened.callback(clock.close)
+        stop = opened.enter_context(StopRequests())
+        for run in runs:
+            opened.callback(run.close)
+            run.claim(resume)
+        if population is not None:
+            (run,) = runs
+            # Beside the checkpoints, which tell whose rows they are.
+            population.open(run.directory / population.file_name, anew=run.saved is None)
+        state = clock.start([run.experiment.config.seed for run in runs])
+        state, notes = _resumed(experiment, runs, state)
+        done = runs[0].saved or 0
+        histories = [run.begin(own) for run, own in zip(runs, notes, strict=True)]
+
+        while True:
+            missing = any(not run.rows or run.rows[-1]["round"] < done for run in runs)
+            last = done == config.rounds
+            first = any(not run.rows for run in runs)
+            if first or (missing and _is_due(done, config.eval_every, config)) or last:
+                evaluations = _each(experiment, clock.evaluate(state))
+                for run, evaluation, history in zip(runs, evaluations, histories, strict=True):
+                    if not run.diverged:
+                        run.record(done, evaluation, history)
+                _require_any(runs)
+            if done and _is_due(done, config.checkpoint_every, config):
+                _save(experiment, runs, state, histories, done)
+            progress(done, _mean_scores(runs))
+            if last:
+                break
+            _stop_if_asked(stop, experiment, runs, state, histories, done)
+            now = min(_next_stop(done, config) - done, config.engine.rounds_per_call)
+            state, history = clock.run_rounds(state, now)
+            done += now
+            histories = _each(experiment, history)
+            _note_divergence(runs, histories, done)
+            _stop_if_asked(stop, experiment, runs, state, histories, done)
+        for run, own in zip(runs, _states(experiment, state), strict=True):
+            if not run.diverged:
+                run.finish(own, clock)
+        if number := stop.signal_number():
+            raise Stopped(number, f"after round {done}, the last one; its results are written")
+
+
+def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int) -> None:
+    """Saves a checkpoint of each run that has none of this round and did not diverge."""
+    population = experiment.population
+    for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
+        if not run.diverged and run.saved != done:
+            run.save(own if population is None else population.snapshot(own), history, done)
+
+
+def _stop_if_asked(
+    stop: StopRequests, experiment: Experiment, runs: list[_Run], state, histories, done: int
+) -> None:
+    """Raises `Stopped` where a signal asked for it, after saving a checkpoint."""
+    number = stop.signal_number()
+    if not number:
+        return
+    if not done:
+        raise Stopped(number, "before the first round; nothing was trained yet")
+    _save(experiment, runs, state, histories, done)
+    for run in runs:
+        run.close()  # Only then is the checkpoint on disk.
+    raise Stopped(number, f"after round {done}, of which there is a checkpoint")
+
+
+def _each(experiment: Experiment, stacked: Any) -> list[Any]:
+    """Takes arrays of several variants apart; those of one run have no axis for it."""
+    if experiment.num_variants is None:
+        return [stacked]
+    return [
+        jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
+        for index in range(experiment.num_variants)
+    ]
+
+
+def _states(experiment: Experiment, state: FederatedState) -> list[FederatedState]:
+    if experiment.num_variants is None:
+        return [state]
+    return [vectorized.unstack(state, index) for index in range(experiment.num_variants)]
+
+
+def _resumed(
+    experiment: Experiment, runs: list[_Run], state: FederatedState
+) -> tuple[FederatedState, list[dict[str, Any]]]:
+    """Returns the state to go on from, and the notes that its checkpoints hold."""
+    if all(run.saved is None for run in runs):
+        return state, [{} for _ in runs]
+    if any(run.saved is None for run in runs):
+        raise _out_of_step(runs)
+    config, restored = experiment.config, []
+    for run, own in zip(runs, _states(experiment, state), strict=True):
+        restored.append(_restore(run, own))
+        settings = restored[-1].notes.get("settings")
+        if settings is not None:
+            workdir.require_same_settings(run.directory, settings, run.experiment.config)
+        run.saved = int(restored[-1].state.round)
+    if len({run.saved for run in runs}) > 1:
+        raise _out_of_step(runs)
+    if runs[0].saved > config.rounds:
+        raise UserError(
+            f"{runs[0].directory} holds a run of {runs[0].saved} rounds and config.rounds is "
+            f"{config.rounds}; raise it, or name another --workdir."
+        )
+    states, notes = [one.state for one in restored], [one.notes for one in restored]
+    return states[0] if experiment.num_variants is None else vectorized.stack(states), notes
+
+
+def _restore(run: _Run, state: FederatedState) -> Restored:
+    """Reads the newest good checkpoint of a run."""
+    population, devices = run.experiment.population, run.experiment.devices
+    num_clients = run.experiment.dataset.num_clients
+    if population is None:
+        return run.checkpoints.restore(state, num_clients, devices)[0]
+    path = run.directory / population.file_name
+
+    def accept(kept: FederatedState) -> str | None:
+        bad = population.damaged(kept)
+        if not bad.size:
+            return None
+        return (
+            f"the states of {bad.size} clients, such as client {bad[0]}, are missing or damaged in "
+            f"{path}; a run goes on with as many processes as it had"
+        )
+
+    found = run.checkpoints.restore(
+        population.like_snapshot(state), num_clients, devices, all_of_them=True, accept=accept
+    )
+    oldest_first = [one.state for one in reversed(found)]
+    return found[0]._replace(state=population.adopt(oldest_first))
+
+
+def _out_of_step(runs: list[_Run]) -> UserError:
+    return UserError(
+        f"{runs[0].directory.parent} holds runs that stopped after different numbers of "
+        "rounds; finish them one by one, without sharing a program."
+    )
+
+
+def _mean_scores(runs: list[_Run]) -> dict[str, float]:
+    scores = [
+        results.scores(run.rows[-1], run.experiment.task.score) for run in runs if not run.diverged
+    ]
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+
+
+def _is_due(done: int, every: int, config: ml_collections.ConfigDict) -> bool:
+    """Whether something happens after this round: every so often, and after the last."""
+    return done == config.rounds or (every > 0 and done % every == 0)
+
+
+def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
+    """The next round after which the host has something to do."""
+    return next(
+        stop
+        for stop in range(done + 1, config.rounds + 1)
+        if _is_due(stop, config.eval_every, config)
+        or _is_due(stop, config.checkpoint_every, config)
+    )
+
+
+def _note_divergence(runs: list[_Run], histories: list[dict[str, np.ndarray]], done: int) -> None:
+    """Ends runs whose states are not finite any more, before a checkpoint is written of them.
+
+    Raises:
+      DivergedError: none is left.
+    """
+    for run, history in zip(runs, histories, strict=True):
+        found = history.pop("not_finite")
+        bad = np.flatnonzero(found != ALL_FINITE)
+        if bad.size and not run.diverged:
+            first = int(found[bad[0]])
+            whose = "the server's state" if first < 0 else f"the state or loss of client {first}"
+            run.diverge(done - len(found) + int(bad[0]) + 1, f"{whose} is not finite")
+    _require_any(runs)
+
+
+def _require_any(runs: list[_Run]) -> None:
+    if all(run.diverged for run in runs):
+        raise DivergedError(runs[0].diverged)

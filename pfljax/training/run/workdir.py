@@ -1,0 +1,213 @@
+"""Whose work directory is it? A run never writes over another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from pfljax.errors import UserError
+from pfljax.training.run import checkpoint, writers
+from pfljax.training.study.config import planned_rounds
+
+# Keys that may differ between a run and its resumption: they change neither state nor meaning.
+_FREE_KEYS = (
+    *("algorithms", "seeds", "seeds_vary", "engine"),
+    *("eval_every", "checkpoint_every", "rounds", "planned_rounds"),
+)
+
+# What the engine chose for the run.
+_ENGINE = "engine.json"
+
+# The storage of checkpoints takes these in a path for patterns, and would read other files.
+_PATTERNS = "*?[\\"
+# How long a path may be, and how much of it the files of a checkpoint need.
+_LONGEST_PATH, _LONGEST_FILE = 4096, 256
+
+
+def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the part of a config that one run depends on: of the methods only its own.
+
+    The numbers are as JSON keeps them, so that they compare with what was written.
+    """
+    content = json.loads(config.to_json())
+    content["planned_rounds"] = planned_rounds(config)
+    for key in ("hparams", "learning_rates"):
+        content[key] = {config.algorithm: content[key][config.algorithm]}
+    return content
+
+
+def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
+    """Returns the first key at which two configs differ, with both values; None for equal ones.
+
+    Example:
+      >>> first_difference({'a': {'b': 1}}, {'a': {'b': 2}})
+      'a.b is 2 here and 1 there'
+    """
+    for key in sorted(old.keys() | new.keys()):
+        if prefix == "" and key in _FREE_KEYS:
+            continue
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            difference = first_difference(before, after, f"{name}.")
+            if difference:
+                return difference
+        elif before != after:
+            return f"{name} is {after!r} here and {before!r} there"
+    return None
+
+
+def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the `settings` of the run in a work directory; None for no run.
+
+    Those in its newest checkpoint, which have a checksum, count before `config.json`.
+
+    Raises:
+      UserError: `config.json` is damaged, and no checkpoint can replace it.
+    """
+    notes = checkpoint.newest_notes(directory)
+    if notes is not None and "settings" in notes:
+        return notes["settings"]
+    path = directory / "config.json"
+    if not path.exists():
+        return None
+    content = writers.read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no config; remove it and run again.")
+    return content
+
+
+def require_same_settings(
+    directory: pathlib.Path, before: dict[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Raises a `UserError` where a run was started with another config.
+
+    Args:
+      directory: that holds the run.
+      before: its `settings`.
+      config: of the run that is to go on there.
+    """
+    difference = first_difference(before, settings(config))
+    if difference:
+        raise UserError(
+            f"{directory} holds a run with another config: {difference}; name another --workdir."
+        )
+
+
+def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` where the run in a work directory was started with another config."""
+    before = settings_before(directory)
+    if before is not None:
+        require_same_settings(directory, before, config)
+
+
+def planned_before(directory: pathlib.Path) -> int | None:
+    """Returns for how many rounds the run in a work directory was planned; None for no run."""
+    before = settings_before(directory) or {}
+    return before.get("planned_rounds") or before.get("rounds")
+
+
+def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether this very run has been done; raises a `UserError` where another one has.
+
+    A run whose files are damaged is not finished: resuming it writes them anew.
+    """
+    require_usable(directory)
+    path = directory / "result.json"
+    if not path.exists():
+        return False
+    require_same(directory, config)
+    try:
+        result = writers.read_json(path)
+        writers.read_rows(directory / "metrics.jsonl")
+    except UserError:
+        return False
+    intact = isinstance(result, dict) and writers.is_intact(result, directory)
+    return intact and result.get("rounds") == config.rounds
+
+
+def clients_per_chunk(directory: pathlib.Path) -> int | None:
+    """Returns how many clients the run in a work directory trains together; None for no run.
+
+    Another choice would change the rounding, and resuming is exact to the last bit.
+    """
+    notes = checkpoint.newest_notes(directory)
+    if notes is not None and "clients_per_chunk" in notes:
+        return notes["clients_per_chunk"]
+    path = directory / _ENGINE
+    try:
+        number = writers.read_json(path)["clients_per_chunk"] if path.exists() else None
+    except (UserError, TypeError, KeyError):
+        return None  # There is no checkpoint to go on from, so any choice will do.
+    return number if type(number) is int and number > 0 else None
+
+
+def keep_clients_per_chunk(directory: pathlib.Path, number: int) -> None:
+    """Notes it for `clients_per_chunk`."""
+    if jax.process_index() == 0:
+        writers.write_json(directory / _ENGINE, {"clients_per_chunk": number})
+
+
+def require_usable(directory: pathlib.Path) -> None:
+    """Raises a `UserError` where no run can keep its files in a directory of this name."""
+    shown = f"{str(directory)[:80]}..." if len(str(directory)) > 80 else str(directory)
+    try:
+        whole = os.path.realpath(directory)
+        length = len(whole.encode())
+        directory.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # Making it says so, where it is so.
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or what is no Unicode
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{shown!a} cannot be used ({reason}); name another --workdir.") from error
+    patterns = [character for character in _PATTERNS if character in whole]
+    if patterns:
+        raise UserError(
+            f"{whole!r} contains {' '.join(patterns)}, which the storage of checkpoints takes for "
+            "a pattern; name another --workdir."
+        )
+    if length + _LONGEST_FILE > _LONGEST_PATH:
+        raise UserError(f"{shown!r} is too long ({length} bytes); name another --workdir.")
+
+
+def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
+    """Makes sure that a run may have a work directory, and makes it where it does not exist.
+
+    Args:
+      directory: that is to hold the run.
+      config: of the run.
+      resume: the directory may hold an earlier part of the same run.
+
+    Raises:
+      UserError: it holds another run, or one that was not asked to be resumed, or cannot be made.
+    """
+    require_usable(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(directory, error) from error
+    require_same(directory, config)
+    if checkpoint.latest_round(directory) is not None and not resume:
+        raise UserError(
+            f"{directory} holds this run already; add --resume to go on with it, or name "
+            "another --workdir."
+        )
+
+
+def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
+    """Makes the work directory this run's own; what `check` says first, and `config.json`."""
+    check(directory, config, resume=resume)
+    if jax.process_index() == 0:
+        try:
+            writers.write_json(directory / "config.json", settings(config))
+        except OSError as error:
+            raise _cannot_be_written(directory, error) from error
+
+
+def _cannot_be_written(directory: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"{directory} cannot be written ({error.strerror}); name another --workdir.")

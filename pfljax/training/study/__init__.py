@@ -1,0 +1,1 @@
+"""From a config to an experiment: data, task, method, optimizers and programs."""

@@ -1,0 +1,258 @@
+"""The keys that every config has, so that commands carry over from one study to the next."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from pfljax.algorithms import ALGORITHMS
+from pfljax.core import check_hyperparameters
+from pfljax.data import SOURCES
+from pfljax.engine import init
+from pfljax.errors import UserError
+
+
+def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str]:
+    """Returns the names and defaults of a method's hyper-parameters, read from its signature.
+
+    Example:
+      >>> from pfljax.algorithms import ALGORITHMS
+      >>> hyperparameters(ALGORITHMS['fedprox'])
+      {'mu': 0.1}
+    """
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and isinstance(parameter.default, bool | int | float | str)
+    }
+
+
+def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDict:
+    """Returns the keys of an optimizer: any optax optimizer, and arguments it may take.
+
+    An argument that is None is not passed, so that optax's default holds.
+
+    Args:
+      name: in optax, such as 'sgd' or 'adam'.
+      learning_rate: its first argument.
+    """
+    config = ml_collections.ConfigDict({"name": name, "learning_rate": learning_rate})
+    for argument in ("momentum", "b1", "b2", "eps", "weight_decay"):
+        config[argument] = config_dict.placeholder(float)
+    config.nesterov = config_dict.placeholder(bool)
+    return config
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default; a study's config changes what it needs to.
+
+    Example:
+      >>> config = default_config()
+      >>> config.algorithm, config.hparams.ditto.lam
+      ('fedavg', 0.1)
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of everything random in training; the data have data.seed
+    config.rounds = 100  # rounds of communication
+    # The length by which schedules and annealing go; 0 takes `rounds`. A run that may be resumed
+    # with more rounds names its whole length here from the beginning.
+    config.planned_rounds = 0
+    config.eval_every = 10  # rounds between evaluations
+    config.checkpoint_every = 50  # rounds between checkpoints; 0: only after the last round
+
+    config.algorithm = "fedavg"  # the method
+    config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
+    # What compare.py runs; train.py runs `algorithm` with `seed`.
+    config.algorithms = ("local", "fedavg", "fedavg_ft")
+    config.seeds = (0,)  # of compare.py and sweep.py, in place of `seed`
+    # What a seed of compare.py decides: 'everything', so that partition and splits differ too (the
+    # seed is added to data.seed), or 'training' alone, on the partition of data.seed.
+    config.seeds_vary = "everything"
+
+    config.batch_size = 10  # training examples of a local step
+    config.local_epochs = 1  # passes over a client's training examples in a round
+    config.drop_remainder = False  # leave out the last batch of an epoch where it is not full
+    config.client_optimizer = optimizer_config("sgd", 0.05)
+    config.client_optimizer.decay = 1.0  # factor on the clients' steps, once per round
+    # The learning rate of a method's clients, where it is another: studies may tune it for each.
+    config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
+    config.server_optimizer = optimizer_config("sgd", 1.0)
+
+    # size: clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout: share lost after
+    # selection; join: from which state of the server a client's private state begins, 'current' for
+    # that of the round in which it first takes part or is scored, 'initial' for that before the
+    # first round.
+    config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
+
+    config.data = {
+        "name": "digits",  # the data set
+        "dir": "",  # the directory with its files
+        "partition": "dirichlet",  # how examples are divided among clients
+        "alpha": 0.1,  # concentration of the Dirichlet partitions
+        "classes_per_client": 2,  # pathological, dirichlet_extended
+        "balanced": True,  # pathological: a class is split equally among its clients
+        "shards_per_client": 2,  # shards
+        "size_sigma": 1.0,  # quantity_log_normal: deviation of the logarithms of sizes
+        "size_exponent": 1.0,  # quantity_power_law: sizes over their ranks
+        "num_groups": 4,  # of clients: the partition groups, and both shifts
+        "group_by": "class",  # groups: 'class' or 'superclass', what is dealt out to a group
+        # What the groups' examples look like ('rotation', 'contrast' or 'noise') ...
+        "feature_shift": "none",
+        "shift_strength": 0.5,  # contrast, noise: from 0 to 1
+        "concept_shift": "none",  # ... and what their labels mean ('permutation').
+        "num_clients": 20,  # seen and unseen ones
+        "seed": 0,  # of the partition, the splits and the choice of unseen clients
+        "test_fraction": 0.25,  # of each client's examples
+        "validation_fraction": 0.1,  # of each client's examples that are not for testing
+        "unseen_fraction": 0.0,  # of the clients, who never train and are only evaluated
+    }
+    # Examples that the Dirichlet and quantity partitions must give every client, and without which
+    # the natural one leaves an owner out; None for their own rules.
+    config.data.least = config_dict.placeholder(int)
+    # What some data sets let one choose: the keyword-only arguments of their loaders.
+    config.data.options = {
+        name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
+    }
+    config.model = {
+        "name": "mlp",  # the network; its arguments are further keys here
+    }
+    # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
+    config.compute_dtype = "float32"
+    config.engine = {
+        "devices": 0,  # 0: all; on CPU one for each core
+        "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
+        "rounds_per_call": 10,  # the most rounds between two looks from the host
+        "eval_batch_size": 32,  # the most examples scored together; more outgrow a CPU's cache
+        # Where private states and examples lie: 'device', or 'host' for populations that outgrow
+        # it: in files, of which a cohort at a time comes to the devices.
+        "residence": "device",
+        "eval_clients": 0,  # how many clients are scored, chosen once; 0: all; with 'host' only
+    }
+    return config
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the known word nearest to a mistyped one, or ''."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require_known(what: str, word: str, known: Iterable[str]) -> None:
+    """Raises a `UserError` with a suggestion where `word` is not among the `known` ones."""
+    known = list(known)
+    if word not in known:
+        raise UserError(
+            f"Unknown {what} {word!r}; known are {', '.join(known)}.{suggest(word, known)}"
+        )
+
+
+RESIDENCES = ("device", "host")
+SEEDS_VARY = ("everything", "training")
+# Rounds, clients and batches are counted in 32 bits on the devices.
+MOST = 2**31 - 1
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+# Their keys become arguments, and are held against the signature of what takes them.
+_OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
+
+
+def _require_keys(config, default, prefix: str = "config.") -> None:
+    """Raises a `UserError` where a config lacks a key, or has one that nothing reads."""
+    for name, value in default.items():
+        if name not in config:
+            raise UserError(
+                f"{prefix}{name} is missing; begin with default_config() of "
+                "pfljax.training.study.config."
+            )
+        if isinstance(value, ml_collections.ConfigDict):
+            if not isinstance(config[name], ml_collections.ConfigDict):
+                raise UserError(f"{prefix}{name} is {config[name]!r}; it must have keys.")
+            if name not in _OPEN_KEYS:
+                _require_keys(config[name], value, f"{prefix}{name}.")
+    for name in config:
+        if name not in default:
+            raise UserError(f"Nothing reads the key {prefix}{name}.{suggest(name, default)}")
+
+
+def planned_rounds(config: ml_collections.ConfigDict) -> int:
+    """Returns the length by which schedules and annealing go."""
+    return config.planned_rounds or config.rounds
+
+
+def require_whole(what: str, value: Any, least: int) -> None:
+    """Raises a `UserError` where a value is no whole number from `least` to `MOST`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= MOST:
+        raise UserError(f"{what} is {value!r}; it must be a whole number from {least} to {MOST}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
+    _require_keys(config, default_config())
+    require_known("algorithm", config.algorithm, ALGORITHMS)
+    for name in config.algorithms:
+        require_known("algorithm", name, ALGORITHMS)
+    for key, least in {
+        "rounds": 1,
+        "planned_rounds": 0,
+        "eval_every": 1,
+        "checkpoint_every": 0,
+        "batch_size": 1,
+        "local_epochs": 1,
+        "engine.devices": 0,
+        "engine.rounds_per_call": 1,
+        "engine.eval_batch_size": 1,
+        "engine.eval_clients": 0,
+    }.items():
+        require_whole(f"config.{key}", _at(config, key), least)
+    if 0 < config.planned_rounds < config.rounds:
+        raise UserError(
+            f"config.planned_rounds is {config.planned_rounds}, less than config.rounds, which is "
+            f"{config.rounds}; raise it, or take 0 for as many."
+        )
+    require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
+    require_known("cohort.join", config.cohort.join, init.JOINS)
+    for name, factory in ALGORITHMS.items():
+        check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
+    require_known("engine.residence", config.engine.residence, RESIDENCES)
+    require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
+    if config.engine.eval_clients and config.engine.residence != "host":
+        raise UserError(
+            "config.engine.eval_clients scores some clients only, where "
+            "config.engine.residence is 'host'; take 0 for all."
+        )
+    chunk = config.engine.clients_per_chunk
+    if chunk != "auto" and not (chunk.isdigit() and int(chunk) >= 1):
+        raise UserError(
+            f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
+        )
+    if not (_is_number(config.cohort.dropout) and 0 <= config.cohort.dropout < 1):
+        raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1).")
+    for seed in (config.seed, *config.seeds):
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"{seed!r} cannot be a seed; take whole numbers from 0 to 2**32 - 1.")
+    for key in ("seeds", "algorithms"):
+        twice = [value for value in config[key] if list(config[key]).count(value) > 1]
+        if twice:
+            raise UserError(
+                f"config.{key} names {twice[0]!r} twice; name each once, in one option."
+            )
+    if not config.seeds:
+        raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
+    if not config.algorithms:
+        raise UserError("config.algorithms is empty; name at least one method.")

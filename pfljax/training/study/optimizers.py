@@ -1,0 +1,87 @@
+"""From the config of an optimizer to optax."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from pfljax.errors import UserError
+from pfljax.training.study.config import suggest
+
+# Keys of an optimizer's config that are not arguments of the optax function.
+_OWN_KEYS = ("name", "decay")
+
+
+def known_optimizers() -> list[str]:
+    """Returns the names of optax's functions that make an optimizer from a learning rate."""
+    return [
+        name
+        for name in dir(optax)
+        if not name.startswith(("_", "scale_by_"))
+        and inspect.isfunction(getattr(optax, name))
+        and "learning_rate" in inspect.signature(getattr(optax, name)).parameters
+    ]
+
+
+def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTransformation:
+    """Makes an optimizer of a config that `check` has passed; its numbers may be traced.
+
+    Args:
+      config: `name`, `learning_rate` and further arguments; those that are None are not passed.
+      **changes: arguments in place of the config's, but for those that are None.
+    """
+    arguments = {name: value for name, value in config.items() if name not in _OWN_KEYS}
+    arguments |= {name: value for name, value in changes.items() if value is not None}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return getattr(optax, config.name)(**given)
+
+
+def require_rate(what: str, value: Any) -> None:
+    """Raises a `UserError` where a learning rate is no positive finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise UserError(f"{what} is {value!r}; it must be a positive finite number.")
+
+
+def check(config: ml_collections.ConfigDict, key: str) -> None:
+    """Raises a `UserError` where an optimizer's config cannot be meant.
+
+    Args:
+      config: as `make` takes it.
+      key: where the config stands, for error messages.
+
+    Raises:
+      UserError: optax has no such optimizer, it does not take an argument that is set, or it
+        wants more than gradients.
+    """
+    known = known_optimizers()
+    if config.name not in known:
+        raise UserError(
+            f"config.{key}.name is {config.name!r}, which is no optimizer of optax."
+            f"{suggest(config.name, known)}"
+        )
+    taken = inspect.signature(getattr(optax, config.name)).parameters
+    for name, value in config.items():
+        if name not in _OWN_KEYS and value is not None and name not in taken:
+            raise UserError(
+                f"config.{key}.{name} is set, but optax.{config.name} takes no {name!r}; it takes "
+                f"{', '.join(taken)}."
+            )
+    require_rate(f"config.{key}.learning_rate", config.learning_rate)
+    for name, value in config.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key}.{name} is {value}; it must be a finite number.")
+    try:
+        optimizer = make(config)
+        model = {"kernel": jax.ShapeDtypeStruct((2, 2), float)}
+        jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), model)
+    except Exception as error:  # Line searches want the loss itself, and each says so in its way.
+        raise UserError(
+            f"config.{key}: optax.{config.name} cannot be used so ({error}); take another, such "
+            "as sgd or adam."
+        ) from error

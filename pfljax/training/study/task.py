@@ -1,0 +1,108 @@
+"""From a config and a data set to a task: the model with its arguments, and the loss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from pfljax import models
+from pfljax.core import Task
+from pfljax.data import FederatedDataset, validate
+from pfljax.errors import UserError
+from pfljax.training.study import config as config_lib
+
+_OTHER_MODEL = "raise config.model.vocabulary, or name a model that reads measurements"
+
+
+def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
+    """Makes the config's model for a data set, and the task that its targets set.
+
+    Raises:
+      UserError: model and data set do not go together.
+    """
+    config_lib.require_known("model", config.model.name, models.MODELS)
+    kind = getattr(dataset, "task", "classification")
+    config_lib.require_known("task", kind, models.TASKS)
+    shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
+    if kind == "ranking":  # whose examples are several items
+        columns, shape = shape[:1], shape[1:]
+    if kind == "next_token" and not columns:
+        kind = "classification"  # of each whole text by the one token that follows
+    outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
+        kind, dataset.num_classes
+    )
+    model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
+    if config.compute_dtype != "float32":
+        model = models.compute_in(model, config.compute_dtype)
+    scale = {"mean": dataset.mean, "std": dataset.std}
+    if kind == "classification":
+        task = models.classification(model, num_classes=outputs, **scale)
+    elif kind == "next_token":
+        task = models.next_token(model, num_classes=outputs)
+    elif kind == "ranking":
+        task = models.ranking(model)
+    elif kind == "multi_label":
+        task = models.multi_label(model, **scale)
+    else:
+        of_targets = {
+            "target_mean": getattr(dataset, "target_mean", 0.0),
+            "target_std": getattr(dataset, "target_std", 1.0),
+        }
+        task = models.regression(model, **scale, **of_targets)
+    shapes = {"next_token": (*columns, outputs), "ranking": columns}
+    _require_outputs(config, dataset, task, shapes.get(kind, (outputs,)))
+    return task
+
+
+def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Any]:
+    """The config's arguments of the model, and the vocabulary where inputs are ids."""
+    name = config.model.name
+    known = _parameters(name)
+    arguments = {key: value for key, value in config.model.items() if key != "name"}
+    for key in arguments:
+        config_lib.require_known(f"argument of the model {name}", key, known)
+    vocabulary = tuple(getattr(dataset, "vocabulary", ()))
+    readers = [other for other in models.MODELS if "vocabulary" in _parameters(other)]
+    if name not in readers:
+        if vocabulary:
+            raise UserError(
+                f"{dataset.name} holds ids and the model {name} reads measurements; name one of "
+                f"{', '.join(readers)} in config.model.name."
+            )
+    elif vocabulary:
+        arguments.setdefault("vocabulary", vocabulary[0] if len(vocabulary) == 1 else vocabulary)
+    elif "vocabulary" not in arguments:
+        raise UserError(
+            f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
+            "another model, or how many ids there are in config.model.vocabulary."
+        )
+    sizes = arguments.get("vocabulary", ())
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    if name in readers and sizes != vocabulary:  # the data set's own were checked with it
+        validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=_OTHER_MODEL)
+    return arguments
+
+
+def _parameters(name: str) -> list[str]:
+    """What a model takes beside the shape of an example and the number of outputs."""
+    return list(inspect.signature(models.MODELS[name]).parameters)[2:]
+
+
+def _require_outputs(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
+) -> None:
+    def outputs():
+        dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
+        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
+        return task.predict(task.init(jax.random.key(0)), example)
+
+    given = jax.eval_shape(outputs).shape[1:]
+    if given != wanted:
+        raise UserError(
+            f"The model {config.model.name} answers an example by numbers of the shape {given}, "
+            f"and {dataset.name} asks for {wanted}; name another model."
+        )

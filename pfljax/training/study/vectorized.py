@@ -1,0 +1,215 @@
+"""Several runs in one program: configs that differ in seed and in numbers of the method."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from pfljax.core import Context
+from pfljax.data import FederatedDataset
+from pfljax.engine import vectorized
+from pfljax.errors import UserError
+from pfljax.training.run import checkpoint, workdir
+from pfljax.training.study import experiment as experiment_lib
+from pfljax.training.study import placement
+from pfljax.training.study.experiment import Experiment
+
+# What may differ between runs that share a program, besides the seed: `hparams` of the method too.
+_OPTIMIZERS = ("client_optimizer", "server_optimizer")
+
+
+def differences(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, list[Any]]:
+    """Returns the keys in which configs differ, with the value of each, seeds left out.
+
+    Example:
+      >>> a = ml_collections.ConfigDict({'seed': 0, 'hparams': {'ditto': {'lam': 0.1}}})
+      >>> b = ml_collections.ConfigDict({'seed': 1, 'hparams': {'ditto': {'lam': 0.5}}})
+      >>> differences([a, b])
+      {'hparams.ditto.lam': [0.1, 0.5]}
+    """
+    flat = [_flat(config) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    found = {key: [one.get(key) for one in flat] for key in keys if key != "seed"}
+    return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> dict[str, jax.Array]:
+    """Returns `{key: [variants]}`; raises a `UserError` for keys that cannot be traced."""
+    values = differences(configs)
+    if data_vary:
+        values.pop("data.seed", None)
+    own = configs[0].algorithm
+    allowed = (f"hparams.{own}.", f"learning_rates.{own}", *(f"{name}." for name in _OPTIMIZERS))
+    for key, found in values.items():
+        numbers = all(isinstance(v, bool | int | float) for v in found)
+        if not key.startswith(allowed) or key.endswith(".decay") or not numbers:
+            raise UserError(
+                f"config.{key} cannot differ between runs of one program; only numbers of the "
+                "method and its optimizers can. Run it in a work directory of its own."
+            )
+    return {key: jnp.asarray(found) for key, found in values.items()}
+
+
+class _Bound:
+    """A program of several variants with their values at hand; called as that of one run is."""
+
+    def __init__(self, program, values: dict[str, jax.Array]):
+        self._program = program
+        self._values = values
+
+    def __call__(self, *args: Any) -> Any:
+        return self._program(*args, self._values)
+
+    def compile(self, *args: Any) -> Any:
+        return self._program.compile(*args, self._values)
+
+    @property
+    def compile_seconds(self) -> float:
+        return self._program.compile_seconds
+
+    @property
+    def device_bytes(self) -> int | None:
+        return self._program.device_bytes
+
+
+def build(
+    configs: Sequence[ml_collections.ConfigDict],
+    like: Experiment | None = None,
+    datasets: Sequence[FederatedDataset] | None = None,
+    clients_per_chunk: int | None = None,
+) -> Experiment:
+    """Checks configs and makes one experiment of them, whose programs train all at once.
+
+    Args:
+      configs: of one method on one data set, with seeds and values of their own.
+      datasets: of each config, all of the same form; None where they share one.
+      like: an experiment on the same data and model, to hold and to measure them only once.
+      clients_per_chunk: with which runs began that are to go on, where the config leaves the
+        choice; None for that of `like`.
+
+    Returns:
+      The first config's experiment with `num_variants` and programs for all.
+
+    Raises:
+      UserError: a config cannot be meant, or they differ in more than numbers.
+    """
+    for config in configs[1:]:
+        experiment_lib.check(config)
+    if configs[0].engine.residence == "host":
+        raise UserError(
+            "Runs whose config.engine.residence is 'host' cannot share a program; run them one by "
+            "one."
+        )
+    given = () if like is None else (like.dataset, like.examples)
+    if clients_per_chunk is None and like is not None:
+        clients_per_chunk = like.clients_per_chunk
+    # As if one client at a time were trained, until it is clear that nothing stands in the way.
+    if datasets and not all(experiment_lib.same_form(datasets[0], one) for one in datasets):
+        raise UserError(
+            "The data sets of these seeds have different shapes, so that no program serves "
+            "all; run them one by one, or on one partition with --config.seeds_vary=training."
+        )
+    bounds = experiment_lib.bounds_of(datasets) if datasets else None
+    dataset, examples = given or (datasets[0] if datasets else None, None)
+    first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
+    bounds = bounds or experiment_lib.bounds_of([first.dataset])
+    values = _values(configs, datasets is not None)
+
+    def make(value):
+        config = copy.deepcopy(configs[0])
+        with config.unlocked(), config.ignore_type():
+            for key, number in value.items():
+                *path, name = key.split(".")
+                node = config
+                for part in path:
+                    node = node[part]
+                node[name] = number
+        return experiment_lib.build_algorithm(config, first.task, bounds.train)
+
+    _require_traceable(make, values, first)
+    if clients_per_chunk is None:
+        first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
+    examples = first.examples
+    if datasets:
+        each = [placement.to_devices(one, first.devices, bounds.train) for one in datasets]
+        examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    programs = vectorized.build_vectorized(
+        make,
+        first.task,
+        first.plan,
+        clients_per_chunk=first.clients_per_chunk,
+        eval_clients_per_chunk=first.eval_clients_per_chunk,
+        eval_batch_size=experiment_lib.eval_batch_size(configs[0], bounds),
+        rounds_per_call=configs[0].engine.rounds_per_call,
+        together=1 if first.devices[0].platform == "cpu" else len(configs),
+        join=configs[0].cohort.join,
+        examples_vary=datasets is not None,
+        devices=first.devices,
+    )
+    return first._replace(
+        examples=examples,
+        start=_Bound(programs.start, values),
+        run_rounds=_Bound(programs.run_rounds, values),
+        evaluate=_Bound(programs.evaluate, values),
+        num_variants=len(configs),
+        examples_vary=datasets is not None,
+    )
+
+
+def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) -> None:
+    """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
+
+    def one_round(value, key, examples):
+        algorithm = make(value)
+        server = algorithm.init_server(key, examples.population())
+        profile = examples.profile(jnp.int32(0))
+        client = algorithm.init_client(server, profile, key)
+        context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
+        data = examples.of_client(jnp.int32(0))
+        algorithm.update_client(server, client, data, context)
+        algorithm.personalize(server, client, data, context)
+
+    # A mistake in the method itself shows with known numbers too, and is told as what it is.
+    jax.eval_shape(functools.partial(one_round, {}), jax.random.key(0), first.examples)
+    try:
+        one = {key: found[0] for key, found in values.items()}
+        jax.eval_shape(one_round, one, jax.random.key(0), first.examples)
+    except (TypeError, IndexError) as error:  # what JAX raises where a number must be known
+        raise UserError(
+            f"One of {', '.join(f'config.{key}' for key in values)} decides the shape of arrays, "
+            "so that runs which differ in it cannot share a program; run them one by one."
+        ) from error
+
+
+def group_by_round(directories: Sequence[pathlib.Path]) -> list[list[int]]:
+    """Groups runs that can go on in one program: of one round, with as many clients together.
+
+    Args:
+      directories: the runs' work directories.
+
+    Returns:
+      For each group, the numbers of its runs, in their order.
+    """
+    groups = collections.defaultdict(list)
+    for number, directory in enumerate(directories):
+        begun = checkpoint.latest_round(directory), workdir.clients_per_chunk(directory)
+        groups[begun].append(number)
+    return list(groups.values())

@@ -1,0 +1,87 @@
+"""What a client sends and receives, by hand for a 5-4-3 MLP."""
+
+import federation
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from pfljax import core
+from pfljax.engine.accounting import traffic
+
+FLOAT = 4
+BODY = FLOAT * (5 * 4 + 4)
+HEAD = FLOAT * (4 * 3 + 3)
+MODEL = BODY + HEAD
+WEIGHT = FLOAT
+ID, FLAG = 4, 1
+
+
+def count(algorithm):
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    key = jax.random.key(0)
+    server = algorithm.init_server(key, examples.population())
+    client = algorithm.init_client(server, examples.profile(jnp.int32(0)), key)
+    return traffic.count(algorithm, server, client, examples)
+
+
+@pytest.mark.parametrize(
+    "name, upload, download",
+    [
+        ("local", 0, 0),
+        ("fedavg", MODEL + WEIGHT, MODEL),
+        ("fedprox", MODEL + WEIGHT, MODEL),
+        ("fedavg_ft", MODEL + WEIGHT, MODEL),
+        ("ditto", MODEL + WEIGHT, MODEL),
+        ("scaffold", 2 * MODEL + WEIGHT, 2 * MODEL),
+        ("fedper", BODY + WEIGHT, BODY),
+        ("fedrep", BODY + WEIGHT, BODY),
+        ("fedem", 3 * MODEL + WEIGHT, 3 * MODEL),
+        ("fedfomo", MODEL + 5 * (FLOAT + ID), 4 * (MODEL + ID + FLAG)),
+        ("apple", MODEL, 8 * (MODEL + FLOAT)),
+        ("pfedhn", MODEL, MODEL),
+    ],
+)
+def test_bytes_of_one_client(name, upload, download):
+    assert count(federation.make(name))[:2] == (upload, download)
+
+
+def test_the_servers_optimizer_stays_at_the_server():
+    adam = count(federation.make("fedavg", server_optimizer=optax.adam(0.1)))
+    assert adam == count(federation.make("fedavg"))
+
+
+def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
+    def client_update(server, client, data, context):
+        return core.ClientOutput((), sum=server["passed_on"], each=jnp.zeros(3, jnp.float16))
+
+    server = {"passed_on": jnp.zeros(5, jnp.int8), "unread": jnp.zeros(1000)}
+    algorithm = federation.make("local")._replace(client_update=client_update)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    assert traffic.count(algorithm, server, (), examples) == traffic.Traffic(5 + 6, 5, 6)
+
+
+def test_only_what_is_sent_to_the_client_is_downloaded():
+    def client_update(received, client, data, context):
+        return core.ClientOutput((), sum=received["mine"] * 1)
+
+    def download(server, context):
+        return {"mine": server[context.client_id], "others": server}
+
+    algorithm = federation.make("local")._replace(client_update=client_update, download=download)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    sent = traffic.count(algorithm, jnp.zeros((9, 4)), (), examples)
+    assert sent == traffic.Traffic(16, 16)
+
+
+def test_what_others_made_of_the_clients_state_is_downloaded():
+    def client_update(server, client, data, context):
+        return core.ClientOutput(client, each=client["mixed"])
+
+    def exchange(server, client, uploads, cohort, member, context):
+        return {**client, "mixed": jnp.mean(uploads.each, axis=0)}
+
+    algorithm = federation.make("local")._replace(client_update=client_update, exchange=exchange)
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    client = {"mixed": jnp.zeros(5), "own": jnp.zeros(1000)}
+    assert traffic.count(algorithm, (), client, examples) == traffic.Traffic(20, 20, 20)
