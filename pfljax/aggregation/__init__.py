@@ -7,10 +7,10 @@ are: the plain mean.
 
 from collections.abc import Callable
 
-from pfljax.aggregation.apply import apply, shapes_of_upload, without_metrics
+from pfljax.aggregation.apply import Upload, apply, require_order, shapes_of_upload, without_metrics
 from pfljax.aggregation.clipping import adaptive_clip, clip
 from pfljax.aggregation.low_rank import low_rank
-from pfljax.aggregation.messages import Message, Size
+from pfljax.aggregation.messages import Message, Public, Size
 from pfljax.aggregation.over_the_air import over_the_air
 from pfljax.aggregation.quantization import quantize
 from pfljax.aggregation.robust import median, trimmed_mean
@@ -34,8 +34,10 @@ __all__ = [
     "Encoded",
     "Kind",
     "Message",
+    "Public",
     "Size",
     "Total",
+    "Upload",
     "adaptive_clip",
     "apply",
     "clip",
@@ -43,6 +45,7 @@ __all__ = [
     "median",
     "over_the_air",
     "quantize",
+    "require_order",
     "shapes_of_upload",
     "top_k",
     "trimmed_mean",

@@ -9,6 +9,8 @@ Aggregators applied one after another encode in this order, and decode in the op
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -116,7 +118,7 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     Raises:
       UserError: the aggregator cannot follow one that the method has already.
     """
-    _require_order(algorithm, aggregator)
+    require_order((*algorithm.aggregators, aggregator))
     stage = len(algorithm.aggregators)
     at_server, at_client = aggregator.init_server is not None, aggregator.init_client is not None
 
@@ -237,13 +239,14 @@ def _combined(
     return messages.to_total(messages.Message(scaled, weights), sums), state
 
 
-def _require_order(algorithm: Algorithm, aggregator: Aggregator) -> None:
-    """Raises a `UserError` where an aggregator cannot follow those that a method has already."""
-    for earlier in algorithm.aggregators:
-        if earlier.kind not in BEFORE[aggregator.kind]:
+def require_order(aggregators: Sequence[Aggregator]) -> None:
+    """Raises a `UserError` for the first aggregator that cannot follow one before it."""
+    for earlier, later in itertools.combinations(aggregators, 2):
+        if earlier.kind not in BEFORE[later.kind]:
             raise UserError(
-                f"config.aggregation.stages: {aggregator.name!r}, which {aggregator.kind.value}, "
-                f"cannot come after {earlier.name!r}, which {earlier.kind.value}."
+                f"config.aggregation.stages: {later.name!r} {later.kind.value} and cannot come "
+                f"after {earlier.name!r}, which {earlier.kind.value}; leave one out, or change the "
+                "order."
             )
 
 

@@ -9,11 +9,43 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 
 from pfljax import core
 from pfljax.aggregation.types import Aggregator, Encoded, Kind
-from pfljax.core.low_rank import compress
+from pfljax.core import PyTree
+
+
+def compress(values: PyTree, energy: jax.Array) -> tuple[PyTree, jax.Array]:
+    """Replaces every matrix by the least of its leading singular values that hold `energy`.
+
+    Args:
+      values: a tree of arrays; one with more than two axes is a matrix whose columns are its last
+        axis, and one with fewer than two is left as it is.
+      energy: `[]`, share of the sum of the squared singular values that must be exceeded; where
+        all of them do not exceed it, all are kept, and the first one always is.
+
+    Returns:
+      The values, and `[]`, how many numbers describe them.
+    """
+
+    def one(leaf):
+        if leaf.ndim < 2:
+            return leaf, leaf.size
+        left, singular, right = jnp.linalg.svd(
+            leaf.reshape(-1, leaf.shape[-1]), full_matrices=False
+        )
+        held = jnp.cumsum(singular**2)
+        held_before = jnp.concatenate([jnp.zeros_like(held[:1]), held[:-1]])
+        kept = held_before <= energy * held[-1]
+        numbers = jnp.sum(kept) * (left.shape[0] + right.shape[1] + 1)
+        cut = (left * (singular * kept)) @ right
+        return cut.reshape(leaf.shape), jnp.minimum(numbers, leaf.size)
+
+    leaves, structure = jax.tree.flatten(values)
+    leaves, numbers = zip(*map(one, leaves), strict=True)
+    return jax.tree.unflatten(structure, leaves), sum(numbers)
 
 
 @core.checked
@@ -46,7 +78,8 @@ def low_rank(
 
     def encode(message, size, client, server, context):
         values, numbers = compress(message.values, energy(context))
-        return Encoded(message._replace(values=values), size._replace(numbers=numbers))
+        size = size._replace(numbers=jnp.asarray(numbers, jnp.float32))
+        return Encoded(message._replace(values=values), size)
 
     def decode(total, server, context):
         values, _ = compress(total.message.values, energy(context))
