@@ -17,7 +17,7 @@ class Weighted(NamedTuple):
 
     Attributes:
       value: `weight * tree`.
-      weight: `[]` float; or with the first axes of the tree's leaves, as `[C]` for means of classes.
+      weight: `[]` float, or `[C]` for a tree of means of classes, whose leaves are `[C, ...]`.
     """
 
     value: PyTree
