@@ -16,6 +16,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pfljax", "pfljax.*"]),
+    entry_points={"console_scripts": ["pfljax = pfljax.cli.main:main"]},
     package_data={"pfljax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[

@@ -41,14 +41,13 @@ def get_config():
     config.hparams.fedem.learners = 5
     config.hparams.pfedhn.rate = 0.1
     config.hparams.pfedhn.momentum = 0.5
-    # Chosen for each method on validation examples, see docs/results/fashion_mnist.md; the others
-    # keep the 0.005 of PFLlib, with which they were run last.
+    # Chosen for each method on validation examples, see docs/results/fashion_mnist.md.
     config.learning_rates.update(
         {
-            **dict.fromkeys(("local", "ditto", "fedper", "fedrep", "fedproto"), 0.02),
+            **dict.fromkeys(("local", "ditto", "fedper", "fedrep", "fedproto", "fedfomo"), 0.02),
+            **dict.fromkeys(("apple", "pfedhn", "fedpac", "fedkd", "fedgen", "fedcp"), 0.02),
             **dict.fromkeys(("fedavg", "fedavg_ft", "fedprox", "scaffold", "apfl"), 0.08),
-            **dict.fromkeys(("fedbabu", "perfedavg", "pfedme", "fedala", "fedcac"), 0.08),
-            "fedem": 0.1,
+            **dict.fromkeys(("fedbabu", "perfedavg", "pfedme", "fedala", "fedcac", "fedem"), 0.08),
         }
     )
     return config

@@ -1,4 +1,4 @@
-"""Measures rounds and evaluations on the machine at hand, beside opponents in the same run.
+"""Measures rounds and evaluations on the machine at hand, beside baselines in the same run.
 
     python experiments/benchmark.py --workload=r4-mlp --against=eager_pytorch --output=FILE.json
 
@@ -6,7 +6,7 @@ Prints, and writes as JSON: seconds to compile, median and spread of seconds per
 evaluation, examples per second, padding (of clients that are vmapped together, and of last batches
 that are not full), arithmetic as a share of what the devices reach with square matrices, peak
 memory and the number of compilations. Examples are synthetic, of the right shapes and sizes; the
-workloads stand in `workloads.py`. An opponent runs FedAvg, whatever the workload's method, in a
+workloads stand in `workloads.py`. An baseline runs FedAvg, whatever the workload's method, in a
 process of its own, under the Python that `--peer_python` names, in all its settings, of which the
 fastest counts.
 """
@@ -16,12 +16,10 @@ from __future__ import annotations
 import pathlib
 import time
 
-import measuring
 import ml_collections
-import opponents
 import rich.table
-import workloads
 from absl import flags
+from benchmarking import baselines, measuring, workloads
 from ml_collections import config_flags
 
 from pfljax.cli import app
@@ -33,7 +31,7 @@ from pfljax.training.study import experiment
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
 _WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"What to run. {_LIST}.")
 _AGAINST = flags.DEFINE_list(
-    "against", [], f"Opponents to run too: {', '.join(opponents.OPPONENTS)}."
+    "against", [], f"Baselines to run too: {', '.join(baselines.BASELINES)}."
 )
 _PEER_PYTHON = flags.DEFINE_list(
     "peer_python", [], "OPPONENT=PYTHON,...: interpreters that have them; by default this one."
@@ -57,16 +55,16 @@ def main():
     if _ROUNDS.value < 1 or _EVALUATIONS.value < 0:
         raise UserError("--rounds must be at least 1, and --evaluations at least 0.")
     experiment.check(workloads.study(workload, engine, compute_dtype))
-    pythons = opponents.pythons(_PEER_PYTHON.value)
-    for opponent in _AGAINST.value:
-        python = pythons.get(opponent, "")
-        opponents.check(opponent, name, workload, python, _PFLLIB_DIR.value)
-    # Opponents first: they run in processes of their own, and nothing of ours is alive yet.
+    pythons = baselines.pythons(_PEER_PYTHON.value)
+    for baseline in _AGAINST.value:
+        python = pythons.get(baseline, "")
+        baselines.check(baseline, name, workload, python, _PFLLIB_DIR.value)
+    # Baselines first: they run in processes of their own, and nothing of ours is alive yet.
     peers = {
-        opponent: opponents.run(
-            opponent, workload, _ROUNDS.value, pythons[opponent], _PFLLIB_DIR.value
+        baseline: baselines.run(
+            baseline, workload, _ROUNDS.value, pythons[baseline], _PFLLIB_DIR.value
         )
-        for opponent in _AGAINST.value
+        for baseline in _AGAINST.value
     }
     dataset = workloads.synthetic(workload)
     measured = [
@@ -89,7 +87,7 @@ def main():
         (ours,) = measured
         for peer in peers.values():
             peer["ratio"] = ours["examples_per_second"] / peer["examples_per_second"]
-        figures |= {**ours, "opponents": peers}
+        figures |= {**ours, "baselines": peers}
         columns = {"pfljax": ours, **peers}
     if _OUTPUT.value:
         writers.write_json(pathlib.Path(_OUTPUT.value), figures)

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import rich.table
 from absl import flags
-from networks import NETWORKS
-from workloads import Workload, synthetic
+from benchmarking.networks import NETWORKS
+from benchmarking.workloads import Workload, synthetic
 
 from pfljax.cli import app
 from pfljax.engine import round, sampling

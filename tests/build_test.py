@@ -13,12 +13,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"core"},
+    {"ops"},
     {"data", "models", "algorithms", "metrics", "engine"},
     {"training"},
-    {"configs", "binary", "networks", "peer"},
-    {"workloads", "torch_network", "jax_network"},
-    {"measuring"},
-    {"opponents"},
+    {"report"},
+    {"cli"},
+    {"configs", "peer"},
+    {"benchmarking", "torch_network", "jax_network"},
 )
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}
@@ -122,7 +123,12 @@ def faults(root: pathlib.Path) -> list[str]:
     ]
     trees = {path: ast.parse((root / path).read_text()) for path in paths}
     imports = {path: imported(path, tree) for path, tree in trees.items()}
-    experiments = {pathlib.Path(path).stem for path in paths if path.startswith("experiments/")}
+    experiments = {
+        name
+        for path in paths
+        if path.startswith("experiments/")
+        for name in (pathlib.Path(path).stem, path.split("/")[1])
+    }
     found = []
 
     owned = {path for target in targets.values() for path in target.srcs}

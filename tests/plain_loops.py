@@ -123,12 +123,12 @@ def local(world: World) -> Iterator[Round]:
     thetas = {}
     for r, cohort in enumerate(world.cohorts):
         for k in cohort:
-            thetas[k] = world.train(k, thetas.get(k, world.model), rate_of(r))
-        yield Round(world.model, dict(thetas), dict(thetas))
+            thetas[k] = world.train(k, thetas.get(k, world.params), rate_of(r))
+        yield Round(world.params, dict(thetas), dict(thetas))
 
 
 def fedavg(world: World) -> Iterator[Round]:
-    w = world.model
+    w = world.params
     for r, cohort in enumerate(world.cohorts):
         w = mean({k: world.train(k, w, rate_of(r)) for k in cohort})
         yield Round(w, {})
@@ -143,7 +143,7 @@ def fedavg_ft(world: World, fine_tuning_epochs: int) -> Iterator[Round]:
 
 
 def fedprox(world: World, mu: float) -> Iterator[Round]:
-    w = world.model
+    w = world.params
     for r, cohort in enumerate(world.cohorts):
 
         def gradient(theta, x, y, w=w):
@@ -154,7 +154,7 @@ def fedprox(world: World, mu: float) -> Iterator[Round]:
 
 
 def scaffold(world: World) -> Iterator[Round]:
-    w, c, controls = world.model, np.zeros_like(world.model), {}
+    w, c, controls = world.params, np.zeros_like(world.params), {}
     for r, cohort in enumerate(world.cohorts):
         models, changes = {}, []
         for k in cohort:
@@ -172,7 +172,7 @@ def scaffold(world: World) -> Iterator[Round]:
 
 
 def ditto(world: World, lam: float, personal_epochs: int) -> Iterator[Round]:
-    w, own = world.model, {}
+    w, own = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         for k in cohort:
 
@@ -185,7 +185,7 @@ def ditto(world: World, lam: float, personal_epochs: int) -> Iterator[Round]:
 
 
 def apfl(world: World, alpha: float, alpha_rate: float) -> Iterator[Round]:
-    w, own = world.model, {}
+    w, own = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         models = {}
         for k in cohort:
@@ -216,7 +216,7 @@ def pfedme(
             own = own - rate_of(r) * lam * (own - theta)
         return theta, own
 
-    w, thetas = world.model, {}
+    w, thetas = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         models = {}
         for k in cohort:
@@ -229,7 +229,7 @@ def perfedavg(
     world: World, alpha: float, hessian_free: bool, delta: float, adaptation_steps: int
 ) -> Iterator[Round]:
     parts = 3 if hessian_free else 2
-    w = world.model
+    w = world.params
     for r, cohort in enumerate(world.cohorts):
         inner_rate = alpha * DECAY**r
 
@@ -255,33 +255,33 @@ def perfedavg(
 
 
 def fedper(world: World) -> Iterator[Round]:
-    body, heads = world.model[BODY], {}
+    body, heads = world.params[BODY], {}
     for r, cohort in enumerate(world.cohorts):
         models = {
-            k: world.train(k, vector(body, heads.get(k, world.model[HEAD])), rate_of(r))
+            k: world.train(k, vector(body, heads.get(k, world.params[HEAD])), rate_of(r))
             for k in cohort
         }
         heads |= {k: theta[HEAD] for k, theta in models.items()}
         body = mean(models)[BODY]
         deployed = {k: vector(body, own) for k, own in heads.items()}
-        yield Round(vector(body, world.model[HEAD]), dict(heads), deployed)
+        yield Round(vector(body, world.params[HEAD]), dict(heads), deployed)
 
 
 def fedrep(world: World, head_epochs: int, weight_by_size: bool) -> Iterator[Round]:
-    body, heads = world.model[BODY], {}
+    body, heads = world.params[BODY], {}
     for r, cohort in enumerate(world.cohorts):
         models = {}
         for k in cohort:
-            theta = vector(body, heads.get(k, world.model[HEAD]))
+            theta = vector(body, heads.get(k, world.params[HEAD]))
             theta = world.train(k, theta, rate_of(r), head_epochs, part=HEAD)
             models[k] = world.train(k, theta, rate_of(r), part=BODY)
         heads |= {k: theta[HEAD] for k, theta in models.items()}
         body = mean(models, weight_by_size)[BODY]
-        yield Round(vector(body, world.model[HEAD]), dict(heads))
+        yield Round(vector(body, world.params[HEAD]), dict(heads))
 
 
 def fedbabu(world: World, fine_tuning_epochs: int) -> Iterator[Round]:
-    w = world.model
+    w = world.params
     for r, cohort in enumerate(world.cohorts):
         w = mean({k: world.train(k, w, rate_of(r), part=BODY) for k in cohort})
         tuned = {k: world.train(k, w, rate_of(ROUNDS), fine_tuning_epochs) for k in range(4)}
@@ -291,7 +291,7 @@ def fedbabu(world: World, fine_tuning_epochs: int) -> Iterator[Round]:
 def fedala(
     world: World, eta: float, share: float, first_passes: int, settled: float
 ) -> Iterator[Round]:
-    w, states = world.model, {}
+    w, states = world.params, {}
 
     def aggregate(k, state, w):
         theta, weights, started = state
@@ -326,7 +326,7 @@ def fedala(
 
 
 def fedem(world: World, learners: int, absent_count: bool) -> Iterator[Round]:
-    initial = [np.asarray(leaf) for leaf in jax.tree.leaves(world.server.average.model)]
+    initial = [np.asarray(leaf) for leaf in jax.tree.leaves(world.server.average.params)]
     thetas = np.concatenate([leaf.reshape(learners, -1) for leaf in initial], axis=1)
     shares = {}
     for r, cohort in enumerate(world.cohorts):
@@ -356,13 +356,13 @@ def fedem(world: World, learners: int, absent_count: bool) -> Iterator[Round]:
 
 def fedfomo(world: World, validation_share: float) -> Iterator[Round]:
     """Every client weighs its own model and all models that others have uploaded."""
-    models, affinity = np.tile(world.model, (4, 1)), np.eye(4)
+    models, affinity = np.tile(world.params, (4, 1)), np.eye(4)
     uploaded, states = np.zeros(4, bool), {}
     for r, cohort in enumerate(world.cohorts):
         trained, gains = {}, {}
         for k in cohort:
             cut = SIZES[k] - math.floor(validation_share * SIZES[k])
-            model, before = states.get(k, (world.model, world.model))
+            model, before = states.get(k, (world.params, world.params))
             x, y = world.x[k][cut:], world.y[k][cut:]
             base = float(_value(before, x, y)) if len(y) else 0.0
             candidates = {j: models[j] for j in range(4) if uploaded[j]} | {k: model}
@@ -386,7 +386,7 @@ def fedfomo(world: World, validation_share: float) -> Iterator[Round]:
             models[k], uploaded[k] = trained[k], True
             for j, gain in gains[k].items():
                 affinity[k, j] += gain
-        server = vector(by_array(models), uploaded, affinity, world.model)
+        server = vector(by_array(models), uploaded, affinity, world.params)
         yield Round(server, {k: vector(*state) for k, state in states.items()})
 
 
@@ -492,19 +492,19 @@ def fedproto(world: World, lam: float) -> Iterator[Round]:
             def gradient(theta, x, y, means=means, seen=seen):
                 return _pulled(theta, x, y, means, seen, lam)
 
-            start = thetas.get(k, world.model)
+            start = thetas.get(k, world.params)
             thetas[k] = world.train(k, start, rate_of(r), gradient=gradient)
         means, seen = class_means(world, {k: thetas[k] for k in cohort}, means, seen)
-        yield Round(vector(world.model, means, seen), dict(thetas))
+        yield Round(vector(world.params, means, seen), dict(thetas))
 
 
 def fedpac(world: World, lam: float, head_epochs: int) -> Iterator[Round]:
     means, seen, heads = np.zeros((CLASSES, FEATURES)), np.zeros(CLASSES), {}
-    body = world.model[BODY]
+    body = world.params[BODY]
     for r, cohort in enumerate(world.cohorts):
         models, statistics = {}, {}
         for k in cohort:
-            theta = vector(body, heads.get(k, world.model[HEAD]))
+            theta = vector(body, heads.get(k, world.params[HEAD]))
             z, n = np.asarray(_features(theta, world.x[k])), SIZES[k]
             shares = np.stack([z[world.y[k] == c].sum(axis=0) / n for c in range(CLASSES)])
             variance = (np.sum(z**2) / n - np.sum(shares**2)) / n
@@ -522,7 +522,7 @@ def fedpac(world: World, lam: float, head_epochs: int) -> Iterator[Round]:
             gap = variance + np.sum((own_shares - shares) ** 2)
             weight = gap / (own_variance + gap)
             heads[k] = weight * models[k][HEAD] + (1 - weight) * models[other][HEAD]
-        server = vector(body, world.model[HEAD], means, seen)
+        server = vector(body, world.params[HEAD], means, seen)
         yield Round(server, dict(heads), {k: vector(body, own) for k, own in heads.items()})
 
 
@@ -553,7 +553,7 @@ def fedkd(
     of_mentee = jax.jit(lambda *args: jax.grad(taught, argnums=(0, 5))(*args, False))
     logits = jax.jit(lambda w, x: head(w, features(w, x)))
 
-    w, states = world.model, {}
+    w, states = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         energy = energy_start + (energy_end - energy_start) * (r + 1) / ROUNDS
         changes = {}
@@ -577,7 +577,7 @@ def fedkd(
 
 
 def fedcp(world: World, lam: float) -> Iterator[Round]:
-    policy = flat(world.server.model["policy"])
+    policy = flat(world.server.params["policy"])
     sizes = np.cumsum([2 * FEATURES, 2 * FEATURES**2, 2 * FEATURES])
 
     def split(policy, direction, z):
@@ -604,7 +604,7 @@ def fedcp(world: World, lam: float) -> Iterator[Round]:
         return jnp.mean(losses) + lam * mmd
 
     gradient = jax.jit(jax.grad(objective))
-    w, heads = world.model, {}
+    w, heads = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         models = {}
         for k in cohort:
@@ -624,7 +624,7 @@ def fedcp(world: World, lam: float) -> Iterator[Round]:
 
 
 def fedcac(world: World, tau: float, beta: float) -> Iterator[Round]:
-    w, states = world.model, {}
+    w, states = world.params, {}
     for r, cohort in enumerate(world.cohorts):
         models, critical = {}, {}
         for k in cohort:
@@ -690,7 +690,7 @@ def fedgen(
     counts = np.array([np.bincount(y, minlength=CLASSES) for y in world.y], float)
     labels, noise = drawn["client"]
     first = second = jax.tree.map(np.zeros_like, generator)
-    w, steps = world.model, 0
+    w, steps = world.params, 0
     generated_slope = jax.jit(jax.grad(lambda theta, z: cross_entropy(head(theta, z), labels)))
     for r, cohort in enumerate(world.cohorts):
         strength = weight * decay**r if r >= first_round else 0.0

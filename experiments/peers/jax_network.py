@@ -1,4 +1,4 @@
-"""The work's network for opponents that compute with JAX: XLA's own convolutions and maxima."""
+"""The work's network for baselines that compute with JAX: XLA's own convolutions and maxima."""
 
 from __future__ import annotations
 

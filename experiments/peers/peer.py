@@ -1,6 +1,6 @@
-"""What all opponents share: reading the work, making the examples, timing rounds, answering.
+"""What all baselines share: reading the work, making the examples, timing rounds, answering.
 
-An adapter runs under the interpreter of its opponent, where pfljax need not be installed. It reads
+An adapter runs under the interpreter of its baseline, where pfljax need not be installed. It reads
 the work as JSON from standard input and leaves the answer as the last line of standard output.
 """
 
@@ -30,7 +30,7 @@ class Work(NamedTuple):
       cohorts: the clients of each round; the first one warms up and is not counted.
       setting: one of those that the adapter knows.
       test_sizes: test examples of each client, for those that evaluate.
-      checkout: where the opponent's sources lie, for those that come as such.
+      checkout: where the baseline's sources lie, for those that come as such.
     """
 
     convolutions: Sequence[tuple[int, int, str, bool]]
@@ -92,7 +92,7 @@ def answer(
     of_threads: Sequence[float] = (),
     evaluations: Sequence[float] = (),
 ) -> None:
-    """Prints the opponent's version and the seconds of its counted rounds; see `time_rounds`.
+    """Prints the baseline's version and the seconds of its counted rounds; see `time_rounds`.
 
     Where several processes work, nobody knows `of_threads` round by round.
     """

@@ -1,4 +1,4 @@
-"""The work's network, data, local training and threads for opponents that compute with PyTorch."""
+"""The work's network, data, local training and threads for baselines that compute with PyTorch."""
 
 from __future__ import annotations
 

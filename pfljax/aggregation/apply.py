@@ -191,8 +191,8 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     def personalize(server, client, data, context):
         return algorithm.personalize(of_method(server), apart(at_client, client)[0], data, context)
 
-    def global_model(server):
-        return algorithm.global_model(of_method(server))
+    def global_params(server):
+        return algorithm.global_params(of_method(server))
 
     def exchange(server, client, uploads, cohort, member, context):
         client, state = apart(at_client, client)
@@ -213,7 +213,7 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         client_update=client_update,
         server_update=server_update,
         personalize=personalize,
-        global_model=algorithm.global_model and global_model,
+        global_params=algorithm.global_params and global_params,
         download=algorithm.download and download,
         exchange=algorithm.exchange and exchange,
         aggregators=(*algorithm.aggregators, aggregator),

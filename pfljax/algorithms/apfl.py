@@ -19,7 +19,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import replace_params, split_params
 from pfljax.ops import averaging
 
 
@@ -27,11 +28,11 @@ class Own(NamedTuple):
     """What a client keeps.
 
     Attributes:
-      model: `v_k`, nested dict of arrays; its running statistics are those of the mixture.
+      params: `v_k`, nested dict of arrays; its running statistics are those of the mixture.
       alpha: `[]`, its weight in the mixture.
     """
 
-    model: core.Params
+    params: core.Params
     alpha: jax.Array
 
 
@@ -58,7 +59,7 @@ def mixture(
         weight = jnp.asarray(alpha, w.dtype)
         return weight * v + (1 - weight) * w
 
-    return params.replace(jax.tree.map(one, own, common), statistics)
+    return replace_params(jax.tree.map(one, own, common), statistics)
 
 
 @core.checked
@@ -103,11 +104,11 @@ def apfl(
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
-    def statistics_of(model):
-        return params.split(model, task.is_statistic)[0]
+    def statistics_of(params):
+        return split_params(params, task.is_statistic)[0]
 
     def init_client(server, profile, key):
-        return Own(server.model, jnp.asarray(alpha, jnp.result_type(float)))
+        return Own(server.params, jnp.asarray(alpha, jnp.result_type(float)))
 
     def client_update(server, client, data, context):
         def gradient(models, share, batch, key):
@@ -122,14 +123,14 @@ def apfl(
             share = Share(moved.astype(share.alpha.dtype), share.loss + mixed_loss, seen)
             return loss, tree.after({"own": of_own, "common": of_common}, slope), share
 
-        start = {"own": client.model, "common": server.model}
+        start = {"own": client.params, "common": server.params}
         zero = jnp.zeros((), jnp.result_type(float))
-        share = Share(client.alpha, zero, statistics_of(client.model))
+        share = Share(client.alpha, zero, statistics_of(client.params))
         of_common = local.of_models("common")
         trained = core.descend(gradient, start, share, data, context, of_common)
-        own = params.replace(trained.model["own"], trained.carry.statistics)
+        own = replace_params(trained.params["own"], trained.carry.statistics)
         steps = local.epochs * core.steps_per_epoch(data.size, local)
-        change = tree.subtract(trained.model["common"], server.model)
+        change = tree.subtract(trained.params["common"], server.params)
         return core.ClientOutput(
             state=Own(own, trained.carry.alpha),
             sum=core.weighted(change, data.weight(weight_by_size)),
@@ -146,6 +147,6 @@ def apfl(
         init_client=init_client,
         client_update=client_update,
         personalize=lambda server, client, data, context: mixture(
-            client.alpha, client.model, server.model, statistics_of(client.model)
+            client.alpha, client.params, server.params, statistics_of(client.params)
         ),
     )

@@ -97,10 +97,10 @@ def apple(
                 "APPLE adds up whole models with weights of any sign, and running statistics of "
                 "batch normalization cannot be added so; name a model without it."
             )
-        model, clients = task.init(key), population.num_clients
+        params, clients = task.init(key), population.num_clients
         keys = jax.random.split(jax.random.fold_in(key, 1), clients)
-        cores = tree.where(one_core, stacked.repeat(model, clients), jax.lax.map(task.init, keys))
-        return AppleServer(cores, core.shares(population.sizes, tree.dtype(model)))
+        cores = tree.where(one_core, stacked.repeat(params, clients), jax.lax.map(task.init, keys))
+        return AppleServer(cores, core.shares(population.sizes, tree.dtype(params)))
 
     def init_client(server, profile, key):
         return jnp.where(uniform_start, 1 / server.shares.shape[0], server.shares)
@@ -112,9 +112,9 @@ def apple(
         factor = annealing(context.round, context.num_rounds, duration, exponential, epsilon)
         pull = jnp.asarray(mu * factor, client.dtype)
 
-        def gradient(model, relations, batch, key):
+        def gradient(params, relations, batch, key):
             # The server's stack has the client's core as it was received: `moved` is what it lacks.
-            moved, weight = tree.subtract(model, received), own @ relations
+            moved, weight = tree.subtract(params, received), own @ relations
             mixture = tree.add(stacked.mix(relations, server.cores), tree.scale(weight, moved))
             loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)
             products = [
@@ -127,7 +127,7 @@ def apple(
             return loss, tree.scale(clients * weight, slope), relations - relation_rate * step
 
         trained = core.descend(gradient, received, client, data, context, local)
-        return core.ClientOutput(state=trained.carry, each=trained.model, metrics=trained.metrics)
+        return core.ClientOutput(state=trained.carry, each=trained.params, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         return server._replace(cores=stacked.update_rows(server.cores, cohort, uploads.each))

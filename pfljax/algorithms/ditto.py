@@ -50,16 +50,16 @@ def ditto(
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
     def init_client(server, profile, key):
-        return server.model
+        return server.params
 
     def client_update(server, client, data, context):
-        pulled = core.pulled_towards(task.loss, server.model, lam)
+        pulled = core.pulled_towards(task.loss, server.params, lam)
         personal = core.descend(
             pulled, client, (), data, context.child(0), local, epochs=personal_epochs
         )
         output = average.client_update(server, (), data, context.child(1))
         metrics = {**output.metrics, "personal_loss": personal.metrics["loss"]}
-        return output._replace(state=personal.model, metrics=metrics)
+        return output._replace(state=personal.params, metrics=metrics)
 
     return average._replace(
         init_client=init_client,

@@ -20,7 +20,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, split_params
 from pfljax.errors import UserError
 from pfljax.ops import averaging
 
@@ -30,12 +31,12 @@ PASSES_COMPARED = 10
 
 class FedAlaClient(NamedTuple):
     """Attributes:
-    model: `theta_k`, as the client trained it last.
+    params: `theta_k`, as the client trained it last.
     weights: `W_k` in [0, 1], of the shape of the upper layers; ones at first.
     started: `[]` bool, whether the first phase is over.
     """
 
-    model: core.Params
+    params: core.Params
     weights: core.Params
     started: jax.Array
 
@@ -92,15 +93,15 @@ def fedala(
 
     def aggregate(server, client, data, context):
         """Returns `theta^_k`, the weights in it, and whether the first phase is over."""
-        own, _ = params.split(client.model, is_upper)
-        common, lower = params.split(server.model, is_upper)
+        own, _ = split_params(client.params, is_upper)
+        common, lower = split_params(server.params, is_upper)
         gap = tree.subtract(common, own)
         part = some(data, context.child(0).key)
         one_pass = local._replace(epochs=1, drop_remainder=False)
 
         def mixture(weights):
             upper = jax.tree.map(lambda mine, w, gap: mine + w * gap, own, weights, gap)
-            return params.join(upper, lower)
+            return join_params(upper, lower)
 
         def step(carry, batch, key):
             weights, losses = carry
@@ -134,14 +135,14 @@ def fedala(
         return average.init_server(key, population)
 
     def init_client(server, profile, key):
-        upper, _ = params.split(server.model, is_upper)
-        return FedAlaClient(server.model, jax.tree.map(jnp.ones_like, upper), jnp.bool_(False))
+        upper, _ = split_params(server.params, is_upper)
+        return FedAlaClient(server.params, jax.tree.map(jnp.ones_like, upper), jnp.bool_(False))
 
     def client_update(server, client, data, context):
-        model, weights, started = aggregate(server, client, data, context.child(0))
-        trained = core.train(task.loss, model, data, context.child(1), local)
-        state = FedAlaClient(trained.model, weights, started)
-        total = core.weighted(tree.subtract(trained.model, server.model), data.size)
+        params, weights, started = aggregate(server, client, data, context.child(0))
+        trained = core.train(task.loss, params, data, context.child(1), local)
+        state = FedAlaClient(trained.params, weights, started)
+        total = core.weighted(tree.subtract(trained.params, server.params), data.size)
         return core.ClientOutput(state=state, sum=total, metrics=trained.metrics)
 
     average = fedavg(task, local, server_optimizer=server_optimizer)

@@ -42,7 +42,7 @@ def fedavg(
       server_optimizer: takes `-Delta` for a gradient.
 
     Returns:
-      The method; its server state is an `averaging.ModelServer`.
+      The method; its server state is an `averaging.ServerState`.
 
     Notes:
       Running statistics of batch normalization are averaged like parameters, with the same weights
@@ -57,8 +57,8 @@ def fedavg(
         return ()
 
     def client_update(server, client, data, context):
-        trained = core.train(task.loss, server.model, data, context, local)
-        change = tree.subtract(trained.model, server.model)
+        trained = core.train(task.loss, server.params, data, context, local)
+        change = tree.subtract(trained.params, server.params)
         return core.ClientOutput(
             state=client, sum=core.weighted(change, data.size), metrics=trained.metrics
         )
@@ -71,6 +71,6 @@ def fedavg(
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: server.model,
-        global_model=lambda server: server.model,
+        personalize=lambda server, client, data, context: server.params,
+        global_params=lambda server: server.params,
     )

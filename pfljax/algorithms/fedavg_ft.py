@@ -47,9 +47,9 @@ def fedavg_ft(
 
     def personalize(server, client, data, context):
         trained = core.train(
-            task.loss, server.model, data, context, local, epochs=fine_tuning_epochs
+            task.loss, server.params, data, context, local, epochs=fine_tuning_epochs
         )
-        return trained.model
+        return trained.params
 
     average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(personalize=personalize)

@@ -17,7 +17,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
 
 
@@ -56,23 +57,23 @@ def fedbabu(
     task = whole._replace(is_head=lambda path: whole.is_head(path) and not whole.is_statistic(path))
 
     def common_model(server):
-        return params.join(server.average.model, server.initial_head)
+        return join_params(server.average.params, server.initial_head)
 
     def client_update(server, client, data, context):
-        model = common_model(server)
-        trained = core.train(task.loss, model, data, context, local, trainable=task.is_body)
-        _, body = params.split(trained.model, task.is_head)
-        change = core.weighted(tree.subtract(body, server.average.model), data.size)
+        params = common_model(server)
+        trained = core.train(task.loss, params, data, context, local, trainable=task.is_body)
+        _, body = split_params(trained.params, task.is_head)
+        change = core.weighted(tree.subtract(body, server.average.params), data.size)
         return core.ClientOutput(state=client, sum=change, metrics=trained.metrics)
 
     def personalize(server, client, data, context):
-        model = common_model(server)
-        return core.train(task.loss, model, data, context, local, epochs=fine_tuning_epochs).model
+        params = common_model(server)
+        return core.train(task.loss, params, data, context, local, epochs=fine_tuning_epochs).params
 
     together = fedper(task, local, server_optimizer=server_optimizer)
     return together._replace(
         init_client=lambda server, profile, key: (),
         client_update=client_update,
         personalize=personalize,
-        global_model=common_model,
+        global_params=common_model,
     )

@@ -15,7 +15,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import params
+from pfljax.core.params import split_params
 from pfljax.errors import UserError
 from pfljax.ops import averaging
 
@@ -49,7 +49,7 @@ def fedbn(
     personal = fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)
 
     def init_server(key, population):
-        if not params.split(task.init(key), task.is_norm)[0]:
+        if not split_params(task.init(key), task.is_norm)[0]:
             raise UserError(
                 "The model has no normalization, so that FedBN is FedAvg; name one that has, such "
                 "as mlp_bn, or leave FedBN out."

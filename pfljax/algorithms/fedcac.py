@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import replace_params, split_params
 from pfljax.ops import averaging, masks, stacked
 
 # Overlaps that differ by less are equal: they are quotients of counts, rounded.
@@ -34,17 +35,17 @@ class FedCacServer(NamedTuple):
     threshold: `[]`, the overlap from which on two clients work together.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     threshold: jax.Array
 
 
 class FedCacClient(NamedTuple):
     """Attributes:
-    model: `u_k`, the mean of its group's models.
+    params: `u_k`, the mean of its group's models.
     critical: `M_k`, bool, where the client takes `u_k`; nowhere before its first round.
     """
 
-    model: core.Params
+    params: core.Params
     critical: core.PyTree
 
 
@@ -93,27 +94,27 @@ def fedcac(
         return FedCacServer(start, jnp.zeros((), jnp.float32))
 
     def init_client(server, profile, key):
-        model = server.average.model
-        return FedCacClient(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), model))
+        params = server.average.params
+        return FedCacClient(params, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params))
 
     def personalize(server, client, data, context):
-        return jax.tree.map(jnp.where, client.critical, client.model, server.average.model)
+        return jax.tree.map(jnp.where, client.critical, client.params, server.average.params)
 
     def client_update(server, client, data, context):
         start = personalize(server, client, data, context)
         trained = core.train(task.loss, start, data, context, local)
         critical = jax.tree.map(
             lambda end, begin: masks.largest(jnp.abs((end - begin) * end), tau),
-            trained.model,
+            trained.params,
             start,
         )
-        statistics, _ = params.split(critical, task.is_statistic)
-        critical = params.replace(critical, tree.zeros_like(statistics))
-        change = tree.subtract(trained.model, server.average.model)
+        statistics, _ = split_params(critical, task.is_statistic)
+        critical = replace_params(critical, tree.zeros_like(statistics))
+        change = tree.subtract(trained.params, server.average.params)
         return core.ClientOutput(
-            state=FedCacClient(trained.model, critical),
+            state=FedCacClient(trained.params, critical),
             sum=core.weighted(change, data.size),
-            each=FedCacClient(trained.model, critical),
+            each=FedCacClient(trained.params, critical),
             metrics=trained.metrics,
         )
 
@@ -135,7 +136,7 @@ def fedcac(
         close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
         present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)
         group = close & present & masks.any_entry(own) | (jnp.arange(close.shape[0]) == member)
-        return client._replace(model=stacked.mix(group / jnp.sum(group), uploads.each.model))
+        return client._replace(params=stacked.mix(group / jnp.sum(group), uploads.each.params))
 
     return core.Algorithm(
         init_server=init_server,
@@ -143,6 +144,6 @@ def fedcac(
         client_update=client_update,
         server_update=server_update,
         personalize=personalize,
-        global_model=lambda server: server.average.model,
+        global_params=lambda server: server.average.params,
         exchange=exchange,
     )

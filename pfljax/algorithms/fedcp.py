@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, require_head, split_params
 from pfljax.errors import UserError
 from pfljax.ops import averaging, discrepancy, policy
 
@@ -69,44 +70,44 @@ def fedcp(
     server_optimizer = averaging.of_trainable(server_optimizer, task, at=("model",))
 
     def init_server(key, population):
-        params.require_head(task, "FedCP")
-        model = task.init(key)
-        head, body = params.split(model, task.is_head)
+        require_head(task, "FedCP")
+        params = task.init(key)
+        head, body = split_params(params, task.is_head)
         if not body:
             raise UserError("FedCP needs a body before its head; name another model.")
-        if params.split(head, task.is_statistic)[0]:
+        if split_params(head, task.is_statistic)[0]:
             raise UserError(
                 "FedCP splits the features between two heads, and batch normalization in a head "
                 "would see neither's part; move it into the body, or name another model."
             )
-        first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(model))
-        return averaging.init({"model": model, "policy": first}, server_optimizer)
+        first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(params))
+        return averaging.init({"model": params, "policy": first}, server_optimizer)
 
     def init_client(server, profile, key):
-        return params.split(server.model["model"], task.is_head)[0]
+        return split_params(server.params["model"], task.is_head)[0]
 
-    def direction_of(model):
+    def direction_of(params):
         """`[d]`, the client's `v`."""
-        zero = jnp.zeros(task.num_features, tree.dtype(model))
-        return jax.grad(lambda z: jnp.sum(task.head(model, z[None])))(zero)
+        zero = jnp.zeros(task.num_features, tree.dtype(params))
+        return jax.grad(lambda z: jnp.sum(task.head(params, z[None])))(zero)
 
     def deploy(server, client):
         """Everything that a client predicts with."""
-        _, body = params.split(server.model["model"], task.is_head)
-        own = params.join(body, client)
-        common, shared = server.model["model"], server.model["policy"]
+        _, body = split_params(server.params["model"], task.is_head)
+        own = join_params(body, client)
+        common, shared = server.params["model"], server.params["policy"]
         return {"own": own, "common": common, "policy": shared, "direction": direction_of(own)}
 
-    def outputs_of(model, inputs, key, scale, mask=None):
+    def outputs_of(params, inputs, key, scale, mask=None):
         """The outputs, and the features before they are split; given a mask, in training mode."""
-        features = task.features(model["own"], inputs, mask)
+        features = task.features(params["own"], inputs, mask)
         noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
-        own, common = policy.separate(model["policy"], model["direction"], features, noise)
-        return task.head(model["own"], own) + task.head(model["common"], common), features
+        own, common = policy.separate(params["policy"], params["direction"], features, noise)
+        return task.head(params["own"], own) + task.head(params["common"], common), features
 
     def client_update(server, client, data, context):
         start = deploy(server, client)
-        moving, fixed = params.split(start, lambda path: path[0] in ("own", "policy"))
+        moving, fixed = split_params(start, lambda path: path[0] in ("own", "policy"))
 
         def objective(moving, batch, key):
             models = {**moving, **fixed}
@@ -117,18 +118,18 @@ def fedcp(
             return core.mean_over(losses, batch.mask) + lam * pull
 
         trained = core.train(objective, moving, data, context, local.of_models("own"))
-        head, body = params.split(trained.model["own"], task.is_head)
-        common, _ = params.split(fixed["common"], task.is_head)
+        head, body = split_params(trained.params["own"], task.is_head)
+        common, _ = split_params(fixed["common"], task.is_head)
         halfway = tree.scale(0.5, tree.add(head, common))
-        shared = {"model": params.join(body, halfway), "policy": trained.model["policy"]}
-        change = core.weighted(tree.subtract(shared, server.model), data.size)
+        shared = {"model": join_params(body, halfway), "policy": trained.params["policy"]}
+        change = core.weighted(tree.subtract(shared, server.params), data.size)
         return core.ClientOutput(state=head, sum=change, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         return averaging.apply(server, uploads.total, server_optimizer)
 
-    def predict(model, inputs, key):
-        return outputs_of(model, inputs, key, gumbel * noisy_evaluation)[0]
+    def predict(params, inputs, key):
+        return outputs_of(params, inputs, key, gumbel * noisy_evaluation)[0]
 
     return core.Algorithm(
         init_server=init_server,

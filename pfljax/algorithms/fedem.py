@@ -31,7 +31,7 @@ class FedEMServer(NamedTuple):
     examples: `[]`, training examples of all clients; never changes.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     examples: jax.Array
 
 
@@ -87,11 +87,11 @@ def fedem(
         return FedEMServer(averaging.init(models, server_optimizer), total)
 
     def init_client(server, profile, key):
-        dtype = tree.dtype(server.average.model)
+        dtype = tree.dtype(server.average.params)
         return jnp.full(learners, 1 / learners, dtype)
 
     def client_update(server, client, data, context):
-        received = server.average.model
+        received = server.average.params
 
         def responsibilities(batch, key):
             """Returns `[M, B]`; columns add up to 1."""
@@ -111,7 +111,7 @@ def fedem(
         mixture = jnp.where(data.size > 0, total / jnp.maximum(data.size, 1), client)
 
         trained = core.train(objective, received, data, context.child(1), of_learners)
-        change = tree.subtract(trained.model, received)
+        change = tree.subtract(trained.params, received)
         return core.ClientOutput(
             state=mixture,
             sum=core.weighted(change, data.size),
@@ -125,9 +125,9 @@ def fedem(
         counted = core.Weighted(tree.scale(jnp.where(absent_count, present, 1), change), weight)
         return server._replace(average=averaging.apply(server.average, counted, server_optimizer))
 
-    def predict(model, inputs, key):
-        outputs = jax.vmap(task.predict, in_axes=(0, None))(model["learners"], inputs)
-        logs = jnp.log(model["mixture"])[:, None, None] + jax.nn.log_softmax(outputs, axis=-1)
+    def predict(params, inputs, key):
+        outputs = jax.vmap(task.predict, in_axes=(0, None))(params["learners"], inputs)
+        logs = jnp.log(params["mixture"])[:, None, None] + jax.nn.log_softmax(outputs, axis=-1)
         return jax.nn.logsumexp(logs, axis=0)
 
     return core.Algorithm(
@@ -136,7 +136,7 @@ def fedem(
         client_update=client_update,
         server_update=server_update,
         personalize=lambda server, client, data, context: {
-            "learners": server.average.model,
+            "learners": server.average.params,
             "mixture": client,
         },
         predict=predict,

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import split_params
 from pfljax.ops import stacked
 from pfljax.ops.exploration import choose
 
@@ -44,11 +45,11 @@ class FedFomoServer(NamedTuple):
 
 class FedFomoClient(NamedTuple):
     """Attributes:
-    model: `theta_k`, as the client trained it last.
+    params: `theta_k`, as the client trained it last.
     before: `theta_k'`, the model from which that training began.
     """
 
-    model: core.Params
+    params: core.Params
     before: core.Params
 
 
@@ -93,10 +94,10 @@ def fedfomo(
     """
 
     def init_server(key, population):
-        model, clients = task.init(key), population.num_clients
-        affinity = jnp.eye(clients, dtype=tree.dtype(model))
-        models = stacked.repeat(model, clients)
-        return FedFomoServer(models, jnp.zeros(clients, bool), affinity, model)
+        params, clients = task.init(key), population.num_clients
+        affinity = jnp.eye(clients, dtype=tree.dtype(params))
+        models = stacked.repeat(params, clients)
+        return FedFomoServer(models, jnp.zeros(clients, bool), affinity, params)
 
     def init_client(server, profile, key):
         return FedFomoClient(server.initial, server.initial)
@@ -112,7 +113,7 @@ def fedfomo(
         return stacked.take(server.models, chosen), chosen, usable[chosen]
 
     def parameters(models):
-        return params.split(models, task.is_statistic)[1]
+        return split_params(models, task.is_statistic)[1]
 
     def gains(before, candidates, data, context):
         """Returns `[models]`, the loss that each candidate saves per distance from `before`."""
@@ -127,16 +128,16 @@ def fedfomo(
         if local.shuffle:  # in the same random order in every round
             data = data.shuffled(context.client_key)
         training, held_out = data.hold_out(validation_share)
-        candidates = stacked.prepend(client.model, others)
+        candidates = stacked.prepend(client.params, others)
         gain = gains(client.before, candidates, held_out, context.child(0))
         gain = jnp.where(jnp.append(True, usable), gain, 0)
         helpful = jnp.maximum(gain, 0)
         total = jnp.sum(helpful)
         shares = helpful / jnp.where(total > 0, total, 1)
-        start = tree.where(total > 0, stacked.mix(shares, candidates), client.model)
+        start = tree.where(total > 0, stacked.mix(shares, candidates), client.params)
         trained = core.train(task.loss, start, training, context.child(1), local)
-        state = FedFomoClient(trained.model, start)
-        each = (trained.model, gain, jnp.append(context.client_id, ids))
+        state = FedFomoClient(trained.params, start)
+        each = (trained.params, gain, jnp.append(context.client_id, ids))
         return core.ClientOutput(state=state, each=each, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
@@ -152,6 +153,6 @@ def fedfomo(
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: client.model,
+        personalize=lambda server, client, data, context: client.params,
         download=download,
     )

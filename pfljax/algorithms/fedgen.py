@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, require_head, split_params
 from pfljax.ops import averaging
 from pfljax.ops.generator import draw, generate, learn, likeness
 from pfljax.ops.generator import init as init_generator
@@ -35,7 +36,7 @@ class FedGenServer(NamedTuple):
     label_shares: `[C]`, of all clients' training examples; never changes.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     generator: core.Params
     optimizer_state: core.PyTree
     label_shares: jax.Array
@@ -97,8 +98,8 @@ def fedgen(
 
     def init_server(key, population):
         start = average.init_server(key, population)
-        params.require_head(task, "FedGen")
-        key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.model)
+        require_head(task, "FedGen")
+        key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.params)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
         generator = init_generator(key, *sizes, dtype)
         shares = core.shares(jnp.sum(population.class_counts, axis=0), dtype)
@@ -108,25 +109,25 @@ def fedgen(
         return draw(key, server.label_shares, count, noise_size, uniform_noise)
 
     def client_update(server, client, data, context):
-        start = server.average.model
+        start = server.average.params
         strength = jnp.where(context.round < first_round, 0, weight * decay**context.round)
 
-        def objective(model, batch, key):
+        def objective(params, batch, key):
             task_key, draw_key = jax.random.split(key)
             labels, noise = sample(draw_key, server, local.batch_size)
             features = generate(server.generator, labels, noise)
-            logits = task.head(model, features, jnp.ones(labels.shape, bool))  # in training mode
+            logits = task.head(params, features, jnp.ones(labels.shape, bool))  # in training mode
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return task.loss(model, batch, task_key) + strength * jnp.mean(losses)
+            return task.loss(params, batch, task_key) + strength * jnp.mean(losses)
 
         trained = core.train(objective, start, data, context, local)
-        total = core.weighted(tree.subtract(trained.model, start), data.size)
-        each = (params.split(trained.model, task.is_head)[0], data.class_counts)
+        total = core.weighted(tree.subtract(trained.params, start), data.size)
+        each = (split_params(trained.params, task.is_head)[0], data.class_counts)
         return core.ClientOutput(state=client, sum=total, each=each, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         heads, counts = uploads.each
-        _, body = params.split(server.average.model, task.is_head)
+        _, body = split_params(server.average.params, task.is_head)
         by_size = core.shares(cohort.sizes, server.label_shares.dtype)
         by_label, totals = core.shares(counts, by_size.dtype), jnp.sum(counts, axis=0)
         by_label = jnp.where(totals > 0, by_label, by_size[:, None])
@@ -135,20 +136,20 @@ def fedgen(
         def objective(generator, key):
             labels, noise = sample(key, server, generator_batch)
             features = generate(generator, labels, noise)
-            logits = jax.vmap(lambda head: task.head(params.join(head, body), features))(heads)
+            logits = jax.vmap(lambda head: task.head(join_params(head, body), features))(heads)
             together = jnp.einsum("kb,kbc->bc", shares[:, labels], logits)
             losses = optax.softmax_cross_entropy_with_integer_labels(together, labels)
             return jnp.mean(losses) + diversity * likeness(features, noise)
 
         keys, state = jax.random.split(context.key, generator_steps), server.optimizer_state
         generator, state = learn(objective, server.generator, optimizer, state, keys)
-        model = averaging.apply(server.average, uploads.total, server_optimizer)
-        return server._replace(average=model, generator=generator, optimizer_state=state)
+        params = averaging.apply(server.average, uploads.total, server_optimizer)
+        return server._replace(average=params, generator=generator, optimizer_state=state)
 
     return average._replace(
         init_server=init_server,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: server.average.model,
-        global_model=lambda server: server.average.model,
+        personalize=lambda server, client, data, context: server.average.params,
+        global_params=lambda server: server.average.params,
     )

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import aggregation, core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import require_head
 from pfljax.ops import averaging, linear
 from pfljax.ops.distillation import distance, divergence
 
@@ -85,12 +86,12 @@ def fedkd(
 
     def init_server(key, population):
         for each in (task, shared):
-            params.require_head(each, "FedKD")
+            require_head(each, "FedKD")
         return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):
         mentor_key, bridge_key = jax.random.split(key)
-        mentor = server.model if mentee is None else task.init(mentor_key)
+        mentor = server.params if mentee is None else task.init(mentor_key)
         bridge = linear.init(bridge_key, shared.num_features, task.num_features, tree.dtype(mentor))
         return FedKDClient(mentor, bridge["kernel"])
 
@@ -119,12 +120,12 @@ def fedkd(
             slope, loss = jax.grad(objective, has_aux=True)(models, batch, key)
             return loss, slope, carry
 
-        models = {"mentor": client.mentor, "mentee": server.model, "bridge": client.bridge}
+        models = {"mentor": client.mentor, "mentee": server.params, "bridge": client.bridge}
         optimizers = dict.fromkeys(models, local.optimizer)
         each = optax.partition(optimizers, {name: name for name in models})
         trained = core.descend(gradient, models, (), data, context, of_both, optimizer=each)
-        models = trained.model
-        base = tree.zeros_like(server.model) if compress_models else server.model
+        models = trained.params
+        base = tree.zeros_like(server.params) if compress_models else server.params
         state = FedKDClient(models["mentor"], models["bridge"])
         sent = tree.subtract(models["mentee"], base)
         total = core.weighted(sent, data.weight(weight_by_size))
@@ -133,10 +134,10 @@ def fedkd(
     def server_update(server, uploads, cohort, context):
         received = core.mean(uploads.total)
         if compress_models:
-            model = tree.where(uploads.total.weight > 0, received, server.model)
+            params = tree.where(uploads.total.weight > 0, received, server.params)
         else:
-            model = tree.add(server.model, received)
-        return server._replace(model=model)
+            params = tree.add(server.params, received)
+        return server._replace(params=params)
 
     algorithm = core.Algorithm(
         init_server=init_server,
@@ -144,7 +145,7 @@ def fedkd(
         client_update=client_update,
         server_update=server_update,
         personalize=lambda server, client, data, context: client.mentor,
-        global_model=None if mentee is not None else lambda server: server.model,
+        global_params=None if mentee is not None else lambda server: server.params,
     )
     ranks = aggregation.low_rank(energy_start=energy_start, energy_end=energy_end)
     return aggregation.apply(algorithm, ranks)

@@ -21,7 +21,8 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, require_head, split_params
 from pfljax.ops import averaging, prototypes, simplex, stacked
 
 
@@ -32,7 +33,7 @@ class FedPACServer(NamedTuple):
     prototypes: of the classes that some client had.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     initial_head: core.Params
     prototypes: prototypes.Prototypes
 
@@ -107,28 +108,28 @@ def fedpac(
     once = local._replace(epochs=1)
 
     def init_server(key, population):
-        params.require_head(task, "FedPAC")
+        require_head(task, "FedPAC")
         server = together.init_server(key, population)
-        dtype = tree.dtype(server.average.model)
+        dtype = tree.dtype(server.average.params)
         none = prototypes.none(task.num_classes, task.num_features, dtype)
         return FedPACServer(server.average, server.initial_head, none)
 
     def client_update(server, client, data, context):
-        body, known = server.average.model, server.prototypes
-        start, moment = params.join(body, client), context.child(2)
+        body, known = server.average.params, server.prototypes
+        start, moment = join_params(body, client), context.child(2)
         before, squares = prototypes.of_client(task, start, known, data, moment, once)
         examples = jnp.maximum(jnp.sum(before.counts), 1)
         shares = before.sums / examples
         variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
-        def objective(model, batch, key):
-            features = task.features(model, batch.inputs, batch.mask)
+        def objective(params, batch, key):
+            features = task.features(params, batch.inputs, batch.mask)
             pull = prototypes.pull(known, features, batch)
-            return task.loss(model, batch, key) + lam * pull
+            return task.loss(params, batch, key) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)
-        new_head, new_body = params.split(trained.model, task.is_head)
-        after, _ = prototypes.of_client(task, trained.model, known, data, context.child(3), once)
+        new_head, new_body = split_params(trained.params, task.is_head)
+        after, _ = prototypes.of_client(task, trained.params, known, data, context.child(3), once)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         total = (change, after.weighted(weight_by_size))
         offer = HeadOffer(new_head, shares, variance / jnp.maximum(data.size, 1))

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import optax
 
 from pfljax import core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, split_params
 from pfljax.errors import UserError
 from pfljax.ops import averaging
 
@@ -26,7 +27,7 @@ class BodyServer(NamedTuple):
     initial_head: the head that a client starts with; never changes.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     initial_head: core.Params
 
 
@@ -57,7 +58,7 @@ def fedper(
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
     def init_server(key, population):
-        head, body = params.split(task.init(key), task.is_head)
+        head, body = split_params(task.init(key), task.is_head)
         if not body:
             raise UserError(
                 "The model is all head; FedPer, FedRep and FedBABU share a body, so name another."
@@ -68,9 +69,9 @@ def fedper(
         return server.initial_head
 
     def client_update(server, client, data, context):
-        body = server.average.model
-        trained = core.train(task.loss, params.join(body, client), data, context, local)
-        new_head, new_body = params.split(trained.model, task.is_head)
+        body = server.average.params
+        trained = core.train(task.loss, join_params(body, client), data, context, local)
+        new_head, new_body = split_params(trained.params, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
@@ -84,5 +85,7 @@ def fedper(
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: params.join(server.average.model, client),
+        personalize=lambda server, client, data, context: join_params(
+            server.average.params, client
+        ),
     )

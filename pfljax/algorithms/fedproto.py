@@ -17,17 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import require_head
 from pfljax.ops import prototypes
 
 
 class FedProtoServer(NamedTuple):
     """Attributes:
-    initial_model: the model that a client starts with; never changes.
+    initial_params: the model that a client starts with; never changes.
     prototypes: of the classes that some client had.
     """
 
-    initial_model: core.Params
+    initial_params: core.Params
     prototypes: prototypes.Prototypes
 
 
@@ -68,48 +69,48 @@ def fedproto(
     """
 
     def init_server(key, population):
-        params.require_head(task, "FedProto")
-        model = task.init(key)
-        dtype = tree.dtype(model)
-        return FedProtoServer(model, prototypes.none(task.num_classes, task.num_features, dtype))
+        require_head(task, "FedProto")
+        params = task.init(key)
+        dtype = tree.dtype(params)
+        return FedProtoServer(params, prototypes.none(task.num_classes, task.num_features, dtype))
 
     def client_update(server, client, data, context):
-        def objective(model, batch, key):
-            features = task.features(model, batch.inputs, batch.mask)
+        def objective(params, batch, key):
+            features = task.features(params, batch.inputs, batch.mask)
             pull = prototypes.pull(server.prototypes, features, batch)
-            return task.loss(model, batch, key) + lam * pull, features
+            return task.loss(params, batch, key) + lam * pull, features
 
-        def gradient(model, total, batch, key):
+        def gradient(params, total, batch, key):
             graded = jax.value_and_grad(objective, has_aux=True)
-            (loss, features), slope = graded(model, batch, key)
+            (loss, features), slope = graded(params, batch, key)
             return loss, slope, prototypes.add_batch(total, features, batch)
 
         nothing = prototypes.no_sums(server.prototypes)
         trained = core.descend(gradient, client, nothing, data, context, local)
-        model, total = trained.model, trained.carry
+        params, total = trained.params, trained.carry
         if not prototypes_in_training:
             like, whole = server.prototypes, local.one_pass()
-            total, _ = prototypes.of_client(task, model, like, data, context, whole)
+            total, _ = prototypes.of_client(task, params, like, data, context, whole)
         return core.ClientOutput(
-            state=model, sum=total.weighted(weight_by_size), metrics=trained.metrics
+            state=params, sum=total.weighted(weight_by_size), metrics=trained.metrics
         )
 
     def server_update(server, uploads, cohort, context):
         return server._replace(prototypes=prototypes.renew(server.prototypes, uploads.total))
 
-    def predict(model, inputs, key):
-        features, (means, seen) = task.features(model["model"], inputs), model["prototypes"]
+    def predict(params, inputs, key):
+        features, (means, seen) = task.features(params["model"], inputs), params["prototypes"]
         gaps = features[:, None] - means
         scores = jnp.where(seen, -jnp.sum(gaps**2, axis=-1), 0)
         scores = jnp.where(seen, scores, jnp.min(scores, axis=-1, keepdims=True) - 1)
-        return jnp.where(jnp.any(seen), scores, task.head(model["model"], features))
+        return jnp.where(jnp.any(seen), scores, task.head(params["model"], features))
 
     def personalize(server, client, data, context):
         return {"model": client, "prototypes": server.prototypes}
 
     return core.Algorithm(
         init_server=init_server,
-        init_client=lambda server, profile, key: server.initial_model,
+        init_client=lambda server, profile, key: server.initial_params,
         client_update=client_update,
         server_update=server_update,
         personalize=personalize,

@@ -48,9 +48,9 @@ def fedprox(
     """
 
     def client_update(server, client, data, context):
-        pulled = core.pulled_towards(task.loss, server.model, mu)
-        trained = core.descend(pulled, server.model, (), data, context, local)
-        change = tree.subtract(trained.model, server.model)
+        pulled = core.pulled_towards(task.loss, server.params, mu)
+        trained = core.descend(pulled, server.params, (), data, context, local)
+        change = tree.subtract(trained.params, server.params)
         return core.ClientOutput(
             state=client, sum=core.weighted(change, data.size), metrics=trained.metrics
         )

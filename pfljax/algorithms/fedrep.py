@@ -16,14 +16,15 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
 
 
 def head_then_body(
     task: core.Task,
     objective: core.Objective,
-    model: core.Params,
+    params: core.Params,
     data: core.ClientData,
     context: core.Context,
     local: core.LocalTraining,
@@ -36,7 +37,7 @@ def head_then_body(
     """
     tuned = core.train(
         task.loss,
-        model,
+        params,
         data,
         context.child(0),
         local,
@@ -45,7 +46,7 @@ def head_then_body(
     )
     trained = core.train(
         objective,
-        tuned.model,
+        tuned.params,
         data,
         context.child(1),
         local,
@@ -90,10 +91,10 @@ def fedrep(
     together = fedper(task, local, server_optimizer=server_optimizer)
 
     def client_update(server, client, data, context):
-        body = server.average.model
-        start = params.join(body, client)
+        body = server.average.params
+        start = join_params(body, client)
         trained = head_then_body(task, task.loss, start, data, context, local, head_epochs)
-        new_head, new_body = params.split(trained.model, task.is_head)
+        new_head, new_body = split_params(trained.params, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.weight(weight_by_size))
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 

@@ -34,7 +34,7 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
 
     def client_update(server, client, data, context):
         trained = core.train(task.loss, client, data, context, local)
-        return core.ClientOutput(state=trained.model, metrics=trained.metrics)
+        return core.ClientOutput(state=trained.params, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         return server

@@ -21,7 +21,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import replace_params
 from pfljax.errors import UserError
 from pfljax.ops import averaging
 
@@ -85,28 +86,28 @@ def perfedavg(
     """
     parts = 3 if hessian_free else 2
 
-    def outer_gradient(rate, model, carry, batch, key):
+    def outer_gradient(rate, params, carry, batch, key):
         """Returns the loss after the inner step of this rate, and the meta-gradient."""
         inner_key, outer_key, hessian_key = jax.random.split(key, 3)
 
-        def gradient(model, index, key):
-            return jax.value_and_grad(task.loss)(model, part(batch, index, parts), key)
+        def gradient(params, index, key):
+            return jax.value_and_grad(task.loss)(params, part(batch, index, parts), key)
 
-        inner = gradient(model, parts - 2, inner_key)[1]
-        adapted = tree.subtract(model, tree.scale(rate, inner))
+        inner = gradient(params, parts - 2, inner_key)[1]
+        adapted = tree.subtract(params, tree.scale(rate, inner))
         loss, outer = gradient(adapted, parts - 1, outer_key)
         if hessian_free:
             reach = tree.scale(delta, outer)
-            ahead = gradient(tree.add(model, reach), 0, hessian_key)[1]
-            behind = gradient(tree.subtract(model, reach), 0, hessian_key)[1]
+            ahead = gradient(tree.add(params, reach), 0, hessian_key)[1]
+            behind = gradient(tree.subtract(params, reach), 0, hessian_key)[1]
             curvature = tree.divide(tree.subtract(ahead, behind), 2 * delta)
             outer = tree.subtract(outer, tree.scale(rate, curvature))
         return loss, outer, carry
 
     def client_update(server, client, data, context):
         gradient = functools.partial(outer_gradient, local.scheduled(alpha, context.round))
-        trained = core.descend(gradient, server.model, (), data, context, local)
-        change = tree.subtract(trained.model, server.model)
+        trained = core.descend(gradient, server.params, (), data, context, local)
+        change = tree.subtract(trained.params, server.params)
         total = core.weighted(change, data.weight(weight_by_size))
         return core.ClientOutput(state=client, sum=total, metrics=trained.metrics)
 
@@ -114,12 +115,12 @@ def perfedavg(
         rate = local.scheduled(alpha, context.round)
         few = local._replace(batch_size=-(-local.batch_size // parts), drop_remainder=False)
 
-        def step(model, batch, key):
-            inner = jax.grad(task.loss)(model, batch, key)
-            seen = {} if local.observe is None else local.observe(model, batch)
-            return params.replace(tree.subtract(model, tree.scale(rate, inner)), seen)
+        def step(params, batch, key):
+            inner = jax.grad(task.loss)(params, batch, key)
+            seen = {} if local.observe is None else local.observe(params, batch)
+            return replace_params(tree.subtract(params, tree.scale(rate, inner)), seen)
 
-        return core.for_each_batch(step, server.model, data, context, few, steps=adaptation_steps)
+        return core.for_each_batch(step, server.params, data, context, few, steps=adaptation_steps)
 
     def init_server(key, population):
         if task.observe is not None and local.batch_size < 2 * parts:

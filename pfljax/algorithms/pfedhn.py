@@ -102,16 +102,16 @@ def pfedhn(
                 "with GroupNorm."
             )
         model_key, network_key, embedding_key = jax.random.split(key, 3)
-        clients, model = population.num_clients, task.init(model_key)
+        clients, params = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4
-        network = hypernetwork.init(network_key, model, size, hidden, layers, spread, linear_layer)
-        dtype = tree.dtype(model)
+        network = hypernetwork.init(network_key, params, size, hidden, layers, spread, linear_layer)
+        dtype = tree.dtype(params)
         embeddings = jax.random.normal(embedding_key, (clients, size), dtype)
         return HyperServer(network, embeddings, optimizer.init((network, embeddings)))
 
-    def client_update(model, client, data, context):
-        trained = core.train(task.loss, model, data, context, local)
-        change = tree.subtract(trained.model, model)
+    def client_update(params, client, data, context):
+        trained = core.train(task.loss, params, data, context, local)
+        change = tree.subtract(trained.params, params)
         return core.ClientOutput(state=client, each=change, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
@@ -131,8 +131,8 @@ def pfedhn(
         network, embeddings = server.network, server.embeddings
 
         def learn(number, embedding):
-            model = hypernetwork.generate(network, embedding)
-            change = client_update(model, (), data, context.child(number)).each
+            params = hypernetwork.generate(network, embedding)
+            change = client_update(params, (), data, context.child(number)).each
             return embedding - rate * hypernetwork.pull_back(network, embedding, change)[1]
 
         seen = context.client_id < embeddings.shape[0]

@@ -20,7 +20,8 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import replace_params
 
 
 @core.checked
@@ -77,7 +78,7 @@ def pfedme(
     def client_update(server, client, data, context):
         rate = local.scheduled(inner_rate, context.round)
 
-        def gradient(model, theta, batch, key):
+        def gradient(params, theta, batch, key):
             """Solves for theta on a batch; returns the loss before the last inner step too."""
 
             def inner(index, carry):
@@ -90,21 +91,21 @@ def pfedme(
                     lambda t, g, w: t - rate * (g + lam * (t - w) + weight_decay * t),
                     theta,
                     slope,
-                    model,
+                    params,
                 )
-                return params.replace(theta, seen), loss
+                return replace_params(theta, seen), loss
 
             zero = jnp.zeros((), jnp.result_type(float))
             theta, loss = jax.lax.fori_loop(0, inner_steps, inner, (theta, zero))
-            return loss, tree.scale(lam, tree.subtract(model, theta)), theta
+            return loss, tree.scale(lam, tree.subtract(params, theta)), theta
 
-        start = server.model
+        start = server.params
         trained = core.descend(gradient, start, start, data, context, local)
         has_batches = core.steps_per_epoch(data.size, local) > 0
         weight = data.weight(weight_by_size)
         return core.ClientOutput(
             state=tree.where(has_batches, trained.carry, client),
-            sum=core.weighted(tree.subtract(trained.model, start), weight),
+            sum=core.weighted(tree.subtract(trained.params, start), weight),
             metrics=trained.metrics,
         )
 
@@ -116,7 +117,7 @@ def pfedme(
 
     average = fedavg(task, local, server_optimizer=optax.sgd(beta))
     return average._replace(
-        init_client=lambda server, profile, key: server.model,
+        init_client=lambda server, profile, key: server.params,
         client_update=client_update,
         personalize=personalize,
     )

@@ -28,7 +28,7 @@ class ScaffoldServer(NamedTuple):
     control: the control variate `c`, of the model's shape.
     """
 
-    average: averaging.ModelServer
+    average: averaging.ServerState
     control: core.Params
 
 
@@ -71,7 +71,7 @@ def scaffold(
 
     def init_server(key, population):
         average = averaging.init(task.init(key), server_optimizer)
-        return ScaffoldServer(average, tree.zeros_like(average.model))
+        return ScaffoldServer(average, tree.zeros_like(average.params))
 
     def init_client(server, profile, key):
         return tree.zeros_like(server.control)
@@ -83,7 +83,7 @@ def scaffold(
             optax.stateless(lambda gradient, params: tree.add(gradient, correction)),
             local.optimizer,
         )
-        start = server.average.model
+        start = server.average.params
         trained = core.train(task.loss, start, data, context, local, optimizer=optimizer)
         steps = local.epochs * core.steps_per_epoch(data.size, local)
         mean_gradient = tree.divide(trained.optimizer_state[0], jnp.maximum(steps, 1))
@@ -91,7 +91,7 @@ def scaffold(
         return core.ClientOutput(
             state=control,
             sum=(
-                core.weighted(tree.subtract(trained.model, start), 1.0),
+                core.weighted(tree.subtract(trained.params, start), 1.0),
                 tree.subtract(control, client),
             ),
             metrics=trained.metrics,
@@ -108,6 +108,6 @@ def scaffold(
         init_client=init_client,
         client_update=client_update,
         server_update=server_update,
-        personalize=lambda server, client, data, context: server.average.model,
-        global_model=lambda server: server.average.model,
+        personalize=lambda server, client, data, context: server.average.params,
+        global_params=lambda server: server.average.params,
     )

@@ -85,8 +85,21 @@ def study() -> tuple[ConfigDict, pathlib.Path]:
     return named, directory
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, prepares JAX and calls `main`; ends the process."""
+def run(
+    main: Callable[[], None],
+    define_flags: Callable[[], None] = lambda: None,
+    description: str | None = None,
+) -> None:
+    """Parses the flags, prepares JAX and calls `main`; ends the process.
+
+    Args:
+      main: The work of the command.
+      define_flags: Defines the flags of the command.
+      description: The text that `--help` prints; None for the docstring of the script.
+    """
+    if description is not None:
+        sys.modules["__main__"].__doc__ = description
+    define_flags()
     try:
         _parse(sys.argv)
         joined = _joins()

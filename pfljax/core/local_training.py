@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pfljax.core import params, streams
+from pfljax.core import streams
 from pfljax.core.client_data import Batch, ClientData, random_order
+from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.core.tree import zeros_like
 from pfljax.core.types import Context, Params, Path
 from pfljax.core.uploads import Weighted, weighted
 
 PyTree = Any
-Objective = Callable[[Params, Batch, jax.Array], jax.Array]  # (model, batch, key) -> []
+Objective = Callable[[Params, Batch, jax.Array], jax.Array]  # (params, batch, key) -> []
 
 
 class LocalTraining(NamedTuple):
@@ -83,14 +84,14 @@ class Trained(NamedTuple):
     """What local training returns.
 
     Attributes:
-      model: the trained model, frozen arrays included.
+      params: the trained model, frozen arrays included.
       metrics: `{'loss': Weighted}`, the mean objective over the steps, of weight 0 where the client
         made none.
       optimizer_state: the optimizer's state after the last step.
       carry: what the method's own rule handed on, see `descend`.
     """
 
-    model: Params
+    params: Params
     metrics: dict[str, Weighted]
     optimizer_state: PyTree
     carry: PyTree = ()
@@ -156,7 +157,7 @@ def for_each_batch(
 
 def descend(
     gradient: Callable[[Params, PyTree, Batch, jax.Array], tuple[jax.Array, Params, PyTree]],
-    model: Params,
+    params: Params,
     carry: PyTree,
     data: ClientData,
     context: Context,
@@ -175,8 +176,8 @@ def descend(
     adds them to the norm by which an optimizer clips.
 
     Args:
-      gradient: `(model, carry, batch, key) -> (loss [], gradient, carry)`.
-      model: nested dict of arrays to start from.
+      gradient: `(params, carry, batch, key) -> (loss [], gradient, carry)`.
+      params: nested dict of arrays to start from.
       carry: what the rule hands on from step to step; keeps its structure, shapes and dtypes.
       data: the client's examples.
       context: its key decides everything random.
@@ -191,26 +192,26 @@ def descend(
     factor = local.factor(context.round)
 
     def step(state, batch, key):
-        model, optimizer_state, carry, loss_sum, count = state
-        loss, direction, carry = gradient(model, carry, batch, key)
+        params, optimizer_state, carry, loss_sum, count = state
+        loss, direction, carry = gradient(params, carry, batch, key)
         if local.observe is not None:
-            seen = local.observe(model, batch)
-            direction = params.replace(direction, zeros_like(seen))
-        updates, optimizer_state = optimizer.update(direction, optimizer_state, model)
+            seen = local.observe(params, batch)
+            direction = replace_params(direction, zeros_like(seen))
+        updates, optimizer_state = optimizer.update(direction, optimizer_state, params)
         if factor is not None:
             updates = optax.tree.scale(factor, updates)
-        moved = optax.apply_updates(model, updates)
+        moved = optax.apply_updates(params, updates)
         if local.observe is not None:
-            moved = params.replace(moved, seen)
+            moved = replace_params(moved, seen)
         return moved, optimizer_state, carry, loss_sum + loss, count + 1
 
     zero = jnp.zeros((), jnp.result_type(float))
-    state = (model, optimizer.init(model), carry, zero, jnp.zeros((), jnp.int32))
-    model, optimizer_state, carry, loss_sum, count = for_each_batch(
+    state = (params, optimizer.init(params), carry, zero, jnp.zeros((), jnp.int32))
+    params, optimizer_state, carry, loss_sum, count = for_each_batch(
         step, state, data, context, local, epochs=epochs
     )
     metrics = {"loss": weighted(loss_sum / jnp.maximum(count, 1), count > 0)}
-    return Trained(model, metrics, optimizer_state, carry)
+    return Trained(params, metrics, optimizer_state, carry)
 
 
 def pulled_towards(objective: Objective, anchor: Params, strength: float | jax.Array) -> Callable:
@@ -223,17 +224,17 @@ def pulled_towards(objective: Objective, anchor: Params, strength: float | jax.A
     both models in every step.
 
     Args:
-      objective: `(model, batch, key) -> []`.
+      objective: `(params, batch, key) -> []`.
       anchor: of the model's structure.
       strength: of the pull.
     """
 
-    def gradient(model, carry, batch, key):
-        loss, slope = jax.value_and_grad(objective)(model, batch, key)
+    def gradient(params, carry, batch, key):
+        loss, slope = jax.value_and_grad(objective)(params, batch, key)
         pulled = jax.tree.map(
             lambda g, theta, held: g + jnp.asarray(strength, g.dtype) * (theta - held),
             slope,
-            model,
+            params,
             anchor,
         )
         return loss, pulled, carry
@@ -243,7 +244,7 @@ def pulled_towards(objective: Objective, anchor: Params, strength: float | jax.A
 
 def train(
     objective: Objective,
-    model: Params,
+    params: Params,
     data: ClientData,
     context: Context,
     local: LocalTraining,
@@ -259,8 +260,8 @@ def train(
         theta <- theta + schedule(round) * u(grad objective(theta, b))
 
     Args:
-      objective: `(model, batch, key) -> []`; `Task.loss`, or that plus a penalty.
-      model: nested dict of arrays to start from.
+      objective: `(params, batch, key) -> []`; `Task.loss`, or that plus a penalty.
+      params: nested dict of arrays to start from.
       data: the client's examples.
       context: its key decides everything random.
       local: optimizer, batch size, epochs.
@@ -272,15 +273,15 @@ def train(
     Returns:
       The trained model, `{'loss': Weighted}`, and the optimizer's last state.
     """
-    moving, frozen = (model, {}) if trainable is None else params.split(model, trainable)
+    moving, frozen = (params, {}) if trainable is None else split_params(params, trainable)
 
     def observe(moving, batch):
-        seen = local.observe(params.join(moving, frozen), batch)
-        return seen if trainable is None else params.split(seen, trainable)[0]
+        seen = local.observe(join_params(moving, frozen), batch)
+        return seen if trainable is None else split_params(seen, trainable)[0]
 
     def gradient(moving, carry, batch, key):
         loss, direction = jax.value_and_grad(
-            lambda part: objective(params.join(part, frozen), batch, key)
+            lambda part: objective(join_params(part, frozen), batch, key)
         )(moving)
         return loss, direction, carry
 
@@ -288,4 +289,4 @@ def train(
     trained = descend(
         gradient, moving, (), data, context, watchful, optimizer=optimizer, epochs=epochs
     )
-    return trained._replace(model=params.join(trained.model, frozen))
+    return trained._replace(params=join_params(trained.params, frozen))

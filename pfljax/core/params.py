@@ -10,18 +10,18 @@ from pfljax.core.types import Params, Path, Task
 from pfljax.errors import UserError
 
 
-def split(model: Params, selected: Callable[[Path], bool]) -> tuple[Params, Params]:
+def split_params(params: Params, selected: Callable[[Path], bool]) -> tuple[Params, Params]:
     """Cuts a nested dict into the arrays whose path is selected and the rest.
 
     Args:
-      model: nested dict of arrays.
+      params: nested dict of arrays.
       selected: `path -> bool`; `Task.is_head`, for example.
 
     Returns:
       Two nested dicts, the selected arrays and the others; a dict left empty is dropped.
 
     Example:
-      >>> split({'body': {'w': 1}, 'head': {'w': 2}}, lambda path: path[0] == 'head')
+      >>> split_params({'body': {'w': 1}, 'head': {'w': 2}}, lambda path: path[0] == 'head')
       ({'head': {'w': 2}}, {'body': {'w': 1}})
     """
 
@@ -37,30 +37,30 @@ def split(model: Params, selected: Callable[[Path], bool]) -> tuple[Params, Para
                 others[name] = outside
         return chosen or None, others or None
 
-    chosen, others = cut(model, ())
+    chosen, others = cut(params, ())
     return chosen or {}, others or {}
 
 
-def replace(model: Params, part: Params) -> Params:
+def replace_params(params: Params, part: Params) -> Params:
     """Returns `model` with the arrays that `part` holds in place of its own at the same paths.
 
     Raises:
       ValueError: the model has no array at one of these paths.
 
     Example:
-      >>> replace({'body': {'w': 1, 'mean': 2}}, {'body': {'mean': 3}})
+      >>> replace_params({'body': {'w': 1, 'mean': 2}}, {'body': {'mean': 3}})
       {'body': {'w': 1, 'mean': 3}}
     """
-    replaced = dict(model)
+    replaced = dict(params)
     for name, child in part.items():
         if name not in replaced:
             raise ValueError(f"The model has no {name!r} to replace.")
-        replaced[name] = replace(replaced[name], child) if isinstance(child, dict) else child
+        replaced[name] = replace_params(replaced[name], child) if isinstance(child, dict) else child
     return replaced
 
 
-def join(a: Params, b: Params) -> Params:
-    """Joins two parts that `split` made: `join(*split(model, selected)) == model`.
+def join_params(a: Params, b: Params) -> Params:
+    """Joins two parts that `split_params` made.
 
     Raises:
       ValueError: an array stands in both parts.
@@ -70,7 +70,7 @@ def join(a: Params, b: Params) -> Params:
         if name not in joined:
             joined[name] = child
         elif isinstance(child, dict) and isinstance(joined[name], dict):
-            joined[name] = join(joined[name], child)
+            joined[name] = join_params(joined[name], child)
         else:
             raise ValueError(f"Both parts hold {name!r}.")
     return joined
@@ -86,6 +86,8 @@ def require_head(task: Task, method: str) -> None:
     Raises:
       UserError: there are no classes, no rows of features, or no head.
     """
-    head, _ = split(jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0)), task.is_head)
+    head, _ = split_params(
+        jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0)), task.is_head
+    )
     if not task.num_classes or not task.num_features or not head:
         raise UserError(f"{method} needs classes and a head on features; name another model.")

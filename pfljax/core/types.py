@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from pfljax.core.client_data import Batch, ClientData
 
 PyTree = Any
-Params = Any  # nested dict of arrays: what a client can predict with
-Path = tuple[str, ...]  # where an array stands in a model, e.g. ('head', 'kernel')
+Params = Any  # nested dict of arrays: the weights of a model
+Path = tuple[str, ...]  # path of an array in params, e.g. ('head', 'kernel')
 
 
 class ClientProfile(NamedTuple):
@@ -140,13 +140,13 @@ class Task(NamedTuple):
     a model that is not being trained leaves it out.
 
     Attributes:
-      init: `key -> model`.
-      losses: `(model, batch, key, train=True) -> [B]`, the loss of each example, whatever its mask.
-      loss: `(model, batch, key, train=True) -> []`, the mean of the losses over the batch's real
+      init: `key -> params`.
+      losses: `(params, batch, key, train=True) -> [B]`, the loss of each example, masked or not.
+      loss: `(params, batch, key, train=True) -> []`, the mean of the losses over the batch's real
         examples.
-      predict: `(model, inputs, mask=None) -> outputs` (for classification, logits `[B, C]`).
-      features: `(model, inputs, mask=None) -> [B, d]`, the input of the head.
-      head: `(model, features, mask=None) -> outputs`, so `predict = head after features`.
+      predict: `(params, inputs, mask=None) -> outputs` (for classification, logits `[B, C]`).
+      features: `(params, inputs, mask=None) -> [B, d]`, the input of the head.
+      head: `(params, features, mask=None) -> outputs`, so `predict = head after features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or where there is a metric 'count', over what that counts, such as tokens.
@@ -157,7 +157,7 @@ class Task(NamedTuple):
         bias, running statistics.
       is_statistic: `path -> bool`, whether the array at `path` is a running statistic. No gradient
         moves one: a training step observes it, and a server averages it.
-      observe: `(model, batch) -> statistics`, the running statistics that a training step on the
+      observe: `(params, batch) -> statistics`, the running statistics that a training step on the
         batch leaves behind, at their paths in the model; None for a model without any. Whoever
         makes a `LocalTraining` hands it on, so that training keeps them.
       score: the metric by which models are selected and compared.
@@ -199,10 +199,10 @@ class Algorithm(NamedTuple):
         what `download` returns, or the server's state.
       server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
         server when nobody took part.
-      personalize: `(Server, Client, ClientData, Context) -> Model`, what this client would
+      personalize: `(Server, Client, ClientData, Context) -> Params`, what this client would
         deploy now; `ClientData` holds its training examples, for methods that fine-tune.
-      predict: `(Model, inputs, key) -> outputs`; None means `Task.predict`.
-      global_model: `Server -> Model`; None where the method has no global model.
+      predict: `(Params, inputs, key) -> outputs`; None means `Task.predict`.
+      global_params: `Server -> Params`; None where the method has no global model.
       download: `(Server, Context) -> Download`, what the server sends to the client
         `context.client_id` in a round; None sends of its state whatever `client_update` reads.
       exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
@@ -219,7 +219,7 @@ class Algorithm(NamedTuple):
     server_update: Callable[..., PyTree]
     personalize: Callable[..., Params]
     predict: Callable[..., jax.Array] | None = None
-    global_model: Callable[..., Params] | None = None
+    global_params: Callable[..., Params] | None = None
     download: Callable[..., PyTree] | None = None
     exchange: Callable[..., PyTree] | None = None
     aggregators: tuple[Any, ...] = ()

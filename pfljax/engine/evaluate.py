@@ -58,9 +58,9 @@ def evaluate_client(
         client = tree.where(unseen, joined, client)
 
     models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
-    if algorithm.global_model is not None:
-        models["global"] = algorithm.global_model(server)
-    predict = algorithm.predict or (lambda model, inputs, key: task.predict(model, inputs))
+    if algorithm.global_params is not None:
+        models["global"] = algorithm.global_params(server)
+    predict = algorithm.predict or (lambda params, inputs, key: task.predict(params, inputs))
 
     def score(split):
         data = examples.of_client(row, split)
@@ -71,12 +71,12 @@ def evaluate_client(
             return {
                 name: task.metrics(
                     # A global model answers as the task does; only personal ones may differ.
-                    predict(model, batch.inputs, key)
+                    predict(params, batch.inputs, key)
                     if name == "personal"
-                    else task.predict(model, batch.inputs),
+                    else task.predict(params, batch.inputs),
                     batch,
                 )
-                for name, model in models.items()
+                for name, params in models.items()
             }
 
         zeros = tree.zeros_like(jax.eval_shape(batch_scores, jnp.zeros((), jnp.int32)))

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import optax
 
-from pfljax.core import params, tree
+from pfljax.core import tree
+from pfljax.core.params import join_params, split_params
 from pfljax.core.types import Params, Path, PyTree, Task
 from pfljax.core.uploads import Weighted, mean
 
@@ -25,15 +26,15 @@ from pfljax.core.uploads import Weighted, mean
 PLAIN = optax.sgd(1.0)
 
 
-class ModelServer(NamedTuple):
+class ServerState(NamedTuple):
     """Server state: a model, or the part of one that clients share.
 
     Attributes:
-      model: nested dict of arrays.
+      params: nested dict of arrays.
       optimizer_state: of the server optimizer.
     """
 
-    model: Params
+    params: Params
     optimizer_state: PyTree
 
 
@@ -56,26 +57,26 @@ def of_trainable(
     def is_statistic(path):
         return path[: len(at)] == at and task.is_statistic(path[len(at) :])
 
-    def init(model):
-        return optimizer.init(params.split(model, is_statistic)[1])
+    def init(params):
+        return optimizer.init(split_params(params, is_statistic)[1])
 
-    def update(gradient, state, model):
-        statistics, slope = params.split(gradient, is_statistic)
-        _, parameters = params.split(model, is_statistic)
+    def update(gradient, state, params):
+        statistics, slope = split_params(gradient, is_statistic)
+        _, parameters = split_params(params, is_statistic)
         updates, state = optimizer.update(slope, state, parameters)
-        return params.join(updates, tree.scale(-1.0, statistics)), state
+        return join_params(updates, tree.scale(-1.0, statistics)), state
 
     return optax.GradientTransformation(init, update)
 
 
-def init(model: Params, optimizer: optax.GradientTransformation) -> ModelServer:
+def init(params: Params, optimizer: optax.GradientTransformation) -> ServerState:
     """Returns the server state before the first round."""
-    return ModelServer(model, optimizer.init(model))
+    return ServerState(params, optimizer.init(params))
 
 
 def apply(
-    server: ModelServer, total: Weighted, optimizer: optax.GradientTransformation
-) -> ModelServer:
+    server: ServerState, total: Weighted, optimizer: optax.GradientTransformation
+) -> ServerState:
     """Moves the server's model by the cohort's mean change.
 
     Args:
@@ -84,5 +85,5 @@ def apply(
       optimizer: the server optimizer.
     """
     gradient = tree.scale(-1.0, mean(total))
-    updates, optimizer_state = optimizer.update(gradient, server.optimizer_state, server.model)
-    return ModelServer(optax.apply_updates(server.model, updates), optimizer_state)
+    updates, optimizer_state = optimizer.update(gradient, server.optimizer_state, server.params)
+    return ServerState(optax.apply_updates(server.params, updates), optimizer_state)

@@ -17,7 +17,7 @@ Hypernetwork = Any
 
 def init(
     key: jax.Array,
-    model: Params,
+    params: Params,
     size: int,
     hidden: int,
     layers: int,
@@ -30,14 +30,14 @@ def init(
 
     Args:
       key: typed.
-      model: nested dict of arrays; each gets a linear head.
+      params: nested dict of arrays; each gets a linear head.
       size: numbers in an embedding, of mean square 1.
       hidden: features in each hidden layer.
       layers: hidden layers, each followed by a ReLU.
       spread: see above.
       linear: another layer of `hidden` features without ReLU, between these and the heads.
     """
-    dtype = tree.dtype(model)
+    dtype = tree.dtype(params)
     hidden_key, heads_key = jax.random.split(key)
 
     def layer(number, gain):
@@ -52,14 +52,14 @@ def init(
     if linear:
         network["linear"] = layer(layers, 1)
         width = hidden
-    leaves, structure = jax.tree.flatten(model)
+    leaves, structure = jax.tree.flatten(params)
     kernels = [
         spread
         * jnp.sqrt(jnp.mean(leaf**2) / width)
         * jax.random.normal(jax.random.fold_in(heads_key, number), (width, *leaf.shape), dtype)
         for number, leaf in enumerate(leaves)
     ]
-    network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": model}
+    network["heads"] = {"kernel": jax.tree.unflatten(structure, kernels), "bias": params}
     return network
 
 

@@ -70,7 +70,7 @@ def add_batch(total: ClassSums, features: jax.Array, batch: Batch) -> ClassSums:
 
 def of_client(
     task: Task,
-    model: Params,
+    params: Params,
     like: Prototypes,
     data: ClientData,
     context: Context,
@@ -80,7 +80,7 @@ def of_client(
 
     Args:
       task: features and classes.
-      model: nested dict of arrays.
+      params: nested dict of arrays.
       like: prototypes of the shapes and dtype wanted.
       data: the client's examples.
       context: its key decides the order of the examples.
@@ -92,7 +92,7 @@ def of_client(
 
     def step(carry, batch, key):
         total, squares = carry
-        z = task.features(model, batch.inputs)
+        z = task.features(params, batch.inputs)
         squares = squares + tree.squared_norm(z * batch.mask[:, None])
         return add_batch(total, z, batch), squares
 

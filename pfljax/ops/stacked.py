@@ -48,7 +48,7 @@ def losses(
       key: for losses that are random.
       train: the mode of batch normalization, see `Task`; False to judge models.
     """
-    return jax.vmap(lambda model: task.losses(model, batch, key, train))(models)
+    return jax.vmap(lambda params: task.losses(params, batch, key, train))(models)
 
 
 def mean_losses(

@@ -102,7 +102,7 @@ def close(found, wanted):
 
 def fed_average(server, trained, ids, weights=None):
     """The server's model becomes the clients' average."""
-    return server._replace(model=plain.average(trained, weights or plain.sizes(ids)))
+    return server._replace(params=plain.average(trained, weights or plain.sizes(ids)))
 
 
 def test_local():
@@ -118,7 +118,7 @@ def averaged(train):
     """A round of FedAvg whose clients train by `train(w, x, y)`."""
 
     def one_round(server, clients, ids, found):
-        trained = [train(server.model, *plain.examples(k)) for k in ids]
+        trained = [train(server.params, *plain.examples(k)) for k in ids]
         return fed_average(server, trained, ids)
 
     return one_round
@@ -133,7 +133,7 @@ def test_fedavg_ft():
         "fedavg_ft",
         averaged(plain.train),
         fine_tuning_epochs=3,
-        personal=lambda server, client, x, y: plain.train(server.model, x, y, epochs=3),
+        personal=lambda server, client, x, y: plain.train(server.params, x, y, epochs=3),
     )
 
 
@@ -157,7 +157,7 @@ def test_fedgen_without_its_generator():
 def test_ditto():
     def one_round(server, clients, ids, found):
         for k in ids:
-            pull = (plain.pulled, server.model, 0.5)
+            pull = (plain.pulled, server.params, 0.5)
             clients[k] = plain.train(clients[k], *plain.examples(k), *pull, epochs=1)
         return averaged(plain.train)(server, clients, ids, found)
 
@@ -166,7 +166,7 @@ def test_ditto():
 
 def test_scaffold():
     def one_round(server, clients, ids, found):
-        w, c = server.average.model, server.control
+        w, c = server.average.params, server.control
         trained, change = [], jax.tree.map(jnp.zeros_like, c)
         for k in ids:
             x, y = plain.examples(k)
@@ -191,7 +191,7 @@ def test_scaffold():
 
 def body_and_head(server, client, train):
     """Trains body and head of a client; returns its head and its body."""
-    trained = train({**server.average.model, **client})
+    trained = train({**server.average.params, **client})
     return {"head": trained["head"]}, {"body": trained["body"]}
 
 
@@ -225,13 +225,13 @@ def test_fedrep():
 
 def test_fedbabu():
     def one_round(server, clients, ids, found):
-        start = {**server.average.model, **server.initial_head}
+        start = {**server.average.params, **server.initial_head}
         trained = [plain.train(start, *plain.examples(k), part="body") for k in ids]
         bodies = [{"body": model["body"]} for model in trained]
         return server._replace(average=fed_average(server.average, bodies, ids))
 
     def personal(server, client, x, y):
-        start = {**server.average.model, **server.initial_head}
+        start = {**server.average.params, **server.initial_head}
         return plain.train(start, x, y, epochs=2)
 
     check("fedbabu", one_round, personal=personal, fine_tuning_epochs=2)
@@ -239,7 +239,7 @@ def test_fedbabu():
 
 def test_fedbn():
     def one_round(server, clients, ids, found):
-        common = server.average.model
+        common = server.average.params
         trained = []
         for k in ids:
             body = {**common["body"], **clients[k]["body"]}
@@ -277,11 +277,11 @@ def test_perfedavg(hessian_free):
         return model
 
     def one_round(server, clients, ids, found):
-        trained = [train(server.model, *plain.examples(k)) for k in ids]
+        trained = [train(server.params, *plain.examples(k)) for k in ids]
         return fed_average(server, trained, ids, [1] * len(ids))
 
     def personal(server, client, x, y):
-        model, steps = server.model, 0
+        model, steps = server.params, 0
         while steps < 3:
             for u, v in plain.batches(x, y, 6 // parts):
                 if steps < 3:
@@ -312,7 +312,7 @@ def test_pfedme():
     lam, rate, inner, beta = 2.0, 0.05, 3, 1.5
 
     def one_round(server, clients, ids, found):
-        w = server.model
+        w = server.params
         trained = []
         for k in ids:
             x, y = plain.examples(k)
@@ -328,7 +328,7 @@ def test_pfedme():
             trained.append(model)
         mean = plain.average(trained, np.ones(len(ids)))
         moved = plain.combine((1 - beta, beta), (w, mean))
-        return server._replace(model=plain.with_statistics(moved, plain.statistics(mean)))
+        return server._replace(params=plain.with_statistics(moved, plain.statistics(mean)))
 
     check(
         "pfedme",
@@ -350,7 +350,7 @@ def test_apfl():
         trained = []
         for k in ids:
             x, y = plain.examples(k)
-            own, alpha, theta = clients[k].model, clients[k].alpha, server.model
+            own, alpha, theta = clients[k].params, clients[k].alpha, server.params
             for _ in range(plain.EPOCHS):
                 for u, v in plain.batches(x, y):
                     mixed = mix(alpha, own, theta)
@@ -361,14 +361,14 @@ def test_apfl():
                     own = plain.with_statistics(moved, plain.observed(mixed, u))
                     theta = plain.step(theta, plain.gradient(plain.loss)(theta, u, v), u)
                     alpha = jnp.clip(alpha - rate * product, 0, 1)
-            clients[k] = clients[k]._replace(model=own, alpha=alpha)
+            clients[k] = clients[k]._replace(params=own, alpha=alpha)
             trained.append(theta)
         return fed_average(server, trained, ids, [1] * len(ids))
 
     check(
         "apfl",
         one_round,
-        personal=lambda server, client, x, y: mix(client.alpha, client.model, server.model),
+        personal=lambda server, client, x, y: mix(client.alpha, client.params, server.params),
         alpha=0.3,
         alpha_rate=rate,
     )
@@ -414,7 +414,7 @@ def test_fedpac():
     lam = 2.0
 
     def one_round(server, clients, ids, found):
-        known, body = server.prototypes, server.average.model
+        known, body = server.prototypes, server.average.params
         total, counts, offers, bodies = 0, 0, [], []
         for k in ids:
             x, y = plain.examples(k)
@@ -466,7 +466,7 @@ def test_fedkd():
         trained = []
         for k in ids:
             x, y = plain.examples(k)
-            both = {**clients[k]._asdict(), "mentee": server.model}
+            both = {**clients[k]._asdict(), "mentee": server.params}
             for _ in range(plain.EPOCHS):
                 for u, v in plain.batches(x, y):
                     slope = plain.gradient(objective)(both, u, v)
@@ -488,8 +488,8 @@ def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
         local = LOCAL._replace(observe=observe, epochs=1)
         algorithm = ALGORITHMS["fedkd"](mentor, local, mentee=mentee, energy_start=1.0)
         server, _, output = one_client_update(algorithm, 1)
-        model = averaging.apply(server, output.sum, averaging.PLAIN).model
-        wanted = plain.observed(server.model, jnp.float32(x))
+        model = averaging.apply(server, output.sum, averaging.PLAIN).params
+        wanted = plain.observed(server.params, jnp.float32(x))
         federation.assert_close(plain.statistics(model), wanted)
 
 
@@ -510,7 +510,7 @@ def test_fedcac():
     numbers = itertools.count()
 
     def personal(server, client, x, y):
-        return jax.tree.map(jnp.where, client.critical, client.model, server.average.model)
+        return jax.tree.map(jnp.where, client.critical, client.params, server.average.params)
 
     def mask_of(end, begin):
         scores = np.abs((end - begin) * end)
@@ -542,7 +542,7 @@ def test_fedcac():
                 [m for m, near in zip(trained, close_by, strict=True) if near],
                 np.ones(close_by.sum()),
             )
-            clients[k] = clients[k]._replace(model=mean, critical=critical[member])
+            clients[k] = clients[k]._replace(params=mean, critical=critical[member])
         return server._replace(
             average=fed_average(server.average, trained, ids), threshold=threshold
         )
@@ -563,8 +563,8 @@ def test_fedala():
         return plain.loss(mixture(weights, *models_of), x, y)
 
     def aggregate(server, client, x, y):
-        w, weights = server.model, client.weights
-        own, common = upper(client.model), upper(w)
+        w, weights = server.params, client.weights
+        own, common = upper(client.params), upper(w)
 
         gap = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), own, common)
         apart = max(jax.tree.leaves(gap)) > 0
@@ -583,7 +583,7 @@ def test_fedala():
             start, weights, started = aggregate(server, clients[k], x, y)
             model = plain.train(start, x, y)
             clients[k] = clients[k]._replace(
-                model=model, weights=weights, started=np.asarray(started)
+                params=model, weights=weights, started=np.asarray(started)
             )
             trained.append(model)
         return fed_average(server, trained, ids)
@@ -606,7 +606,7 @@ def test_fedem():
         return jnp.mean(responsibilities(received, mixture, x, y)[m] * plain.losses(model, x, y))
 
     def one_round(server, clients, ids, found):
-        received = rows(server.average.model)
+        received = rows(server.average.params)
         trained = [[] for _ in received]
         for k in ids:
             x, y = plain.examples(k)
@@ -616,7 +616,7 @@ def test_fedem():
             clients[k] = jnp.mean(responsibilities(received, clients[k], x, y), axis=1)
         means = [plain.average(of_one, plain.sizes(ids)) for of_one in trained]
         stacked = jax.tree.map(lambda *leaf: jnp.stack(leaf), *means)
-        return server._replace(average=server.average._replace(model=stacked))
+        return server._replace(average=server.average._replace(params=stacked))
 
     check("fedem", one_round, learners=learners)
 
@@ -640,18 +640,18 @@ def test_fedfomo():
 
             client = clients[k]
             givers = [k, *(j for j in range(CLIENTS) if server.uploaded[j] and j != k)]
-            candidates = [client.model, *(table[j] for j in givers[1:])]
+            candidates = [client.params, *(table[j] for j in givers[1:])]
             gains = []
             for model in candidates:
                 far = distance(model, client.before)
                 gain = (judge(client.before) - judge(model)) / (far + 1e-5)
                 gains.append(float(gain) if far > 0 else 0.0)
             helpful = np.maximum(gains, 0)
-            start = client.model
+            start = client.params
             if helpful.sum() > 0:
                 start = plain.combine(helpful / helpful.sum(), candidates)
             new[k] = plain.train(start, x[:cut], y[:cut])
-            clients[k] = client._replace(model=new[k], before=start)
+            clients[k] = client._replace(params=new[k], before=start)
             affinity[k, givers] += gains
             uploaded[k] = True
         models_now = jax.tree.map(lambda *leaf: np.stack(leaf), *new)
@@ -687,10 +687,10 @@ def test_fedcp():
     slopes = jax.jit(jax.grad(objective, argnums=(0, 1)))
 
     def one_round(server, clients, ids, found):
-        common, trained = server.model["model"], []
+        common, trained = server.params["model"], []
         for k in ids:
             x, y = plain.examples(k)
-            own, policy = {**common, **clients[k]}, server.model["policy"]
+            own, policy = {**common, **clients[k]}, server.params["policy"]
             direction = jnp.sum(own["head"]["kernel"], axis=1)
             for _ in range(plain.EPOCHS):
                 for u, v in plain.batches(x, y):
@@ -747,7 +747,7 @@ def test_statistics_of_a_frozen_head_follow_the_body(name):
     if name == "fedrep":
         after = algorithm.personalize(moved, output.state, None, None)
     else:
-        before, after = algorithm.global_model(server), algorithm.global_model(moved)
+        before, after = algorithm.global_params(server), algorithm.global_params(moved)
     kept = {**before["head"]["Dense_0"]}
     federation.assert_close(after["head"]["Dense_0"], kept)
     for statistic in ("mean", "var"):
@@ -783,7 +783,7 @@ def test_a_server_optimizer_never_moves_statistics(name):
         cohort = core.Cohort(jnp.zeros(1, jnp.int32), jnp.full(1, 11), CLIENTS)
         context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
         moved = algorithm.server_update(server, core.Uploads(output.sum, each), cohort, context)
-        by_optimizer.append(getattr(moved, "average", moved).model)
+        by_optimizer.append(getattr(moved, "average", moved).params)
     average, *others = map(statistics_in, by_optimizer)
     assert len(average) == 2
     for other in others:
@@ -796,15 +796,15 @@ def test_weight_decay_and_clipping_leave_statistics_alone():
     examples = jax.tree.map(jnp.asarray, federation.examples())
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
     model = TASK.init(jax.random.key(0))
-    shifted = jax.tree.map(lambda leaf: leaf + 50, params.split(model, TASK.is_statistic)[0])
-    far = params.replace(model, shifted)
+    shifted = jax.tree.map(lambda leaf: leaf + 50, params.split_params(model, TASK.is_statistic)[0])
+    far = params.replace_params(model, shifted)
 
     def trained(optimizer, anchor, client):
         rule = core.pulled_towards(TASK.loss, anchor, 1.0)
         data = examples.of_client(jnp.int32(client))
         return core.descend(
             rule, model, (), data, context, LOCAL, optimizer=optimizer, epochs=1
-        ).model
+        ).params
 
     x, _ = plain.examples(1)  # one batch
     decayed = trained(optax.adamw(0.1, weight_decay=1.0), model, client=1)
@@ -826,8 +826,8 @@ def test_a_client_without_a_step_has_no_part_in_the_groups_of_fedcac():
     assert [k for k in range(8) if sizes[k] == 0] == idle and len(idle) == 2
     # Overlaps lie between 0 and 1, and so does a threshold that only real ones decide.
     assert 0 < outcome.server.threshold <= 1
-    initial = outcome.clients.model["body"]["Dense_0"]["kernel"][8]
+    initial = outcome.clients.params["body"]["Dense_0"]["kernel"][8]
     for k in idle:
         np.testing.assert_array_equal(
-            outcome.clients.model["body"]["Dense_0"]["kernel"][k], initial
+            outcome.clients.params["body"]["Dense_0"]["kernel"][k], initial
         )

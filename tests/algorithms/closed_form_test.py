@@ -91,7 +91,7 @@ def test_fedavg():
     w = START
     for _ in range(3):
         w = SHARE @ steps_towards(w, MEANS)
-    near(vector(run("fedavg", 3).server.model), w)
+    near(vector(run("fedavg", 3).server.params), w)
 
 
 def test_fedavg_with_server_momentum():
@@ -101,7 +101,7 @@ def test_fedavg_with_server_momentum():
         velocity = 0.5 * velocity + change
         w = w + 0.7 * velocity
     optimizer = optax.sgd(0.7, momentum=0.5)
-    near(vector(run("fedavg", 3, server_optimizer=optimizer).server.model), w)
+    near(vector(run("fedavg", 3, server_optimizer=optimizer).server.params), w)
 
 
 def test_fedavg_ft():
@@ -119,7 +119,7 @@ def test_fedprox():
     for _ in range(2):
         # The gradient (theta - m) + mu (theta - w) vanishes at (m + mu w) / (1 + mu).
         w = SHARE @ steps_towards(w, (MEANS + mu * w) / (1 + mu), rate=ETA * (1 + mu))
-    near(vector(run("fedprox", 2, mu=mu).server.model), w)
+    near(vector(run("fedprox", 2, mu=mu).server.params), w)
 
 
 def test_ditto():
@@ -128,7 +128,7 @@ def test_ditto():
         v = steps_towards(v, (MEANS + lam * w) / (1 + lam), rate=ETA * (1 + lam), steps=4)
         w = SHARE @ steps_towards(w, MEANS)
     outcome = run("ditto", 2, lam=lam, personal_epochs=4)
-    near(vector(outcome.server.model), w)
+    near(vector(outcome.server.params), w)
     near(vector(outcome.clients), v)
 
 
@@ -143,8 +143,8 @@ def test_apfl():
             alpha = moved
         w = theta.mean(axis=0)
     outcome = run("apfl", 2, alpha=0.3, alpha_rate=rate)
-    near(vector(outcome.server.model), w)
-    near(vector(outcome.clients.model), v)
+    near(vector(outcome.server.params), w)
+    near(vector(outcome.clients.params), v)
     near(outcome.clients.alpha, alpha[:, 0])
     assert not np.allclose(alpha, 0.3, atol=0.01)
     mixed = alpha * v + (1 - alpha) * w
@@ -161,7 +161,7 @@ def test_scaffold():
         w = w + rate * (theta - w).mean(axis=0)
         c, c_k = c + (new - c_k).mean(axis=0), new
     outcome = run("scaffold", 3, server_optimizer=optax.sgd(rate))
-    near(vector(outcome.server.average.model), w)
+    near(vector(outcome.server.average.params), w)
     near(vector(outcome.server.control), c)
     near(vector(outcome.clients), c_k)
 
@@ -172,7 +172,7 @@ def test_fedper():
         body = SHARE @ steps_towards(body, MEANS[:, :2])
         head = steps_towards(head, MEANS[:, 2:])
     outcome = run("fedper", 2)
-    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.average.params["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
 
 
@@ -182,7 +182,7 @@ def test_fedbn():
         body = SHARE @ steps_towards(body, MEANS[:, :2])
         head = steps_towards(head, MEANS[:, 2:])
     outcome = run("fedbn", 2)
-    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.average.params["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
     deployed = np.c_[np.tile(body, (3, 1)), head]
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(deployed))
@@ -194,7 +194,7 @@ def test_fedrep():
         head = steps_towards(head, MEANS[:, 2:], steps=5)
         body = SHARE @ steps_towards(body, MEANS[:, :2])
     outcome = run("fedrep", 2, head_epochs=5)
-    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.average.params["body"]["w"], body)
     near(outcome.clients["head"]["w"], head)
 
 
@@ -209,7 +209,7 @@ def test_fedbabu():
     for _ in range(2):
         body = SHARE @ steps_towards(body, MEANS[:, :2])
     outcome = run("fedbabu", 2, fine_tuning_epochs=4)
-    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.average.params["body"]["w"], body)
     near(outcome.server.initial_head["head"]["w"], head)
     tuned = steps_towards(np.concatenate([body, head]), MEANS, steps=4)
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(tuned))
@@ -252,8 +252,8 @@ def test_perfedavg(hessian_free):
         score=quadratic(),
     )
     # The finite differences lose digits of float32.
-    np.testing.assert_allclose(vector(outcome.server.model), w, rtol=1e-3, atol=1e-4)
-    w = vector(outcome.server.model)
+    np.testing.assert_allclose(vector(outcome.server.params), w, rtol=1e-3, atol=1e-4)
+    w = vector(outcome.server.params)
     first = np.stack([own[: 6 // parts].mean(axis=0) for own in points])
     gaps = [
         (own - theta).sum()
@@ -273,7 +273,7 @@ def test_pfedme():
             own = own - ETA * lam * (own - theta)
         w = (1 - beta) * w + beta * own.mean(axis=0)
     outcome = run("pfedme", 2, lam=lam, inner_steps=4, inner_rate=inner_rate, beta=beta)
-    near(vector(outcome.server.model), w)
+    near(vector(outcome.server.params), w)
     near(vector(outcome.clients), theta)
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(theta))
 
@@ -381,8 +381,8 @@ def test_fedala(layers):
     outcome = run(
         "fedala", 3, eta=eta, share=1.0, layers=layers, first_passes=most, settled=settled
     )
-    near(vector(outcome.server.model), w)
-    near(vector(outcome.clients.model), theta)
+    near(vector(outcome.server.params), w)
+    near(vector(outcome.clients.params), theta)
     learned = (
         vector(outcome.clients.weights) if layers == 2 else outcome.clients.weights["head"]["w"]
     )
@@ -412,9 +412,9 @@ def test_fedcac(tau, beta):
     # Groups change; after beta all are alone; where all overlap alike, all stay together.
     assert sizes == {(0.5, 4.0): {1, 2, 3}, (0.5, 0.5): {1}, (1.0, 4.0): {3}}[tau, beta]
     outcome = run("fedcac", 3, tau=tau, beta=beta)
-    near(vector(outcome.server.average.model), w)
+    near(vector(outcome.server.average.params), w)
     np.testing.assert_array_equal(vector(outcome.clients.critical), critical)
-    near(vector(outcome.clients.model), u)
+    near(vector(outcome.clients.params), u)
     near(outcome.scores["personal"]["test"]["loss"], personal_gaps(np.where(critical, u, w)))
 
 
@@ -441,7 +441,7 @@ def test_fedem():
     own = [POINTS[e - n : e] for e, n in zip(ENDS, SIZES, strict=True)]
 
     theta = vector(
-        run_apart("fedem", eta=0.0, learners=learners).server.average.model
+        run_apart("fedem", eta=0.0, learners=learners).server.average.params
     )  # where the learners begin
     assert np.ptp(theta, axis=0).min() > 0.1
     pi = np.full((3, learners), 1 / learners)
@@ -457,7 +457,7 @@ def test_fedem():
             total += SHARE[k] * steps_towards(theta, target, rate=rate)
         theta = total
     outcome = run_apart("fedem", rounds=rounds, learners=learners)
-    near(vector(outcome.server.average.model), theta)
+    near(vector(outcome.server.average.params), theta)
     near(outcome.clients, pi)
     logs = []
     for x, weights in zip(own, pi, strict=True):
@@ -502,7 +502,7 @@ def test_fedfomo():
         algorithm, data=data, plan=PLAN, rounds=3, score=quadratic(), devices=2
     )
     near(vector(outcome.server.models), model)
-    near(vector(outcome.clients.model), model)
+    near(vector(outcome.clients.params), model)
     near(vector(outcome.clients.before), before)
     near(outcome.server.affinity, affinity)
     gaps = [(x - theta).sum() for x, theta in zip(own, model, strict=True)]
@@ -631,7 +631,7 @@ def test_fedkd():
         task, local, distillation=weight, hidden=hidden, energy_start=0.45, energy_end=0.75
     )
     server = algorithm.init_server(jax.random.key(0), None)
-    start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(server.model)]  # W, K
+    start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(server.params)]  # W, K
     clients = []
     for k in range(3):
         key = streams.key_of(jax.random.key(0), streams.CLIENT_INIT, k)
@@ -669,7 +669,7 @@ def test_fedkd():
         shared = [old + matrix for old, (matrix, _) in zip(shared, cut, strict=True)]
     assert {1, 2} == set(np.ravel(ranks)), "the test should cut some and keep some"
     outcome = federation.run(algorithm, data=LABELED, plan=PLAN, rounds=2, score=task, devices=2)
-    for ours, expected in zip(jax.tree.leaves(outcome.server.model), shared, strict=True):
+    for ours, expected in zip(jax.tree.leaves(outcome.server.params), shared, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
     states = [outcome.clients.mentor["body"]["w"], outcome.clients.mentor["head"]["kernel"]]
     for ours, *expected in zip((*states, outcome.clients.bridge), *clients, strict=True):
@@ -730,7 +730,7 @@ def test_fedgen(by_label, first_round, monkeypatch):
         streams.key_of(jax.random.key(0), streams.SERVER_INIT), core.Population(SIZES, counts)
     )
     generator = state.generator
-    w, kernel = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average.model))
+    w, kernel = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average.params))
     first = second = jax.tree.map(jnp.zeros_like, generator)
     for round in range(2):
         labels, noise = drawn[6]
@@ -761,8 +761,8 @@ def test_fedgen(by_label, first_round, monkeypatch):
         )
         w, kernel = (np.tensordot(SHARE, np.stack(part), 1) for part in zip(*models, strict=True))
     federation.assert_close(outcome.server.generator, generator, tolerance=2e-4)
-    np.testing.assert_allclose(outcome.server.average.model["body"]["w"], w, rtol=1e-4, atol=1e-5)
-    kernel_here = outcome.server.average.model["head"]["kernel"]
+    np.testing.assert_allclose(outcome.server.average.params["body"]["w"], w, rtol=1e-4, atol=1e-5)
+    kernel_here = outcome.server.average.params["head"]["kernel"]
     np.testing.assert_allclose(kernel_here, kernel, rtol=1e-4, atol=1e-5)
 
 
@@ -804,8 +804,8 @@ def test_fedcp(monkeypatch):
         return loss + lam * gap
 
     state = algorithm.init_server(streams.key_of(jax.random.key(0), streams.SERVER_INIT), None)
-    w, head_g = jax.tree.leaves(state.model["model"])
-    policy, heads, slope = state.model["policy"], [head_g] * 3, jax.jit(jax.grad(objective))
+    w, head_g = jax.tree.leaves(state.params["model"])
+    policy, heads, slope = state.params["policy"], [head_g] * 3, jax.jit(jax.grad(objective))
     for _ in range(2):
         uploads = []
         for k, (end, n) in enumerate(zip(ENDS, SIZES, strict=True)):
@@ -820,7 +820,7 @@ def test_fedcp(monkeypatch):
             lambda *leaves: sum(s * leaf for s, leaf in zip(SHARE, leaves, strict=True)), *uploads
         )
     expected = {"model": {"body": {"w": w}, "head": {"kernel": head_g}}, "policy": policy}
-    federation.assert_close(outcome.server.model, expected, tolerance=2e-5)
+    federation.assert_close(outcome.server.params, expected, tolerance=2e-5)
     near(outcome.clients["head"]["kernel"], np.stack(heads))
     totals = []
     for end, n, head in zip(ENDS, SIZES, heads, strict=True):  # without noise
@@ -879,7 +879,7 @@ def test_fedpac():
         score=task,
         devices=2,
     )
-    near(outcome.server.average.model["body"]["w"], body)
+    near(outcome.server.average.params["body"]["w"], body)
     near(outcome.server.prototypes.means, prototypes)
     near(outcome.clients["head"]["kernel"][:, 0], heads)
     assert np.all((0.01 < from_other) & (from_other < 0.5)), "the test mixes nothing"

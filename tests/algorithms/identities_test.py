@@ -40,14 +40,14 @@ run_once = functools.cache(run_anew)
 
 
 def test_fedprox_without_pull_is_fedavg():
-    average = run("fedavg").server.model
-    federation.assert_close(run("fedprox", mu=0.0).server.model, average)
-    assert federation.differ(run("fedprox", mu=1.0).server.model, average)
+    average = run("fedavg").server.params
+    federation.assert_close(run("fedprox", mu=0.0).server.params, average)
+    assert federation.differ(run("fedprox", mu=1.0).server.params, average)
 
 
 def test_ditto_without_pull_is_local_training_beside_fedavg():
     ditto = run("ditto", lam=0.0, personal_epochs=2, join="initial")
-    federation.assert_close(ditto.server.model, run("fedavg").server.model)
+    federation.assert_close(ditto.server.params, run("fedavg").server.params)
     federation.assert_close(ditto.clients, run("local").clients)
     assert federation.differ(run("ditto", lam=1.0, personal_epochs=2).clients, ditto.clients)
 
@@ -58,10 +58,10 @@ def test_apfl_between_fedavg_and_local_training():
     common = run("apfl", alpha=0.0, **held)
     federation.assert_close(common.scores["personal"], average.scores["global"])
     own = run("apfl", alpha=1.0, join="initial", **held)
-    federation.assert_close(own.server.model, average.server.model)
-    federation.assert_close(own.clients.model, local.clients)
+    federation.assert_close(own.server.params, average.server.params)
+    federation.assert_close(own.clients.params, local.clients)
     federation.assert_close(own.scores["personal"], local.scores["personal"])
-    assert federation.differ(run("apfl", alpha=0.5, **held).clients.model, local.clients)
+    assert federation.differ(run("apfl", alpha=0.5, **held).clients.params, local.clients)
     moving = run("apfl", plan=EVERYBODY, alpha=0.5, alpha_rate=0.3).clients.alpha
     assert np.all((moving >= 0) & (moving <= 1)) and np.ptp(moving) > 0
 
@@ -79,7 +79,7 @@ def test_fine_tuning_for_no_epoch_is_fedavg():
 def test_without_a_head_the_body_is_averaged_as_in_fedavg(name):
     headless = federation.task()._replace(is_head=lambda path: False)
     federation.assert_close(
-        run(name, task=headless).server.average.model, run("fedavg").server.model
+        run(name, task=headless).server.average.params, run("fedavg").server.params
     )
 
 
@@ -91,7 +91,7 @@ def test_fedper_wants_a_body():
 
 def test_fedper_and_fedrep_differ():
     per, rep = run("fedper"), run("fedrep", head_epochs=2)
-    assert federation.differ(per.server.average.model, rep.server.average.model)
+    assert federation.differ(per.server.average.params, rep.server.average.params)
 
 
 def test_fedrep_moves_the_head_only_in_the_head_epochs():
@@ -100,7 +100,7 @@ def test_fedrep_moves_the_head_only_in_the_head_epochs():
         run("fedrep", rounds=1, local=federation.local_training(shuffle=False, epochs=epochs))
         for epochs in (1, 3)
     )
-    assert federation.differ(short.server.average.model, long.server.average.model)
+    assert federation.differ(short.server.average.params, long.server.average.params)
     federation.assert_close(short.clients, long.clients)
     moved = run("fedrep", rounds=1, head_epochs=1)
     assert federation.differ(moved.clients, short.clients)
@@ -109,17 +109,17 @@ def test_fedrep_moves_the_head_only_in_the_head_epochs():
 def test_fedrep_averages_by_examples_or_uniformly():
     by_size = run("fedrep", head_epochs=1)
     uniform = run("fedrep", head_epochs=1, weight_by_size=False)
-    assert federation.differ(by_size.server.average.model, uniform.server.average.model)
+    assert federation.differ(by_size.server.average.params, uniform.server.average.params)
     same = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5), "head_epochs": 1}
     by_size, uniform = (run("fedrep", **same, weight_by_size=flag) for flag in (True, False))
-    federation.assert_close(by_size.server.average.model, uniform.server.average.model)
+    federation.assert_close(by_size.server.average.params, uniform.server.average.params)
 
 
 def test_fedbabu_without_a_head_is_fedavg_with_fine_tuning():
     headless = federation.task()._replace(is_head=lambda path: False)
     babu = run("fedbabu", task=headless, fine_tuning_epochs=1)
     tuned = run("fedavg_ft", task=headless, fine_tuning_epochs=1)
-    federation.assert_close(babu.server.average.model, tuned.server.model)
+    federation.assert_close(babu.server.average.params, tuned.server.params)
     federation.assert_close(babu.scores, tuned.scores)
 
 
@@ -127,9 +127,9 @@ def test_fedbabu_never_moves_the_head_and_so_trains_another_body():
     babu = run("fedbabu", fine_tuning_epochs=0)
     after_one = run("fedbabu", rounds=1, fine_tuning_epochs=0).server
     federation.assert_close(babu.server.initial_head, after_one.initial_head)
-    assert federation.differ(babu.server.average.model, after_one.average.model)
+    assert federation.differ(babu.server.average.params, after_one.average.params)
     federation.assert_close(babu.scores["personal"], babu.scores["global"])
-    assert federation.differ(babu.server.average.model, run("fedper").server.average.model)
+    assert federation.differ(babu.server.average.params, run("fedper").server.average.params)
     more = run("fedbabu", fine_tuning_epochs=2)
     federation.assert_close(more.server, babu.server)
     assert federation.differ(more.scores["personal"], babu.scores["personal"])
@@ -150,10 +150,10 @@ def test_perfedavg_without_inner_step_is_fedavg():
     plan = sampling.CohortPlan(num_clients=5, size=5)
     average = run("fedavg", data=twins(), plan=plan)
     meta = run("perfedavg", data=twins(), plan=plan, alpha=0.0)
-    federation.assert_close(meta.server.model, average.server.model)
+    federation.assert_close(meta.server.params, average.server.params)
     federation.assert_close(meta.scores["personal"], average.scores["global"])
     other = run("perfedavg", data=twins(), plan=plan, alpha=0.5)
-    assert federation.differ(other.server.model, average.server.model)
+    assert federation.differ(other.server.params, average.server.params)
     assert federation.differ(other.scores["personal"], other.scores["global"])
 
 
@@ -188,7 +188,7 @@ def test_the_hessian_term_of_perfedavg_is_the_derivative_of_the_inner_step():
         moved = jax.tree.map(lambda leaf, g: leaf - alpha * g, model, gradient)
         return task.loss(moved, batch, context.key)
 
-    exact = jax.tree.map(jnp.negative, jax.grad(after_a_step)(server.model))
+    exact = jax.tree.map(jnp.negative, jax.grad(after_a_step)(server.params))
     federation.assert_close(change, exact, tolerance=2e-4)
     first_order = ALGORITHMS["perfedavg"](task, local, alpha=alpha)
     change = core.mean(first_order.client_update(server, (), data, context).sum)
@@ -199,22 +199,22 @@ def test_pfedme_with_one_inner_step_on_one_batch_is_fedavg():
     # theta is then a step away from w, and w goes 0.1 * lam of that step.
     once = federation.local_training(shuffle=False, batch_size=16, epochs=1)
     settings = {"lam": 2.0, "inner_rate": 0.5, "weight_by_size": True}
-    average = run("fedavg", local=once).server.model
+    average = run("fedavg", local=once).server.params
     moreau = run("pfedme", local=once, inner_steps=1, **settings)
-    federation.assert_close(moreau.server.model, average)
+    federation.assert_close(moreau.server.params, average)
     for change in ({"inner_steps": 2}, {"beta": 2.0}, {"weight_by_size": False}):
         other = run("pfedme", local=once, **{"inner_steps": 1, **settings, **change})
-        assert federation.differ(other.server.model, average)
+        assert federation.differ(other.server.params, average)
 
 
 def test_pfedme_without_pull_is_local_training_beside_a_server_at_rest():
     moreau = run("pfedme", rounds=1, lam=0.0, inner_steps=1, inner_rate=0.1)
     federation.assert_close(moreau.clients, run("local", rounds=1).clients)
     untouched = run("pfedme", rounds=3, beta=0.0)
-    federation.assert_close(untouched.server.model, moreau.server.model)
+    federation.assert_close(untouched.server.params, moreau.server.params)
     pulled = run("pfedme", rounds=1, lam=1.0, inner_steps=1, inner_rate=0.1)
     assert federation.differ(pulled.clients, moreau.clients)
-    assert federation.differ(pulled.server.model, moreau.server.model)
+    assert federation.differ(pulled.server.params, moreau.server.params)
 
 
 def test_fedproto_without_pull_is_local_training():
@@ -284,7 +284,7 @@ def test_fedcac_without_critical_entries_is_fedavg():
 
 
 def test_beta_of_fedcac_decides_how_long_clients_share():
-    first, later, never = (run("fedcac", beta=b).clients.model for b in (0.1, 0.2, 100.0))
+    first, later, never = (run("fedcac", beta=b).clients.params for b in (0.1, 0.2, 100.0))
     federation.assert_close(first, later)
     assert federation.differ(first, never)
 
@@ -295,8 +295,8 @@ def test_fedbn_is_fedper_with_normalization_for_a_head():
     per = run("fedper", task=task._replace(is_head=task.is_norm))
     federation.assert_close(norm.server, per.server)
     federation.assert_close(norm.clients, per.clients)
-    average = run("fedavg", task=task).server.model
-    shared = norm.server.average.model
+    average = run("fedavg", task=task).server.params
+    shared = norm.server.average.params
     assert federation.differ(shared["head"], average["head"])
     assert set(shared["body"]) == {"Dense_0"}
     assert set(norm.clients["body"]["BatchNorm_0"]) == {"scale", "bias", "mean", "var"}
@@ -360,8 +360,8 @@ def test_fedem_with_one_learner_is_fedavg():
     fixed = federation.task().init(jax.random.key(7))
     alike = federation.task()._replace(init=lambda key: fixed)
     average, single = run("fedavg", task=alike), run("fedem", task=alike, learners=1)
-    learner = jax.tree.map(lambda leaf: leaf[0], single.server.average.model)
-    federation.assert_close(learner, average.server.model)
+    learner = jax.tree.map(lambda leaf: leaf[0], single.server.average.params)
+    federation.assert_close(learner, average.server.params)
     federation.assert_close(single.scores["personal"], average.scores["personal"], 1e-5)
     assert np.all(single.clients == 1)
     # Learners that begin alike are FedAvg's model with a third of its steps, and stay alike.
@@ -369,8 +369,8 @@ def test_fedem_with_one_learner_is_fedavg():
     slow = run("fedavg", task=alike, local=third)
     same = run("fedem", task=alike, learners=3)
     for number in range(3):
-        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.average.model)
-        federation.assert_close(learner, slow.server.model, 1e-5)
+        learner = jax.tree.map(lambda leaf, n=number: leaf[n], same.server.average.params)
+        federation.assert_close(learner, slow.server.params, 1e-5)
     apart = run("fedem", learners=3)
     assert federation.differ(apart.clients, same.clients)
     assert federation.differ(apart.scores["personal"], average.scores["personal"])
@@ -397,11 +397,11 @@ def test_fedem_wants_classes():
 def test_fedfomo_that_weighs_nothing_is_local_training():
     alone = run("local", rounds=6)
     apart = run("fedfomo", rounds=6, validation_share=0.0, join="initial")
-    federation.assert_close(apart.clients.model, alone.clients)
+    federation.assert_close(apart.clients.params, alone.clients)
     federation.assert_close(apart.scores, alone.scores, 1e-5)
     together = run("fedfomo", rounds=6, validation_share=0.3)
     single = run("fedfomo", rounds=6, validation_share=0.3, models=1)
-    assert federation.differ(together.clients.model, single.clients.model)
+    assert federation.differ(together.clients.params, single.clients.params)
     off_diagonal = single.server.affinity - np.diag(np.diag(single.server.affinity))
     assert not np.any(off_diagonal) and np.any(np.diag(single.server.affinity) > 1)
 
@@ -468,7 +468,7 @@ def test_what_fedfomo_holds_out_depends_on_the_seed_and_not_on_the_round():
     def trained(round, seed):
         key, own = jax.random.key(100 + round), jax.random.key(seed)
         context = core.Context(key, jnp.int32(round), jnp.int32(9), jnp.int32(4), own)
-        return update(server, client, examples.of_client(jnp.int32(4)), context).state.model
+        return update(server, client, examples.of_client(jnp.int32(4)), context).state.params
 
     update = jax.jit(fomo.update_client)
     first = trained(0, seed=1)
@@ -486,7 +486,7 @@ def test_apple_with_relations_at_rest_and_one_step_is_fedavg():
     average = run("fedavg", **options)
     resting = run("apple", relation_rate=0.0, one_core=True, **options)
     mixture = jax.tree.map(lambda leaf: leaf.mean(axis=0), resting.server.cores)
-    federation.assert_close(mixture, average.server.model)
+    federation.assert_close(mixture, average.server.params)
     federation.assert_close(resting.scores["personal"], average.scores["personal"], 1e-5)
     np.testing.assert_array_equal(resting.clients, np.full((5, 5), 0.2, np.float32))
     learning = run("apple", relation_rate=0.1, one_core=True, **options)
@@ -553,7 +553,7 @@ def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
     blind = federation.run(algorithm._replace(init_server=init_server), score=task, **options)
     momentum = optax.sgd(0.5, momentum=0.9)
     average = run("fedavg", task=task, server_optimizer=momentum, **options)
-    federation.assert_close(blind.server.network["heads"]["bias"], average.server.model)
+    federation.assert_close(blind.server.network["heads"]["bias"], average.server.params)
     federation.assert_close(blind.scores["personal"], average.scores["personal"], 1e-5)
     seeing = federation.run(algorithm, score=task, **options)
     assert federation.differ(seeing.scores["personal"], blind.scores["personal"])
@@ -613,16 +613,16 @@ def test_fedkd_without_distillation_is_local_training_beside_fedavg():
     apart = {"distillation": 0.0, "hidden": 0.0, "energy_start": 1.0, "energy_end": 1.0}
     apart["join"] = "initial"  # as in local training, which has no common model
     fedkd = run("fedkd", weight_by_size=True, **apart)
-    federation.assert_close(fedkd.server.model, run("fedavg").server.model)
+    federation.assert_close(fedkd.server.params, run("fedavg").server.params)
     federation.assert_close(fedkd.clients.mentor, run("local").clients)
     np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
     cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
-    assert federation.differ(cut.server.model, fedkd.server.model)
+    assert federation.differ(cut.server.params, fedkd.server.params)
     assert np.all(cut.metrics["sent"][:-1] < 1) and cut.metrics["sent"][-1] == 1
     for change in ({"distillation": 1.0}, {"hidden": 1.0}):
         other = run("fedkd", weight_by_size=True, **{**apart, **change})
         assert federation.differ(other.clients.mentor, fedkd.clients.mentor)
-        assert federation.differ(other.server.model, fedkd.server.model)
+        assert federation.differ(other.server.params, fedkd.server.params)
 
 
 def test_fedkd_shares_a_smaller_model():
@@ -630,7 +630,7 @@ def test_fedkd_shares_a_smaller_model():
         models.mlp((federation.NUM_FEATURES,), 3, widths=(2,)), num_classes=3
     )
     outcome = run("fedkd", mentee=small)
-    assert outcome.server.model["head"]["kernel"].shape == (2, 3)
+    assert outcome.server.params["head"]["kernel"].shape == (2, 3)
     assert outcome.clients.mentor["head"]["kernel"].shape == (9, 4, 3)
     assert outcome.clients.bridge.shape == (9, 2, 4)
     assert set(outcome.scores) == {"personal"}
@@ -648,7 +648,7 @@ def test_fedgen_without_weight_is_fedavg():
     federation.assert_close(plain.server.average, average.server)
     federation.assert_close(plain.scores, average.scores)
     taught = run("fedgen", weight=1.0, **small)
-    assert federation.differ(taught.server.average.model, average.server.model)
+    assert federation.differ(taught.server.average.params, average.server.params)
 
 
 def test_fedgen_wants_a_head():
@@ -666,7 +666,7 @@ def test_fedcp_draws_noise_in_training_only():
     still = run("fedcp", rounds=1, local=federation.local_training(optimizer=optax.sgd(0.0)))
     federation.assert_close(still.scores, still.untrained_scores)
     plain = run("fedcp", rounds=1, plan=EVERYBODY, gumbel=0.0)
-    assert federation.differ(plain.server.model, quiet.server.model)
+    assert federation.differ(plain.server.params, quiet.server.params)
 
 
 def test_fedcp_without_rounds_answers_as_the_model_where_the_head_is_linear():
@@ -706,8 +706,8 @@ def test_scaffold_begins_as_uniform_fedavg_and_then_differs():
         scaffold = ALGORITHMS["scaffold"](federation.task(), local)
         average = ALGORITHMS["fedavg"](federation.task(), local)
         return (
-            federation.run(scaffold, data=data, plan=plan, rounds=rounds).server.average.model,
-            federation.run(average, data=data, plan=plan, rounds=rounds).server.model,
+            federation.run(scaffold, data=data, plan=plan, rounds=rounds).server.average.params,
+            federation.run(average, data=data, plan=plan, rounds=rounds).server.params,
         )
 
     federation.assert_close(*models(1))
@@ -720,4 +720,4 @@ def test_server_optimizers_are_configurations_of_fedavg():
     adam = run("fedavg", server_optimizer=optax.adam(0.05))
     momentum = run("fedavg", server_optimizer=optax.sgd(1.0, momentum=0.9))
     for other in (half, adam, momentum):
-        assert federation.differ(plain.server.model, other.server.model)
+        assert federation.differ(plain.server.params, other.server.params)

@@ -172,7 +172,7 @@ def world_of(state) -> plain.World:
         x=[np.asarray(data.inputs[r]) for r in rows],
         y=[np.asarray(data.targets[r]) for r in rows],
         cohorts=cohorts(),
-        model=plain.flat(task().init(key)),
+        params=plain.flat(task().init(key)),
         server=state.server,
         clients=state.clients,
     )

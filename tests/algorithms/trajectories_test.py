@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
     file: str
     hyperparameters: object = lambda theirs: {}
-    server: object = lambda server: {"global": server.model}
+    server: object = lambda server: {"global": server.params}
     client: object = lambda clients: {}
     global_logits: str | None = "test_logits"
     local: object = lambda local: local
@@ -145,7 +145,7 @@ CASES = {
         hyperparameters=lambda theirs: {
             "server_optimizer": optax.sgd(theirs["server_learning_rate"])
         },
-        server=lambda server: {"global": server.average.model, "server/global_c": server.control},
+        server=lambda server: {"global": server.average.params, "server/global_c": server.control},
         client=lambda clients: {"client_c": clients},
     ),
     "ditto": Case(
@@ -164,19 +164,19 @@ CASES = {
         global_logits=None,
     ),
     "fedper": Case(
-        "FedPer", server=lambda server: {"global": server.average.model}, global_logits=None
+        "FedPer", server=lambda server: {"global": server.average.params}, global_logits=None
     ),
     "fedrep": Case(
         "FedRep",
         hyperparameters=lambda theirs: {"head_epochs": theirs["plocal_epochs"]},
-        server=lambda server: {"global": server.average.model},
+        server=lambda server: {"global": server.average.params},
         client=lambda clients: {"model": clients},
         global_logits=None,
     ),
     "fedbabu": Case(  # PFLlib fine-tunes after the last round only
         "FedBABU",
         hyperparameters=lambda theirs: {"fine_tuning_epochs": 0},
-        server=lambda server: {"global": server.average.model},
+        server=lambda server: {"global": server.average.params},
     ),
     "perfedavg": Case(  # PFLlib's batches are of two halves, and its epochs run twice
         "PerAvg",
@@ -229,7 +229,7 @@ CASES = {
             "uniform_noise": True,
         },
         server=lambda server: {
-            "global": server.average.model,
+            "global": server.average.params,
             **{
                 f"server/generative_model/{name}": array
                 for name, array in zip(
@@ -267,31 +267,31 @@ CASES = {
             "share": theirs["rand_percent"] / 100,
             "layers": theirs["layer_idx"] // 2,
         },
-        client=lambda clients: {"model": clients.model, "ala_weights": clients.weights},
+        client=lambda clients: {"model": clients.params, "ala_weights": clients.weights},
         global_logits=None,
     ),
     "fedbn": Case(
         "FedBN",
-        server=lambda server: {"global": server.average.model},
+        server=lambda server: {"global": server.average.params},
         client=lambda clients: {"model": clients},
         global_logits=None,
     ),
     "fedcac": Case(  # PFLlib makes no groups in the first round, and keeps the initial model there
         "FedCAC",
         hyperparameters=lambda theirs: {"tau": theirs["tau"], "beta": theirs["beta"]},
-        server=lambda server: {"global": server.average.model},
+        server=lambda server: {"global": server.average.params},
         client=lambda clients: {
-            "customized_model": clients.model,
+            "customized_model": clients.params,
             "local_mask": jax.tree.map(lambda mask: mask.astype(float), clients.critical),
         },
         global_logits=None,
-        first_round=lambda clients, initial: clients._replace(model=initial),
+        first_round=lambda clients, initial: clients._replace(params=initial),
     ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
         server=lambda server: {},
-        client=lambda clients: {"model": clients.model, "old_model": clients.before},
+        client=lambda clients: {"model": clients.params, "old_model": clients.before},
         global_logits=None,
         task=lambda task: task._replace(
             losses=lambda model, batch, key, train=True: (
@@ -462,7 +462,7 @@ def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs,
             same(np.asarray(case.personal(outputs, host.server)), theirs[key])
         key = f"round{round}/{case.global_logits}/client{i}"
         if key in theirs:  # PFLlib's files have them for Ditto; the distilled ones leave them out.
-            logits = task.predict(algorithm.global_model(host.server), inputs)
+            logits = task.predict(algorithm.global_params(host.server), inputs)
             same(np.asarray(logits), theirs[key])
 
 
@@ -501,7 +501,7 @@ def test_fine_tuning_of_fedbabu():
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         for i in range(examples.num_clients):
             own = model_from(theirs, f"round{last}/client{i}/model/")
-            body = server.average._replace(model={"body": own["body"]})
+            body = server.average._replace(params={"body": own["body"]})
             tuned = algorithm.personalize(
                 server._replace(average=body), (), examples.of_client(i), context
             )
@@ -545,7 +545,7 @@ def test_what_the_server_of_fedkd_sends():
         for round in range(settings["loop_iterations"]):
             moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
             mentees = [
-                model_from(theirs, f"round{round}/client{i}/global_model/")
+                model_from(theirs, f"round{round}/client{i}/global_params/")
                 for i in range(settings["num_clients"])
             ]
             energy = theirs[f"round{round}/server/energy"]
@@ -557,7 +557,7 @@ def test_what_the_server_of_fedkd_sends():
             cohort = core.Cohort(jax.numpy.arange(1), jax.numpy.ones(1, int), 1)
             server = algorithm.server_update(server, core.Uploads(total, ()), cohort, moment)
             again = truncated(theirs[f"round{round}/global/base/kernel"], energy)
-            same(server.model["body"]["Dense_0"]["kernel"], again)
+            same(server.params["body"]["Dense_0"]["kernel"], again)
 
 
 def truncated(matrix, energy):
@@ -605,7 +605,7 @@ def test_rounds_of_fedpac():
             each = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
             server = algorithm.server_update(server, core.Uploads(total, each), cohort, context)
             same(server.prototypes.means, theirs[f"{now}server/global_protos"])
-            for path, array in their_names(server.average.model):
+            for path, array in their_names(server.average.params):
                 same(array, theirs[f"{now}global/{path}"])
 
             everybody = np.ones(clients, bool)
@@ -662,7 +662,7 @@ def test_rounds_of_fedcp(monkeypatch):
         examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
         update = jax.jit(algorithm.client_update)
         start = algorithm.init_server(jax.random.key(0), None)
-        server = start._replace(model=fedcp_server(theirs, 0))
+        server = start._replace(params=fedcp_server(theirs, 0))
         heads = stacked_heads(theirs, "round0/", clients, "model/model")
         heads = [jax.tree.map(lambda leaf, i=i: leaf[i], heads) for i in range(clients)]
         for round in range(1, rounds):
@@ -683,4 +683,4 @@ def test_rounds_of_fedcp(monkeypatch):
                 same(heads[i]["head"][path], theirs_now["head"][path][i])
             total = functools.reduce(core.tree.add, [output.sum for output in outputs])
             server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
-            jax.tree.map(same, server.model, fedcp_server(theirs, round))
+            jax.tree.map(same, server.params, fedcp_server(theirs, round))

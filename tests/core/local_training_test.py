@@ -102,10 +102,10 @@ def test_descend_steps_along_the_rule_of_the_method_and_hands_its_carry_on():
     start, halved = {"w": jnp.float32(1)}, local(schedule=lambda round: 0.5**round)
     trained = core.descend(gradient, start, jnp.int32(0), client(10), context(round=1), halved)
     assert int(trained.carry) == 10
-    np.testing.assert_allclose(trained.model["w"], 5 - 4 * 0.95**3, rtol=1e-6)
+    np.testing.assert_allclose(trained.params["w"], 5 - 4 * 0.95**3, rtol=1e-6)
     assert float(core.mean(trained.metrics["loss"])) == 3
     nothing = core.descend(gradient, start, jnp.int32(7), client(0), context(), local())
-    assert int(nothing.carry) == 7 and float(nothing.model["w"]) == 1
+    assert int(nothing.carry) == 7 and float(nothing.params["w"]) == 1
 
 
 def test_the_key_decides_the_order():
@@ -181,13 +181,13 @@ def test_the_masked_last_batch_counts_as_the_mean_of_what_it_has():
     for batch in (np.array([0, 1, 2, 3.0]), np.array([4, 5.0])):
         losses.append(np.mean((theta - batch) ** 2))  # two arrays, each with half
         theta -= 0.1 * np.mean(theta - batch)
-    np.testing.assert_allclose(trained.model["a"], theta, rtol=1e-6)
+    np.testing.assert_allclose(trained.params["a"], theta, rtol=1e-6)
     np.testing.assert_allclose(trained.metrics["loss"].value, np.mean(losses), rtol=1e-6)
 
 
 def test_a_client_without_examples_keeps_its_model():
     trained = train(0, local(optimizer=optax.adam(0.1), epochs=2))
-    assert trained.model == model()
+    assert trained.params == model()
     assert trained.metrics["loss"] == (0, 0)
 
 
@@ -202,7 +202,7 @@ def test_clients_of_all_sizes_side_by_side():
 
     together = jax.jit(jax.vmap(one))(sizes)
     alone = [jax.jit(one)(size) for size in sizes]
-    np.testing.assert_allclose(together.model["a"], [t.model["a"] for t in alone], rtol=1e-6)
+    np.testing.assert_allclose(together.params["a"], [t.params["a"] for t in alone], rtol=1e-6)
     np.testing.assert_allclose(
         together.metrics["loss"].value, [t.metrics["loss"].value for t in alone], rtol=1e-6
     )
@@ -211,22 +211,22 @@ def test_clients_of_all_sizes_side_by_side():
 def test_trainable_moves_nothing_else():
     adam = local(optimizer=optax.adam(0.1))
     trained = train(5, adam, trainable=lambda path: path == ("b", "c"))
-    assert trained.model["a"] == 0
-    assert abs(trained.model["b"]["c"]) > 0.05
+    assert trained.params["a"] == 0
+    assert abs(trained.params["b"]["c"]) > 0.05
     assert set(trained.optimizer_state[0].mu) == {"b"}, "frozen arrays have gradients"
 
 
 def test_another_optimizer():
     slow = train(5, local(shuffle=False), optimizer=optax.sgd(0.0))
-    assert slow.model == model()
+    assert slow.params == model()
 
 
 def test_the_schedule_scales_the_updates():
     halved = local(shuffle=False, batch_size=16, schedule=lambda round: 0.5**round)
-    plain = train(6, local(shuffle=False, batch_size=16)).model["a"]
+    plain = train(6, local(shuffle=False, batch_size=16)).params["a"]
     for round in (0, 1, 3):
         trained = core.train(objective, model(), client(6), context(round=round), halved)
-        np.testing.assert_allclose(trained.model["a"], plain * 0.5**round, rtol=1e-6)
+        np.testing.assert_allclose(trained.params["a"], plain * 0.5**round, rtol=1e-6)
 
 
 def test_training_keeps_dtypes():
@@ -234,7 +234,7 @@ def test_training_keeps_dtypes():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), model())
     training = local(schedule=lambda round: jnp.power(0.9, round))
     trained = core.train(objective, half, client(5), context(), training)
-    assert {leaf.dtype for leaf in jax.tree.leaves(trained.model)} == {jnp.float16.dtype}
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.params)} == {jnp.float16.dtype}
 
 
 def watched(model, batch):
@@ -245,18 +245,18 @@ def watched(model, batch):
 def test_statistics_are_those_of_the_model_before_the_step():
     trained = train(8, local(shuffle=False, observe=watched))
     plain = train(4, local(shuffle=False))  # the first of the two steps
-    np.testing.assert_allclose(trained.model["b"]["c"], 10 * plain.model["a"], rtol=1e-6)
-    np.testing.assert_allclose(trained.model["a"], train(8, local(shuffle=False)).model["a"])
+    np.testing.assert_allclose(trained.params["b"]["c"], 10 * plain.params["a"], rtol=1e-6)
+    np.testing.assert_allclose(trained.params["a"], train(8, local(shuffle=False)).params["a"])
     nothing = train(0, local(observe=watched))
-    assert nothing.model == model()
+    assert nothing.params == model()
 
 
 def test_frozen_statistics_stay():
     watching = local(observe=watched)
     frozen = train(5, watching, trainable=lambda path: path == ("a",))
-    assert frozen.model["b"]["c"] == 0 and frozen.model["a"] != 0
+    assert frozen.params["b"]["c"] == 0 and frozen.params["a"] != 0
     moving = train(5, watching, trainable=lambda path: path == ("b", "c"))
-    assert moving.model == model()  # ten times the 'a' that did not move
+    assert moving.params == model()  # ten times the 'a' that did not move
 
 
 def test_statistics_of_models_in_a_dict():
@@ -266,7 +266,7 @@ def test_statistics_of_models_in_a_dict():
     models = {"own": model(1.0), "other": model(2.0), "gate": jnp.float32(3)}
 
     def descend(training):
-        return core.descend(gradient, models, (), client(4), context(), training).model
+        return core.descend(gradient, models, (), client(4), context(), training).params
 
     plain = descend(local())
     both = descend(local(observe=watched).of_models("own", "other"))

@@ -28,49 +28,49 @@ def paths(model, prefix=()):
 def test_join_undoes_split(model, data):
     everything = paths(model)
     chosen = data.draw(st.sets(st.sampled_from(sorted(everything)))) if everything else set()
-    selected, others = params.split(model, lambda path: path in chosen)
+    selected, others = params.split_params(model, lambda path: path in chosen)
     assert paths(selected) == {path: everything[path] for path in chosen}
     assert paths(others) == {p: leaf for p, leaf in everything.items() if p not in chosen}
-    assert params.join(selected, others) == model
-    assert params.join(others, selected) == model
+    assert params.join_params(selected, others) == model
+    assert params.join_params(others, selected) == model
 
 
 def test_nothing_and_everything():
     model = {"body": {"w": 1}, "head": {"w": 2}}
-    assert params.split(model, lambda path: False) == ({}, model)
-    assert params.split(model, lambda path: True) == (model, {})
+    assert params.split_params(model, lambda path: False) == ({}, model)
+    assert params.split_params(model, lambda path: True) == (model, {})
 
 
 def test_the_whole_path_is_seen():
     seen = []
-    params.split({"a": {"b": {"c": 1}}, "d": 2}, lambda path: seen.append(path) or True)
+    params.split_params({"a": {"b": {"c": 1}}, "d": 2}, lambda path: seen.append(path) or True)
     assert seen == [("a", "b", "c"), ("d",)]
 
 
 def test_parts_that_overlap_are_refused():
     with pytest.raises(ValueError, match="Both parts hold 'w'"):
-        params.join({"a": {"w": 1}}, {"a": {"w": 2}})
+        params.join_params({"a": {"w": 1}}, {"a": {"w": 2}})
     with pytest.raises(ValueError, match="Both parts hold 'a'"):
-        params.join({"a": 1}, {"a": {"w": 2}})
+        params.join_params({"a": 1}, {"a": {"w": 2}})
 
 
 @given(models, st.data())
 def test_replacing_a_part_keeps_all_else(model, data):
     everything = paths(model)
     chosen = data.draw(st.sets(st.sampled_from(sorted(everything)))) if everything else set()
-    part, _ = params.split(model, lambda path: path in chosen)
+    part, _ = params.split_params(model, lambda path: path in chosen)
     raised = jax.tree.map(lambda leaf: leaf + 1, part)
-    replaced = params.replace(model, raised)
+    replaced = params.replace_params(model, raised)
     assert paths(replaced) == {p: leaf + (p in chosen) for p, leaf in everything.items()}
     assert paths(model) == everything
 
 
 def test_what_is_not_there_cannot_be_replaced():
     with pytest.raises(ValueError, match="no 'mean'"):
-        params.replace({"body": {"w": 1}}, {"body": {"mean": 2}})
+        params.replace_params({"body": {"w": 1}}, {"body": {"mean": 2}})
 
 
 def test_the_parts_given_stay_as_they_are():
     body, head = {"x": {"w": 1}}, {"x": {"b": 2}}
-    params.join(body, head)
+    params.join_params(body, head)
     assert (body, head) == ({"x": {"w": 1}}, {"x": {"b": 2}})

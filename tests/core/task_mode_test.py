@@ -15,7 +15,7 @@ def test_the_mask_chooses_the_mode_of_batch_normalization():
     mask = jnp.arange(6) < 4
     batch = core.Batch(rows, jnp.array([0, 1, 2, 0, 1, 2]), mask)
     model = task.init(jax.random.key(0))
-    model = params.replace(model, task.observe(model, batch))
+    model = params.replace_params(model, task.observe(model, batch))
 
     running, trained = task.predict(model, rows), task.predict(model, rows, mask)
     assert federation.differ(running, trained)

@@ -60,8 +60,8 @@ def plain_loop(algorithm, outcome):
         if i >= data.num_participants:
             client = join(outcome.server, client, own, context.child(0)).state
         models = {"personal": personalize(outcome.server, client, own, context.child(1))}
-        if algorithm.global_model is not None:
-            models["global"] = algorithm.global_model(outcome.server)
+        if algorithm.global_params is not None:
+            models["global"] = algorithm.global_params(outcome.server)
         rows.append(
             {
                 name: {split: score(model, i, split) for split in SPLITS}

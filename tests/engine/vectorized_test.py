@@ -46,7 +46,7 @@ def test_seeds_and_hyperparameters_in_one_program_equal_separate_runs(together):
         federation.assert_close(ours.server, alone.server)
         picked = jax.tree.map(lambda leaf, i=index: np.asarray(leaf[i]), (scores, metrics))
         federation.assert_close(picked, (alone.scores, alone.metrics), tolerance=1e-5)
-    first, second = (vectorized.unstack(states, index).server.model for index in (0, 1))
+    first, second = (vectorized.unstack(states, index).server.params for index in (0, 1))
     assert federation.differ(first, second), "the seeds differ"
 
 

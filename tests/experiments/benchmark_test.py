@@ -1,4 +1,4 @@
-"""The benchmark: workloads of the published sizes, the arithmetic that it counts, its opponents."""
+"""The benchmark: workloads of the published sizes, the arithmetic that it counts, its baselines."""
 
 import functools
 import json
@@ -21,11 +21,10 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 # As Python does for a script in these folders.
 sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "peers")]
 import jax_network  # noqa: E402
-import measuring  # noqa: E402
-import opponents  # noqa: E402
 import peer  # noqa: E402
-from networks import NETWORKS, Layer, Network  # noqa: E402
-from workloads import WORKLOADS, find, study, synthetic  # noqa: E402
+from benchmarking import baselines, measuring  # noqa: E402
+from benchmarking.networks import NETWORKS, Layer, Network  # noqa: E402
+from benchmarking.workloads import WORKLOADS, find, study, synthetic  # noqa: E402
 
 # Clients, the cohort, the size of batches, and parameters, as the workloads' authors give them.
 PUBLISHED = {
@@ -104,7 +103,7 @@ def work_of(network, shape, num_classes, **changes):
 
 @pytest.mark.parametrize("name", ["emnist_dense", "simple_cnn", "leaf_cnn"])
 def test_opponents_train_the_same_network(name):
-    """The network of the opponents, with pfljax's weights, answers as pfljax's own."""
+    """The network of the baselines, with pfljax's weights, answers as pfljax's own."""
     network, shape, num_classes = NETWORKS[name], (12, 12, 1), 5
     arguments = network.config()
     ours = models.MODELS[arguments.pop("name")](shape, num_classes, **arguments)
@@ -151,7 +150,7 @@ def test_the_median_rate_is_that_of_rounds():
     assert measuring.spread([]) is None
 
 
-# opponents
+# baselines
 
 
 def test_the_fastest_setting_of_an_opponent_counts(monkeypatch):
@@ -162,9 +161,9 @@ def test_the_fastest_setting_of_an_opponent_counts(monkeypatch):
         seconds = [1.0, 3.0] if work["setting"] == "pmap" else [2.0, 4.0]
         return {"version": "1", "seconds": seconds, "processor_seconds": []}
 
-    monkeypatch.setattr(opponents, "_answer", answer)
+    monkeypatch.setattr(baselines, "_answer", answer)
     workload = WORKLOADS["r4-mlp"]._replace(sizes=[10, 20, 30], cohort=0)
-    figures = opponents.run("fedjax", workload, 2, "python")
+    figures = baselines.run("fedjax", workload, 2, "python")
     assert figures["setting"] == "pmap" and "jit" in figures["settings"]
     assert figures["seconds_per_round"] == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert figures["examples_per_second"] == pytest.approx((60 + 20) / 2)
@@ -179,8 +178,8 @@ def test_cohorts_of_an_opponent_are_drawn_without_replacement(monkeypatch):
         works.append(work)
         return {"version": "1", "seconds": [1.0] * 4, "processor_seconds": [1.0] * 4}
 
-    monkeypatch.setattr(opponents, "_answer", answer)
-    opponents.run("fedjax", WORKLOADS["r6"], 4, "python")
+    monkeypatch.setattr(baselines, "_answer", answer)
+    baselines.run("fedjax", WORKLOADS["r6"], 4, "python")
     assert [len(set(cohort)) for cohort in works[0]["cohorts"]] == [10] * 5
     assert works[0]["cohorts"] == works[1]["cohorts"]
     assert works[0]["cohorts"][0] != works[0]["cohorts"][1]
@@ -196,14 +195,14 @@ def test_an_opponent_does_not_inherit_what_pfljax_sets_for_itself(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("NPROC", "7")
-    opponents.run("fedjax", WORKLOADS["r6"], 1, "python")
+    baselines.run("fedjax", WORKLOADS["r6"], 1, "python")
     assert [env.get("NPROC") for env in environments] == [None, "1", "1"]
 
 
 def test_an_opponent_that_fails_is_told():
     workload = WORKLOADS["r1"]._replace(sizes=[10] * 50)
-    with pytest.raises(UserError, match="opponent drjax with 'one device' did not run: .*drjax"):
-        opponents.run("drjax", workload, 1, sys.executable)
+    with pytest.raises(UserError, match="baseline drjax with 'one device' did not run: .*drjax"):
+        baselines.run("drjax", workload, 1, sys.executable)
 
 
 PRETENDER = """

@@ -314,7 +314,7 @@ def test_a_model_knows_its_normalization_by_type_and_the_order_of_its_layers():
     model = models.from_flax(Normalized(nn.LayerNorm), BatchNorm(), (5,))
     assert model.layers == (("body", "batch_norm"), ("body", "first"), ("body", "last"), ("head",))
     parameters = model.init(jax.random.key(0))
-    norm, other = params.split(parameters, model.is_norm)
+    norm, other = params.split_params(parameters, model.is_norm)
     assert set(norm["body"]) == {"first", "last"} and set(norm["head"]) >= {"mean", "var"}
     assert set(other) == {"body"} and set(other["body"]) == {"batch_norm"}
     # Batch normalization in the head sees what the body makes of the batch.
@@ -332,7 +332,7 @@ def test_models_without_normalization():
         task = models.classification(models.MODELS[name]((28, 28, 1), 10), num_classes=10)
         assert task.observe is None
         parameters = jax.eval_shape(task.init, jax.random.key(0))
-        assert params.split(parameters, task.is_norm)[0] == {}
+        assert params.split_params(parameters, task.is_norm)[0] == {}
 
 
 def test_arrays_beside_the_parameters_are_refused():
@@ -420,7 +420,7 @@ def test_keeping_statistics_costs_no_second_forward_pass():
             data = core.ClientData(rows, targets, offset, size, jnp.zeros(3), 9)
             key = jax.random.fold_in(jax.random.key(0), offset)
             context = core.Context(key, jnp.int32(0), jnp.int32(1))
-            return core.train(task.loss, model, data, context, local).model
+            return core.train(task.loss, model, data, context, local).params
 
         clients = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), model)
         arguments = clients, jnp.array([0, 9, 15]), jnp.array([9, 6, 7])

@@ -50,7 +50,7 @@ def group_by_process(ids: np.ndarray, num_processes: int, capacity: int) -> np.n
       `[P, capacity]` int32, filled up with -1.
 
     Example:
-      >>> apart(np.array([4, 1, -1, 2]), 2, 3)
+      >>> group_by_process(np.array([4, 1, -1, 2]), 2, 3)
       array([[ 4,  2, -1],
              [ 1, -1, -1]], dtype=int32)
     """

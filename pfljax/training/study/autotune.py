@@ -114,7 +114,7 @@ def measure(
     def train_all(chunk, model, data, keys):
         def train_one(key):
             context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
-            return (), core.train(task.loss, model, data, context, once).model
+            return (), core.train(task.loss, model, data, context, once).params
 
         return mapping.map_and_sum(train_one, keys, clients_per_chunk=chunk)[1]
 

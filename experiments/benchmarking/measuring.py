@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from workloads import Workload, study
 
+from benchmarking.workloads import Workload, study
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping
 from pfljax.training.run import runtime

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-from networks import NETWORKS, Network
 
+from benchmarking.networks import NETWORKS, Network
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib

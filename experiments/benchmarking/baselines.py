@@ -11,9 +11,9 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-from measuring import median_rate, spread
-from workloads import Workload
 
+from benchmarking.measuring import median_rate, spread
+from benchmarking.workloads import Workload
 from pfljax.errors import UserError
 from pfljax.training.run import runtime
 from pfljax.training.study import config as config_lib
@@ -21,7 +21,7 @@ from pfljax.training.study import config as config_lib
 _PEERS = pathlib.Path(__file__).parent / "peers"
 
 
-class Opponent(NamedTuple):
+class Baseline(NamedTuple):
     """A system to run beside pfljax.
 
     Attributes:
@@ -47,57 +47,57 @@ _XLA_ONE_THREAD = {
     "NPROC": "1",
     "XLA_FLAGS": " ".join(f"{flag}={value}" for flag, value in runtime.CPU_FLAGS.items()),
 }
-OPPONENTS = {
-    "eager_pytorch": Opponent(
+BASELINES = {
+    "eager_pytorch": Baseline(
         "eager_pytorch.py", "torch", "torch", {"one thread": {}, "all threads": {}}
     ),
-    "fedjax": Opponent(
+    "fedjax": Baseline(
         "fedjax_fedavg.py",
         "fedjax",
         "fedjax",
         {"jit": {}, "jit, one thread": _XLA_ONE_THREAD, "pmap": _XLA_ONE_THREAD},
     ),
-    "pfl": Opponent(
+    "pfl": Baseline(
         "pfl_fedavg.py",
         "pfl",
         "pfl torch",
         {"one thread": {}, "all threads": {}, "processes": {}},
     ),
-    "drjax": Opponent(
+    "drjax": Baseline(
         "drjax_fedavg.py",
         "drjax",
         "drjax",
         {"one device": {}, "all devices": _XLA_ONE_THREAD},
         equal_sizes=True,
     ),
-    "pfllib": Opponent(
+    "pfllib": Baseline(
         "pfllib_fedavg.py",
         "torchvision",
         "torch torchvision h5py scikit-learn matplotlib calmsize cvxpy",
         {"one thread": {"OMP_NUM_THREADS": "1"}, "all threads": {}},
         checkout="system/main.py",
     ),
-    "flwr": Opponent("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
+    "flwr": Baseline("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
 }
 # As it was before pfljax prepared this process for itself.
 _ENVIRONMENT = dict(os.environ)
 
 
 def pythons(named: list[str]) -> dict[str, str]:
-    """Returns the interpreter of each opponent.
+    """Returns the interpreter of each baseline.
 
     Args:
       named: `OPPONENT=PYTHON` each; the others run under this process's.
 
     Raises:
-      UserError: one is not of that form, or there is no such opponent or file.
+      UserError: one is not of that form, or there is no such baseline or file.
     """
-    chosen = dict.fromkeys(OPPONENTS, sys.executable)
+    chosen = dict.fromkeys(BASELINES, sys.executable)
     for text in named:
         name, _, python = text.partition("=")
         if not python:
             raise UserError(f"--peer_python={text} must have the form OPPONENT=PYTHON.")
-        config_lib.require_known("opponent", name, OPPONENTS)
+        config_lib.require_known("baseline", name, BASELINES)
         if not pathlib.Path(python).is_file():
             raise UserError(f"--peer_python={text} names no file; give the path of a python.")
         chosen[name] = python
@@ -107,39 +107,39 @@ def pythons(named: list[str]) -> dict[str, str]:
 def check(
     name: str, workload_name: str, workload: Workload, python: str, checkout: str = ""
 ) -> None:
-    """Raises a `UserError` unless an opponent can run a workload under an interpreter.
+    """Raises a `UserError` unless an baseline can run a workload under an interpreter.
 
-    All opponents run FedAvg, whatever the workload's method.
+    All baselines run FedAvg, whatever the workload's method.
     """
-    config_lib.require_known("opponent", name, OPPONENTS)
-    opponent = OPPONENTS[name]
-    if opponent.checkout and not (pathlib.Path(checkout) / opponent.checkout).is_file():
+    config_lib.require_known("baseline", name, BASELINES)
+    baseline = BASELINES[name]
+    if baseline.checkout and not (pathlib.Path(checkout) / baseline.checkout).is_file():
         raise UserError(
-            f"The opponent {name} runs from a checkout, and {checkout or 'no folder'!r} has no "
-            f"{opponent.checkout}; name one with --{name}_dir=DIR."
+            f"The baseline {name} runs from a checkout, and {checkout or 'no folder'!r} has no "
+            f"{baseline.checkout}; name one with --{name}_dir=DIR."
         )
     if workload.pool or workload.cohorts:
         raise UserError(
             f"The workload {workload_name} is compared with itself only; leave --against out."
         )
-    if opponent.equal_sizes and len(set(workload.sizes)) > 1:
+    if baseline.equal_sizes and len(set(workload.sizes)) > 1:
         raise UserError(
-            f"The opponent {name} wants clients with equally many examples, which the workload "
+            f"The baseline {name} wants clients with equally many examples, which the workload "
             f"{workload_name} has not; take r1."
         )
-    look = f"import importlib.util as u, sys; sys.exit(u.find_spec({opponent.package!r}) is None)"
+    look = f"import importlib.util as u, sys; sys.exit(u.find_spec({baseline.package!r}) is None)"
     if subprocess.run([python, "-c", look], capture_output=True).returncode:
         raise UserError(
-            f"The opponent {name} is not installed for {python}; run {python} -m pip install "
-            f"{opponent.install}, or name another with --peer_python={name}=PYTHON."
+            f"The baseline {name} is not installed for {python}; run {python} -m pip install "
+            f"{baseline.install}, or name another with --peer_python={name}=PYTHON."
         )
 
 
 def run(name: str, workload: Workload, rounds: int, python: str, checkout: str = "") -> dict:
-    """Runs an opponent in all its settings.
+    """Runs an baseline in all its settings.
 
     Args:
-      name: in `OPPONENTS`.
+      name: in `BASELINES`.
       workload: what it trains.
       rounds: that are timed, after one that is not.
       python: the interpreter.
@@ -174,7 +174,7 @@ def run(name: str, workload: Workload, rounds: int, python: str, checkout: str =
         "checkout": checkout,
     }
     settings = {}
-    for setting in OPPONENTS[name].settings:
+    for setting in BASELINES[name].settings:
         answer = _answer(name, {**work, "setting": setting}, python)
         version = answer["version"]
         settings[setting] = {
@@ -194,16 +194,16 @@ def run(name: str, workload: Workload, rounds: int, python: str, checkout: str =
 
 
 def _answer(name: str, work: dict, python: str) -> dict:
-    command = [python, str(_PEERS / OPPONENTS[name].adapter)]
+    command = [python, str(_PEERS / BASELINES[name].adapter)]
     done = subprocess.run(
         command,
         input=json.dumps(work),
-        env={**_ENVIRONMENT, **OPPONENTS[name].settings[work["setting"]]},
+        env={**_ENVIRONMENT, **BASELINES[name].settings[work["setting"]]},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         said = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)] or lines
-        raise UserError(f"The opponent {name} with {work['setting']!r} did not run: {said[-1]}")
+        raise UserError(f"The baseline {name} with {work['setting']!r} did not run: {said[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

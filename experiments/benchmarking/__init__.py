@@ -1,0 +1,1 @@
+"""What the benchmark measures: workloads, the measurements themselves, and the baselines."""

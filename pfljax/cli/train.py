@@ -1,0 +1,45 @@
+r"""Trains and evaluates one method.
+
+    python experiments/train.py --config=configs/quickstart.py --workdir=WORKDIR \
+        --config.algorithm=ditto --config.hparams.ditto.lam=0.5
+
+The work directory then holds `config.json`, `metrics.jsonl`, `clients.npz`, `checkpoints/`,
+`result.json` and TensorBoard events. The same command with `--resume` goes on after a preemption.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from pfljax.cli import app
+from pfljax.report import tables
+from pfljax.training.run import locks, loop, workdir
+from pfljax.training.study import experiment
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    app.define_study()
+    flags.DEFINE_bool("resume", False, "Go on from the newest good checkpoint, if there is one.")
+
+
+def main() -> None:
+    """Runs the command."""
+    config, directory = app.study()
+    experiment.check(config)
+    workdir.check(directory, config, resume=flags.FLAGS.resume)
+    with locks.hold(directory):
+        built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
+        score = built.task.score
+        with app.progress(config.rounds) as add_bar:
+            bar = add_bar(config.algorithm, score)
+            result = loop.run(built, directory, resume=flags.FLAGS.resume, progress=bar)
+    for model in ("personal", "global"):
+        found = tables.scores_of(result, model)
+        if found is not None:
+            app.say(
+                f"{config.algorithm}, {model} model: test {tables.shown(score, found['last'])} "
+                f"after {config.rounds} rounds, {tables.shown(score, found['worst_decile'])} for "
+                "the worst tenth of the clients"
+            )
+    app.say(f"results in {directory}")
