@@ -545,7 +545,7 @@ def test_what_the_server_of_fedkd_sends():
         for round in range(settings["loop_iterations"]):
             moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
             mentees = [
-                model_from(theirs, f"round{round}/client{i}/global_params/")
+                model_from(theirs, f"round{round}/client{i}/global_model/")
                 for i in range(settings["num_clients"])
             ]
             energy = theirs[f"round{round}/server/energy"]
