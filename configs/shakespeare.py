@@ -25,7 +25,7 @@ def get_config(model: str = "lstm_lm"):
 
     config.data.name = "shakespeare"
     config.data.partition = "natural"
-    config.data.least = 60
+    config.data.min_size = 60
     config.model.name = model
     if model == "lstm_lm":
         config.model.widths = (64,)

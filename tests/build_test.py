@@ -186,8 +186,8 @@ py_library(name = "errors", srcs = ["pfljax/__init__.py", "pfljax/errors.py"])
 py_library(name = "core", srcs = glob(["pfljax/core/*.py"]), deps = ["//third_party:jax"])
 py_library(name = "models", srcs = glob(["pfljax/models/*.py"]), deps = [":core", ":errors"])
 py_library(name = "engine", srcs = glob(["pfljax/engine/*.py"]), deps = [":core"])
-py_library(name = "binary", srcs = ["experiments/binary.py"], deps = [":errors"])
-py_binary(name = "train", srcs = ["experiments/train.py"], deps = [":binary"])
+py_library(name = "peer", srcs = ["experiments/peer.py"], deps = [":errors"])
+py_binary(name = "train", srcs = ["experiments/train.py"], deps = [":peer"])
 """
 TINY_TREE = {
     "BUILD": TINY_BUILD,
@@ -197,8 +197,8 @@ TINY_TREE = {
     "pfljax/core/tree.py": "import jax.numpy as jnp",
     "pfljax/models/net.py": "from pfljax import core\nfrom ..errors import UserError",
     "pfljax/engine/mapping.py": "from pfljax import core\nrun = core.tree.jax.vmap",
-    "experiments/binary.py": "import pfljax.errors",
-    "experiments/train.py": "import binary",
+    "experiments/peer.py": "import pfljax.errors",
+    "experiments/train.py": "import peer",
 }
 
 
@@ -226,7 +226,7 @@ def test_no_fault_in_the_tiny_tree(tmp_path):
         ("pfljax/core/up.py", "from ..engine import mapping", "core must not import :engine"),
         ("pfljax/models/side.py", "import pfljax.engine.mapping", "models must not import :engine"),
         ("pfljax/errors.py", "from pfljax import core", "errors must not import :core"),
-        ("experiments/binary.py", "import train", "binary must not import :train"),
+        ("experiments/peer.py", "import train", "peer must not import :train"),
         ("pfljax/stray.py", "", "pfljax/stray.py is in no target"),
         ("experiments/new.py", "", "experiments/new.py is in no target"),
         ("pfljax/core/v.py", "import jax\nf = jax.vmap(abs)", "pfljax/core/v.py uses vmap"),

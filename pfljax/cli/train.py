@@ -40,6 +40,6 @@ def main() -> None:
             app.say(
                 f"{config.algorithm}, {model} model: test {tables.shown(score, found['last'])} "
                 f"after {config.rounds} rounds, {tables.shown(score, found['worst_decile'])} for "
-                "the worst tenth of the clients"
+                "the worst decile of the clients"
             )
     app.say(f"results in {directory}")

@@ -93,7 +93,7 @@ def load(
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
     unseen_fraction: float = 0.0,
-    least: int | None = None,
+    min_size: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> FederatedDataset:
     """Returns a federated data set by name.
@@ -121,7 +121,7 @@ def load(
       test_fraction: of each client's examples; `pfllib`, `npz` and `store` have their own.
       validation_fraction: of each client's other examples; `npz` and `store` have their own.
       unseen_fraction: of the clients, who never train; `npz` and `store` have their own.
-      least: examples that the Dirichlet partitions (but for the balanced one) and the quantities
+      min_size: examples that the Dirichlet partitions (but for the balanced one) and the quantities
         must give every client, and without which `natural` leaves an owner out; None for their
         rules.
       options: of this data set alone, the keyword-only arguments of its loader in `SOURCES`.
@@ -157,7 +157,7 @@ def load(
     else:
         examples = validate.examples(_read(name, dir, **options), _where(name, dir))
         if partition == "natural":
-            clients = natural(_owners(examples), least)
+            clients = natural(_owners(examples), min_size)
         else:
             clients = deal(
                 partition,
@@ -172,7 +172,7 @@ def load(
                 size_exponent=size_exponent,
                 num_groups=num_groups,
                 superclasses=_superclasses(examples, partition, group_by),
-                least=least,
+                min_size=min_size,
             )
         dataset = assemble(
             examples,

@@ -10,12 +10,12 @@ from pfljax.errors import UserError
 _LEAST = 10
 
 
-def natural(owners: np.ndarray, least: int | None = None) -> list[np.ndarray]:
+def natural(owners: np.ndarray, min_size: int | None = None) -> list[np.ndarray]:
     """Gives every owner its own examples, in the order in which they lie.
 
     Args:
       owners: `[n]` integers, whose each example is.
-      least: owners with fewer examples are left out; None means 10.
+      min_size: owners with fewer examples are left out; None means 10.
 
     Returns:
       One array of row numbers per owner who has enough, in the order of the owners' numbers.
@@ -23,18 +23,18 @@ def natural(owners: np.ndarray, least: int | None = None) -> list[np.ndarray]:
     Raises:
       UserError: no owner has enough.
 
-    >>> [rows.tolist() for rows in natural(np.array([7, 2, 7, 7, 2, 5]), least=2)]
+    >>> [rows.tolist() for rows in natural(np.array([7, 2, 7, 7, 2, 5]), min_size=2)]
     [[1, 4], [0, 2, 3]]
     """
-    least = _LEAST if least is None else checks.whole("least", least, 1)
+    min_size = _LEAST if min_size is None else checks.whole("min_size", min_size, 1)
     order = np.argsort(owners, kind="stable")
     _, starts = np.unique(owners[order], return_index=True)
     clients = np.split(order, starts[1:])
-    enough = [rows for rows in clients if len(rows) >= least]
+    enough = [rows for rows in clients if len(rows) >= min_size]
     if not enough:
         largest = max(map(len, clients))
         raise UserError(
-            f"No natural client has {least} examples, and the largest has {largest}: "
-            f"use least={largest} or less."
+            f"No natural client has {min_size} examples, and the largest has {largest}: "
+            f"use min_size={largest} or less."
         )
     return enough

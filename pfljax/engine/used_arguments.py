@@ -20,7 +20,7 @@ def of_program(program: Any) -> list[bool]:
 
     Example:
       >>> import jax
-      >>> arguments(jax.make_jaxpr(lambda a, b, c: (a + 1, c))(1, 2, 3))
+      >>> of_program(jax.make_jaxpr(lambda a, b, c: (a + 1, c))(1, 2, 3))
       [True, False, True]
     """
     jaxpr = program.jaxpr

@@ -33,27 +33,27 @@ class Column(NamedTuple):
 
 
 _SCORES = (
-    ("personal", "personal", "last"),
-    ("validated", "personal", "at_best_validation"),
-    ("worst tenth", "personal", "worst_decile"),
+    ("personalized", "personal", "last"),
+    ("at best validation", "personal", "at_best_validation"),
+    ("worst decile", "personal", "worst_decile"),
     ("unseen", "personal", "unseen_last"),
     ("global", "global", "last"),
 )
 
 
 _COSTS = (
-    Column("round", ("seconds_per_round",), "ms", 1000),
-    Column("up", ("upload_bytes",), "kB", 1e-3),
-    Column("down", ("download_bytes",), "kB", 1e-3),
+    Column("time per round", ("seconds_per_round",), "ms", 1000),
+    Column("upload", ("upload_bytes",), "kB", 1e-3),
+    Column("download", ("download_bytes",), "kB", 1e-3),
 )
 
 
 EXPLANATION = (
-    "Test accuracies weighted by test examples, mean ± standard deviation over seeds. personal: of "
-    "the personalized models after the last round; validated: in the round that the validation "
-    "examples choose; worst tenth: mean over the worst tenth of the clients; unseen: over clients "
-    "that never trained with the others; global: of the global model. round: median time of one; "
-    "up, down: what a client sends and receives in a round."
+    "Test accuracies weighted by test examples, mean ± standard deviation over seeds. "
+    "personalized: the personalized models after the last round; at best validation: in the round with the best "
+    "validation score; worst decile: mean over the 10 % of clients with the lowest scores; unseen: "
+    "held-out clients, which never train; global: the global model. time per round: median; "
+    "upload, download: per client and round."
 )
 
 

@@ -44,13 +44,13 @@ def counts_of(clients, labels):
     st.integers(0, 2**32),
     st.integers(1, 5),
 )
-def test_a_form_keeps_its_promise_or_refuses(form, labels, num_clients, alpha, seed, least):
+def test_a_form_keeps_its_promise_or_refuses(form, labels, num_clients, alpha, seed, min_size):
     try:
-        clients = FORMS[form](labels, num_clients, alpha=alpha, seed=seed, least=least)
+        clients = FORMS[form](labels, num_clients, alpha=alpha, seed=seed, min_size=min_size)
     except UserError:
         return
     assert_partition(clients, labels, num_clients)
-    assert min(map(len, clients)) >= least
+    assert min(map(len, clients)) >= min_size
     if form == "extended":
         assert max(len(np.unique(labels[rows])) for rows in clients) <= 2
 
@@ -71,7 +71,7 @@ def test_the_balanced_form_gives_everybody_the_same(labels, num_clients, alpha, 
 def test_full_clients_get_no_more_of_a_class():
     labels = np.repeat(np.arange(10), 100)
     for seed in range(20):
-        counts = counts_of(partition.dirichlet(labels, 5, 0.1, seed, least=1), labels)
+        counts = counts_of(partition.dirichlet(labels, 5, 0.1, seed, min_size=1), labels)
         before = np.cumsum(counts, axis=1) - counts
         assert not np.any(counts[before >= 200])
 
@@ -141,8 +141,8 @@ def draws(monkeypatch):
 
     real_counts = drawing.draw_counts
 
-    def draw_counts(sizes, num_clients, alpha, rng, least, attempts):
-        return real_counts(sizes, num_clients, alpha, Generator(rng), least, attempts)
+    def draw_counts(sizes, num_clients, alpha, rng, min_size, attempts):
+        return real_counts(sizes, num_clients, alpha, Generator(rng), min_size, attempts)
 
     monkeypatch.setattr(drawing, "log_gamma", log_gamma)
     monkeypatch.setattr(drawing, "draw_counts", draw_counts)
@@ -164,29 +164,31 @@ def test_five_hundred_clients_are_served_in_few_draws(form, classes, draws):
 @pytest.mark.parametrize("form", ["dirichlet", "extended"])
 def test_what_cannot_be_met_is_refused_with_numbers_that_can(form, draws):
     labels = np.repeat(np.arange(10), 1000)
-    request = dict(num_clients=200, alpha=0.01, least=40)
+    request = dict(num_clients=200, alpha=0.01, min_size=40)
     with pytest.raises(UserError) as refusal:
         FORMS[form](labels, **request, seed=0)
     message = str(refusal.value)
     assert "alpha=0.01 gave each of 200 clients 40 examples" in message
-    advice = dict(re.findall(r"(alpha|num_clients|least)=([\d.]*\d)", message.split(": use ")[1]))
+    advice = dict(
+        re.findall(r"(alpha|num_clients|min_size)=([\d.]*\d)", message.split(": use ")[1])
+    )
     assert {"alpha", "num_clients"} <= set(advice)
     # A trial for each alpha, each number of clients and each least size, and the draw itself.
     assert draws["redraws"] <= drawing.FULL.redraws + (14 + 7 + 6) * drawing.FULL.redraws
     for name, value in advice.items():
         changed = request | {name: float(value) if name == "alpha" else int(value)}
         clients = FORMS[form](labels, **changed, seed=0)
-        assert min(map(len, clients)) >= changed["least"]
+        assert min(map(len, clients)) >= changed["min_size"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_advised_least_size_works(form):
     labels = np.repeat(np.arange(10), 1000)
     with pytest.raises(UserError) as refusal:
-        FORMS[form](labels, 100, alpha=0.1, seed=0, least=100)
-    advised = re.search(r"least=(\d+)", str(refusal.value))
+        FORMS[form](labels, 100, alpha=0.1, seed=0, min_size=100)
+    advised = re.search(r"min_size=(\d+)", str(refusal.value))
     assert advised, refusal.value
-    clients = FORMS[form](labels, 100, alpha=0.1, seed=0, least=int(advised[1]))
+    clients = FORMS[form](labels, 100, alpha=0.1, seed=0, min_size=int(advised[1]))
     assert min(map(len, clients)) >= int(advised[1])
 
 
@@ -201,10 +203,12 @@ def test_alphas_that_make_no_sense(form, alpha):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("least, message", [(0, "least must be"), (11, "use least=10"), (99, "10")])
-def test_least_sizes_that_make_no_sense(form, least, message):
+@pytest.mark.parametrize(
+    "min_size, message", [(0, "min_size must be"), (11, "use min_size=10"), (99, "10")]
+)
+def test_least_sizes_that_make_no_sense(form, min_size, message):
     with pytest.raises(UserError, match=message):
-        FORMS[form](LABELS, 4, alpha=1.0, seed=0, least=least)
+        FORMS[form](LABELS, 4, alpha=1.0, seed=0, min_size=min_size)
 
 
 def test_log_gamma_is_gamma():

@@ -20,15 +20,15 @@ def pool(owners, labels=None, **changes):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-3, 9), min_size=1, max_size=60), st.integers(1, 8))
-def test_owners_keep_their_rows_in_order(owners, least):
+def test_owners_keep_their_rows_in_order(owners, min_size):
     owners = np.array(owners)
     counts = {owner: int(np.sum(owners == owner)) for owner in np.unique(owners)}
-    if max(counts.values()) < least:
-        with pytest.raises(UserError, match=f"use least={max(counts.values())} or less"):
-            data.natural(owners, least)
+    if max(counts.values()) < min_size:
+        with pytest.raises(UserError, match=f"use min_size={max(counts.values())} or less"):
+            data.natural(owners, min_size)
         return
-    clients = data.natural(owners, least)
-    kept = [owner for owner, count in counts.items() if count >= least]
+    clients = data.natural(owners, min_size)
+    kept = [owner for owner, count in counts.items() if count >= min_size]
     assert [owners[rows[0]] for rows in clients] == kept
     for owner, rows in zip(kept, clients, strict=True):
         np.testing.assert_array_equal(rows, np.flatnonzero(owners == owner))
@@ -109,15 +109,15 @@ def test_load_deals_examples_to_their_owners(named):
         rows = loaded.inputs[loaded.train.offsets[client] :][: loaded.train.sizes[client], 0]
         assert set(rows % 3) == {client}
     assert data.load(name="toy", partition="natural", options={"owners": 6}).num_clients == 6
-    with pytest.raises(UserError, match="least=5 or less"):
+    with pytest.raises(UserError, match="min_size=5 or less"):
         data.load(name="toy", partition="natural", options={"owners": 12})
-    fewer = data.load(name="toy", partition="natural", options={"owners": 12}, least=5)
+    fewer = data.load(name="toy", partition="natural", options={"owners": 12}, min_size=5)
     assert fewer.num_clients == 12
 
 
 @pytest.mark.parametrize("partition", ["iid", "pathological", "dirichlet"])
 def test_owners_do_not_stand_in_the_way_of_other_partitions(named, partition):
-    loaded = data.load(name="toy", partition=partition, num_clients=4, alpha=1.0, least=3)
+    loaded = data.load(name="toy", partition=partition, num_clients=4, alpha=1.0, min_size=3)
     assert loaded.num_clients == 4 and len(loaded.targets) == 60
 
 

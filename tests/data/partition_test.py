@@ -120,15 +120,15 @@ def test_shards_are_equal_and_ordered_by_label(labels, num_clients, per_client, 
     st.integers(0, 2**32),
     st.one_of(st.none(), st.integers(1, 5)),
 )
-def test_quantities_keep_their_promise_or_refuse(labels, num_clients, spread, deal, seed, least):
-    if num_clients * (least or 1) > len(labels):
-        with pytest.raises(UserError, match="at most|use least"):
-            deal(labels, num_clients, spread, seed, least)
+def test_quantities_keep_their_promise_or_refuse(labels, num_clients, spread, deal, seed, min_size):
+    if num_clients * (min_size or 1) > len(labels):
+        with pytest.raises(UserError, match="at most|use min_size"):
+            deal(labels, num_clients, spread, seed, min_size)
         return
-    clients = deal(labels, num_clients, spread, seed, least)
+    clients = deal(labels, num_clients, spread, seed, min_size)
     assert len(clients) == num_clients
     assert_partition(clients, labels)
-    assert min(map(len, clients)) >= (least or 1)
+    assert min(map(len, clients)) >= (min_size or 1)
     if spread == 0:
         sizes = [len(rows) for rows in clients]
         assert max(sizes) - min(sizes) <= 1
@@ -136,9 +136,9 @@ def test_quantities_keep_their_promise_or_refuse(labels, num_clients, spread, de
 
 def test_quantities_follow_their_laws():
     labels = np.zeros(100_000, int)
-    sizes = [len(rows) for rows in partition.quantity_log_normal(labels, 1000, 0.7, 0, least=1)]
+    sizes = [len(rows) for rows in partition.quantity_log_normal(labels, 1000, 0.7, 0, min_size=1)]
     assert np.std(np.log(sizes)) == pytest.approx(0.7, rel=0.1)
-    sizes = sorted(map(len, partition.quantity_power_law(labels, 50, 1.5, 0, least=1)))[::-1]
+    sizes = sorted(map(len, partition.quantity_power_law(labels, 50, 1.5, 0, min_size=1)))[::-1]
     exact = np.arange(1, 51) ** -1.5
     np.testing.assert_allclose(sizes, 1 + (100_000 - 50) * exact / exact.sum(), atol=1)
 
@@ -190,7 +190,7 @@ SETTINGS = dict(
     size_exponent=1.0,
     num_groups=4,
     superclasses=None,
-    least=None,
+    min_size=None,
 )
 GOLDEN = {
     "iid": "3859e32ac78f59de",
@@ -254,12 +254,12 @@ REFUSED = {
         "size_exponent must be from 0 to 10",
     ),
     "least 0 of a quantity": (
-        lambda: partition.quantity_power_law(LABELS, 4, 1, 0, least=0),
-        "least must be",
+        lambda: partition.quantity_power_law(LABELS, 4, 1, 0, min_size=0),
+        "min_size must be",
     ),
     "least too large for a quantity": (
-        lambda: partition.quantity_log_normal(LABELS, 4, 1, 0, least=11),
-        "use least=10 or at most 3 clients",
+        lambda: partition.quantity_log_normal(LABELS, 4, 1, 0, min_size=11),
+        "use min_size=10 or at most 3 clients",
     ),
     "no group": (lambda: partition.groups(LABELS, 4, 0, 0), "num_groups must be"),
     "more groups than classes": (lambda: partition.groups(LABELS, 9, 5, 0), "at most 4 groups"),

@@ -50,7 +50,7 @@ def test_the_table_and_the_pictures(tmp_path):
         (
             [
                 "--config=configs/quickstart.py", "--config.data.num_clients=200",
-                "--config.data.alpha=0.01", "--config.data.least=8",
+                "--config.data.alpha=0.01", "--config.data.min_size=8",
             ],
             "use num_clients=",
         ),

@@ -58,16 +58,16 @@ def test_cells(runs):
     ditto = {title: tables.cell(runs["ditto"], column) for title, column in by_title.items()}
     deviation = 100 * np.std([0.8, 0.82], ddof=1)
     assert ditto == {
-        "personal": f"81.00 ± {deviation:.2f}",
-        "validated": f"80.00 ± {deviation:.2f}",
-        "worst tenth": f"40.50 ± {deviation / 2:.2f}",
+        "personalized": f"81.00 ± {deviation:.2f}",
+        "at best validation": f"80.00 ± {deviation:.2f}",
+        "worst decile": f"40.50 ± {deviation / 2:.2f}",
         "global": "50.00 ± 0.00",
-        "round": "12.3",
-        "up": "12.35",
-        "down": "0",
+        "time per round": "12.3",
+        "upload": "12.35",
+        "download": "0",
     }
     assert tables.cell(runs["local"], by_title["global"]) == "-"
-    assert tables.cell(runs["local"][:1], by_title["personal"]) == "70.00"
+    assert tables.cell(runs["local"][:1], by_title["personalized"]) == "70.00"
 
 
 def test_errors_show_their_deviation_to_the_same_place(tmp_path):

@@ -59,7 +59,7 @@ def settings_of(name: str) -> tuple[str, ...]:
       name: a key of `PARTITIONS`.
 
     >>> settings_of("dirichlet")
-    ('alpha', 'least')
+    ('alpha', 'min_size')
     """
     common = ("labels", "num_clients", "seed")
     parameters = inspect.signature(PARTITIONS[name]).parameters

@@ -2,7 +2,7 @@
 
 `dirichlet` and `dirichlet_extended` draw, for each class, how it is spread over the clients;
 `dirichlet_by_client` and `dirichlet_balanced` draw, for each client, its mixture of classes. How
-their draws reach a least size, and what is told when they cannot, stands in `drawing.py`.
+their draws reach a minimum size is in `drawing.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PASSES = 10  # of the balanced partition, over all clients
 
 
 def dirichlet(
-    labels: np.ndarray, num_clients: int, alpha: float, seed: int, least: int | None = None
+    labels: np.ndarray, num_clients: int, alpha: float, seed: int, min_size: int | None = None
 ) -> list[np.ndarray]:
     """Splits each class over the clients in proportions drawn from a symmetric Dirichlet.
 
     A client that already holds its even share of all examples gets none of the following
-    classes. The draw is repeated until every client has `least` examples; after a thousand draws
+    classes. The draw is repeated until every client has `min_size` examples; after a thousand draws
     only the clients that have less draw again, and not for ever.
 
     Args:
@@ -33,13 +33,13 @@ def dirichlet(
       num_clients: how many clients.
       alpha: the concentration; the smaller, the fewer classes a client has.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 10, or half an even share if that is less.
+      min_size: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
 
     Raises:
-      UserError: an argument makes no sense, or no draw gave every client `least` examples; the
+      UserError: an argument makes no sense, or no draw gave every client `min_size` examples; the
         sentence then names values that do.
 
     >>> labels = np.repeat(np.arange(10), 100)
@@ -65,18 +65,18 @@ def dirichlet(
         )
         return max(drawn, redrawn, key=lambda outcome: outcome[1])
 
-    request = drawing.Request(sum(sizes), num_clients, _concentration(alpha), least)
+    request = drawing.Request(sum(sizes), num_clients, _concentration(alpha), min_size)
     return gather(members, drawing.counts_or_refusal(request, draw), rng)
 
 
 def dirichlet_by_client(
-    labels: np.ndarray, num_clients: int, alpha: float, seed: int, least: int | None = None
+    labels: np.ndarray, num_clients: int, alpha: float, seed: int, min_size: int | None = None
 ) -> list[np.ndarray]:
     """Draws each client's mixture of classes from a Dirichlet, and shares each class out by it.
 
     Client k draws q_k from Dirichlet(alpha C p), p being the shares of the C classes in the pool;
     class c is split in proportion to q_kc, so that every example is dealt out and a client's size
-    depends on how many others want its classes. Clients with less than `least` examples draw
+    depends on how many others want its classes. Clients with less than `min_size` examples draw
     again, but not for ever.
 
     Args:
@@ -84,13 +84,13 @@ def dirichlet_by_client(
       num_clients: how many clients.
       alpha: the concentration; the smaller, the fewer classes a client has.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 10, or half an even share if that is less.
+      min_size: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
 
     Raises:
-      UserError: an argument makes no sense, or no draw gave every client `least` examples; the
+      UserError: an argument makes no sense, or no draw gave every client `min_size` examples; the
         sentence then names values that do.
 
     >>> labels = np.repeat(np.arange(10), 100)
@@ -110,7 +110,7 @@ def dirichlet_by_client(
 
         return drawing.redraw_small(sizes, log_mixtures, clients, wanted, seed, budget.redraws)
 
-    request = drawing.Request(int(sizes.sum()), num_clients, _concentration(alpha), least)
+    request = drawing.Request(int(sizes.sum()), num_clients, _concentration(alpha), min_size)
     counts = drawing.counts_or_refusal(request, draw)
     return gather(members, counts, np.random.default_rng(seed))
 
@@ -121,14 +121,14 @@ def dirichlet_extended(
     alpha: float,
     classes_per_client: int,
     seed: int,
-    least: int | None = None,
+    min_size: int | None = None,
 ) -> list[np.ndarray]:
     """Gives every client `classes_per_client` classes, and splits each over them by a Dirichlet.
 
     After Li and Lyu, "Convergence Analysis of Sequential Federated Learning on Heterogeneous
     Data", 2023, https://arxiv.org/abs/2311.03154. As in `pathological`, every class is
-    held by equally many clients (to one). Clients with less than `least` examples draw again, but
-    not for ever. A share may be rounded to no example at all.
+    held by equally many clients (to one). Clients with less than `min_size` examples draw again, a
+    limited number of times. A share may be rounded to no example at all.
 
     Args:
       labels: `[n]` integers.
@@ -136,14 +136,14 @@ def dirichlet_extended(
       alpha: the concentration; the smaller, the more unequal a class is split.
       classes_per_client: from 1 to the number of classes.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 10, or half an even share if that is less.
+      min_size: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
 
     Raises:
       UserError: an argument makes no sense, some class would go to nobody, or no draw gave every
-        client `least` examples; the sentence then names values that do.
+        client `min_size` examples; the sentence then names values that do.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> clients = dirichlet_extended(labels, 5, alpha=1.0, classes_per_client=4, seed=0)
@@ -166,7 +166,7 @@ def dirichlet_extended(
 
         return drawing.redraw_small(sizes, log_weights, clients, wanted, seed, budget.redraws)
 
-    request = drawing.Request(sum(sizes), num_clients, _concentration(alpha), least)
+    request = drawing.Request(sum(sizes), num_clients, _concentration(alpha), min_size)
     counts = drawing.counts_or_refusal(request, draw)
     return gather(members, counts, np.random.default_rng(seed))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfljax.data.partition.pool import least_size
+from pfljax.data.partition.pool import required_size
 from pfljax.errors import UserError
 
 
@@ -23,13 +23,13 @@ class Request(NamedTuple):
       total: examples in the pool.
       num_clients: that they are for.
       alpha: the concentration.
-      least: what every client must have; None for the rule of `least_size`.
+      min_size: what every client must have; None for the rule of `required_size`.
     """
 
     total: int
     num_clients: int
     alpha: float
-    least: int | None
+    min_size: int | None
 
 
 class Budget(NamedTuple):
@@ -48,7 +48,7 @@ FULL = Budget(attempts=1000, redraws=300)
 # A trial uses the same random numbers and ends sooner, so that what it finds holds.
 _TRIAL = Budget(attempts=30, redraws=50)
 
-# `(num_clients, alpha, least, budget) -> counts [C, num_clients], size of the smallest client`.
+# `(num_clients, alpha, min_size, budget) -> counts [C, num_clients], size of the smallest client`.
 Draw = Callable[[int, float, int, Budget], tuple[np.ndarray, int]]
 
 
@@ -65,8 +65,8 @@ def counts_or_refusal(request: Request, draw: Draw) -> np.ndarray:
     Raises:
       UserError: the smallest client has too few examples; names values that were tried and work.
     """
-    total, num_clients, alpha, least = request
-    wanted = least_size(total, num_clients, least)
+    total, num_clients, alpha, min_size = request
+    wanted = required_size(total, num_clients, min_size)
     counts, reached = draw(num_clients, alpha, wanted, FULL)
     if reached >= wanted:
         return counts
@@ -78,11 +78,11 @@ def counts_or_refusal(request: Request, draw: Draw) -> np.ndarray:
 
 def _advice(request: Request, draw: Draw, reached: int) -> str:
     """Returns the nearest settings that were tried and found to work."""
-    total, num_clients, alpha, least = request
+    total, num_clients, alpha, min_size = request
 
-    def works(clients: int, concentration: float, least: int | None) -> bool:
+    def works(clients: int, concentration: float, min_size: int | None) -> bool:
         try:
-            wanted = least_size(total, clients, least)
+            wanted = required_size(total, clients, min_size)
             return draw(clients, concentration, wanted, _TRIAL)[1] >= wanted
         except UserError:
             return False
@@ -91,15 +91,15 @@ def _advice(request: Request, draw: Draw, reached: int) -> str:
     alphas = (float(f"{alpha * 2**doubling:g}") for doubling in range(1, 15))
     populations = (num_clients >> halving for halving in range(1, num_clients.bit_length()))
     # With fewer than two examples, a client cannot both train and be tested.
-    wanted = least_size(total, num_clients, least)
+    wanted = required_size(total, num_clients, min_size)
     halves = {wanted >> halving for halving in range(1, wanted.bit_length())}
     smaller = (value for value in sorted(halves | {reached}, reverse=True) if value >= 2)
-    larger = next((value for value in alphas if works(num_clients, value, least)), None)
-    fewer = next((value for value in populations if works(value, alpha, least)), None)
+    larger = next((value for value in alphas if works(num_clients, value, min_size)), None)
+    fewer = next((value for value in populations if works(value, alpha, min_size)), None)
     lower = next((value for value in smaller if works(num_clients, alpha, value)), None)
-    found = {"alpha": larger, "num_clients": fewer, "least": lower}
+    found = {"alpha": larger, "num_clients": fewer, "min_size": lower}
     options = [f"{name}={value:g}" for name, value in found.items() if value is not None]
-    return " or ".join(options) or "fewer clients and a smaller least"
+    return " or ".join(options) or "fewer clients and a smaller min_size"
 
 
 def draw_counts(
@@ -107,21 +107,21 @@ def draw_counts(
     num_clients: int,
     alpha: float,
     rng: np.random.Generator,
-    least: int,
+    min_size: int,
     attempts: int,
 ) -> tuple[np.ndarray, int]:
-    """Spreads each class over the clients that still have room, until all have `least` examples.
+    """Spreads each class over the clients that still have room, until all have `min_size` examples.
 
     Args:
       sizes: of the `C` classes.
       num_clients: how many clients.
       alpha: the concentration of the symmetric Dirichlet.
       rng: what to draw with.
-      least: what every client should have.
+      min_size: what every client should have.
       attempts: how often to draw, at most.
 
     Returns:
-      The best draw `[C, num_clients]`, and the smallest client's size in it: below `least` if
+      The best draw `[C, num_clients]`, and the smallest client's size in it: below `min_size` if
       every attempt failed.
     """
     even_share = sum(sizes) / num_clients
@@ -142,7 +142,7 @@ def draw_counts(
             held += counts[label]
         if held.min() > best_smallest:
             best, best_smallest = counts, int(held.min())
-        if best_smallest >= least:
+        if best_smallest >= min_size:
             break
     return best, best_smallest
 
@@ -151,7 +151,7 @@ def redraw_small(
     sizes: Sequence[int],
     log_weights: Callable[[np.ndarray, np.random.Generator], np.ndarray],
     num_clients: int,
-    least: int,
+    min_size: int,
     seed: int,
     redraws: int,
     *,
@@ -167,13 +167,13 @@ def redraw_small(
       sizes: of the `C` classes.
       log_weights: `(clients [k], rng) -> [C, k]` logarithms of weights; minus infinity for none.
       num_clients: how many clients.
-      least: what every client should have.
+      min_size: what every client should have.
       seed: of the partition; the stream of random numbers is one of its own.
       redraws: how often to draw, at most.
       capped: whether a client that holds its even share gets none of the following classes.
 
     Returns:
-      The best draw `[C, num_clients]`, and the smallest client's size in it: below `least` if
+      The best draw `[C, num_clients]`, and the smallest client's size in it: below `min_size` if
       that was not enough.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
@@ -184,9 +184,9 @@ def redraw_small(
         held = counts.sum(axis=0)
         if held.min() > best_smallest:
             best, best_smallest = counts, int(held.min())
-        if best_smallest >= least:
+        if best_smallest >= min_size:
             break
-        small = np.flatnonzero(held < least)
+        small = np.flatnonzero(held < min_size)
         weights[:, small] = log_weights(small, rng)
     return best, best_smallest
 

@@ -52,7 +52,7 @@ def pathological(
             shares = np.array_split(shuffled, len(clients))
         else:
             weights = rng.uniform(_SMALLEST_WEIGHT, 1, len(clients))
-            sizes = apportion(len(rows), weights, least=1)
+            sizes = apportion(len(rows), weights, min_size=1)
             shares = np.split(shuffled, np.cumsum(sizes)[:-1])
         for client, share in zip(rng.permutation(clients), shares, strict=True):
             pieces[client].append(share)

@@ -40,53 +40,53 @@ def members_by_class(
     return classes, [np.flatnonzero(inverse == index) for index in range(len(classes))]
 
 
-def least_size(num_examples: int, num_clients: int, least: int | None) -> int:
+def required_size(num_examples: int, num_clients: int, min_size: int | None) -> int:
     """Returns how many examples every client must have, once that many are there.
 
     Args:
       num_examples: of the pool.
       num_clients: how many clients.
-      least: what the user asked for; None means 10, or half an even share if that is less.
+      min_size: what the user asked for; None means 10, or half an even share if that is less.
 
     Raises:
-      UserError: `least` makes no sense, or there are not as many examples.
+      UserError: `min_size` makes no sense, or there are not as many examples.
 
-    >>> least_size(1000, 5, None), least_size(30, 5, None), least_size(30, 5, 6)
+    >>> required_size(1000, 5, None), required_size(30, 5, None), required_size(30, 5, 6)
     (10, 3, 6)
     """
-    if least is None:
+    if min_size is None:
         return max(1, min(10, num_examples // (2 * num_clients)))
-    if checks.whole("least", least, 1) * num_clients > num_examples:
-        clients = num_examples // least
+    if checks.whole("min_size", min_size, 1) * num_clients > num_examples:
+        clients = num_examples // min_size
         raise UserError(
-            f"{num_examples} examples cannot give {num_clients} clients at least {least} each: "
-            f"use least={num_examples // num_clients}"
+            f"{num_examples} examples cannot give {num_clients} clients at least {min_size} each: "
+            f"use min_size={num_examples // num_clients}"
             + (f" or at most {clients} clients." if clients else ".")
         )
-    return int(least)
+    return int(min_size)
 
 
-def apportion(total: int, weights: np.ndarray, least: int) -> np.ndarray:
-    """Splits `total` into whole numbers: `least` for everybody, the rest in proportion.
+def apportion(total: int, weights: np.ndarray, min_size: int) -> np.ndarray:
+    """Splits `total` into whole numbers: `min_size` for everybody, the rest in proportion.
 
     Args:
-      total: at least `least` for each weight.
+      total: at least `min_size` for each weight.
       weights: `[k]` non-negative and finite, not all 0.
-      least: what everybody gets.
+      min_size: what everybody gets.
 
     Returns:
       `[k]` int64 that sum to `total`.
 
-    >>> apportion(10, np.array([6.0, 1.0, 1.0]), least=1).tolist()
+    >>> apportion(10, np.array([6.0, 1.0, 1.0]), min_size=1).tolist()
     [6, 2, 2]
     """
-    rest = total - least * len(weights)
+    rest = total - min_size * len(weights)
     exact = rest * (weights / weights.sum())
     sizes = np.floor(exact).astype(np.int64)
     # What rounding down left over goes to those who lost most by it.
     first = np.argsort(sizes - exact, kind="stable")
     sizes[first[: rest - sizes.sum()]] += 1
-    return sizes + least
+    return sizes + min_size
 
 
 def gather(members: list[np.ndarray], counts: np.ndarray, rng: np.random.Generator):

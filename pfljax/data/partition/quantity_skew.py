@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pfljax.data import checks
-from pfljax.data.partition.pool import apportion, least_size, members_by_class
+from pfljax.data.partition.pool import apportion, members_by_class, required_size
 
 
 def iid(labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
@@ -31,11 +31,11 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
 
 
 def quantity_log_normal(
-    labels: np.ndarray, num_clients: int, size_sigma: float, seed: int, least: int | None = None
+    labels: np.ndarray, num_clients: int, size_sigma: float, seed: int, min_size: int | None = None
 ) -> list[np.ndarray]:
     """Deals the examples out at random, in numbers that follow a log-normal distribution.
 
-    Every client gets `least` examples, and the others go out in proportion to exp(z), z normal
+    Every client gets `min_size` examples, and the others go out in proportion to exp(z), z normal
     with standard deviation `size_sigma`.
 
     Args:
@@ -44,7 +44,7 @@ def quantity_log_normal(
       size_sigma: from 0, which is `iid`, to 10; at 1 the largest of 20 clients has about six
         times what the median has.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 10, or half an even share if that is less.
+      min_size: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
@@ -52,7 +52,7 @@ def quantity_log_normal(
     Raises:
       UserError: an argument makes no sense, or there are too few examples.
 
-    >>> clients = quantity_log_normal(np.zeros(100, int), 4, size_sigma=1.0, seed=0, least=5)
+    >>> clients = quantity_log_normal(np.zeros(100, int), 4, size_sigma=1.0, seed=0, min_size=5)
     >>> sum(map(len, clients)), min(map(len, clients)) >= 5
     (100, True)
     """
@@ -60,15 +60,19 @@ def quantity_log_normal(
     sigma = checks.number("size_sigma", size_sigma, 0, 10)
     rng = np.random.default_rng(seed)
     weights = np.exp(sigma * rng.standard_normal(num_clients))
-    return _deal_sizes(sum(map(len, members)), weights, least, rng)
+    return _deal_sizes(sum(map(len, members)), weights, min_size, rng)
 
 
 def quantity_power_law(
-    labels: np.ndarray, num_clients: int, size_exponent: float, seed: int, least: int | None = None
+    labels: np.ndarray,
+    num_clients: int,
+    size_exponent: float,
+    seed: int,
+    min_size: int | None = None,
 ) -> list[np.ndarray]:
     """Deals the examples out at random, in numbers that follow a power law.
 
-    Every client gets `least` examples, and the others go out in proportion to r^-size_exponent,
+    Every client gets `min_size` examples, and the others go out in proportion to r^-size_exponent,
     where r = 1, 2, ... is a client's rank; ranks are drawn at random.
 
     Args:
@@ -77,7 +81,7 @@ def quantity_power_law(
       size_exponent: from 0, which is `iid`, to 10; at 1 the second client has half of what the
         first has.
       seed: whole number; the same seed gives the same partition.
-      least: what every client must have; None means 10, or half an even share if that is less.
+      min_size: what every client must have; None means 10, or half an even share if that is less.
 
     Returns:
       `num_clients` arrays of row numbers, int64.
@@ -85,7 +89,7 @@ def quantity_power_law(
     Raises:
       UserError: an argument makes no sense, or there are too few examples.
 
-    >>> clients = quantity_power_law(np.zeros(113, int), 3, size_exponent=1.0, seed=0, least=1)
+    >>> clients = quantity_power_law(np.zeros(113, int), 3, size_exponent=1.0, seed=0, min_size=1)
     >>> sorted(len(rows) for rows in clients)
     [21, 31, 61]
     """
@@ -93,11 +97,11 @@ def quantity_power_law(
     exponent = checks.number("size_exponent", size_exponent, 0, 10)
     rng = np.random.default_rng(seed)
     weights = (1.0 + rng.permutation(num_clients)) ** -exponent
-    return _deal_sizes(sum(map(len, members)), weights, least, rng)
+    return _deal_sizes(sum(map(len, members)), weights, min_size, rng)
 
 
 def _deal_sizes(
-    total: int, weights: np.ndarray, least: int | None, rng: np.random.Generator
+    total: int, weights: np.ndarray, min_size: int | None, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    sizes = apportion(total, weights, least_size(total, len(weights), least))
+    sizes = apportion(total, weights, required_size(total, len(weights), min_size))
     return [np.sort(rows) for rows in np.split(rng.permutation(total), np.cumsum(sizes)[:-1])]

@@ -1,7 +1,9 @@
-"""Whose work directory is it? A run never writes over another one."""
+"""Guards a work directory against being overwritten by a different run."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import pathlib
@@ -12,7 +14,7 @@ import ml_collections
 
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, writers
-from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.config import RENAMED, default_config, planned_rounds
 
 # Keys that may differ between a run and its resumption: they change neither state nor meaning.
 _FREE_KEYS = (
@@ -72,14 +74,46 @@ def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     notes = checkpoint.newest_notes(directory)
     if notes is not None and "settings" in notes:
-        return notes["settings"]
+        return upgraded(notes["settings"])
     path = directory / "config.json"
     if not path.exists():
         return None
     content = writers.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no config; remove it and run again.")
-    return content
+    return upgraded(content)
+
+
+def upgraded(old: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run of an earlier version with the keys of this one.
+
+    Keys that were renamed get their new names, and keys that did not exist their defaults.
+
+    Args:
+      old: The `settings` of the run; not changed.
+    """
+    default = default_config()
+    if old.get("algorithm") in default.hparams:
+        default.algorithm = old["algorithm"]
+    new = copy.deepcopy(old)
+    for before, after in RENAMED.items():
+        (*path, name), (*target, new_name) = before.split("."), after.split(".")
+        source = functools.reduce(lambda node, key: node.get(key, {}), path, new)
+        if name in source:
+            functools.reduce(lambda node, key: node.setdefault(key, {}), target, new)[new_name] = (
+                source.pop(name)
+            )
+    return _with_defaults(new, settings(default))
+
+
+def _with_defaults(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    filled = dict(content)
+    for key, value in default.items():
+        if key not in filled:
+            filled[key] = value
+        elif isinstance(value, dict) and isinstance(filled[key], dict):
+            filled[key] = _with_defaults(filled[key], value)
+    return filled
 
 
 def require_same_settings(

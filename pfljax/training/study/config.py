@@ -115,7 +115,7 @@ def default_config() -> ml_collections.ConfigDict:
     }
     # Examples that the Dirichlet and quantity partitions must give every client, and without which
     # the natural one leaves an owner out; None for their own rules.
-    config.data.least = config_dict.placeholder(int)
+    config.data.min_size = config_dict.placeholder(int)
     # What some data sets let one choose: the keyword-only arguments of their loaders.
     config.data.options = {
         name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
@@ -159,7 +159,10 @@ SEEDS_VARY = ("everything", "training")
 MOST = 2**31 - 1
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
-# Their keys become arguments, and are held against the signature of what takes them.
+# Keys that had another name in earlier versions, so that their runs can be resumed.
+RENAMED = {"data.least": "data.min_size"}
+
+# Keys that are passed on as arguments, and are checked against the signature of the callee.
 _OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
 
 
@@ -178,7 +181,9 @@ def _require_keys(config, default, prefix: str = "config.") -> None:
                 _require_keys(config[name], value, f"{prefix}{name}.")
     for name in config:
         if name not in default:
-            raise UserError(f"Nothing reads the key {prefix}{name}.{suggest(name, default)}")
+            renamed = RENAMED.get(f"{prefix}{name}".removeprefix("config."))
+            hint = f" It is config.{renamed} now." if renamed else suggest(name, default)
+            raise UserError(f"Nothing reads the key {prefix}{name}.{hint}")
 
 
 def planned_rounds(config: ml_collections.ConfigDict) -> int:

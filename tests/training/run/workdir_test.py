@@ -16,6 +16,19 @@ def config(**changes):
     return changed
 
 
+def test_a_run_of_an_earlier_version_has_the_keys_of_this_one(tmp_path):
+    config = default_config()
+    config.data.min_size = 7
+    old = workdir.settings(config)
+    old["data"]["least"] = old["data"].pop("min_size")
+    del old["compute_dtype"], old["cohort"]["join"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    workdir.require_same(tmp_path, config)
+    config.data.min_size = 8
+    with pytest.raises(UserError, match="min_size is 8 here and 7 there"):
+        workdir.require_same(tmp_path, config)
+
+
 def test_claiming_writes_the_config(tmp_path):
     place = tmp_path / "a" / "b"
     workdir.claim(place, config(algorithm="ditto"), resume=False)
