@@ -27,7 +27,7 @@ from absl import flags
 from pfljax.cli import app
 from pfljax.data import FederatedDataset, statistics
 from pfljax.errors import DivergedError
-from pfljax.report import finished, partition, plots, tables
+from pfljax.report import finished, partitions, plots, tables
 from pfljax.training.run import locks, loop, workdir
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment, placement, vectorized
@@ -207,13 +207,13 @@ def _run_seeds_together(comparison: Comparison, add_bar) -> None:
 def _draw_partition(comparison: Comparison, title: str) -> list[str]:
     """Draws what the clients have, unless that has been done; returns the pictures' names."""
     directory, dataset = comparison.directory, next(iter(comparison.datasets.values()), None)
-    if dataset is None and not (directory / partition.SIZES).exists():
+    if dataset is None and not (directory / partitions.SIZES).exists():
         run = (comparison.config.algorithms[0], comparison.config.seeds[0])
         dataset = experiment.build_dataset(comparison.of(run))
     if dataset is not None:
         found = statistics.measure(dataset)
-        return partition.draw(directory, found, title, dataset.num_unseen)
-    return [name for name in partition.PICTURES if (directory / name).exists()]
+        return partitions.draw(directory, found, title, dataset.num_unseen)
+    return [name for name in partitions.PICTURES if (directory / name).exists()]
 
 
 def _report(comparison: Comparison) -> list[str]:
@@ -223,7 +223,7 @@ def _report(comparison: Comparison) -> list[str]:
     first = next(iter(runs.values()))[0].result
     clients = (
         f"{first['dataset']}, {first['num_clients']} clients, "
-        f"{partition.name_partition(config.data)}"
+        f"{partitions.name_partition(config.data)}"
     )
     seeds = len(config.seeds)
     title = (

@@ -17,7 +17,7 @@ from absl import flags
 from pfljax.cli import app
 from pfljax.data import statistics
 from pfljax.errors import UserError
-from pfljax.report import partition
+from pfljax.report import partitions
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
 
@@ -37,15 +37,15 @@ def main() -> None:
     title = (
         f"{dataset.name}, {dataset.num_clients} clients"
         + (f" ({dataset.num_unseen} unseen)" if dataset.num_unseen else "")
-        + f", {partition.name_partition(config.data)}"
+        + f", {partitions.name_partition(config.data)}"
     )
     app.say(title)
-    app.say(partition.table(found))
-    app.say(partition.imbalance(found))
+    app.say(partitions.table(found))
+    app.say(partitions.imbalance(found))
     if flags.FLAGS.output is not None:
         directory = pathlib.Path(flags.FLAGS.output)
         try:
-            names = partition.draw(directory, found, title, dataset.num_unseen)
+            names = partitions.draw(directory, found, title, dataset.num_unseen)
         except OSError as error:
             raise UserError(
                 f"The pictures cannot be written to {directory} ({error.strerror}); name another "

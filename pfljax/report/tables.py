@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,12 +49,15 @@ _COSTS = (
 )
 
 
+# Characters of a line of a heading, so that all columns fit into a terminal.
+_HEADING_WIDTH = 12
+
 EXPLANATION = (
     "Test accuracies weighted by test examples, mean ± standard deviation over seeds. "
-    "personalized: the personalized models after the last round; at best validation: in the round with the best "
-    "validation score; worst decile: mean over the 10 % of clients with the lowest scores; unseen: "
-    "held-out clients, which never train; global: the global model. time per round: median; "
-    "upload, download: per client and round."
+    "personalized: the personalized models after the last round; at best validation: in the round "
+    "with the best validation score; worst decile: mean over the 10 % of clients with the lowest "
+    "scores; unseen: held-out clients, which never train; global: the global model. time per "
+    "round: median; upload, download: per client and round."
 )
 
 
@@ -234,7 +238,8 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
     # A narrow terminal shortens numbers, which comparison.md has, rather than what they are of.
     view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
-        view.add_column(f"{column.title}\n({column.unit})", justify="right", no_wrap=True)
+        lines = [*textwrap.wrap(column.title, _HEADING_WIDTH), f"({column.unit})"]
+        view.add_column("\n".join(lines), justify="right", no_wrap=True)
     for row in cells(runs, columns):
         view.add_row(*row)
     return view

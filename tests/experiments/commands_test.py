@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.report import partition
+from pfljax.report import partitions
 from pfljax.training.run import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -127,9 +127,9 @@ def test_the_comparison_stands_in_files(comparison):
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods == ["method", "local", "fedavg", "ditto"]
     assert len((comparison.place / "comparison.csv").read_text().splitlines()) == 1 + 3 * 2
-    for name in ("curves.png", "clients.png", *partition.PICTURES):
+    for name in ("curves.png", "clients.png", *partitions.PICTURES):
         assert (comparison.place / name).read_bytes().startswith(b"\x89PNG")
-    for name in partition.PICTURES:
+    for name in partitions.PICTURES:
         assert f"]({name})" in "\n".join(lines)
 
 

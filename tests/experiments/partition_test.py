@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pfljax.report.partition import PICTURES
+from pfljax.report.partitions import PICTURES
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -77,7 +77,7 @@ def test_errors_show_their_deviation_to_the_same_place(tmp_path):
 
     runs = {"local": [run(338.2), run(344.7)], "fedper": [run(0.8371), run(0.8379)]}
     (column,) = tables.columns_of(runs)
-    assert tables.heading(column) == "personal (mse)"
+    assert tables.heading(column) == "personalized (mse)"
     assert tables.cell(runs["local"], column) == "341.4 ± 4.6"
     assert tables.cell(runs["fedper"], column) == "0.8375 ± 0.0006"
     assert tables.cell([run(0.0)], column) == "0.000"

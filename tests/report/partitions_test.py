@@ -7,14 +7,14 @@ from matplotlib import image
 
 from pfljax import data
 from pfljax.data import statistics
-from pfljax.report import partition
+from pfljax.report import partitions
 from pfljax.training.study.config import default_config
 
 
 def found_in(num_clients, num_classes, examples=10_000, partition="dirichlet"):
     labels = np.random.default_rng(0).integers(0, num_classes, examples).astype(np.int32)
     pool = data.Examples("pool", np.zeros((examples, 1), np.uint8), labels, num_classes)
-    settings = dict(alpha=0.1, least=2, size_exponent=2.0)
+    settings = dict(alpha=0.1, min_size=2, size_exponent=2.0)
     clients = data.deal(partition, labels, num_clients, 0, **settings)
     return statistics.measure(
         data.assemble(
@@ -33,7 +33,7 @@ def printed(what):
 
 def test_the_table():
     found = found_in(20, 10)
-    text = printed(partition.table(found))
+    text = printed(partitions.table(found))
     rows = {line[:28].strip(): line[28:].split() for line in text.splitlines()}
     totals = found.totals
     expected = [totals.min(), np.median(totals), totals.mean(), totals.max()]
@@ -47,13 +47,13 @@ def test_the_table():
 
 def test_the_imbalance():
     found = found_in(20, 10)
-    text = partition.imbalance(found)
+    text = partitions.imbalance(found)
     classes = found.counts.sum(axis=0)
     assert f"{found.totals.max() / found.totals.min():.3g} times the examples of the" in text
     assert f"the largest class {classes.max() / classes.min():.3g} times" in text
     one = found_in(1, 10)
-    assert "The largest client has 1 times" in partition.imbalance(one)
-    assert "distance to another client" not in printed(partition.table(one))
+    assert "The largest client has 1 times" in partitions.imbalance(one)
+    assert "distance to another client" not in printed(partitions.table(one))
 
 
 def is_blue(pixels):
@@ -71,12 +71,12 @@ def test_pictures(tmp_path, num_clients, num_classes, partition):
         counts = np.array([[30, 70]])
         sizes = {name: np.array([size]) for name, size in (("train", 60), ("test", 40))}
         found = statistics.Statistics(sizes, counts, np.array([0]), np.zeros((1, 1)), np.zeros(1))
-    names = partition.draw(tmp_path / "new", found, "A title", num_clients // 10)
-    assert tuple(names) == partition.PICTURES
+    names = partitions.draw(tmp_path / "new", found, "A title", num_clients // 10)
+    assert tuple(names) == partitions.PICTURES
     for name in names:
         pixels = image.imread(tmp_path / "new" / name)
         assert 400 < pixels.shape[0] <= 2400 and 900 < pixels.shape[1] <= 2000
-    bubbles = image.imread(tmp_path / "new" / partition.CLASSES)
+    bubbles = image.imread(tmp_path / "new" / partitions.CLASSES)
     assert is_blue(bubbles).sum() > 500
     orange = (bubbles[..., 0] > 0.9) & (bubbles[..., 2] < 0.4)
     assert (orange.sum() > 50) == (num_clients >= 10)
@@ -87,10 +87,10 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
     found = found._replace(
         counts=np.zeros((20, 0), int), compared=np.zeros(0, int), to_pool=np.zeros(0)
     )
-    assert partition.draw(tmp_path, found, "A title", 0) == [partition.SIZES]
-    assert [file.name for file in tmp_path.iterdir()] == [partition.SIZES]
-    assert "classes" not in printed(partition.table(found))
-    assert "class" not in partition.imbalance(found)
+    assert partitions.draw(tmp_path, found, "A title", 0) == [partitions.SIZES]
+    assert [file.name for file in tmp_path.iterdir()] == [partitions.SIZES]
+    assert "classes" not in printed(partitions.table(found))
+    assert "class" not in partitions.imbalance(found)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
         ({"partition": "pathological", "balanced": False}, "2 classes each in unequal shares"),
         ({"partition": "groups"}, "4 groups by class"),
         (
-            {"partition": "dirichlet_by_client", "least": 7},
-            "dirichlet_by_client (alpha=0.1, least=7)",
+            {"partition": "dirichlet_by_client", "min_size": 7},
+            "dirichlet_by_client (alpha=0.1, min_size=7)",
         ),
         ({"partition": "natural"}, "natural"),
         ({"name": "npz"}, "natural"),
@@ -118,4 +118,4 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
 def test_partitions_have_names(changes, words):
     config = default_config()
     config.data.update(changes)
-    assert partition.name_partition(config.data) == words
+    assert partitions.name_partition(config.data) == words
