@@ -120,8 +120,8 @@ def adaptive_clip(
     given = all(isinstance(value, numbers.Real) for value in (noise_multiplier, count_noise))
     if given and noise_multiplier > 0 and 2 * count_noise <= noise_multiplier:
         raise UserError(
-            f"adaptive_clip: count_noise is {count_noise} and noise_multiplier is "
-            f"{noise_multiplier}; raise count_noise above half of noise_multiplier."
+            f"adaptive_clip.count_noise is {count_noise}; with a noise_multiplier of "
+            f"{noise_multiplier} it must be above {noise_multiplier / 2}."
         )
 
     def on_sum():

@@ -92,6 +92,8 @@ def test_refusals():
             cohorts.one_round(aggregation.AGGREGATORS[kind](), by_class)
     with pytest.raises(UserError, match="bound is 0; it must be positive"):
         aggregation.clip(bound=0)
-    with pytest.raises(UserError, match="raise count_noise above half of noise_multiplier"):
+    with pytest.raises(
+        UserError, match="count_noise is 0.5; with a noise_multiplier of 1.0 it must be above 0.5"
+    ):
         aggregation.adaptive_clip(noise_multiplier=1.0, count_noise=0.5)
     aggregation.adaptive_clip(noise_multiplier=1.0, count_noise=0.51)

@@ -25,7 +25,7 @@ from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime
-from pfljax.training.study import autotune, optimizers, placement
+from pfljax.training.study import aggregation, autotune, optimizers, placement
 from pfljax.training.study import config as config_lib
 from pfljax.training.study.task import build_task
 
@@ -141,21 +141,29 @@ def build_local_training(
 
 
 def build_algorithm(
-    config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
+    config: ml_collections.ConfigDict,
+    task: Task,
+    dataset: FederatedDataset,
+    largest: int = config_lib.MOST,
 ) -> Algorithm:
-    """Makes the config's method with its hyper-parameters, the numbers of which may be traced.
+    """Makes the config's method and aggregation, whose hyper-parameters may be traced.
 
     Args:
       config: of the run.
       task: of the run.
+      dataset: The data set of the run, of which only shapes are read.
       largest: as in `build_local_training`.
+
+    Raises:
+      UserError: the method's messages cannot pass through the config's aggregators.
     """
     factory = ALGORITHMS[config.algorithm]
     arguments = dict(config.hparams[config.algorithm])
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
-    return factory(task, build_local_training(config, task, largest), **arguments)
+    algorithm = factory(task, build_local_training(config, task, largest), **arguments)
+    return aggregation.aggregated(config, algorithm, dataset)
 
 
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
@@ -220,6 +228,7 @@ def clients_without_a_step(
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a config that cannot be meant, before any data is read."""
     config_lib.check(config)
+    aggregation.check(config)
     decay = config.client_optimizer.decay
     if not 0 < decay <= 1:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
@@ -261,7 +270,7 @@ def build(
     task = build_task(config, dataset)
     bounds = bounds or bounds_of([dataset])
     clients_without_a_step(config, dataset)
-    algorithm = build_algorithm(config, task, bounds.train)
+    algorithm = build_algorithm(config, task, dataset, bounds.train)
     local = build_local_training(config, task, bounds.train)
     _require_accepted(algorithm, dataset)
     _require_statistics(config, dataset, task)
