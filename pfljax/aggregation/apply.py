@@ -239,14 +239,20 @@ def _combined(
     return messages.to_total(messages.Message(scaled, weights), sums), state
 
 
-def require_order(aggregators: Sequence[Aggregator]) -> None:
-    """Raises a `UserError` for the first aggregator that cannot follow one before it."""
-    for earlier, later in itertools.combinations(aggregators, 2):
+def require_order(aggregators: Sequence[Aggregator], of_method: int = 0) -> None:
+    """Raises a `UserError` for the first aggregator that cannot follow one before it.
+
+    Args:
+      aggregators: in the order in which clients apply them.
+      of_method: number of the first of them that are part of the method.
+    """
+    for (number, earlier), (_, later) in itertools.combinations(enumerate(aggregators), 2):
         if earlier.kind not in BEFORE[later.kind]:
+            what = "is part of the method" if number < of_method else "comes before it"
             raise UserError(
-                f"config.aggregation.stages: {later.name!r} {later.kind.value} and cannot come "
-                f"after {earlier.name!r}, which {earlier.kind.value}; leave one out, or change the "
-                "order."
+                f"config.aggregation.stages: {later.name!r} {later.kind.value} and cannot follow "
+                f"{earlier.name!r}, which {what} and {earlier.kind.value}; leave it out, or change "
+                "the order."
             )
 
 

@@ -1,4 +1,4 @@
-"""The config's aggregation: aggregators for the method's messages, and what metrics are reported."""
+"""The config's aggregation: what a method's messages pass through, and which metrics are public."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def aggregated(
                 "config.aggregation.stages would change nothing; leave it empty, or leave the "
                 "method out."
             )
-        for aggregator in aggregators(config):
+        own, added = algorithm.aggregators, aggregators(config)
+        aggregation.require_order((*own, *added), of_method=len(own))
+        for aggregator in added:
             if aggregator.kind is aggregation.Kind.BOUNDED and jax.tree.leaves(each):
                 raise UserError(
                     f"{config.algorithm} shows the server each client's upload, which "

@@ -65,7 +65,8 @@ def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> di
         if not key.startswith(allowed) or key.endswith(".decay") or not numbers:
             raise UserError(
                 f"config.{key} cannot differ between runs of one program; only numbers of the "
-                "method, its aggregation and its optimizers can. Run it in a work directory of its own."
+                "method, its aggregation and its optimizers can. Run it in a work directory of its "
+                "own."
             )
     return {key: jnp.asarray(found) for key, found in values.items()}
 
