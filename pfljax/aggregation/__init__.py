@@ -7,7 +7,14 @@ are: the plain mean.
 
 from collections.abc import Callable
 
-from pfljax.aggregation.apply import Upload, apply, require_order, shapes_of_upload, without_metrics
+from pfljax.aggregation.apply import (
+    Upload,
+    WithAggregation,
+    apply,
+    require_order,
+    shapes_of_upload,
+    without_metrics,
+)
 from pfljax.aggregation.clipping import adaptive_clip, clip
 from pfljax.aggregation.low_rank import low_rank
 from pfljax.aggregation.messages import Message, Public, Size
@@ -38,6 +45,7 @@ __all__ = [
     "Size",
     "Total",
     "Upload",
+    "WithAggregation",
     "adaptive_clip",
     "apply",
     "clip",
