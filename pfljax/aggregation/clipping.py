@@ -63,16 +63,16 @@ def clip(
         sum_k x_k + N(0, (noise_multiplier bound)^2)
 
     Args:
-      bound: largest L2 norm of a client's message, over all of its parts together, 0.01 to 10.
+      bound: largest L2 norm of a client's message, over all of its parts together, 0.01 to 10;
+        every client then has weight 1, whatever weights the method has.
       noise_multiplier: standard deviation of the noise over the bound, 0.1 to 2; 0 for no noise.
 
     Returns:
       The aggregator; it has no state.
 
     Notes:
-      Clients are weighted uniformly, whatever weights the method has. Parts without a weight are
-      clipped and noisy too. Messages with a weight for each class are refused. What a method
-      uploads in `ClientOutput.each`, and training metrics, do not pass here.
+      Parts without a weight are clipped and noisy too. Messages with a weight for each class are
+      refused. What a method uploads in `ClientOutput.each`, and training metrics, do not pass here.
     """
 
     def encode(message, size, client, server, context):
@@ -100,7 +100,7 @@ def adaptive_clip(
         noise on the sum: N(0, (z C)^2),   z^-2 = noise_multiplier^-2 - (2 count_noise)^-2
 
     Args:
-      bound: C in the first round, 0.01 to 10; the paper takes 0.1.
+      bound: C in the first round, 0.01 to 10; the paper takes 0.1. Every client has weight 1.
       quantile: share of the clients whose norm is to be below C, 0.1 to 0.9; the paper takes 0.5.
       bound_rate: how fast C moves, 0.05 to 0.5; the paper takes 0.2, and 0 keeps it.
       noise_multiplier: noise of the round as a whole, 0.1 to 2; 0 for no noise on the sum.

@@ -66,8 +66,7 @@ def test_what_a_result_says(straight):
     directory, result, _ = straight
     assert list(result["aggregation"]) == list(SETTINGS["aggregation.stages"])
     assert result["aggregation"]["top_k"] == {"fraction": 0.2}
-    # The model's 64 * 8 + 8 + 8 * 10 + 10 numbers: a fifth with 8 bits, a bit for each, four scales,
-    # the weight and a term.
+    # A fifth of the model's numbers with 8 bits, a bit for each, four scales, the weight, a term.
     numbers = 64 * 8 + 8 + 8 * 10 + 10
     expected = (np.ceil(0.2 * numbers) * 8 + numbers + 32 * (4 + 1 + 1)) / 8
     assert result["upload_bytes"] == pytest.approx(expected, rel=0.01)

@@ -93,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
 
     # stages: aggregators that the clients' messages pass through before the server, in the order in
-    # which clients apply them; () for the plain mean. metrics: 'public' reports the mean of the
+    # which clients apply them; () for the plain mean; metrics: 'public' reports the mean of the
     # clients' training metrics, which no aggregator protects; 'none' reports none of them.
     config.aggregation = {"stages": (), "metrics": "public"}
     for name, factory in AGGREGATORS.items():
