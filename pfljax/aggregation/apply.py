@@ -117,10 +117,13 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
 
     Raises:
       UserError: the aggregator cannot follow one that the method has already.
+      ValueError: the aggregator has a state, and there is no `message`.
     """
     require_order((*algorithm.aggregators, aggregator))
     stage = len(algorithm.aggregators)
     at_server, at_client = aggregator.init_server is not None, aggregator.init_client is not None
+    if message is None and (at_server or at_client):
+        raise ValueError(f"The aggregator {aggregator.name!r} has a state, and needs `message`.")
 
     def own(context: Context) -> Context:
         return context._replace(key=streams.key_of(context.key, streams.AGGREGATION, stage))

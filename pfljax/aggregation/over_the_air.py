@@ -48,9 +48,9 @@ def over_the_air(
 
     Notes:
       `E_1` is the exponential integral, the power that inversion takes on average: a low threshold
-      loses few clients and much power. The weights, and r, are sent digitally and without error; a
-      client that does not transmit has weight 0. Entries are symbols of the channel, not bits: what
-      is reported is the number of bits that the message has without the channel.
+      loses few clients and much power. The weights, and what r needs, are sent digitally, without
+      error and in public; a client that does not transmit has weight 0. Entries are symbols of the
+      channel, not bits: the number of bits reported is that of the message without the channel.
     """
 
     def encode(message, size, client, server, context):

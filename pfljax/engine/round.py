@@ -205,7 +205,8 @@ def one_round(
     Returns:
       The next state, the room for buffer, and the metrics: the means of the clients' (NaN where no
       client had anything to report), with the number of clients (`cohort`), their training examples
-      (`examples`), what these cost with padding (`slots`), and `not_finite`: the id of a client
+      (`examples`), what these cost with padding (`slots`), the mean of the bytes that clients send
+      where an aggregator decides them (`upload_bytes`), and `not_finite`: the id of a client
       whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum
       of the messages or the server's next state has one, else `ALL_FINITE`.
     """
