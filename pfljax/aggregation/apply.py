@@ -106,7 +106,7 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     """Returns a method whose messages pass through an aggregator.
 
     Args:
-      algorithm: the method.
+      algorithm: the method. Functions of it that a derived method replaces must be replaced before.
       aggregator: applied after those that the method has already.
       message: shapes of `ClientOutput.sum`, from `shapes_of_upload`; an aggregator without state
         needs none.
@@ -128,14 +128,14 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     def own(context: Context) -> Context:
         return context._replace(key=streams.key_of(context.key, streams.AGGREGATION, stage))
 
-    def joined(has_state: bool, method: PyTree, state: PyTree) -> PyTree:
+    def combine_states(has_state: bool, method: PyTree, state: PyTree) -> PyTree:
         return WithAggregation(method, state) if has_state else method
 
-    def apart(has_state: bool, state: PyTree) -> tuple[PyTree, PyTree]:
+    def split_state(has_state: bool, state: PyTree) -> tuple[PyTree, PyTree]:
         return tuple(state) if has_state else (state, ())
 
     def of_method(server: PyTree) -> PyTree:
-        return apart(at_server, server)[0]
+        return split_state(at_server, server)[0]
 
     def zero_message() -> messages.Message:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), message)
@@ -143,23 +143,21 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
 
     def init_server(key, population):
         server = algorithm.init_server(key, population)
-        return joined(
-            at_server, server, aggregator.init_server(zero_message()) if at_server else ()
-        )
+        state = aggregator.init_server(zero_message()) if at_server else ()
+        return combine_states(at_server, server, state)
 
     def init_client(server, profile, key):
         client = algorithm.init_client(of_method(server), profile, key)
-        return joined(
-            at_client, client, aggregator.init_client(zero_message()) if at_client else ()
-        )
+        state = aggregator.init_client(zero_message()) if at_client else ()
+        return combine_states(at_client, client, state)
 
     def download(server, context):
-        server, state = apart(at_server, server)
-        return joined(at_server, algorithm.download(server, context), state)
+        server, state = split_state(at_server, server)
+        return combine_states(at_server, algorithm.download(server, context), state)
 
     def client_update(received, client, data, context):
-        received, server_state = apart(at_server, received)
-        client, client_state = apart(at_client, client)
+        received, server_state = split_state(at_server, received)
+        client, client_state = split_state(at_client, client)
         output = algorithm.client_update(received, client, data, context)
         size = messages.size(output.sum, output.each) if output.size is None else output.size
         sent, terms = output.sum, ()
@@ -170,13 +168,15 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
             sent, terms = messages.to_client(encoded.message, sent), encoded.terms
             size, client_state = encoded.size, encoded.state
             size = size._replace(other_bits=size.other_bits + 8 * tree.num_bytes(terms))
-        output = output._replace(state=joined(at_client, output.state, client_state), size=size)
+        output = output._replace(
+            state=combine_states(at_client, output.state, client_state), size=size
+        )
         if aggregator.sees_each_message:
             return output._replace(sum=(), each=Seen(sent, output.each))
         return output._replace(sum=Upload(sent, Public(terms)))
 
     def server_update(server, uploads, cohort, context):
-        server, state = apart(at_server, server)
+        server, state = split_state(at_server, server)
         if aggregator.sees_each_message:
             stacked, each = uploads.each
             total, state = _combined(aggregator, stacked, cohort.ids >= 0, state, own(context))
@@ -189,16 +189,18 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         server = algorithm.server_update(
             server, uploads._replace(total=total, each=each), cohort, context
         )
-        return joined(at_server, server, state)
+        return combine_states(at_server, server, state)
 
     def personalize(server, client, data, context):
-        return algorithm.personalize(of_method(server), apart(at_client, client)[0], data, context)
+        return algorithm.personalize(
+            of_method(server), split_state(at_client, client)[0], data, context
+        )
 
     def global_params(server):
         return algorithm.global_params(of_method(server))
 
     def exchange(server, client, uploads, cohort, member, context):
-        client, state = apart(at_client, client)
+        client, state = split_state(at_client, client)
         each = uploads.each.each if aggregator.sees_each_message else uploads.each
         moved = algorithm.exchange(
             of_method(server),
@@ -208,7 +210,7 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
             member,
             context,
         )
-        return joined(at_client, moved, state)
+        return combine_states(at_client, moved, state)
 
     return algorithm._replace(
         init_server=init_server,
@@ -228,7 +230,7 @@ def _combined(
 ) -> tuple[PyTree, PyTree]:
     """Returns what `combine` makes of the messages `[cohort, ...]`, in the form of their sum."""
     values, state = aggregator.combine(messages.of_client(stacked), present, state, context)
-    # A message that is not finite must show, however few clients a robust rule listens to.
+    # A message that is not finite must be detected, though a robust rule may leave it out.
     values = tree.where(
         tree.is_finite(stacked), values, jax.tree.map(lambda x: x * jnp.nan, values)
     )

@@ -2,7 +2,7 @@
 
 References:
   Wu, Wu, Lyu, Huang, Xie, "Communication-Efficient Federated Learning via Knowledge Distillation",
-  2022, https://arxiv.org/abs/2108.13323 (FedKD, which brings this aggregator along).
+  2022, https://arxiv.org/abs/2108.13323 (FedKD, of which this aggregator is a part).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def over_the_air(
     fading: bool = False,
     gain_threshold: Annotated[float, core.above(0)] = 0.1,
 ) -> Aggregator:
-    """Adds the receiver's noise to the sum; with fading, clients in a deep fade are not heard.
+    """Adds the receiver's noise to the sum; with fading, clients in a deep fade do not transmit.
 
         sum_k w_k x_k + N(0, sigma^2),   over the clients that transmit
         sigma = r / sqrt(SNR),   r = root mean square of an entry of w_k x_k over these clients
@@ -55,25 +55,25 @@ def over_the_air(
 
     def encode(message, size, client, server, context):
         gain = jax.random.exponential(context.key)
-        heard = (gain >= gain_threshold) | ~jnp.asarray(fading, bool)
+        transmits = (gain >= gain_threshold) | ~jnp.asarray(fading, bool)
 
-        def silenced(values):
-            return tree.where(heard, values, tree.zeros_like(values))
+        def received(values):
+            return tree.where(transmits, values, tree.zeros_like(values))
 
         message = message._replace(
-            values=silenced(message.values), weights=silenced(message.weights)
+            values=received(message.values), weights=received(message.weights)
         )
         scaled = [messages.scale(*part) for part in zip(*message, strict=True)]
-        terms = (tree.squared_norm(scaled), heard.astype(jnp.float32))
+        terms = (tree.squared_norm(scaled), transmits.astype(jnp.float32))
         return Encoded(message, size, terms=terms)
 
     def decode(total, server, context):
         values = total.message.values
-        squares, heard = total.terms
+        squares, transmitters = total.terms
         loss = jnp.where(fading, jax.scipy.special.exp1(gain_threshold), 1.0)
-        power = squares / (jnp.maximum(heard, 1) * tree.size(values))
+        power = squares / (jnp.maximum(transmitters, 1) * tree.size(values))
         relative = jnp.sqrt(power * loss * 10.0 ** (-snr_db / 10))
-        std = jnp.where(noise_std > 0, noise_std, relative) * (heard > 0)
+        std = jnp.where(noise_std > 0, noise_std, relative) * (transmitters > 0)
         noise = optax.tree.random_like(context.key, values, jax.random.normal)
         values = jax.tree.map(
             lambda leaf, draw: leaf + std.astype(leaf.dtype) * draw, values, noise

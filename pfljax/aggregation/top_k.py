@@ -1,4 +1,4 @@
-"""Top-k sparsification with error feedback: only the largest entries are sent, the rest later.
+"""Top-k sparsification with error feedback: only the largest entries are sent, the others later.
 
 References:
   Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory", 2018, https://arxiv.org/abs/1809.07599.
@@ -21,7 +21,7 @@ from pfljax.core import tree
 
 @core.checked
 def top_k(*, fraction: Annotated[float, core.above(0, 1)] = 0.1) -> Aggregator:
-    """Sends the entries of largest magnitude, and remembers the others.
+    """Sends the entries of largest magnitude, and adds the others to the next message.
 
         v = x_k + e_k;   m = 1 on the ceil(fraction d) entries of largest |v|, else 0
         send m v;   e_k <- v - m v
@@ -36,7 +36,7 @@ def top_k(*, fraction: Annotated[float, core.above(0, 1)] = 0.1) -> Aggregator:
       The entries of all arrays compete with one another. A message counts as its entries and the
       indices of these, or one bit for each of the `d` entries where that is less. A client whose
       weight is zero keeps all in `e_k`, as nothing of its message arrives. Absolute values, such as
-      means of features, would pile up in `e_k`, so that methods which upload them are refused.
+      means of features, would accumulate in `e_k`, so that methods which upload them are refused.
     """
 
     def init_client(message):

@@ -1,4 +1,4 @@
-"""The channel's noise, and the clients that it does not hear."""
+"""The channel's noise, and the clients that do not transmit."""
 
 import cohorts
 import jax
@@ -36,20 +36,20 @@ def test_the_sum_with_noise_at_the_signal_to_noise_ratio():
     )
 
 
-def test_fading_silences_whole_clients_and_costs_power():
+def test_in_a_deep_fade_clients_do_not_transmit_and_inversion_costs_power():
     threshold, count = 0.5, 60
     rows, weights, sent = sent_by(count, 50)
     aggregator = aggregation.over_the_air(fading=True, gain_threshold=threshold, snr_db=200)
     outcome = jax.jit(lambda: cohorts.one_round(aggregator, sent)[:1])()
     gains = [jax.random.exponential(cohorts.context(0, k).key) for k in range(count)]
-    heard = np.array(gains) >= threshold
-    # exp(-0.5) of the clients are heard; the deviation of their share is 0.063.
-    assert abs(heard.mean() - np.exp(-threshold)) < 0.2 and not heard.all()
+    transmits = np.array(gains) >= threshold
+    # exp(-0.5) of the clients transmit; the deviation of their share is 0.063.
+    assert abs(transmits.mean() - np.exp(-threshold)) < 0.2 and not transmits.all()
     (total,) = outcome
     np.testing.assert_allclose(
-        total.value, (rows * weights[:, None])[heard].sum(axis=0), rtol=1e-3, atol=1e-2
+        total.value, (rows * weights[:, None])[transmits].sum(axis=0), rtol=1e-3, atol=1e-2
     )
-    assert total.weight == weights[heard].sum()
+    assert total.weight == weights[transmits].sum()
 
     rows, weights, sent = sent_by(1, 30_000)
     loud = aggregation.over_the_air(fading=True, gain_threshold=1e-3, snr_db=10)
@@ -59,7 +59,7 @@ def test_fading_silences_whole_clients_and_costs_power():
 
 
 @pytest.mark.parametrize("options", [{"noise_std": 3.0}, {"snr_db": -20.0}])
-def test_without_a_client_that_is_heard_nothing_arrives(options):
+def test_without_a_client_that_transmits_nothing_arrives(options):
     _, _, sent = sent_by(3, 10)
     aggregator = aggregation.over_the_air(fading=True, gain_threshold=1e6, **options)
     total = cohorts.one_round(aggregator, sent).total

@@ -39,9 +39,9 @@ def test_numpy_agrees_and_padding_does_not_count(present):
 
 
 def test_no_client_gives_zeros():
-    nobody = np.zeros(8, bool)
+    absent = np.zeros(8, bool)
     for aggregator in (aggregation.median(), aggregation.trimmed_mean()):
-        np.testing.assert_array_equal(combined(aggregator, nobody), 0)
+        np.testing.assert_array_equal(combined(aggregator, absent), 0)
 
 
 def test_clients_without_weight_do_not_count_and_neither_do_those_without_a_class():
