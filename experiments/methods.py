@@ -4,8 +4,8 @@
 
 What server and client hold, and the year, are read from the methods' docstrings; the bytes are
 counted from shapes, for the MLP 784-100-10 and 20 clients with 10 classes; "sum" tells that the
-server needs to see no client's message, only their total, so that secure aggregation and
-differential privacy could be added; pfljax has neither clipping and noise nor masks.
+server needs to see no client's message, only their total, so that every aggregator of
+`pfljax/aggregation/` can be used, and secure aggregation could be added.
 """
 
 from __future__ import annotations
