@@ -283,7 +283,7 @@ def test_fedcac_without_critical_entries_is_fedavg():
     assert federation.differ(other.scores["personal"], other.scores["global"])
 
 
-def test_beta_of_fedcac_decides_how_long_clients_share():
+def test_beta_of_fedcac_determines_how_long_clients_share():
     first, later, never = (run("fedcac", beta=b).clients.params for b in (0.1, 0.2, 100.0))
     federation.assert_close(first, later)
     assert federation.differ(first, never)
@@ -529,7 +529,7 @@ def test_an_unseen_client_of_apple_learns_relations():
     federation.assert_close(joined.each, last)
 
 
-def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
+def test_pfedhn_without_client_embeddings_is_fedavg():
     # Only the heads' biases then move, along the mean of clients of one size.
     options = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5)}
     fixed = federation.task().init(jax.random.key(7))
@@ -582,7 +582,7 @@ def test_every_setting_of_pfedhn_counts():
     assert not federation.differ(*seen) and federation.differ(*unseen)  # joining_rounds, the last
 
 
-def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
+def test_the_first_models_of_pfedhn_are_near_the_initialization_of_the_task():
     algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
     server = algorithm.init_server(jax.random.key(3), federation.examples().population())
     models = hypernetwork.generate(server.network, server.embeddings)

@@ -59,7 +59,7 @@ def test_no_two_uses_share_a_key():
     assert len(data) == len(keys) > 1000
 
 
-def test_the_clients_own_key_stays_and_differs_between_runs_and_clients():
+def test_the_key_of_a_client_is_constant_and_differs_between_runs_and_clients():
     def own(seed, round, stream, client):
         key = client_context(jax.random.key(seed), round, 9, stream, client).client_key
         return tuple(np.asarray(jax.random.key_data(key)).tolist())

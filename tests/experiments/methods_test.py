@@ -14,7 +14,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_every_method_stands_in_one_family():
+def test_every_method_is_in_one_family():
     names = [name for family in FAMILIES.values() for name in family]
     assert sorted(names) == sorted(ALGORITHMS)
 

@@ -50,7 +50,7 @@ def test_the_checkpoint_holds_bound_and_memory_and_goes_to_other_devices(straigh
     saved = []
     for used in (built, one):
         checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
-        like = used.start(used.examples, jax.random.key(5))
+        like = used.programs.init(used.examples, jax.random.key(5))
         (restored,) = checkpoints.restore(like, 5, used.devices)
         checkpoints.close()
         saved.append(checkpoint.to_host(restored.state, 5))

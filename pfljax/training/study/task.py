@@ -17,7 +17,7 @@ from pfljax.errors import UserError
 from pfljax.training.study import adapters
 from pfljax.training.study import config as config_lib
 
-_OTHER_MODEL = "raise config.model.vocabulary, or name a model that reads measurements"
+_OTHER_MODEL = "raise config.model.vocabulary, or choose a model for numeric inputs"
 
 
 def build_task(

@@ -78,7 +78,7 @@ def test_a_user_without_a_home_directory_has_no_cache(monkeypatch, tmp_path):
     assert runtime._cache_directory() == tmp_path / "pfljax"
 
 
-def test_a_lost_process_is_one_sentence(monkeypatch):
+def test_a_lost_process_gives_a_one_line_error(monkeypatch):
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     with pytest.raises(jax.errors.JaxRuntimeError), runtime.one_sentence_for_lost_processes():
         raise lost
