@@ -488,7 +488,7 @@ def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
         local = LOCAL._replace(observe=observe, epochs=1)
         algorithm = ALGORITHMS["fedkd"](mentor, local, mentee=mentee, energy_start=1.0)
         server, _, output = one_client_update(algorithm, 1)
-        model = averaging.apply(server, output.sum, averaging.PLAIN).params
+        model = averaging.apply(server, output.sum.message, averaging.PLAIN).params
         wanted = plain.observed(server.params, jnp.float32(x))
         federation.assert_close(plain.statistics(model), wanted)
 
