@@ -4,8 +4,8 @@
 
 The states of server and client and the year are read from the docstrings of the methods. The bytes
 are counted from shapes, for the MLP 784-100-10 and 20 clients with 10 classes. "sum only" marks
-methods whose server needs only the sum of the client updates, so that secure aggregation and
-differential privacy could be added; pfljax implements neither.
+methods whose server needs only the sum of the client updates, so that every aggregator of
+`pfljax/aggregation/` can be used and secure aggregation could be added.
 """
 
 from __future__ import annotations

@@ -119,8 +119,10 @@ def fedem(
         )
 
     def server_update(server, uploads, cohort, context):
+        # Whatever weights an aggregator leaves, absent clients count by their examples.
+        present = jnp.sum(cohort.sizes) / server.examples
         change, weight = uploads.total
-        counted = core.Weighted(change, jnp.where(absent_count, server.examples, weight))
+        counted = core.Weighted(tree.scale(jnp.where(absent_count, present, 1), change), weight)
         return server._replace(average=averaging.apply(server.average, counted, server_optimizer))
 
     def predict(params, inputs, key):

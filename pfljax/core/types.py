@@ -113,18 +113,21 @@ class ClientOutput(NamedTuple):
 
     Attributes:
       state: the client's next private state; never leaves the client.
-      sum: added up over the cohort; the server needs only the total, so that secure
-        aggregation and differential privacy could be added.
+      sum: added up over the cohort; the server needs only the total, so that every aggregator can
+        be used and secure aggregation could be added.
       each: one row per client, seen by the server: costs cohort x message and reveals
         individual messages; `()` unless the method compares clients.
       metrics: scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
         for a mean over those clients only that have something to report.
+      size: number of bits of what is uploaded, an `aggregation.Size`, where an aggregator decides
+        it; None where the shapes of `sum` and `each` tell it.
     """
 
     state: PyTree
     sum: PyTree = ()
     each: PyTree = ()
     metrics: dict[str, PyTree] = {}
+    size: PyTree = None
 
 
 class Task(NamedTuple):
@@ -204,7 +207,10 @@ class Algorithm(NamedTuple):
         `context.client_id` in a round; None sends of its state whatever `client_update` reads.
       exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
         member of the cohort after the server's update, `member` being its row in
-        `uploads.each`; None unless clients learn from each other.
+        `uploads.each`; None unless clients learn from each other. With an aggregator
+        `uploads.total` is `()`.
+      aggregators: the `aggregation.Aggregator`s that are part of these functions, in the order in
+        which clients apply them; `aggregation.apply` adds one.
     """
 
     init_server: Callable[..., PyTree]
@@ -216,6 +222,7 @@ class Algorithm(NamedTuple):
     global_params: Callable[..., Params] | None = None
     download: Callable[..., PyTree] | None = None
     exchange: Callable[..., PyTree] | None = None
+    aggregators: tuple[Any, ...] = ()
 
     def update_client(
         self, server: PyTree, client: PyTree, data: ClientData, context: Context

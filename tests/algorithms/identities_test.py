@@ -615,10 +615,12 @@ def test_fedkd_without_distillation_is_local_training_beside_fedavg():
     fedkd = run("fedkd", weight_by_size=True, **apart)
     federation.assert_close(fedkd.server.params, run("fedavg").server.params)
     federation.assert_close(fedkd.clients.mentor, run("local").clients)
-    np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
+    whole = 4 * (core.tree.size(fedkd.server.params) + 1)  # and the weight
+    np.testing.assert_array_equal(fedkd.metrics["upload_bytes"], whole)
     cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
     assert federation.differ(cut.server.params, fedkd.server.params)
-    assert np.all(cut.metrics["sent"][:-1] < 1) and cut.metrics["sent"][-1] == 1
+    sent = cut.metrics["upload_bytes"]
+    assert np.all(sent[:-1] < whole) and sent[-1] == whole
     for change in ({"distillation": 1.0}, {"hidden": 1.0}):
         other = run("fedkd", weight_by_size=True, **{**apart, **change})
         assert federation.differ(other.clients.mentor, fedkd.clients.mentor)

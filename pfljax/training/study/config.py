@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import check_hyperparameters
 from pfljax.data import SOURCES
@@ -91,6 +92,13 @@ def default_config() -> ml_collections.ConfigDict:
     # first round.
     config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
 
+    # stages: aggregators that the clients' messages pass through before the server, in the order in
+    # which clients apply them; () for the plain mean; metrics: 'public' reports the mean of the
+    # clients' training metrics, which no aggregator protects; 'none' reports none of them.
+    config.aggregation = {"stages": (), "metrics": "public"}
+    for name, factory in AGGREGATORS.items():
+        config.aggregation[name] = hyperparameters(factory)
+
     config.data = {
         "name": "digits",  # the data set
         "dir": "",  # the directory with its files
@@ -122,6 +130,15 @@ def default_config() -> ml_collections.ConfigDict:
     }
     config.model = {
         "name": "mlp",  # the network; its arguments are further keys here
+    }
+    # Adapters, trained in place of the model's parameters, which stay frozen.
+    config.adapter = {
+        "name": "none",  # 'none', or 'lora' for low-rank updates of matrices
+        "rank": 4,  # rank of an update
+        "scale": 1.0,  # factor on an update
+        "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
+        "base": "",  # file with the frozen parameters (npz); '' draws them from base_seed
+        "base_seed": 0,  # of frozen parameters without a file
     }
     # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
     config.compute_dtype = "float32"

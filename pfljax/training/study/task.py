@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,16 +11,22 @@ import jax.numpy as jnp
 import ml_collections
 
 from pfljax import models
-from pfljax.core import Task
+from pfljax.core import Params, Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
+from pfljax.training.study import adapters
 from pfljax.training.study import config as config_lib
 
 _OTHER_MODEL = "raise config.model.vocabulary, or choose a model for numeric inputs"
 
 
-def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> Task:
-    """Makes the config's model for a data set, and the task that its targets set.
+def build_task(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset
+) -> tuple[Callable[[Params], Task], Params]:
+    """Makes the config's model for a data set, and the task of its targets.
+
+    Returns:
+      `frozen -> task`, and the frozen parameters of the model; `()` for a model without any.
 
     Raises:
       UserError: model and data set do not go together.
@@ -38,24 +45,32 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
+    adapted, frozen = adapters.build(config.adapter, model)
+
+    def make(frozen):
+        return _task_of(kind, adapted(frozen), outputs, dataset)
+
+    shapes = {"next_token": (*columns, outputs), "ranking": columns}
+    _require_outputs(config, dataset, make(frozen), shapes.get(kind, (outputs,)))
+    return make, frozen
+
+
+def _task_of(kind: str, model: models.Model, outputs: int, dataset: FederatedDataset) -> Task:
+    """Returns the task of a kind that a model with `outputs` outputs solves on a data set."""
     scale = {"mean": dataset.mean, "std": dataset.std}
     if kind == "classification":
-        task = models.classification(model, num_classes=outputs, **scale)
-    elif kind == "next_token":
-        task = models.next_token(model, num_classes=outputs)
-    elif kind == "ranking":
-        task = models.ranking(model)
-    elif kind == "multi_label":
-        task = models.multi_label(model, **scale)
-    else:
-        of_targets = {
-            "target_mean": getattr(dataset, "target_mean", 0.0),
-            "target_std": getattr(dataset, "target_std", 1.0),
-        }
-        task = models.regression(model, **scale, **of_targets)
-    shapes = {"next_token": (*columns, outputs), "ranking": columns}
-    _require_outputs(config, dataset, task, shapes.get(kind, (outputs,)))
-    return task
+        return models.classification(model, num_classes=outputs, **scale)
+    if kind == "next_token":
+        return models.next_token(model, num_classes=outputs)
+    if kind == "ranking":
+        return models.ranking(model)
+    if kind == "multi_label":
+        return models.multi_label(model, **scale)
+    of_targets = {
+        "target_mean": getattr(dataset, "target_mean", 0.0),
+        "target_std": getattr(dataset, "target_std", 1.0),
+    }
+    return models.regression(model, **scale, **of_targets)
 
 
 def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Any]:

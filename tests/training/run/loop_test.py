@@ -177,14 +177,14 @@ def test_divergence_in_the_first_round(tmp_path):
 
 def test_a_model_with_a_loss_that_is_not_finite_is_not_scored(built, tmp_path):
     def evaluate(*args):
-        scores = built.evaluate(*args)
+        scores = built.programs.evaluate(*args)
         losses = np.array(scores["personal"]["test"]["loss"])
         losses[2] = np.nan
         scores["personal"]["test"]["loss"] = losses
         return scores
 
     evaluate.compile_seconds = 1
-    broken = built._replace(evaluate=evaluate)
+    broken = built._replace(programs=built.programs._replace(evaluate=evaluate))
     with pytest.raises(DivergedError, match="test loss of the personalized model of client 2 is"):
         loop.run(broken, tmp_path)
     assert not writers.read_rows(tmp_path / "metrics.jsonl")

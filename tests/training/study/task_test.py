@@ -61,7 +61,8 @@ def ids(*shape):
     ],
 )
 def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, model, outputs):
-    task = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
+    make, frozen = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
+    task = make(frozen)
 
     out = jax.eval_shape(lambda key: task.predict(task.init(key), inputs[:2]), jax.random.key(0))
     assert out.shape == (2, *outputs)
@@ -85,7 +86,9 @@ def test_models_that_do_not_answer_the_question(kind, inputs, targets, classes, 
 
 
 def test_a_vocabulary_may_be_named_where_the_data_set_has_none():
-    task = build_task(config_of("lstm", vocabulary=7), dataset("classification", ids(5), ids(), 9))
+    given = dataset("classification", ids(5), ids(), 9)
+    make, frozen = build_task(config_of("lstm", vocabulary=7), given)
+    task = make(frozen)
     assert task.num_classes == 9
 
 
@@ -110,8 +113,8 @@ def test_a_run_that_is_scored_by_an_error(tmp_path):
     assert found["worst_decile"] >= found["unweighted_last"]
     runs = {"fedavg": [finished.read_run(tmp_path)]}
     columns = {column.title: column for column in tables.columns_of(runs)}
-    assert tables.heading(columns["personal"]) == "personal (mse)"
-    assert tables.cell(runs["fedavg"], columns["personal"]) == f"{found['last']:.4g}"
+    assert tables.heading(columns["personalized"]) == "personalized (mse)"
+    assert tables.cell(runs["fedavg"], columns["personalized"]) == f"{found['last']:.4g}"
     assert "mean squared errors" in tables.explanation(runs)
     for plot in (plots.plot_curves, plots.plot_clients):
         plot(tmp_path / "plot.png", runs, "A title")
