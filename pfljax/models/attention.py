@@ -238,6 +238,6 @@ def _sines(steps: int, width: int) -> np.ndarray:
 def _require_divisible(name: str, width: int, heads: int) -> None:
     if width % heads:
         raise UserError(
-            f"config.model.width is {width} and config.model.heads {heads}; for the model {name}, the "
+            f"config.model.width is {width} and config.model.heads {heads}; in {name}, the "
             "width must be a multiple of the heads."
         )
