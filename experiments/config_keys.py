@@ -116,8 +116,9 @@ def page() -> str:
     ]
     text = _HEAD + _table(rows)
     text += f"`learning_rates.METHOD`, for every method: {said['learning_rates']}\n\n"
+    factories_of_methods = {name: row.factory for name, row in ALGORITHMS.items()}
     for title, prefix, factories in (
-        ("Hyper-parameters of methods", "hparams", ALGORITHMS),
+        ("Hyper-parameters of methods", "hparams", factories_of_methods),
         ("Options of data sets", "data.options", data.SOURCES),
     ):
         rows = [

@@ -2,10 +2,11 @@
 
     python experiments/methods.py [--write=README.md]
 
-What server and client hold, and the year, are read from the methods' docstrings; the bytes are
-counted from shapes, for the MLP 784-100-10 and 20 clients with 10 classes; "sum" tells that the
-server needs to see no client's message, only their total, so that secure aggregation and
-differential privacy could be added; pfljax has neither clipping and noise nor masks.
+Year and family come from the methods' rows in the registry, what server and client hold from their
+docstrings; the bytes are counted from shapes, for the MLP 784-100-10 and 20 clients with 10
+classes; "sum" tells that the server needs to see no client's message, only their total, so that
+secure aggregation and differential privacy could be added; pfljax has neither clipping and noise
+nor masks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import optax
 from absl import flags
 
 from pfljax import core, models
-from pfljax.algorithms import ALGORITHMS, FAMILIES
+from pfljax.algorithms import ALGORITHMS, TAGS
 from pfljax.cli import app
 from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
@@ -40,8 +41,8 @@ class Row(NamedTuple):
     """One method of the table; see the module's docstring."""
 
     name: str
-    family: str
     year: str
+    family: str
     server: str
     client: str
     up: int
@@ -50,19 +51,18 @@ class Row(NamedTuple):
     lines: int
 
 
-def row(name: str, family: str) -> Row:
+def row(name: str) -> Row:
     """Reads and counts what the table says of a method."""
-    module = sys.modules[ALGORITHMS[name].__module__]
+    method = ALGORITHMS[name]
+    module = sys.modules[method.factory.__module__]
     holds = re.search(r"^Server: (.+?)\.\s+Client:\s+(.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
-    year = re.search(r'",\s+(\d{4}),', module.__doc__)
     if holds is None:
         raise ValueError(f"The docstring of {name} has no line 'Server: ... Client: ...'.")
     server, client = (" ".join(text.split()) for text in holds.groups())
     up, down, only_sum = count(name)
     lines = len(inspect.getsource(module).splitlines())
-    return Row(
-        name, family, year.group(1) if year else "", server, client, up, down, only_sum, lines
-    )
+    year, family = str(method.year or ""), ", ".join(method.tags)
+    return Row(name, year, family, server, client, up, down, only_sum, lines)
 
 
 def count(name: str) -> tuple[int, int, bool]:
@@ -70,12 +70,12 @@ def count(name: str) -> tuple[int, int, bool]:
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = models.classification(network, num_classes=_NUM_CLASSES)
-        algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
-        examples, key = population(), jax.random.key(0)
         try:
-            server = jax.eval_shape(algorithm.init_server, key, examples.population())
+            algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
         except UserError:
             continue
+        examples, key = population(), jax.random.key(0)
+        server = jax.eval_shape(algorithm.init_server, key, examples.population())
         profile = examples.profile(jnp.int32(0))
         client = jax.eval_shape(algorithm.init_client, server, profile, key)
         counted = traffic.count(algorithm, server, client, examples)
@@ -105,14 +105,13 @@ def table() -> str:
     head = ("method", "year", "family", "server holds", "client holds")
     head += ("up (kB)", "down (kB)", "`sum` suffices", "lines")
     out = [head, ("---",) * 5 + ("---:",) * 2 + ("---",) + ("---:",)]
-    for family, names in FAMILIES.items():
-        for name in names:
-            r = row(name, family)
-            kilobytes = (f"{r.up / 1000:.1f}", f"{r.down / 1000:.1f}")
-            sums = "yes" if r.only_sum else "no"
-            out.append(
-                (f"`{name}`", r.year, family, r.server, r.client, *kilobytes, sums, str(r.lines))
-            )
+    for name in sorted(ALGORITHMS, key=lambda name: TAGS.index(ALGORITHMS[name].tags[0])):
+        r = row(name)
+        kilobytes = (f"{r.up / 1000:.1f}", f"{r.down / 1000:.1f}")
+        sums = "yes" if r.only_sum else "no"
+        out.append(
+            (f"`{name}`", r.year, r.family, r.server, r.client, *kilobytes, sums, str(r.lines))
+        )
     return "".join("| " + " | ".join(cells) + " |\n" for cells in out)
 
 

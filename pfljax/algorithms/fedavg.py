@@ -20,11 +20,12 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
 
-@core.checked
+@checked
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
-from pfljax.core.params import require_head
 from pfljax.ops import averaging, linear, low_rank
 from pfljax.ops.distillation import distance, divergence
 
@@ -35,7 +35,7 @@ class FedKDClient(NamedTuple):
     bridge: jax.Array
 
 
-@core.checked
+@checked
 def fedkd(
     task: core.Task,
     local: core.LocalTraining,
@@ -81,6 +81,8 @@ def fedkd(
       Batch normalization is in training mode in the whole objective; running statistics of both
       models are kept, and the mentee's are averaged.
     """
+    if mentee is not None:
+        ALGORITHMS["fedkd"].require_usable(mentee)
     shared = task if mentee is None else mentee
     of_both = local.of_models("mentor", mentee=local.observe if mentee is None else shared.observe)
 
@@ -89,8 +91,6 @@ def fedkd(
         return energy_start + (energy_end - energy_start) * progress
 
     def init_server(key, population):
-        for each in (task, shared):
-            require_head(each, "FedKD")
         return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):

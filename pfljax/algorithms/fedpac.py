@@ -21,8 +21,9 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import join_params, require_head, split_params
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, prototypes, simplex, stacked
 
 
@@ -65,7 +66,7 @@ def head_weights(
     return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present, least)
 
 
-@core.checked
+@checked
 def fedpac(
     task: core.Task,
     local: core.LocalTraining,
@@ -108,7 +109,6 @@ def fedpac(
     once = local._replace(epochs=1)
 
     def init_server(key, population):
-        require_head(task, "FedPAC")
         server = together.init_server(key, population)
         dtype = tree.dtype(server.average.params)
         none = prototypes.none(task.num_classes, task.num_features, dtype)

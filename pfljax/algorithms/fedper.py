@@ -15,9 +15,9 @@ from typing import NamedTuple
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.errors import UserError
 from pfljax.ops import averaging
 
 
@@ -31,7 +31,7 @@ class BodyServer(NamedTuple):
     initial_head: core.Params
 
 
-@core.checked
+@checked
 def fedper(
     task: core.Task,
     local: core.LocalTraining,
@@ -59,10 +59,6 @@ def fedper(
 
     def init_server(key, population):
         head, body = split_params(task.init(key), task.is_head)
-        if not body:
-            raise UserError(
-                "The model is all head; FedPer, FedRep and FedBABU share a body, so name another."
-            )
         return BodyServer(averaging.init(body, server_optimizer), head)
 
     def init_client(server, profile, key):

@@ -12,7 +12,7 @@ from pfljax.core.local_training import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.ranges import above, at_least, between, check_hyperparameters, checked
+from pfljax.core.ranges import above, at_least, between, check_hyperparameters
 from pfljax.core.types import (
     Algorithm,
     ClientOutput,
@@ -52,7 +52,6 @@ __all__ = [
     "at_least",
     "between",
     "check_hyperparameters",
-    "checked",
     "descend",
     "for_each_batch",
     "mean",

@@ -23,7 +23,7 @@ def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str]:
 
     Example:
       >>> from pfljax.algorithms import ALGORITHMS
-      >>> hyperparameters(ALGORITHMS['fedprox'])
+      >>> hyperparameters(ALGORITHMS['fedprox'].factory)
       {'mu': 0.1}
     """
     return {
@@ -68,7 +68,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 50  # rounds between checkpoints; 0: only after the last round
 
     config.algorithm = "fedavg"  # the method
-    config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
+    config.hparams = {name: hyperparameters(row.factory) for name, row in ALGORITHMS.items()}
     # What compare.py runs; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)  # of compare.py and sweep.py, in place of `seed`
@@ -232,8 +232,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
     require_known("cohort.join", config.cohort.join, init.JOINS)
-    for name, factory in ALGORITHMS.items():
-        check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
+    for name, row in ALGORITHMS.items():
+        check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     if config.engine.eval_clients and config.engine.residence != "host":

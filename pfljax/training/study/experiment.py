@@ -13,7 +13,7 @@ import numpy as np
 
 from pfljax import data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Population, Task
+from pfljax.core import Algorithm, LocalTraining, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import sampling
 from pfljax.engine.clients.host_examples import HostExamples
@@ -150,7 +150,7 @@ def build_algorithm(
       task: of the run.
       largest: as in `build_local_training`.
     """
-    factory = ALGORITHMS[config.algorithm]
+    factory = ALGORITHMS[config.algorithm].factory
     arguments = dict(config.hparams[config.algorithm])
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
@@ -261,9 +261,9 @@ def build(
     task = build_task(config, dataset)
     bounds = bounds or bounds_of([dataset])
     clients_without_a_step(config, dataset)
+    ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
     algorithm = build_algorithm(config, task, bounds.train)
     local = build_local_training(config, task, bounds.train)
-    _require_accepted(algorithm, dataset)
     _require_statistics(config, dataset, task)
     share = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
@@ -302,17 +302,6 @@ def build(
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=eval_chunk,
-    )
-
-
-def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
-    """Lets the method refuse the model, before anything is compiled."""
-    count, classes = dataset.num_participants, dataset.num_classes
-    sizes, counts = (
-        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((count,), (count, classes))
-    )
-    jax.eval_shape(
-        algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
     )
 
 

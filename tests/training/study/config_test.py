@@ -25,8 +25,8 @@ def test_hyperparameters_stand_in_the_signature():
 def test_every_method_has_its_hyperparameters_in_the_config():
     config = config_lib.default_config()
     assert set(config.hparams) == set(ALGORITHMS)
-    for name, factory in ALGORITHMS.items():
-        assert dict(config.hparams[name]) == config_lib.hyperparameters(factory)
+    for name, row in ALGORITHMS.items():
+        assert config.hparams[name].to_dict() == config_lib.hyperparameters(row.factory)
 
 
 def test_the_default_can_be_meant():
@@ -225,7 +225,7 @@ def test_optimizers_that_cannot_be_meant(arguments, message):
         ({"learning_rates.ditto": 0.0}, "config.learning_rates.ditto is 0.0"),
         ({"server_optimizer.name": "sgdd"}, "config.server_optimizer.name is 'sgdd'"),
         ({"engine.devices": 5}, "config.engine.devices is 5, but there are 4 cpu devices"),
-        ({"algorithm": "fedrep", "model.name": "logistic"}, "all head"),
+        ({"algorithm": "fedrep", "model.name": "logistic"}, "FedRep needs a body"),
     ],
 )
 def test_an_experiment_that_cannot_be_meant(changes, message):
