@@ -16,7 +16,8 @@ import pathlib
 import re
 import textwrap
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 
@@ -122,9 +123,9 @@ def page() -> str:
         ("Options of data sets", "data.options", data.SOURCES),
     ):
         rows = [
-            _row(f"{prefix}.{name}.{key}", value, argument(factory, key))
+            _row(f"{prefix}.{name}.{key}", value, argument(factory, key.split(".")[0]))
             for name, factory in factories.items()
-            for key, value in config_lib.hyperparameters(factory).items()
+            for key, value in _flat(config_lib.hyperparameters(factory))
         ]
         text += f"## {title}\n\n{_table(rows)}"
     rows = [
@@ -134,6 +135,15 @@ def page() -> str:
     ]
     text += "## Arguments of models\n\nThey count for the model that `model.name` names.\n\n"
     return text + _table(rows).rstrip("\n") + "\n"
+
+
+def _flat(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields keys and values, those of a network as 'NAME.name'."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in value.items())
+        else:
+            yield key, value
 
 
 def _in_order(keys: dict[str, object], said: dict[str, str]) -> list[str]:

@@ -47,7 +47,7 @@ def fedkd(
     detach: bool = True,
     compress_models: bool = False,
     weight_by_size: bool = False,
-    mentee: core.Task | None = None,
+    mentee: Annotated[core.Task | None, core.NETWORK] = None,
 ) -> core.Algorithm:
     """Mutual distillation of a private and a shared model, the latter sent by its leading ranks.
 
@@ -67,7 +67,8 @@ def fedkd(
       detach: the other model's part in a loss and D are constants; False takes one gradient of all.
       compress_models: cut the mentees' ranks, `w <- C(mean_k C(g_k))`, not those of their changes.
       weight_by_size: average with weights `n_k`; False averages uniformly.
-      mentee: the task of a smaller model to be shared; None shares a model like the mentor.
+      mentee: the task of a smaller model to be shared; None, in a config a model without a name,
+        shares a model like the mentor.
 
     Returns:
       The method; a client deploys its mentor. The mentee is the global model if it is of `task`.

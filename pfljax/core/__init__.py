@@ -12,7 +12,14 @@ from pfljax.core.local_training import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.ranges import above, at_least, between, check_hyperparameters
+from pfljax.core.ranges import (
+    NETWORK,
+    above,
+    at_least,
+    between,
+    check_hyperparameters,
+    networks,
+)
 from pfljax.core.types import (
     Algorithm,
     ClientOutput,
@@ -30,6 +37,7 @@ from pfljax.core.types import (
 from pfljax.core.uploads import Weighted, mean, shares, weighted
 
 __all__ = [
+    "NETWORK",
     "Algorithm",
     "Batch",
     "ClientData",
@@ -56,6 +64,7 @@ __all__ = [
     "for_each_batch",
     "mean",
     "mean_over",
+    "networks",
     "params",
     "pulled_towards",
     "ranges",

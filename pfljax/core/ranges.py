@@ -1,4 +1,4 @@
-"""Which values a method's hyper-parameters may have: declared in its signature, checked at once.
+"""What a method's hyper-parameters may be: declared in its signature, checked at once.
 
     @checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
@@ -60,6 +60,24 @@ def above(least: float, most: float = math.inf) -> Range:
 def between(least: float, most: float) -> Range:
     """Returns the range from `least` to `most`, which both belong to it."""
     return Range(least, most)
+
+
+class Network(NamedTuple):
+    """Marks a hyper-parameter that is a task with a network of its own.
+
+    A config names the network's model and its arguments, as `config.model` does for the clients':
+
+        mentee: Annotated[core.Task | None, core.NETWORK] = None
+    """
+
+
+NETWORK = Network()
+
+
+def networks(factory: Callable) -> tuple[str, ...]:
+    """Returns the names of the hyper-parameters that the signature marks with `NETWORK`."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    return tuple(name for name, hint in hints.items() if NETWORK in typing.get_args(hint)[1:])
 
 
 def ranges(factory: Callable) -> dict[str, tuple[type, Range]]:

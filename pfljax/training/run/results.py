@@ -187,7 +187,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     test = dataset.test.sizes[: dataset.num_participants]
     return {
         "algorithm": config.algorithm,
-        "hyperparameters": dict(config.hparams[config.algorithm]),
+        "hyperparameters": config.hparams[config.algorithm].to_dict(),
         "learning_rate": config.learning_rates[config.algorithm]
         or config.client_optimizer.learning_rate,
         "dataset": dataset.name,

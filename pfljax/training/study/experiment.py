@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pfljax import data
+from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Algorithm, LocalTraining, Task
 from pfljax.data import FederatedDataset
@@ -27,7 +28,7 @@ from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime
 from pfljax.training.study import autotune, optimizers, placement
 from pfljax.training.study import config as config_lib
-from pfljax.training.study.task import build_task
+from pfljax.training.study.task import build_networks, build_task
 
 
 class Experiment(NamedTuple):
@@ -141,7 +142,10 @@ def build_local_training(
 
 
 def build_algorithm(
-    config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
+    config: ml_collections.ConfigDict,
+    task: Task,
+    largest: int = config_lib.MOST,
+    networks: Mapping[str, Task] = MappingProxyType({}),
 ) -> Algorithm:
     """Makes the config's method with its hyper-parameters, the numbers of which may be traced.
 
@@ -149,9 +153,12 @@ def build_algorithm(
       config: of the run.
       task: of the run.
       largest: as in `build_local_training`.
+      networks: What `build_networks` made of the config.
     """
     factory = ALGORITHMS[config.algorithm].factory
     arguments = dict(config.hparams[config.algorithm])
+    for name in core.networks(factory):
+        arguments[name] = networks[name] if arguments[name].name else None
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
@@ -262,7 +269,8 @@ def build(
     bounds = bounds or bounds_of([dataset])
     clients_without_a_step(config, dataset)
     ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
-    algorithm = build_algorithm(config, task, bounds.train)
+    networks = build_networks(config, dataset)
+    algorithm = build_algorithm(config, task, bounds.train, networks)
     local = build_local_training(config, task, bounds.train)
     _require_statistics(config, dataset, task)
     share = -(-plan.capacity // len(devices))

@@ -132,6 +132,7 @@ def build(
     first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
     bounds = bounds or experiment_lib.bounds_of([first.dataset])
     values = _values(configs, datasets is not None)
+    networks = experiment_lib.build_networks(configs[0], first.dataset)
 
     def make(value):
         config = copy.deepcopy(configs[0])
@@ -142,7 +143,7 @@ def build(
                 for part in path:
                     node = node[part]
                 node[name] = number
-        return experiment_lib.build_algorithm(config, first.task, bounds.train)
+        return experiment_lib.build_algorithm(config, first.task, bounds.train, networks)
 
     _require_traceable(make, values, first)
     if clients_per_chunk is None:
