@@ -62,13 +62,13 @@ def measure(devices: int) -> dict:
     config.cohort.size = _CLIENTS.value * devices
     everybody = clients(_POPULATION.value * config.cohort.size, _SIZE.value)
     built = experiment.build(config, synthetic(everybody))
-    state = built.start(built.examples, jax.random.key(0))
+    state = built.programs.init(built.examples, jax.random.key(0))
     rounds = np.int32(_ROUNDS.value), np.int32(1)
-    sent = collectives.count(built.run_rounds, state, built.examples, *rounds)
+    sent = collectives.count(built.programs.run_rounds, state, built.examples, *rounds)
     seconds = []
     for _ in range(_ROUNDS.value + 1):
         begin = time.perf_counter()
-        state, _ = jax.block_until_ready(built.run_rounds(state, built.examples, *rounds))
+        state, _ = jax.block_until_ready(built.programs.run_rounds(state, built.examples, *rounds))
         seconds.append(time.perf_counter() - begin)
     on_cpu = jax.devices()[0].platform == "cpu"
     at_work = min(devices, runtime.available_cores()) if on_cpu else devices

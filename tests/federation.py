@@ -14,12 +14,10 @@ import optax
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping, sampling
-from pfljax.engine.evaluate import build_evaluation
+from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.examples import Examples
-from pfljax.engine.init import build_init
-from pfljax.engine.round import build_rounds
+from pfljax.engine.programs import build_evaluation, build_init, build_rounds
 from pfljax.errors import UserError
-from pfljax.training.run.checkpoint import to_host
 
 SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
 NUM_CLASSES = 3

@@ -81,15 +81,15 @@ def measure(
     each_call = built.config.engine.rounds_per_call
     total = np.int32((rounds + 1) * each_call)
     # Waited for, or it would be computed beside the compilation and slow it down.
-    state = jax.block_until_ready(built.start(built.examples, jax.random.key(0)))
+    state = jax.block_until_ready(built.programs.init(built.examples, jax.random.key(0)))
     round_args = (built.examples, total, np.int32(each_call))
     before = counter.programs
-    built.run_rounds.compile(state, *round_args)
-    (state, _), _ = timed(built.run_rounds, state, *round_args)  # the warm-up
+    built.programs.run_rounds.compile(state, *round_args)
+    (state, _), _ = timed(built.programs.run_rounds, state, *round_args)  # the warm-up
     seconds, of_threads, examples, slots = [], [], [], []
     for _ in range(rounds):
         busy = time.process_time()
-        (state, metrics), of_call = timed(built.run_rounds, state, *round_args)
+        (state, metrics), of_call = timed(built.programs.run_rounds, state, *round_args)
         of_threads.append((time.process_time() - busy) / each_call)
         seconds.append(of_call / each_call)
         examples.append(float(np.asarray(metrics["examples"]).sum()) / each_call)
@@ -97,9 +97,11 @@ def measure(
     evaluation_args = (state, built.examples, total)
     of_evaluations = []
     if evaluations:
-        built.evaluate.compile(*evaluation_args)
-        timed(built.evaluate, *evaluation_args)
-        of_evaluations = [timed(built.evaluate, *evaluation_args)[1] for _ in range(evaluations)]
+        built.programs.evaluate.compile(*evaluation_args)
+        timed(built.programs.evaluate, *evaluation_args)
+        of_evaluations = [
+            timed(built.programs.evaluate, *evaluation_args)[1] for _ in range(evaluations)
+        ]
     compilations = counter.programs - before
     counter.close()
     return {
@@ -108,8 +110,8 @@ def measure(
         "cohort": built.plan.size,
         "examples_per_round": statistics.fmean(examples),
         "seconds_compile": {
-            "round": built.run_rounds.compile_seconds,
-            "evaluation": built.evaluate.compile_seconds,
+            "round": built.programs.run_rounds.compile_seconds,
+            "evaluation": built.programs.evaluate.compile_seconds,
         },
         "seconds_per_round": spread(seconds),
         "processor_seconds_per_round": spread(of_threads),
@@ -120,7 +122,7 @@ def measure(
         "arithmetic": arithmetic(workload, built.devices, median_rate(examples, seconds)),
         "peak_host_bytes": runtime.peak_host_bytes(),
         "peak_device_bytes": runtime.peak_device_bytes(
-            built.devices, [built.run_rounds, built.evaluate]
+            built.devices, [built.programs.run_rounds, built.programs.evaluate]
         ),
         "compilations": compilations,
     }

@@ -82,8 +82,7 @@ class Method:
         require(title, self.needs, Setting(task, full_participation))
 
     def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
-        """Makes the method; see `require_usable` for what it refuses."""
-        self.require_usable(task)
+        """Makes the method; `checked` says what it refuses."""
         return self.factory(task, local, **hyperparameters)
 
 

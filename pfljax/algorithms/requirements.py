@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 
-from pfljax.core import Params, Task
+from pfljax.core import Params, Path, Task
 from pfljax.core.params import split_params
 from pfljax.errors import UserError
 
 
-class Setting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Setting:
     """What a method is to be used on.
 
     Attributes:
@@ -23,6 +25,19 @@ class Setting(NamedTuple):
 
     task: Task
     full_participation: bool = True
+
+    @functools.cached_property
+    def _shapes(self) -> Params:
+        """The shapes of the model's arrays, none of which is computed."""
+        return jax.eval_shape(self.task.init, jax.eval_shape(jax.random.key, 0))
+
+    def has(self, is_selected: Callable[[Path], bool]) -> bool:
+        """Whether the model has an array whose path is selected."""
+        return bool(split_params(self._shapes, is_selected)[0])
+
+    def is_head_statistic(self, path: Path) -> bool:
+        """Whether the array at `path` is a running statistic in the model's head."""
+        return self.task.is_head(path) and self.task.is_statistic(path)
 
 
 class Need(NamedTuple):
@@ -39,21 +54,6 @@ class Need(NamedTuple):
     remedy: str
 
 
-@functools.lru_cache(maxsize=16)
-def _shapes(init: Callable[[jax.Array], Params]) -> Params:
-    """Returns the shapes of a model's arrays, without computing any."""
-    return jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
-
-
-def _has(task: Task, selected: Callable[[tuple[str, ...]], bool]) -> bool:
-    """Whether the model has an array whose path is selected."""
-    return bool(split_params(_shapes(task.init), selected)[0])
-
-
-def _head_statistic(task: Task) -> Callable[[tuple[str, ...]], bool]:
-    return lambda path: task.is_head(path) and task.is_statistic(path)
-
-
 NEEDS: dict[str, Need] = {
     "classes": Need(
         lambda setting: setting.task.num_classes > 0,
@@ -66,12 +66,12 @@ NEEDS: dict[str, Need] = {
         "name another model",
     ),
     "head": Need(
-        lambda setting: _has(setting.task, setting.task.is_head),
+        lambda setting: setting.has(setting.task.is_head),
         "a head on the model's features",
         "name another model",
     ),
     "body": Need(
-        lambda setting: _has(setting.task, setting.task.is_body),
+        lambda setting: setting.has(setting.task.is_body),
         "a body before the model's head",
         "name another model",
     ),
@@ -81,7 +81,7 @@ NEEDS: dict[str, Need] = {
         "name them in `Task.layers`, or name another model",
     ),
     "normalization": Need(
-        lambda setting: _has(setting.task, setting.task.is_norm),
+        lambda setting: setting.has(setting.task.is_norm),
         "normalization layers",
         "name a model that has some, such as mlp_bn",
     ),
@@ -91,7 +91,7 @@ NEEDS: dict[str, Need] = {
         "name one without batch normalization, such as one with GroupNorm",
     ),
     "no_head_statistics": Need(
-        lambda setting: not _has(setting.task, _head_statistic(setting.task)),
+        lambda setting: not setting.has(setting.is_head_statistic),
         "a head without running statistics",
         "move batch normalization into the body, or name another model",
     ),

@@ -65,3 +65,20 @@ def size(tree: PyTree) -> int:
 def num_bytes(tree: PyTree) -> int:
     """Returns how many bytes the arrays (or their shapes) in `tree` take, counted from shapes."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def is_key(leaf: jax.Array) -> bool:
+    """Whether an array holds typed PRNG keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def key_data(leaf: jax.Array) -> jax.Array:
+    """Returns the data of typed PRNG keys, and other arrays unchanged."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def wrap_key_data(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `key_data`; `like` is the array before, or its shape."""
+    if not is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))

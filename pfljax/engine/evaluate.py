@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -172,32 +170,3 @@ def evaluate(
         return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]
 
     return jax.tree.map(by_id, scores)
-
-
-def build_evaluation(
-    algorithm: Algorithm,
-    task: Task,
-    *,
-    batch_size: int,
-    clients_per_chunk: int,
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable:
-    """Compiles the evaluation of all clients into one program.
-
-    Args:
-      algorithm: the method.
-      task: model and metrics.
-      batch_size: examples scored together.
-      clients_per_chunk: how many clients a device scores together.
-      devices: the devices to use; None means all.
-
-    Returns:
-      `(state, examples, num_rounds) -> {model: {split: {metric: [num_clients]}}}`, sums over each
-      client's examples.
-    """
-    return mapping.over_devices(
-        functools.partial(evaluate, algorithm, task, batch_size, clients_per_chunk),
-        in_axes=(mapping.STATE_AXES, None, None),
-        out_axes=None,
-        devices=devices,
-    )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +27,19 @@ def init_client(
     """Returns one client's first state; `server` is the server's, and `key` the run's."""
     own_key = streams.key_of(key, streams.CLIENT_INIT, profile.id)
     return algorithm.init_client(server, profile, own_key)
+
+
+def first_states(algorithm: Algorithm, population: Population) -> tuple[PyTree, PyTree]:
+    """Returns the first state of the server and of one client, to trace their shapes.
+
+    Args:
+      algorithm: The method.
+      population: The profiles of all clients.
+    """
+    key = jax.random.key(0)
+    server = init_server(algorithm, population, key)
+    profile = ClientProfile(jnp.int32(0), *jax.tree.map(lambda all: all[0], population))
+    return server, init_client(algorithm, server, profile, key)
 
 
 def private_state(
@@ -67,24 +77,3 @@ def init_state(
     if jax.tree.leaves(clients):
         joined = jnp.full(examples.num_clients, join == "initial")
     return FederatedState(server, clients, jnp.zeros((), jnp.int32), key, joined)
-
-
-def build_init(
-    algorithm: Algorithm,
-    *,
-    join: str = "current",
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable:
-    """Compiles `(examples, key) -> state`, the state of round 0.
-
-    Args:
-      algorithm: the method.
-      join: one of `JOINS`.
-      devices: the devices to use; None means all.
-    """
-    return mapping.over_devices(
-        functools.partial(init_state, algorithm, join),
-        in_axes=(None, None),
-        out_axes=mapping.STATE_AXES,
-        devices=devices,
-    )

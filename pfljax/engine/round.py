@@ -15,7 +15,6 @@ same.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -250,34 +249,3 @@ def run_rounds(
     )
     state, _, history = jax.lax.fori_loop(0, rounds_now, body, (state, buffer, history))
     return state, history
-
-
-def build_rounds(
-    algorithm: Algorithm,
-    plan: sampling.CohortPlan,
-    *,
-    clients_per_chunk: int,
-    rounds_per_call: int,
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable:
-    """Compiles rounds into one program.
-
-    Args:
-      algorithm: the method.
-      plan: how cohorts are chosen.
-      clients_per_chunk: how many clients a device trains together.
-      rounds_per_call: the most rounds that one call may run.
-      devices: the devices to use; None means all.
-
-    Returns:
-      `(state, examples, num_rounds, rounds_now) -> (state, metrics)`: runs `rounds_now` rounds
-      (traced, so that any number up to `rounds_per_call` shares one program), takes over the
-      state's memory, and returns metrics of shape `[rounds_per_call]`, zeros past `rounds_now`.
-    """
-    return mapping.over_devices(
-        functools.partial(run_rounds, algorithm, plan, clients_per_chunk, rounds_per_call),
-        in_axes=(mapping.STATE_AXES, None, None, None),
-        out_axes=(mapping.STATE_AXES, None),
-        donate=(0,),
-        devices=devices,
-    )

@@ -20,12 +20,12 @@ from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import params
 from pfljax.engine import mapping, sampling
-from pfljax.engine.init import build_init
-from pfljax.engine.round import build_rounds, cohort_key
+from pfljax.engine.clients.on_device import to_host
+from pfljax.engine.programs import build_init, build_rounds
+from pfljax.engine.round import cohort_key
 from pfljax.errors import UserError
 from pfljax.models.layers import BatchNorm, Dense
 from pfljax.ops import averaging, simplex
-from pfljax.training.run.checkpoint import to_host
 
 ROUNDS = 2  # after which some clients have come back, and some never came
 TASK = federation.task("mlp_bn")

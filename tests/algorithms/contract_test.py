@@ -10,10 +10,10 @@ import pytest
 
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping
-from pfljax.engine.init import build_init
+from pfljax.engine.clients.on_device import to_host
+from pfljax.engine.programs import build_init, build_rounds
 from pfljax.engine.reference import reference_round
-from pfljax.engine.round import build_rounds
-from pfljax.training.run.checkpoint import Checkpoints, to_host
+from pfljax.training.run.checkpoint import Checkpoints
 from pfljax.training.run.runtime import CompilationCounter
 
 

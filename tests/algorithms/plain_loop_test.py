@@ -20,9 +20,9 @@ from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
-from pfljax.engine.init import build_init
-from pfljax.engine.round import build_rounds, client_context, cohort_key
-from pfljax.training.run.checkpoint import to_host
+from pfljax.engine.clients.on_device import to_host
+from pfljax.engine.programs import build_init, build_rounds
+from pfljax.engine.round import client_context, cohort_key
 
 TOLERANCE = 1e-10
 PLAN = sampling.CohortPlan(num_clients=4, size=2)

@@ -26,10 +26,9 @@ from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
-from pfljax.engine.init import build_init
-from pfljax.engine.round import build_rounds
+from pfljax.engine.clients.on_device import to_host
+from pfljax.engine.programs import build_init, build_rounds
 from pfljax.ops import low_rank
-from pfljax.training.run.checkpoint import to_host
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)

@@ -179,7 +179,8 @@ def test_ids_beyond_a_vocabulary_that_the_config_names(vocabulary, more):
         with pytest.raises(UserError, match="dtype float32 .* a model that reads measurements"):
             task.build_task(config, made(ids.astype(np.float32)))
     else:
-        assert task.build_task(config, made(ids)).num_classes == 3
+        make, frozen = task.build_task(config, made(ids))
+        assert make(frozen).num_classes == 3
 
 
 def test_a_large_file_is_looked_at_and_not_read(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from pfljax import core
 from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.accounting.collectives import count
-from pfljax.engine.init import build_init
+from pfljax.engine.clients.on_device import to_host
+from pfljax.engine.programs import build_init, build_rounds
 from pfljax.engine.reference import reference_round
-from pfljax.engine.round import ALL_FINITE, SERVER_NOT_FINITE, build_rounds, cohort_key, run_rounds
+from pfljax.engine.round import ALL_FINITE, SERVER_NOT_FINITE, cohort_key, run_rounds
 from pfljax.errors import UserError
-from pfljax.training.run.checkpoint import to_host
 
 
 class Notes(NamedTuple):

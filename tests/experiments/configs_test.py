@@ -10,6 +10,7 @@ import pytest
 from pfljax import data
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
+from pfljax.training.study.task import build_task
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -40,6 +41,7 @@ def test_its_model_takes_its_data(name):
     config.data.dir = root
     dataset = experiment.build_dataset(config)
     assert config.cohort.size <= dataset.num_participants
-    task = experiment.build_task(config, dataset)
+    make, frozen = build_task(config, dataset)
+    task = make(frozen)
     shapes = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
     assert jax.tree.leaves(shapes)

@@ -53,22 +53,24 @@ def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
 
 def test_a_checkpoint_needs_its_rows(built, tmp_path):
     loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
-    (tmp_path / built.population.file_name).unlink()
+    built.store.damaged_file(tmp_path).unlink()
     with pytest.raises(UserError, match="round 3 .*the states of 4 clients, such as client 0"):
         loop.run(built, tmp_path, resume=True)
 
 
 def test_a_damaged_row_makes_the_checkpoint_before_count(straight, built, tmp_path, capsys):
     loop.run(built._replace(config=config(rounds=3, **HOST)), tmp_path)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
-    like = built.population.like_snapshot(built.start(built.examples, jax.random.key(0)))
+    checkpoints = checkpoint.Checkpoints(
+        tmp_path / "checkpoints", to_host=built.store.to_host, to_devices=built.store.to_devices
+    )
+    like = built.store.like_snapshot(built.programs.init(built.examples, jax.random.key(0)))
     newer, older = (
         one.state.clients.table[0]
         for one in checkpoints.restore(like, 5, built.devices, all_of_them=True)
     )
     checkpoints.close()
     row = min(set(newer.tolist()) - set(older.tolist()))  # of round 3 alone
-    path = tmp_path / built.population.file_name
+    path = built.store.damaged_file(tmp_path)
     content = bytearray(path.read_bytes())
     content[row * 4 * (64 * 8 + 8 + 8 * 10 + 10) + 5] ^= 4
     path.write_bytes(content)

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pfljax.core.types import Cohort, FederatedState, Population, Task
-from pfljax.engine import evaluate, init, mapping, round, sampling, used_arguments
-from pfljax.engine.clients import by_process, mmap_rows, on_device
+from pfljax.core.types import Cohort, FederatedState, Population
+from pfljax.engine import evaluate, init, mapping, programs, round, sampling, used_arguments
+from pfljax.engine.clients import by_process, mmap_rows, on_device, store
 from pfljax.engine.clients.host_examples import HostExamples
-from pfljax.engine.clients.on_host import SHARD_AXES, HostPopulation, HostShard
+from pfljax.engine.clients.on_host import SHARD_AXES, HostShard, HostStates
 
 _ALL = ("train", "validation", "test")
 
@@ -45,54 +45,58 @@ class _OnHost:
 
 
 class HostInit(_OnHost):
-    """`(examples, key) -> state`, the state of round 0; it touches no client."""
+    """`(examples, key, inputs) -> state` of round 0; no client is read or written."""
 
-    def __init__(self, population: HostPopulation):
-        self._of = population
-        shape = population.profiles
+    def __init__(self, clients: HostStates, make: programs.Make, inputs: programs.Inputs):
+        self._of = clients
+        shape, _ = clients.example_shapes()
         key = jax.eval_shape(jax.random.key, 0)
 
-        def server(key, sizes, counts):
-            return init.init_server(population.algorithm, Population(sizes, counts), key)
+        def server(key, inputs, sizes, counts):
+            return init.init_server(make(*inputs).algorithm, Population(sizes, counts), key)
 
-        # Whoever does not read the labels of all clients is not made to count them.
-        self._reads_counts = used_arguments.of_program(jax.make_jaxpr(server)(key, *shape))[-1]
+        # The labels of all clients are counted only where the method uses the counts.
+        used = used_arguments.of_program(jax.make_jaxpr(server)(key, inputs, *shape))
+        self._uses_counts = used[-1]
 
-        def first(key, sizes, counts):
+        def first(key, sizes, counts, inputs):
             if counts is None:
                 counts = jnp.zeros(shape.class_counts.shape, jnp.int32)
-            return FederatedState(server(key, sizes, counts), (), jnp.zeros((), jnp.int32), key)
+            start = server(key, inputs, sizes, counts)
+            return FederatedState(start, (), jnp.zeros((), jnp.int32), key)
 
         self.program = mapping.over_devices(
             first,
-            in_axes=(None, None, None),
+            in_axes=(None, None, None, None),
             out_axes=mapping.STATE_AXES,
-            devices=population.devices,
+            devices=clients.options.devices,
         )
 
     def _arguments(self, examples: HostExamples, key: jax.Array) -> tuple:
         seen = slice(examples.num_participants)
-        counts = examples.class_counts()[seen] if self._reads_counts else None
+        counts = examples.class_counts()[seen] if self._uses_counts else None
         return key, np.asarray(examples.sizes["train"][seen], np.int32), counts
 
-    def compile(self, examples: HostExamples, key: jax.Array) -> Any:
-        return self.program.compile(*self._arguments(examples, key))
+    def compile(self, examples: HostExamples, key: jax.Array, inputs: programs.Inputs) -> Any:
+        return self.program.compile(*self._arguments(examples, key), inputs)
 
-    def __call__(self, examples: HostExamples, key: jax.Array) -> FederatedState:
-        state = self.program(*self._arguments(examples, key))
+    def __call__(
+        self, examples: HostExamples, key: jax.Array, inputs: programs.Inputs
+    ) -> FederatedState:
+        state = self.program(*self._arguments(examples, key), inputs)
         # The rounds take over the memory of the state that they are given.
-        if self._of.join == "initial":
+        if self._of.options.join == "initial":
             self._of.initial_server = jax.tree.map(jnp.copy, state.server)
         return state._replace(clients=mmap_rows.new_table(examples.num_clients)[None])
 
 
 class HostRounds(_OnHost):
-    """`(state, examples, num_rounds, rounds_now) -> (state, metrics)`; see the module."""
+    """`(state, examples, num_rounds, rounds_now, inputs) -> (state, metrics)`; see the module."""
 
-    def __init__(self, population: HostPopulation):
-        self._of = population
-        plan = population.plan
-        self._capacity = population.examples.capacity(population.shard, ("train",))
+    def __init__(self, clients: HostStates, make: programs.Make):
+        self._of = clients
+        plan, chunk = clients.options.plan, clients.options.clients_per_chunk
+        self._capacity = clients.examples.capacity(clients.shard, ("train",))
         self._sample = jax.jit(
             lambda key, number: sampling.sample(plan, round.cohort_key(key, number))
         )
@@ -100,31 +104,32 @@ class HostRounds(_OnHost):
             lambda ids, sizes: sampling.assign(
                 ids,
                 sizes,
-                num_devices=population.devices_here,
-                chunk=population.clients_per_chunk,
+                num_devices=clients.devices_here,
+                chunk=chunk,
             )
         )
 
-        def one_round(state, initial, shard, num_rounds):
-            clients, rows = population.rows_of(shard, state, initial)
+        def one_round(state, initial, shard, num_rounds, inputs):
+            algorithm = make(*inputs).algorithm
+            states, rows = clients.rows_of(algorithm, shard, state, initial)
             cohort = Cohort(shard.ids.reshape(-1), shard.sizes.reshape(-1), plan.num_clients)
             after, metrics = round.train_cohort(
-                population.algorithm,
-                population.clients_per_chunk,
-                state._replace(clients=on_device.all_owned(clients, rows)),
+                algorithm,
+                chunk,
+                state._replace(clients=on_device.all_owned(states, rows)),
                 shard.examples,
                 rows,
                 cohort,
                 num_rounds,
             )
-            return after._replace(clients=()), population.encode(after.clients.owned), metrics
+            return after._replace(clients=()), clients.encode(after.clients.owned), metrics
 
         self.program = mapping.over_devices(
             one_round,
-            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None),
+            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None, None),
             out_axes=(mapping.STATE_AXES, 0, None),
             donate=(0,),
-            devices=population.devices,
+            devices=clients.options.devices,
         )
 
     def _cohorts(self, key: jax.Array, first: int, count: int) -> list[np.ndarray]:
@@ -143,15 +148,22 @@ class HostRounds(_OnHost):
         kept = by_process.group_by_process(cohort, self._of.num_processes, self._of.capacity)
         return np.concatenate([self._assign_here(ids, self._of.sizes_of(ids)) for ids in kept])
 
-    def compile(self, state: FederatedState, examples, num_rounds, rounds_now) -> Any:
+    def compile(
+        self, state: FederatedState, examples, num_rounds, rounds_now, inputs: programs.Inputs
+    ) -> Any:
         (ids,) = self._cohorts(state.key, int(state.round), 1)
         shard = self._of.fetch(state.clients[0], ids, ("train",), self._capacity)
         return self.program.compile(
-            state._replace(clients=()), self._of.initial_server, shard, num_rounds
+            state._replace(clients=()), self._of.initial_server, shard, num_rounds, inputs
         )
 
     def __call__(
-        self, state: FederatedState, examples: HostExamples, num_rounds, rounds_now
+        self,
+        state: FederatedState,
+        examples: HostExamples,
+        num_rounds,
+        rounds_now,
+        inputs: programs.Inputs,
     ) -> tuple[FederatedState, dict[str, np.ndarray]]:
         table, now = state.clients[0], int(rounds_now)
         cohorts = self._cohorts(state.key, int(state.round), now)
@@ -164,7 +176,7 @@ class HostRounds(_OnHost):
                 sizes = self._of.sizes_of(ids)
                 shard = HostShard(ids, sizes, *fetched.result(), sought.result())
                 state, clients, metrics = self.program(
-                    state, self._of.initial_server, shard, num_rounds
+                    state, self._of.initial_server, shard, num_rounds, inputs
                 )
                 history.append(metrics)
                 if later is None:
@@ -184,47 +196,35 @@ class HostRounds(_OnHost):
 
 
 class HostEvaluation(_OnHost):
-    """`(state, examples, num_rounds) -> {model: {split: {metric: [len(ids)]}}}`.
+    """`(state, examples, num_rounds, inputs) -> {model: {split: {metric: [clients]}}}`."""
 
-    Args:
-      population: on the host.
-      task: model and metrics.
-      batch_size: examples scored together.
-      ids: of the clients to score; None means all.
-    """
+    def __init__(self, clients: HostStates, make: programs.Make):
+        self._of = clients
+        count = clients.examples.num_clients
+        self.ids = np.arange(count) if clients.eval_ids is None else clients.eval_ids
+        self._capacity = clients.examples.capacity(clients.shard, _ALL)
 
-    def __init__(
-        self,
-        population: HostPopulation,
-        task: Task,
-        *,
-        batch_size: int,
-        ids: np.ndarray | None = None,
-    ):
-        self._of = population
-        self.ids = np.arange(population.examples.num_clients) if ids is None else ids
-        self._capacity = population.examples.capacity(population.shard, _ALL)
-
-        def scores(state, initial, shard, num_rounds):
-            clients, rows = population.rows_of(shard, state, initial)
+        def scores(state, initial, shard, num_rounds, inputs):
+            algorithm, task = make(*inputs)
+            states, rows = clients.rows_of(algorithm, shard, state, initial)
             return evaluate.evaluate_rows(
-                population.algorithm,
+                algorithm,
                 task,
-                batch_size,
-                population.clients_per_chunk,
-                state._replace(clients=clients),
+                clients.options.eval_batch_size,
+                clients.options.clients_per_chunk,
+                state._replace(clients=states),
                 shard.examples,
                 shard.ids[mapping.device_index()],
                 rows,
-                population.examples.num_clients,
+                count,
                 num_rounds,
             )
 
         self.program = mapping.over_devices(
             scores,
-            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None),
+            in_axes=(mapping.STATE_AXES, None, SHARD_AXES, None, None),
             out_axes=0,
-            devices=population.devices,
+            devices=clients.options.devices,
         )
 
     def _parts(self) -> np.ndarray:
@@ -237,7 +237,7 @@ class HostEvaluation(_OnHost):
         return (
             kept.reshape(num_processes, -1, at_a_time)
             .swapaxes(0, 1)
-            .reshape(-1, len(self._of.devices), self._of.shard)
+            .reshape(-1, len(self._of.options.devices), self._of.shard)
         )
 
     def _in_order(self, parts: np.ndarray, found: Any) -> Any:
@@ -250,13 +250,15 @@ class HostEvaluation(_OnHost):
         order = np.argsort(np.argsort(self.ids, kind="stable"), kind="stable")
         return jax.tree.map(lambda leaf: leaf.reshape(-1)[row][order], found)
 
-    def compile(self, state: FederatedState, examples, num_rounds) -> Any:
+    def compile(self, state: FederatedState, examples, num_rounds, inputs: programs.Inputs) -> Any:
         shard = self._of.fetch(state.clients[0], self._parts()[0], _ALL, self._capacity)
         return self.program.compile(
-            state._replace(clients=()), self._of.initial_server, shard, num_rounds
+            state._replace(clients=()), self._of.initial_server, shard, num_rounds, inputs
         )
 
-    def __call__(self, state: FederatedState, examples: HostExamples, num_rounds) -> Any:
+    def __call__(
+        self, state: FederatedState, examples: HostExamples, num_rounds, inputs: programs.Inputs
+    ) -> Any:
         table, state = state.clients[0], state._replace(clients=())
         parts, found = self._parts(), []
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -265,6 +267,32 @@ class HostEvaluation(_OnHost):
                 shard = coming.result()
                 if later is not None:
                     coming = thread.submit(self._of.fetch, table, later, _ALL, self._capacity)
-                scores = self.program(state, self._of.initial_server, shard, num_rounds)
+                scores = self.program(state, self._of.initial_server, shard, num_rounds, inputs)
                 found.append(jax.tree.map(np.asarray, scores))
         return self._in_order(parts, jax.tree.map(lambda *leaves: np.stack(leaves), *found))
+
+
+class HostStore(HostStates):
+    """The `ClientStore` of clients on the host."""
+
+    def programs(
+        self,
+        make: programs.Make,
+        inputs: programs.Inputs,
+        variants: programs.Variants | None = None,
+    ) -> store.Programs:
+        """See `ClientStore.programs`; several variants are not supported on the host."""
+        if variants is not None:
+            raise ValueError("Clients on the host share no program between variants.")
+
+        population, _ = self.example_shapes()
+        self.client = jax.eval_shape(
+            lambda inputs, population: init.first_states(make(*inputs).algorithm, population)[1],
+            inputs,
+            population,
+        )
+        return store.Programs(
+            programs.Bound(HostInit(self, make, inputs), inputs),
+            programs.Bound(HostRounds(self, make), inputs),
+            programs.Bound(HostEvaluation(self, make), inputs),
+        )

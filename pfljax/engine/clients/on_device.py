@@ -7,11 +7,16 @@ the device that owns them (`sampling.assign`); the states of the others are copi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
+from pfljax.core import tree
+from pfljax.core.types import FederatedState
 from pfljax.engine import mapping
 
 PyTree = Any
@@ -111,4 +116,65 @@ def write_states(states: PyTree, rows: jax.Array, new: PyTree) -> PyTree:
         lambda leaf, one: jax.lax.dynamic_update_slice_in_dim(leaf, one, row[0], axis=0),
         states,
         kept,
+    )
+
+
+def to_host(state: FederatedState, num_clients: int) -> FederatedState:
+    """Returns the state as NumPy arrays, clients `[num_clients, ...]`, keys as their data.
+
+    Args:
+      state: The state of a run, clients `[devices of this process, rows, ...]`.
+      num_clients: Number of clients, held-out ones included.
+    """
+
+    def by_id(leaf):
+        leaf = tree.key_data(leaf)
+        if jax.process_count() > 1:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        # Client i is row i // devices of device i % devices.
+        rows = np.asarray(leaf).swapaxes(0, 1)
+        return rows.reshape(-1, *rows.shape[2:])[:num_clients]
+
+    return shared_to_host(state)._replace(clients=jax.tree.map(by_id, state.clients))
+
+
+def shared_to_host(state: FederatedState) -> FederatedState:
+    """Returns all but the clients of a state as NumPy arrays, keys as their data."""
+    shared = state._replace(clients=())
+    return jax.tree.map(lambda leaf: np.asarray(tree.key_data(leaf)), shared)
+
+
+def to_devices(
+    host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
+) -> FederatedState:
+    """The inverse of `to_host`, on any number of devices.
+
+    Args:
+      host: What `to_host` returned, perhaps on another machine.
+      like: A state of this run, for its dtypes and keys.
+      devices: The devices of the run.
+    """
+    mesh = mapping.local_mesh(devices)
+    first = list(devices).index(mesh.devices[0])
+
+    def spread(leaf, like):
+        rows = rows_per_device(leaf.shape[0], len(devices))
+        padded = np.zeros((rows * len(devices), *leaf.shape[1:]), leaf.dtype)
+        padded[: leaf.shape[0]] = leaf
+        stacked = padded.reshape(rows, len(devices), *leaf.shape[1:]).swapaxes(0, 1)
+        own = stacked[first : first + mesh.size]
+        return tree.wrap_key_data(jax.device_put(own, mapping.spread_sharding(mesh)), like)
+
+    shared = shared_to_devices(host, like, devices)
+    return shared._replace(clients=jax.tree.map(spread, host.clients, like.clients))
+
+
+def shared_to_devices(
+    host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
+) -> FederatedState:
+    """The inverse of `shared_to_host`."""
+    return jax.tree.map(
+        lambda leaf, like: tree.wrap_key_data(mapping.replicate(leaf, devices), like),
+        host._replace(clients=()),
+        like._replace(clients=()),
     )

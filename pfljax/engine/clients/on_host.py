@@ -19,19 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from pfljax.core import tree
-from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population
+from pfljax.core.types import Algorithm, FederatedState, Population
 from pfljax.engine import init, mapping, sampling
-from pfljax.engine.clients import by_process, mmap_rows
+from pfljax.engine.clients import by_process, mmap_rows, on_device, store
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.examples import Examples
 
 PyTree = Any
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 class HostShard(NamedTuple):
@@ -55,76 +52,71 @@ class HostShard(NamedTuple):
 SHARD_AXES = HostShard(ids=None, sizes=None, fresh=0, clients=0, examples=0)
 
 
-class HostPopulation:
-    """What lies on the host, and how shards of it come to the devices.
+class HostStates:
+    """Private states in a file on the host and examples in its memory or files.
 
     Args:
-      algorithm: the method.
-      plan: how cohorts are chosen.
-      examples: of all clients.
-      clients_per_chunk: how many clients a device trains or scores together.
-      join: one of `start.JOINS`.
-      snapshots: how many of the newest are kept, see `RowFile`.
-      devices: the devices to use; None means all.
+      examples: The examples of all clients.
+      options: What programs are compiled for.
+      eval_ids: `[n]`, the clients that evaluations score; None for all.
+      snapshots: Number of the newest snapshots that are kept, see `RowFile`.
 
     Attributes:
-      num_processes: that keep the clients.
-      devices_here: how many devices each of them has.
-      capacity: Maximum number of clients of a cohort that a process can train.
-      shard: how many of them each device gets.
-      file_name: of the file of the private states that this process keeps.
-      profiles: shapes and dtypes of what a server may know of all clients when it begins.
-      client: shapes and dtypes of one client's private state.
-      initial_server: the server's first state, from which clients begin whenever they first take
-        part; `()` where they begin from the current one, and before the start.
+      num_processes: Number of processes that keep clients.
+      devices_here: Number of devices of each process.
+      capacity: Largest number of clients of a cohort that a process can train.
+      shard: Number of them that each device trains.
+      client: Shapes and dtypes of one client's private state; known once there are programs.
+      initial_server: The server's state of round 0, from which private states begin where
+        `options.join` is 'initial'; `()` otherwise, and before the first state is made.
     """
+
+    keeps_snapshots = True
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        plan: sampling.CohortPlan,
         examples: HostExamples,
+        options: store.Options,
         *,
-        clients_per_chunk: int,
-        join: str = "current",
+        eval_ids: np.ndarray | None = None,
         snapshots: int = 3,
-        devices: Sequence[jax.Device] | None = None,
     ):
-        self.algorithm, self.plan, self.examples = algorithm, plan, examples
-        self.clients_per_chunk, self._snapshots = clients_per_chunk, snapshots
-        self.join = join
-        mesh = mapping.local_mesh(devices)
-        self.devices, self._spread = list(devices or jax.devices()), mapping.spread_sharding(mesh)
-        first = self.devices.index(mesh.devices[0])
+        self.examples, self.options, self.eval_ids = examples, options, eval_ids
+        self._snapshots = snapshots
+        mesh = mapping.local_mesh(options.devices)
+        self._spread = mapping.spread_sharding(mesh)
+        first = list(options.devices).index(mesh.devices[0])
         self._here = slice(first, first + mesh.size)
         self.devices_here = mesh.size
-        self.num_processes = len(self.devices) // mesh.size
-        self.capacity = by_process.capacity(plan, self.num_processes)
-        self.shard = sampling.clients_per_device(self.capacity, mesh.size, clients_per_chunk)
+        self.num_processes = len(options.devices) // mesh.size
+        self.capacity = by_process.capacity(options.plan, self.num_processes)
+        self.shard = sampling.clients_per_device(
+            self.capacity, mesh.size, options.clients_per_chunk
+        )
         of_many = f"-{jax.process_index()}-of-{self.num_processes}"
-        self.file_name = f"clients{of_many if self.num_processes > 1 else ''}.rows"
+        self._file_name = f"clients{of_many if self.num_processes > 1 else ''}.rows"
+        self.client: PyTree = ()
         self.initial_server: PyTree = ()
         self._file: mmap_rows.RowFile | None = None
 
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        counts = jax.ShapeDtypeStruct((examples.num_classes,), jnp.int32)
-        self.profiles = jax.tree.map(
-            lambda one: jax.ShapeDtypeStruct((plan.num_clients, *one.shape), one.dtype),
-            Population(number, counts),
+    def example_shapes(self) -> tuple[Population, Examples]:
+        """See `ClientStore.example_shapes`."""
+        plan, classes = self.options.plan, self.examples.num_classes
+        population = Population(
+            jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32),
+            jax.ShapeDtypeStruct((plan.num_clients, classes), jnp.int32),
         )
+        capacity = max(1, self.examples.max_train_size)
+        shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)
+        return population, jax.tree.map(jnp.asarray, shard)
 
-        def first(key, profiles, profile):
-            server = init.init_server(algorithm, profiles, key)
-            return init.init_client(algorithm, server, profile, key)
-
-        key = jax.eval_shape(jax.random.key, 0)
-        profile = ClientProfile(number, number, counts)
-        self.client = jax.eval_shape(first, key, self.profiles, profile)
-
-    def open(self, path: pathlib.Path, *, anew: bool) -> None:
-        """Keeps private states in this file from now on; without it, in a temporary one."""
+    def open(self, directory: pathlib.Path, *, anew: bool) -> None:
+        """Keeps private states in a file there from now on; before, in a temporary one."""
         self._file = mmap_rows.RowFile(
-            path, jax.eval_shape(self.encode, self.client), snapshots=self._snapshots, anew=anew
+            self.damaged_file(directory),
+            jax.eval_shape(self.encode, self.client),
+            snapshots=self._snapshots,
+            anew=anew,
         )
 
     @property
@@ -133,7 +125,7 @@ class HostPopulation:
         if self._file is None:
             folder = tempfile.mkdtemp(prefix="pfljax-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self.open(pathlib.Path(folder) / "clients.rows", anew=True)
+            self.open(pathlib.Path(folder), anew=True)
         return self._file
 
     def snapshot(self, state: FederatedState) -> FederatedState:
@@ -164,35 +156,40 @@ class HostPopulation:
         self.file.adopt([jax.tree.map(lambda leaf: leaf[0], one.clients) for one in kept])
         return kept[-1]._replace(clients=kept[-1].clients.table.copy())
 
-    def one_client(self) -> tuple[PyTree, Examples]:
-        """Returns shapes of a private state, and the examples of client 0 alone."""
-        capacity = max(1, self.examples.max_train_size)
-        shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)
-        return self.client, jax.tree.map(jnp.asarray, shard)
+    def damaged_file(self, directory: pathlib.Path) -> pathlib.Path:
+        """Returns the file of the private states that this process keeps."""
+        return directory / self._file_name
+
+    def to_host(self, state: FederatedState, num_clients: int) -> FederatedState:
+        """See `ClientStore.to_host`; every process knows the rows of its own clients only."""
+
+        def of_all(leaf):
+            if jax.process_count() > 1:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)
+            return np.max(leaf, axis=0)
+
+        return on_device.shared_to_host(state)._replace(clients=jax.tree.map(of_all, state.clients))
+
+    def to_devices(
+        self, host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
+    ) -> FederatedState:
+        """See `ClientStore.to_devices`; the rows stay on the host."""
+        clients = jax.tree.map(lambda leaf: by_process.kept_here(leaf)[None], host.clients)
+        return on_device.shared_to_devices(host, like, devices)._replace(clients=clients)
 
     def encode(self, client: PyTree) -> PyTree:
         """Returns a private state as it is stored: keys as their data."""
-        return jax.tree.map(
-            lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, client
-        )
+        return jax.tree.map(tree.key_data, client)
 
     def decode(self, stored: PyTree) -> PyTree:
         """The inverse of `encode`, for any number of clients."""
-        return jax.tree.map(
-            lambda leaf, like: (
-                jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-                if _is_key(like)
-                else leaf
-            ),
-            stored,
-            self.client,
-        )
+        return jax.tree.map(tree.wrap_key_data, stored, self.client)
 
     def rows_of(
-        self, shard: HostShard, state: FederatedState, initial: PyTree
+        self, algorithm: Algorithm, shard: HostShard, state: FederatedState, initial: PyTree
     ) -> tuple[PyTree, jax.Array]:
-        """Returns this device's private states, new ones for the fresh, and their rows."""
-        server = initial if self.join == "initial" else state.server
+        """Returns this device's private states, first ones for new clients, and their rows."""
+        server = initial if self.options.join == "initial" else state.server
         mine = shard.ids[mapping.device_index()]
         rows = jnp.where(mine < 0, -1, jnp.arange(mine.shape[0], dtype=jnp.int32))
         clients = self.decode(shard.clients)
@@ -203,11 +200,13 @@ class HostPopulation:
             client_id, row, fresh, kept = client
             profile = shard.examples.profile(row)._replace(id=client_id)
             return tree.where(
-                fresh, init.init_client(self.algorithm, server, profile, state.key), kept
+                fresh, init.init_client(algorithm, server, profile, state.key), kept
             ), ()
 
         clients, _ = mapping.map_and_sum(
-            one, (mine, rows, shard.fresh, clients), clients_per_chunk=self.clients_per_chunk
+            one,
+            (mine, rows, shard.fresh, clients),
+            clients_per_chunk=self.options.clients_per_chunk,
         )
         return clients, rows
 

@@ -23,86 +23,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from pfljax.core import FederatedState, PyTree
-from pfljax.engine import mapping
-from pfljax.engine.clients import by_process, on_device
+from pfljax.engine.clients import on_device
 from pfljax.errors import UserError
 from pfljax.training.run import writers
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_data(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def to_host(state: FederatedState, num_clients: int) -> FederatedState:
-    """Returns the state as NumPy arrays, clients `[num_clients, ...]`, keys as their data.
-
-    Args:
-      state: as the round program returns it, clients `[devices of this process, rows, ...]`.
-      num_clients: seen and unseen.
-    """
-
-    one_process = jax.process_count() == 1
-
-    def by_id(leaf):
-        if isinstance(leaf, np.ndarray):
-            # A table of a population on the hosts: each process knows its own clients.
-            tables = leaf if one_process else multihost_utils.process_allgather(leaf, tiled=True)
-            return np.max(tables, axis=0)
-        leaf = _key_data(leaf)
-        if not one_process:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        # Client i is row i // devices of device i % devices.
-        rows = np.asarray(leaf).swapaxes(0, 1)
-        return rows.reshape(-1, *rows.shape[2:])[:num_clients]
-
-    host = jax.tree.map(lambda leaf: np.asarray(_key_data(leaf)), state._replace(clients=()))
-    return host._replace(clients=jax.tree.map(by_id, state.clients))
-
-
-def to_devices(
-    host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
-) -> FederatedState:
-    """The inverse of `to_host`, on any number of devices.
-
-    Args:
-      host: what `to_host` returned, there or elsewhere.
-      like: a state of this run, for its dtypes and keys; clients that it holds as NumPy arrays
-        stay on the host.
-      devices: that the run uses.
-    """
-    mesh = mapping.local_mesh(devices)
-    first = list(devices).index(mesh.devices[0])
-
-    def wrapped(leaf, like):
-        return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
-
-    def spread(leaf, like):
-        if isinstance(like, np.ndarray):
-            return by_process.kept_here(leaf)[None]
-        rows = on_device.rows_per_device(leaf.shape[0], len(devices))
-        padded = np.zeros((rows * len(devices), *leaf.shape[1:]), leaf.dtype)
-        padded[: leaf.shape[0]] = leaf
-        stacked = padded.reshape(rows, len(devices), *leaf.shape[1:]).swapaxes(0, 1)
-        own = stacked[first : first + mesh.size]
-        return wrapped(jax.device_put(own, mapping.spread_sharding(mesh)), like)
-
-    replicated = jax.tree.map(
-        lambda leaf, like: wrapped(mapping.replicate(leaf, devices), like),
-        host._replace(clients=()),
-        like._replace(clients=()),
-    )
-    return replicated._replace(clients=jax.tree.map(spread, host.clients, like.clients))
-
 
 # How many of the newest checkpoints stay.
 KEPT = 2
@@ -136,13 +64,23 @@ class Checkpoints:
     Args:
       directory: made where it does not exist.
       keep: how many of the newest stay.
+      to_host: `ClientStore.to_host`.
+      to_devices: `ClientStore.to_devices`.
 
     Raises:
       UserError: it is no directory, or cannot be written.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = KEPT):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int = KEPT,
+        *,
+        to_host: Callable[..., FederatedState] = on_device.to_host,
+        to_devices: Callable[..., FederatedState] = on_device.to_devices,
+    ):
         self._directory = directory.resolve()
+        self._to_host, self._to_devices = to_host, to_devices
         _silence_orbax()
         folders(self._directory)  # Orbax's threads would outlive its complaint about a file there.
         options = ocp.CheckpointManagerOptions(
@@ -170,9 +108,9 @@ class Checkpoints:
         Raises:
           UserError: this one, or the one before, cannot be written.
         """
-        host = to_host(state, num_clients)
+        host = self._to_host(state, num_clients)
         leaves = _as_dict(host)
-        content = json.dumps({**(notes or {}), "digests": _digests(leaves)})
+        content = json.dumps({**(notes or {}), "digests": digests(leaves)})
         sealed = {"content": content, "digest": writers.digest(content.encode())}
         items = {_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(sealed)}
         try:
@@ -216,7 +154,7 @@ class Checkpoints:
           UserError: there is none, or none that can be read, or it is of another method or model.
         """
         self._manager.wait_until_finished()  # One that was saved just now counts too.
-        template = to_host(like, num_clients)
+        template = self._to_host(like, num_clients)
         wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         good: list[Restored] = []
         damaged: dict[int, str] = {}
@@ -230,7 +168,7 @@ class Checkpoints:
                         "of another model, method or number of clients; name another --workdir."
                     )
                 host = jax.tree.unflatten(jax.tree.structure(template), leaves)
-                state = to_devices(host, like, devices)
+                state = self._to_devices(host, like, devices)
                 reason = accept(state) or ""
             except _Damaged as error:
                 reason = str(error)
@@ -263,7 +201,7 @@ class Checkpoints:
             arrays = {name: np.asarray(restored[name]) for name in sorted(restored)}
         except Exception as error:  # Orbax raises whatever its storage meets.
             raise _Damaged(_reason(error)) from error
-        if _digests(arrays) != notes.pop("digests"):
+        if digests(arrays) != notes.pop("digests"):
             raise _Damaged("its arrays differ from their checksums")
         return list(arrays.values()), notes
 
@@ -352,7 +290,7 @@ def newest_notes(directory: pathlib.Path) -> dict[str, Any] | None:
     return next(filter(None, map(read_notes, folders(directory / "checkpoints").values())), None)
 
 
-def _digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+def digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
     """Returns a checksum of each array, its shape and its dtype."""
 
     def digest(leaf):

@@ -41,12 +41,12 @@ class Clock:
         self.round_compilations = 0
         self.later_compilations = 0
 
-    def start(self, seeds: Sequence[int]) -> FederatedState:
+    def init(self, seeds: Sequence[int]) -> FederatedState:
         """Returns the state of round 0, of one run or of several variants."""
         experiment = self._experiment
         keys = [jax.random.key(seed) for seed in seeds]
         key = keys[0] if experiment.num_variants is None else jnp.stack(keys)
-        return self._timed(experiment.start, experiment.examples, key)[0]
+        return self._timed(experiment.programs.init, experiment.examples, key)[0]
 
     def run_rounds(
         self, state: FederatedState, now: int
@@ -55,7 +55,7 @@ class Clock:
         experiment = self._experiment
         first = not self._round_seconds
         (state, history), seconds, compiled = self._timed(
-            experiment.run_rounds,
+            experiment.programs.run_rounds,
             state,
             experiment.examples,
             np.int32(planned_rounds(experiment.config)),
@@ -71,10 +71,10 @@ class Clock:
         return state, history
 
     def evaluate(self, state: FederatedState) -> dict[str, Any]:
-        """Evaluates all clients; see `engine.evaluate.build_evaluation` for what it returns."""
+        """Evaluates all clients; see `engine.programs.build_evaluation` for what it returns."""
         experiment = self._experiment
         scores, seconds, compiled = self._timed(
-            experiment.evaluate,
+            experiment.programs.evaluate,
             state,
             experiment.examples,
             np.int32(planned_rounds(experiment.config)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from pfljax.core import FederatedState
 from pfljax.data import FederatedDataset
-from pfljax.engine import used_arguments, vectorized
+from pfljax.engine import init, programs, used_arguments
 from pfljax.engine.round import ALL_FINITE
 from pfljax.errors import DivergedError, UserError
 from pfljax.training.run import locks, results, workdir, writers
@@ -102,15 +103,8 @@ def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
     if before in (None, now):
         return
     algorithm = experiment.algorithm
-    if experiment.population is None:
-        examples = experiment.examples
-        if experiment.num_variants is not None and experiment.examples_vary:
-            examples = jax.tree.map(lambda leaf: leaf[0], examples)
-        population = jax.eval_shape(lambda examples: examples.population(), examples)
-    else:
-        population, examples = experiment.population.profiles, experiment.population.one_client()[1]
-    key = jax.eval_shape(jax.random.key, 0)
-    server = jax.eval_shape(algorithm.init_server, key, population)
+    population, examples = experiment.store.example_shapes()
+    server, _ = jax.eval_shape(functools.partial(init.first_states, algorithm), population)
     if used_arguments.uses_planned_length(algorithm, server, examples):
         name = experiment.config.algorithm
         raise UserError(
@@ -150,7 +144,10 @@ class _Run:
         check_plan(self.experiment, self.directory)
         workdir.claim(self.directory, self.experiment.config, resume=resume)
         workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
-        self.checkpoints = Checkpoints(self.directory / "checkpoints")
+        store = self.experiment.store
+        self.checkpoints = Checkpoints(
+            self.directory / "checkpoints", to_host=store.to_host, to_devices=store.to_devices
+        )
         self._files.callback(self.checkpoints.close)
         self.saved = self.checkpoints.latest_round() if resume else None
 
@@ -183,6 +180,7 @@ class _Run:
             "settings": workdir.settings(self.experiment.config),
             "clients_per_chunk": self.experiment.clients_per_chunk,
             "rows": self.rows,
+            "frozen": self.experiment.frozen_digest,
             "history": {
                 name: (values.dtype.name, values.tolist()) for name, values in history.items()
             },
@@ -236,7 +234,7 @@ class _Run:
 
 def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or several variants."""
-    config, population = experiment.config, experiment.population
+    config = experiment.config
     with contextlib.ExitStack() as opened:
         clock = Clock(experiment)
         opened.callback(clock.close)
@@ -244,11 +242,9 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
         for run in runs:
             opened.callback(run.close)
             run.claim(resume)
-        if population is not None:
-            (run,) = runs
-            # Beside the checkpoints, which tell whose rows they are.
-            population.open(run.directory / population.file_name, anew=run.saved is None)
-        state = clock.start([run.experiment.config.seed for run in runs])
+        # Beside the checkpoints, which know the rows of its clients.
+        experiment.store.open(runs[0].directory, anew=runs[0].saved is None)
+        state = clock.init([run.experiment.config.seed for run in runs])
         state, notes = _resumed(experiment, runs, state)
         done = runs[0].saved or 0
         histories = [run.begin(own) for run, own in zip(runs, notes, strict=True)]
@@ -284,10 +280,9 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
 
 def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int) -> None:
     """Saves a checkpoint of each run that has none of this round and did not diverge."""
-    population = experiment.population
     for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
         if not run.diverged and run.saved != done:
-            run.save(own if population is None else population.snapshot(own), history, done)
+            run.save(experiment.store.snapshot(own), history, done)
 
 
 def _stop_if_asked(
@@ -318,7 +313,7 @@ def _each(experiment: Experiment, stacked: Any) -> list[Any]:
 def _states(experiment: Experiment, state: FederatedState) -> list[FederatedState]:
     if experiment.num_variants is None:
         return [state]
-    return [vectorized.unstack(state, index) for index in range(experiment.num_variants)]
+    return [programs.unstack(state, index) for index in range(experiment.num_variants)]
 
 
 def _resumed(
@@ -335,6 +330,11 @@ def _resumed(
         settings = restored[-1].notes.get("settings")
         if settings is not None:
             workdir.require_same_settings(run.directory, settings, run.experiment.config)
+        if restored[-1].notes.get("frozen") != experiment.frozen_digest:
+            raise UserError(
+                f"{run.directory} holds a run with other frozen parameters; name the file with "
+                "which it began in config.adapter.base, or another --workdir."
+            )
         run.saved = int(restored[-1].state.round)
     if len({run.saved for run in runs}) > 1:
         raise _out_of_step(runs)
@@ -344,31 +344,32 @@ def _resumed(
             f"{config.rounds}; raise it, or name another --workdir."
         )
     states, notes = [one.state for one in restored], [one.notes for one in restored]
-    return states[0] if experiment.num_variants is None else vectorized.stack(states), notes
+    return states[0] if experiment.num_variants is None else programs.stack(states), notes
 
 
 def _restore(run: _Run, state: FederatedState) -> Restored:
     """Reads the newest good checkpoint of a run."""
-    population, devices = run.experiment.population, run.experiment.devices
+    store, devices = run.experiment.store, run.experiment.devices
     num_clients = run.experiment.dataset.num_clients
-    if population is None:
-        return run.checkpoints.restore(state, num_clients, devices)[0]
-    path = run.directory / population.file_name
 
     def accept(kept: FederatedState) -> str | None:
-        bad = population.damaged(kept)
+        bad = store.damaged(kept)
         if not bad.size:
             return None
         return (
             f"the states of {bad.size} clients, such as client {bad[0]}, are missing or damaged in "
-            f"{path}; a run goes on with as many processes as it had"
+            f"{store.damaged_file(run.directory)}; a run goes on with as many processes as it had"
         )
 
     found = run.checkpoints.restore(
-        population.like_snapshot(state), num_clients, devices, all_of_them=True, accept=accept
+        store.like_snapshot(state),
+        num_clients,
+        devices,
+        all_of_them=store.keeps_snapshots,
+        accept=accept,
     )
     oldest_first = [one.state for one in reversed(found)]
-    return found[0]._replace(state=population.adopt(oldest_first))
+    return found[0]._replace(state=store.adopt(oldest_first))
 
 
 def _out_of_step(runs: list[_Run]) -> UserError:

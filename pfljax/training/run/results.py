@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from pfljax import data, metrics
 from pfljax.core import FederatedState, Task
 from pfljax.data import Split
+from pfljax.engine import init
 from pfljax.engine.accounting import traffic
 from pfljax.training.run import runtime
 from pfljax.training.run.clock import Clock
@@ -72,9 +74,9 @@ def first_not_finite(experiment: Experiment, evaluation: dict[str, Any]) -> str 
 
 def _evaluated(experiment: Experiment) -> np.ndarray:
     """The ids of the clients that evaluations score, in their order."""
-    if experiment.eval_ids is None:
+    if experiment.store.eval_ids is None:
         return np.arange(experiment.dataset.num_clients)
-    return experiment.eval_ids
+    return experiment.store.eval_ids
 
 
 def _counts(experiment: Experiment, evaluation, model: str, split: str) -> np.ndarray:
@@ -142,13 +144,9 @@ def summarize(
     task = experiment.task
     # Accuracies have a key of their own, which readers of old results know.
     key = "accuracy" if task.score == "accuracy" else "score"
-    if experiment.population is None:
-        one_client = jax.tree.map(lambda leaf: leaf[0, 0], state.clients)
-        examples = experiment.examples
-        if experiment.examples_vary:
-            examples = jax.tree.map(lambda leaf: leaf[0], examples)
-    else:
-        one_client, examples = experiment.population.one_client()
+    population, examples = experiment.store.example_shapes()
+    first = functools.partial(init.first_states, experiment.algorithm)
+    _, one_client = jax.eval_shape(first, population)
     bytes_of = traffic.count(experiment.algorithm, state.server, one_client, examples)
     return _about(experiment) | {
         f"personal_{key}": _over_rounds(task, rows, "personal"),
@@ -159,7 +157,7 @@ def summarize(
         "examples_per_second": clock.examples_per_second,
         "padding_fraction": clock.padding_fraction,
         "peak_device_bytes": runtime.peak_device_bytes(
-            experiment.devices, [experiment.run_rounds, experiment.evaluate]
+            experiment.devices, [experiment.programs.run_rounds, experiment.programs.evaluate]
         ),
         "peak_host_bytes": runtime.peak_host_bytes(),
         "upload_bytes": bytes_of.upload,

@@ -27,10 +27,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pfljax import core
-from pfljax.core import Context, LocalTraining, Task
+from pfljax.core import Context, LocalTraining
 from pfljax.core.client_data import ClientData
 from pfljax.data import FederatedDataset
-from pfljax.engine import mapping, sampling
+from pfljax.engine import mapping, programs, sampling
 from pfljax.training.run import writers
 
 # Beyond this many, vmapped clients cost memory and gain little.
@@ -79,7 +79,8 @@ def best(seconds: dict[int, float], steps: np.ndarray) -> int:
 
 
 def measure(
-    task: Task,
+    make: programs.Make,
+    given: programs.Inputs,
     local: LocalTraining,
     inputs: jax.ShapeDtypeStruct,
     targets: jax.ShapeDtypeStruct,
@@ -89,7 +90,8 @@ def measure(
     """Times a step of local training on each device, in chunks of several sizes.
 
     Args:
-      task: of the run.
+      make: Builds the task.
+      given: The inputs of the programs.
       local: of the run.
       inputs: one stored example's.
       targets: likewise.
@@ -101,6 +103,7 @@ def measure(
       Seconds of a step of one client, for each size.
     """
     num_clients, size = max(chunks), _STEPS * local.batch_size
+    task = make(*given).task
     data = ClientData(
         inputs=jnp.zeros((size, *inputs.shape), inputs.dtype),
         targets=jnp.zeros((size, *targets.shape), targets.dtype),
@@ -111,26 +114,29 @@ def measure(
     )
     once = local._replace(epochs=1)
 
-    def train_all(chunk, model, data, keys):
+    def train_all(chunk, params, data, keys, given):
+        task = make(*given).task
+
         def train_one(key):
             context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
-            return (), core.train(task.loss, model, data, context, once).params
+            return (), core.train(task.loss, params, data, context, once).params
 
         return mapping.map_and_sum(train_one, keys, clients_per_chunk=chunk)[1]
 
     found: dict[int, float] = {}
-    model = jax.jit(task.init)(jax.random.key(0))
-    model, data = mapping.replicate((model, data), devices)
+    params = jax.jit(lambda given, key: make(*given).task.init(key))(given, jax.random.key(0))
+    params, data = mapping.replicate((params, data), devices)
     for chunk in chunks:
         keys = jax.random.split(jax.random.key(0), num_clients // chunk * chunk)
         program = mapping.over_devices(
             functools.partial(train_all, chunk),
-            in_axes=(None, None, None),
+            in_axes=(None, None, None, None),
             out_axes=0,
             devices=devices,
         )
         try:
-            taken = _least_seconds(program, model, data, mapping.replicate(keys, devices))
+            replicated = mapping.replicate(keys, devices)
+            taken = _least_seconds(program, params, data, replicated, given)
         except jax.errors.JaxRuntimeError as error:
             if not found or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -183,7 +189,8 @@ def remembered(key: str, measure: Callable[[], dict[int, float]]) -> dict[int, f
 def choose(
     config: ml_collections.ConfigDict,
     dataset: FederatedDataset,
-    task: Task,
+    make: programs.Make,
+    given: programs.Inputs,
     local: LocalTraining,
     plan: sampling.CohortPlan,
     devices: Sequence[jax.Device],
@@ -195,8 +202,9 @@ def choose(
     Args:
       config: of the run.
       dataset: whose sizes decide how much clients wait for each other.
-      task: of the run.
-      local: likewise.
+      make: Builds the task.
+      given: The inputs of the programs.
+      local: of the run.
       plan: how many clients there are in a cohort.
       devices: of the run.
     """
@@ -214,10 +222,12 @@ def choose(
     described = (
         *(jax.__version__, own[0].device_kind, len(own), len(devices), chunks),
         *(config.model.to_json(), config.compute_dtype, config.client_optimizer.name),
-        *(config.batch_size, str(one_input), task.num_classes),
+        *(config.batch_size, str(one_input), dataset.num_classes, config.adapter.to_json()),
     )
     key = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
-    seconds = remembered(key, lambda: measure(task, local, one_input, one_target, chunks, own))
+    seconds = remembered(
+        key, lambda: measure(make, given, local, one_input, one_target, chunks, own)
+    )
     chosen = best(seconds, _typical_steps(dataset, local, plan, len(devices)))
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))

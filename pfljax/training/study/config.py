@@ -149,6 +149,15 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = {
         "name": "mlp",  # the network; its arguments are further keys here
     }
+    # Adapters, trained in place of the model's parameters, which stay frozen.
+    config.adapter = {
+        "name": "none",  # 'none', or 'lora' for low-rank updates of matrices
+        "rank": 4,  # rank of an update
+        "scale": 1.0,  # factor on an update
+        "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
+        "base": "",  # file with the frozen parameters (npz); '' draws them from base_seed
+        "base_seed": 0,  # of frozen parameters without a file
+    }
     # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
     config.compute_dtype = "float32"
     config.engine = {

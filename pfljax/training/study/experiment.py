@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -14,44 +16,39 @@ import numpy as np
 
 from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Task
+from pfljax.core import Algorithm, LocalTraining, Params, Task
 from pfljax.data import FederatedDataset
-from pfljax.engine import sampling
+from pfljax.engine import mapping, programs, sampling
+from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.engine.clients.host_examples import HostExamples
-from pfljax.engine.clients.host_programs import HostEvaluation, HostInit, HostRounds
-from pfljax.engine.clients.on_host import HostPopulation
-from pfljax.engine.evaluate import build_evaluation
+from pfljax.engine.clients.host_programs import HostStore
+from pfljax.engine.clients.store import ClientStore, Options, Programs
 from pfljax.engine.examples import Examples
-from pfljax.engine.init import build_init
-from pfljax.engine.round import build_rounds
 from pfljax.errors import UserError
-from pfljax.training.run import checkpoint, runtime
-from pfljax.training.study import autotune, optimizers, placement
+from pfljax.training.run import checkpoint, runtime, writers
+from pfljax.training.study import adapters, autotune, optimizers, placement
 from pfljax.training.study import config as config_lib
-from pfljax.training.study.task import build_networks, build_task
+from pfljax.training.study import task as task_lib
 
 
 class Experiment(NamedTuple):
     """One method on one federated data set, ready to run.
 
     Attributes:
-      config: what it was made from.
-      dataset: on the host.
-      examples: the same on every device, or on the host for a population that lies there.
-      task: model and loss.
-      algorithm: the method.
-      plan: how cohorts are chosen.
-      devices: that run it.
-      start: `(examples, key) -> state`.
-      run_rounds: see `engine.round.build_rounds`.
-      evaluate: see `engine.evaluate.build_evaluation`.
-      clients_per_chunk: how many clients a device trains together.
-      eval_clients_per_chunk: how many it scores together.
-      population: what lies on the host; None where everything is on the devices.
-      eval_ids: the clients that evaluations score, in their order; None for all.
-      num_variants: how many runs the three programs stand for, see `training.together`; None for
-        one, whose arrays have no axis for it.
-      examples_vary: whether `examples` has that axis too.
+      config: The config of the run.
+      dataset: The data set, on the host.
+      examples: The examples of the data set, where the clients are kept.
+      task: The model and its loss, with its frozen parameters.
+      algorithm: The method for this task.
+      make: Builds method and task while programs are traced.
+      inputs: Frozen parameters and numbers of the programs.
+      store: Keeps the clients' private states and examples.
+      programs: The programs of the run, or of several variants.
+      num_variants: Number of runs that the programs serve, see `training.study.vectorized`; None
+        for one, whose arrays have no axis for it.
+      examples_vary: Whether the examples have that axis too.
+      frozen_digest: Checksum of the frozen parameters, by which checkpoints know theirs; None for
+        none.
     """
 
     config: ml_collections.ConfigDict
@@ -59,17 +56,28 @@ class Experiment(NamedTuple):
     examples: Examples | HostExamples
     task: Task
     algorithm: Algorithm
-    plan: sampling.CohortPlan
-    devices: Sequence[jax.Device]
-    start: Callable
-    run_rounds: Callable
-    evaluate: Callable
-    clients_per_chunk: int
-    eval_clients_per_chunk: int
-    population: HostPopulation | None = None
-    eval_ids: np.ndarray | None = None
+    make: programs.Make
+    inputs: programs.Inputs
+    store: ClientStore
+    programs: Programs
     num_variants: int | None = None
     examples_vary: bool = False
+    frozen_digest: str | None = None
+
+    @property
+    def plan(self) -> sampling.CohortPlan:
+        """How cohorts are sampled."""
+        return self.store.options.plan
+
+    @property
+    def devices(self) -> Sequence[jax.Device]:
+        """The devices of the run."""
+        return self.store.options.devices
+
+    @property
+    def clients_per_chunk(self) -> int:
+        """Number of clients that a device trains at once."""
+        return self.store.options.clients_per_chunk
 
 
 def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
@@ -232,6 +240,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
     for key in ("client_optimizer", "server_optimizer"):
         optimizers.check(config[key], key)
+    adapters.check(config.adapter)
     for name, rate in config.learning_rates.items():
         if rate is not None:
             optimizers.require_rate(f"config.learning_rates.{name}", rate)
@@ -265,52 +274,101 @@ def build(
     elif isinstance(dataset, FederatedDataset):
         dataset = data.validate.federated(dataset)
     plan = build_plan(config, dataset)
-    task = build_task(config, dataset)
     bounds = bounds or bounds_of([dataset])
     clients_without_a_step(config, dataset)
+    make, inputs = build_method(config, dataset, devices, bounds)
+    algorithm, task = make(*inputs)
     ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
-    networks = build_networks(config, dataset)
-    algorithm = build_algorithm(config, task, bounds.train, networks)
-    local = build_local_training(config, task, bounds.train)
     _require_statistics(config, dataset, task)
-    share = -(-plan.capacity // len(devices))
+    shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
-        chunk = min(clients_per_chunk, share)
+        chunk = min(clients_per_chunk, shard)
     else:
-        chunk = autotune.choose(config, dataset, task, local, plan, devices)
-    if config.engine.residence == "host":
-        parts = (plan, task, algorithm, devices, chunk, bounds)
-        return _build_on_host(config, dataset, examples, *parts)
-    if examples is None:
-        examples = placement.to_devices(dataset, devices, bounds.train)
+        local = build_local_training(config, task, bounds.train)
+        chunk = autotune.choose(config, dataset, make, inputs, local, plan, devices)
+    on_host = config.engine.residence == "host"
     owned = -(-dataset.num_clients // len(devices))
-    eval_chunk = autotune.by_rule(config.engine.clients_per_chunk, devices, owned)
+    options = Options(
+        plan=plan,
+        clients_per_chunk=chunk,
+        eval_clients_per_chunk=chunk
+        if on_host
+        else autotune.by_rule(config.engine.clients_per_chunk, devices, owned),
+        eval_batch_size=eval_batch_size(config, bounds),
+        rounds_per_call=config.engine.rounds_per_call,
+        join=config.cohort.join,
+        devices=devices,
+    )
+    eval_ids = choose_evaluated(config, dataset)
+    clients: ClientStore
+    if on_host:
+        examples = placement.on_host(dataset) if examples is None else examples
+        # One more than the checkpoints that stay: the newest is written in the background.
+        snapshots = checkpoint.KEPT + 1
+        clients = HostStore(examples, options, eval_ids=eval_ids, snapshots=snapshots)
+    else:
+        if examples is None:
+            examples = placement.to_devices(dataset, devices, bounds.train)
+        clients = DeviceStore(examples, options, eval_ids=eval_ids)
     return Experiment(
         config=config,
         dataset=dataset,
         examples=examples,
         task=task,
         algorithm=algorithm,
-        plan=plan,
-        devices=devices,
-        start=build_init(algorithm, join=config.cohort.join, devices=devices),
-        run_rounds=build_rounds(
-            algorithm,
-            plan,
-            clients_per_chunk=chunk,
-            rounds_per_call=config.engine.rounds_per_call,
-            devices=devices,
-        ),
-        evaluate=build_evaluation(
-            algorithm,
-            task,
-            batch_size=eval_batch_size(config, bounds),
-            clients_per_chunk=eval_chunk,
-            devices=devices,
-        ),
-        clients_per_chunk=chunk,
-        eval_clients_per_chunk=eval_chunk,
+        make=make,
+        inputs=inputs,
+        store=clients,
+        programs=clients.programs(make, inputs),
+        frozen_digest=_digest(inputs.frozen),
     )
+
+
+def _digest(frozen: Params) -> str | None:
+    if not jax.tree.leaves(frozen):
+        return None
+    arrays = jax.tree_util.tree_leaves_with_path(frozen)
+    found = checkpoint.digests({jax.tree_util.keystr(path): leaf for path, leaf in arrays})
+    return writers.digest(repr(sorted(found.items())).encode())
+
+
+def build_method(
+    config: ml_collections.ConfigDict,
+    dataset: FederatedDataset,
+    devices: Sequence[jax.Device],
+    bounds: Bounds,
+) -> tuple[programs.Make, programs.Inputs]:
+    """Returns what builds the config's method and task, and the inputs of its programs.
+
+    Args:
+      config: The config of the run.
+      dataset: The data set of the run.
+      devices: The devices of the run, on each of which there is one copy of the inputs.
+      bounds: The sizes for which programs are compiled.
+    """
+    build_task, frozen = task_lib.build_task(config, dataset)
+    networks = task_lib.build_networks(config, dataset)
+
+    def make(frozen, values):
+        own = with_values(config, values)
+        task = build_task(frozen)
+        return programs.Method(build_algorithm(own, task, bounds.train, networks), task)
+
+    return make, mapping.replicate(programs.Inputs(frozen), devices)
+
+
+def with_values(
+    config: ml_collections.ConfigDict, values: dict[str, jax.Array]
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with `{key: value}`, which may be traced."""
+    if not values:
+        return config
+    config = copy.deepcopy(config)
+    with config.unlocked(), config.ignore_type():
+        for key, number in values.items():
+            *path, name = key.split(".")
+            functools.reduce(lambda node, part: node[part], path, config)[name] = number
+    return config
 
 
 def _require_statistics(
@@ -329,40 +387,3 @@ def _require_statistics(
         raise UserError(
             f"No client has more than one training example, and {wanted}; name a model without it."
         )
-
-
-def _build_on_host(
-    config, dataset, examples, plan, task, algorithm, devices, chunk, bounds
-) -> Experiment:
-    """The rest of `build` for a population on the host."""
-    if examples is None:
-        examples = placement.on_host(dataset)
-    eval_ids = choose_evaluated(config, dataset)
-    population = HostPopulation(
-        algorithm,
-        plan,
-        examples,
-        clients_per_chunk=chunk,
-        join=config.cohort.join,
-        # One more than the checkpoints that stay: the newest is written in the background.
-        snapshots=checkpoint.KEPT + 1,
-        devices=devices,
-    )
-    return Experiment(
-        config=config,
-        dataset=dataset,
-        examples=examples,
-        task=task,
-        algorithm=algorithm,
-        plan=plan,
-        devices=devices,
-        start=HostInit(population),
-        run_rounds=HostRounds(population),
-        evaluate=HostEvaluation(
-            population, task, batch_size=eval_batch_size(config, bounds), ids=eval_ids
-        ),
-        clients_per_chunk=chunk,
-        eval_clients_per_chunk=chunk,
-        population=population,
-        eval_ids=eval_ids,
-    )

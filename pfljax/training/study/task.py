@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,21 +12,26 @@ import ml_collections
 
 from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Task
+from pfljax.core import Params, Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
+from pfljax.training.study import adapters
 from pfljax.training.study import config as config_lib
 
 
 def build_task(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str = "model"
-) -> Task:
-    """Makes one of the config's models for a data set, and the task that its targets set.
+) -> tuple[Callable[[Params], Task], Params]:
+    """Makes one of the config's models for a data set, and the task of its targets.
 
     Args:
       config: Of the run.
       dataset: The examples and what they are.
-      key: One of `config.model_keys`, which names the model and its arguments.
+      key: One of `config.model_keys`, which names the model and its arguments; the adapter is for
+        the clients' model, 'model'.
+
+    Returns:
+      `frozen -> task`, and the frozen parameters of the model; `()` for a model without any.
 
     Raises:
       UserError: The model and the data set do not go together.
@@ -45,24 +51,34 @@ def build_task(
     model = models.MODELS[name](shape, outputs, **_arguments(config, dataset, key))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
+    adapted, frozen = (lambda frozen: model), ()
+    if key == "model":
+        adapted, frozen = adapters.build(config.adapter, model)
+
+    def make(frozen):
+        return _task_of(kind, adapted(frozen), outputs, dataset)
+
+    shapes = {"next_token": (*columns, outputs), "ranking": columns}
+    _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
+    return make, frozen
+
+
+def _task_of(kind: str, model: models.Model, outputs: int, dataset: FederatedDataset) -> Task:
+    """Returns the task of a kind that a model with `outputs` outputs solves on a data set."""
     scale = {"mean": dataset.mean, "std": dataset.std}
     if kind == "classification":
-        task = models.classification(model, num_classes=outputs, **scale)
-    elif kind == "next_token":
-        task = models.next_token(model, num_classes=outputs)
-    elif kind == "ranking":
-        task = models.ranking(model)
-    elif kind == "multi_label":
-        task = models.multi_label(model, **scale)
-    else:
-        of_targets = {
-            "target_mean": getattr(dataset, "target_mean", 0.0),
-            "target_std": getattr(dataset, "target_std", 1.0),
-        }
-        task = models.regression(model, **scale, **of_targets)
-    shapes = {"next_token": (*columns, outputs), "ranking": columns}
-    _require_outputs(name, dataset, task, shapes.get(kind, (outputs,)))
-    return task
+        return models.classification(model, num_classes=outputs, **scale)
+    if kind == "next_token":
+        return models.next_token(model, num_classes=outputs)
+    if kind == "ranking":
+        return models.ranking(model)
+    if kind == "multi_label":
+        return models.multi_label(model, **scale)
+    of_targets = {
+        "target_mean": getattr(dataset, "target_mean", 0.0),
+        "target_std": getattr(dataset, "target_std", 1.0),
+    }
+    return models.regression(model, **scale, **of_targets)
 
 
 def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Task]:
@@ -76,7 +92,8 @@ def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset)
         key = f"hparams.{config.algorithm}.{name}"
         settings = config_lib.at(config, key)
         if settings.name:
-            found[name] = build_task(config, dataset, key)
+            make, frozen = build_task(config, dataset, key)
+            found[name] = make(frozen)
         elif unused := sorted(set(settings) - {"name"}):
             raise UserError(
                 f"config.{key}.{unused[0]} is an argument of a model that has no name; set "

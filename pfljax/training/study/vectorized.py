@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import ml_collections
 
 from pfljax.core import Context
 from pfljax.data import FederatedDataset
-from pfljax.engine import vectorized
+from pfljax.engine import mapping, programs
+from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, workdir
 from pfljax.training.study import experiment as experiment_lib
@@ -68,28 +68,6 @@ def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> di
     return {key: jnp.asarray(found) for key, found in values.items()}
 
 
-class _Bound:
-    """A program of several variants with their values at hand; called as that of one run is."""
-
-    def __init__(self, program, values: dict[str, jax.Array]):
-        self._program = program
-        self._values = values
-
-    def __call__(self, *args: Any) -> Any:
-        return self._program(*args, self._values)
-
-    def compile(self, *args: Any) -> Any:
-        return self._program.compile(*args, self._values)
-
-    @property
-    def compile_seconds(self) -> float:
-        return self._program.compile_seconds
-
-    @property
-    def device_bytes(self) -> int | None:
-        return self._program.device_bytes
-
-
 def build(
     configs: Sequence[ml_collections.ConfigDict],
     like: Experiment | None = None,
@@ -132,54 +110,37 @@ def build(
     first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
     bounds = bounds or experiment_lib.bounds_of([first.dataset])
     values = _values(configs, datasets is not None)
-    networks = experiment_lib.build_networks(configs[0], first.dataset)
-
-    def make(value):
-        config = copy.deepcopy(configs[0])
-        with config.unlocked(), config.ignore_type():
-            for key, number in value.items():
-                *path, name = key.split(".")
-                node = config
-                for part in path:
-                    node = node[part]
-                node[name] = number
-        return experiment_lib.build_algorithm(config, first.task, bounds.train, networks)
-
-    _require_traceable(make, values, first)
+    _require_traceable(first, values)
     if clients_per_chunk is None:
         first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
-    examples = first.examples
+    examples, options = first.examples, first.store.options
     if datasets:
-        each = [placement.to_devices(one, first.devices, bounds.train) for one in datasets]
+        each = [placement.to_devices(one, options.devices, bounds.train) for one in datasets]
         examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    programs = vectorized.build_vectorized(
-        make,
-        first.task,
-        first.plan,
-        clients_per_chunk=first.clients_per_chunk,
-        eval_clients_per_chunk=first.eval_clients_per_chunk,
-        eval_batch_size=experiment_lib.eval_batch_size(configs[0], bounds),
-        rounds_per_call=configs[0].engine.rounds_per_call,
-        together=1 if first.devices[0].platform == "cpu" else len(configs),
-        join=configs[0].cohort.join,
-        examples_vary=datasets is not None,
-        devices=first.devices,
+    on_cpu = options.devices[0].platform == "cpu"
+    variants = programs.Variants(1 if on_cpu else len(configs), examples_vary=datasets is not None)
+    clients = DeviceStore(
+        examples,
+        options,
+        eval_ids=first.store.eval_ids,
+        examples_vary=variants.examples_vary,
     )
+    inputs = first.inputs._replace(values=mapping.replicate(values, options.devices))
     return first._replace(
         examples=examples,
-        start=_Bound(programs.start, values),
-        run_rounds=_Bound(programs.run_rounds, values),
-        evaluate=_Bound(programs.evaluate, values),
+        inputs=inputs,
+        store=clients,
+        programs=clients.programs(first.make, inputs, variants),
         num_variants=len(configs),
-        examples_vary=datasets is not None,
+        examples_vary=variants.examples_vary,
     )
 
 
-def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) -> None:
+def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
     """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
 
-    def one_round(value, key, examples):
-        algorithm = make(value)
+    def one_round(values, frozen, key, examples):
+        algorithm, _ = first.make(frozen, values)
         server = algorithm.init_server(key, examples.population())
         profile = examples.profile(jnp.int32(0))
         client = algorithm.init_client(server, profile, key)
@@ -189,10 +150,11 @@ def _require_traceable(make, values: dict[str, jax.Array], first: Experiment) ->
         algorithm.personalize(server, client, data, context)
 
     # A mistake in the method itself shows with known numbers too, and is told as what it is.
-    jax.eval_shape(functools.partial(one_round, {}), jax.random.key(0), first.examples)
+    traced = (first.inputs.frozen, jax.random.key(0), first.examples)
+    jax.eval_shape(functools.partial(one_round, {}), *traced)
     try:
         one = {key: found[0] for key, found in values.items()}
-        jax.eval_shape(one_round, one, jax.random.key(0), first.examples)
+        jax.eval_shape(one_round, one, *traced)
     except (TypeError, IndexError) as error:  # what JAX raises where a number must be known
         raise UserError(
             f"One of {', '.join(f'config.{key}' for key in values)} decides the shape of arrays, "

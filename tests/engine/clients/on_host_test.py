@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pfljax.data import FederatedDataset, Split
-from pfljax.engine import sampling
+from pfljax.engine import programs, sampling
 from pfljax.engine.clients import mmap_rows
 from pfljax.engine.clients.host_examples import HostExamples
-from pfljax.engine.clients.host_programs import HostEvaluation, HostInit, HostRounds
-from pfljax.engine.clients.on_host import HostPopulation
+from pfljax.engine.clients.host_programs import HostStore
+from pfljax.engine.clients.store import Options
 
 ROUNDS = 5
 METHODS = ["fedavg", "fedper", "ditto", "fedfomo"]
@@ -34,17 +34,20 @@ def on_host(**changes):
     )._replace(**changes)
 
 
-def hosted(name, devices, chunk, plan=federation.PLAN, examples=None):
-    """Returns a population on the host and its three programs."""
-    population = HostPopulation(
-        federation.make(name),
-        plan,
-        examples or on_host(),
+def hosted(name, devices, chunk, plan=federation.PLAN, examples=None, eval_ids=None):
+    """Returns clients on the host and their three programs."""
+    options = Options(
+        plan=plan,
         clients_per_chunk=chunk,
+        eval_clients_per_chunk=chunk,
+        eval_batch_size=4,
+        rounds_per_call=ROUNDS,
+        join="current",
         devices=jax.devices()[:devices],
     )
-    evaluate = HostEvaluation(population, federation.task_for(name), batch_size=4)
-    return population, HostInit(population), HostRounds(population), evaluate
+    clients = HostStore(examples or on_host(), options, eval_ids=eval_ids)
+    make = programs.always(federation.make(name), federation.task_for(name))
+    return clients, *clients.programs(make, programs.Inputs())
 
 
 def run(name, devices, chunk, calls=(2, 3), plan=federation.PLAN):
@@ -138,11 +141,11 @@ def test_what_the_devices_need_does_not_depend_on_the_population():
     needs = []
     for count in (1_000, 1_000_000):
         plan = sampling.CohortPlan(num_clients=count, size=4)
-        population, start, rounds, evaluate = hosted("fedper", 2, 1, plan, million(count))
+        ends = np.array([0, count - 1])
+        population, start, rounds, evaluate = hosted("fedper", 2, 1, plan, million(count), ends)
         state = start(population.examples, jax.random.key(0))
         args = (population.examples, np.int32(4))
         state, _ = rounds(state, *args, np.int32(4))
-        evaluate.ids = np.array([0, count - 1])
         scores = evaluate(state, *args)["personal"]["test"]
         assert scores["loss"].shape == (2,) and np.all(scores["loss"] > 0)
         needs.append([rounds.device_bytes, evaluate.device_bytes])

@@ -12,9 +12,10 @@ import pytest
 
 from pfljax.core import FederatedState
 from pfljax.engine import mapping
+from pfljax.engine.clients.on_device import to_devices, to_host
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint
-from pfljax.training.run.checkpoint import Checkpoints, to_devices, to_host
+from pfljax.training.run.checkpoint import Checkpoints
 
 NUM_CLIENTS = 7
 

@@ -177,7 +177,7 @@ def test_divergence_in_the_first_round(tmp_path):
 
 def test_a_model_that_only_evaluation_shows_to_be_bad_is_not_scored(built, tmp_path):
     def evaluate(*args):
-        scores = built.evaluate(*args)
+        scores = built.programs.evaluate(*args)
         losses = np.array(scores["personal"]["test"]["loss"])
         losses[2] = np.nan
         scores["personal"]["test"]["loss"] = losses

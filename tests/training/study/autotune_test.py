@@ -10,7 +10,7 @@ import pytest
 
 from pfljax import core, models
 from pfljax.data import FederatedDataset, Split
-from pfljax.engine import sampling
+from pfljax.engine import programs, sampling
 from pfljax.training.study import autotune
 from pfljax.training.study.config import default_config
 
@@ -51,13 +51,18 @@ def dataset():
     )
 
 
+def made(task):
+    """What builds a task, and the inputs of its programs."""
+    return programs.always(None, task), programs.Inputs()
+
+
 def choose(**changes):
     config = default_config()
     config.update_from_flattened_dict(changes)
     task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=10)
     plan = sampling.CohortPlan(num_clients=4, size=4)
-    return autotune.choose(config, dataset(), task, local, plan, jax.devices()[:1])
+    return autotune.choose(config, dataset(), *made(task), local, plan, jax.devices()[:1])
 
 
 def test_a_choice_is_measured_once_and_remembered(cache, monkeypatch):
@@ -97,11 +102,11 @@ def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
     task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     rows = jax.ShapeDtypeStruct((6,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    found = autotune.measure(task, local, *rows, [1, 4, 16], jax.devices()[:1])
+    found = autotune.measure(*made(task), local, *rows, [1, 4, 16], jax.devices()[:1])
     assert found == {1: 1 / (16 * 4)} and len(calls) == 2
     calls.append(None)
     with pytest.raises(jax.errors.JaxRuntimeError):  # not even one client fits
-        autotune.measure(task, local, *rows, [1, 4], jax.devices()[:1])
+        autotune.measure(*made(task), local, *rows, [1, 4], jax.devices()[:1])
 
 
 def test_sizes_are_those_of_a_typical_cohort():
@@ -119,5 +124,5 @@ def test_measuring_leaves_texts_alone():
     task = models.next_token(network, num_classes=7)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     row = jax.ShapeDtypeStruct((5,), jnp.int32)
-    seconds = autotune.measure(task, local, row, row, [1], jax.devices()[:1])
+    seconds = autotune.measure(*made(task), local, row, row, [1], jax.devices()[:1])
     assert seconds[1] > 0

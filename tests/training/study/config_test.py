@@ -12,6 +12,12 @@ from pfljax.errors import UserError
 from pfljax.training.run import runtime
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment, optimizers
+from pfljax.training.study.task import build_task
+
+
+def made_task(config, dataset):
+    make, frozen = build_task(config, dataset)
+    return make(frozen)
 
 
 def test_hyperparameters_stand_in_the_signature():
@@ -36,7 +42,7 @@ def test_the_default_can_be_meant():
 def test_running_statistics_are_kept_where_the_model_has_them():
     for name in ("mlp", "mlp_bn"):
         config = changed(**{"model.name": name, "data.num_clients": 5})
-        task = experiment.build_task(config, experiment.build_dataset(config))
+        task = made_task(config, experiment.build_dataset(config))
         assert experiment.build_local_training(config, task).observe is task.observe
         assert (task.observe is None) == (name == "mlp")
 
@@ -51,7 +57,7 @@ def test_batch_normalization_wants_two_examples_in_a_batch():
     with pytest.raises(UserError, match="No client has more than one training example"):
         experiment.build(changed(**toy), single)
     for accepted in (changed(**{**toy, "model.name": "mlp"}, batch_size=1), changed(**toy)):
-        task = experiment.build_task(accepted, dataset)
+        task = made_task(accepted, dataset)
         experiment._require_statistics(accepted, dataset, task)
 
 
@@ -78,13 +84,13 @@ def test_a_config_by_which_no_client_would_train_is_refused():
 def test_a_batch_is_no_larger_than_the_largest_client():
     config = changed(batch_size=10**9)
     dataset = experiment.build_dataset(config)
-    task, largest = experiment.build_task(config, dataset), int(dataset.train.sizes.max())
+    task, largest = made_task(config, dataset), int(dataset.train.sizes.max())
     assert experiment.build_local_training(config, task, largest).batch_size == largest
 
 
 def test_a_method_may_have_a_learning_rate_of_its_own():
     config = changed(**{"client_optimizer.learning_rate": 0.1, "learning_rates.ditto": 0.5})
-    task = experiment.build_task(config, experiment.build_dataset(config))
+    task = made_task(config, experiment.build_dataset(config))
     for name, rate in (("fedavg", 0.1), ("ditto", 0.5)):
         config.algorithm = name
         optimizer = experiment.build_local_training(config, task).optimizer

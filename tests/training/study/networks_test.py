@@ -52,7 +52,7 @@ def test_the_config_names_the_mentee_and_its_arguments(dataset, tmp_path):
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["hparams"]["fedkd"]["mentee"] == {"name": "mlp", "widths": [3]}
     seeds = vectorized.build([own, config(MENTEE, seed=1)], built)
-    start = seeds.start(built.examples, jax.random.split(jax.random.key(0)))
+    start = seeds.programs.init(built.examples, jax.random.split(jax.random.key(0)))
     assert start.server.params["head"]["kernel"].shape == (2, 3, 10)
 
 

@@ -1,0 +1,105 @@
+"""The `ClientStore` of clients on devices."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pfljax.core.types import FederatedState, Population
+from pfljax.engine import programs
+from pfljax.engine.clients import on_device, store
+from pfljax.engine.examples import Examples
+
+
+class DeviceStore:
+    """Private states spread over the devices, and examples on every device.
+
+    Args:
+      examples: The examples of all clients; stacked where variants have their own.
+      options: What programs are compiled for.
+      eval_ids: `[n]`, the clients that evaluations score; None for all.
+      examples_vary: Whether the examples are stacked.
+    """
+
+    keeps_snapshots = False
+
+    def __init__(
+        self,
+        examples: Examples,
+        options: store.Options,
+        *,
+        eval_ids: np.ndarray | None = None,
+        examples_vary: bool = False,
+    ):
+        self.examples, self.options, self.eval_ids = examples, options, eval_ids
+        self._examples_vary = examples_vary
+
+    def programs(
+        self,
+        make: programs.Make,
+        inputs: programs.Inputs,
+        variants: programs.Variants | None = None,
+    ) -> store.Programs:
+        """See `ClientStore.programs`."""
+        options = self.options
+        shared = {"variants": variants, "devices": options.devices}
+        init = programs.init_program(make, join=options.join, **shared)
+        rounds = programs.rounds_program(
+            make,
+            options.plan,
+            clients_per_chunk=options.clients_per_chunk,
+            rounds_per_call=options.rounds_per_call,
+            **shared,
+        )
+        evaluation = programs.evaluation_program(
+            make,
+            batch_size=options.eval_batch_size,
+            clients_per_chunk=options.eval_clients_per_chunk,
+            **shared,
+        )
+        return store.Programs(
+            *(programs.Bound(program, inputs) for program in (init, rounds, evaluation))
+        )
+
+    def example_shapes(self) -> tuple[Population, Examples]:
+        """See `ClientStore.example_shapes`."""
+        examples = self.examples
+        if self._examples_vary:
+            examples = jax.tree.map(lambda leaf: leaf[0], examples)
+        return jax.eval_shape(lambda examples: examples.population(), examples), examples
+
+    def open(self, directory: pathlib.Path, *, anew: bool) -> None:
+        """Does nothing: checkpoints hold the private states."""
+
+    def snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns the state itself."""
+        return state
+
+    def like_snapshot(self, state: FederatedState) -> FederatedState:
+        """Returns the state itself."""
+        return state
+
+    def to_host(self, state: FederatedState, num_clients: int) -> FederatedState:
+        """See `ClientStore.to_host`."""
+        return on_device.to_host(state, num_clients)
+
+    def to_devices(
+        self, host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
+    ) -> FederatedState:
+        """See `ClientStore.to_devices`."""
+        return on_device.to_devices(host, like, devices)
+
+    def damaged(self, snapshot: FederatedState) -> np.ndarray:
+        """Returns no client: a checkpoint checks its arrays itself."""
+        return np.zeros(0, np.int32)
+
+    def damaged_file(self, directory: pathlib.Path) -> pathlib.Path:
+        """Returns the directory of the checkpoints."""
+        return directory / "checkpoints"
+
+    def adopt(self, snapshots: Sequence[FederatedState]) -> FederatedState:
+        """Returns the last of the snapshots."""
+        return snapshots[-1]

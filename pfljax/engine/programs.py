@@ -1,0 +1,273 @@
+"""The three programs of a run: the first state, rounds, evaluation.
+
+A method is built while its programs are traced, `make(frozen, values)`, so that frozen parameters
+and numbers such as hyper-parameters are arguments of the programs and not constants inside them.
+Seeds, swept numbers and frozen parameters are one mechanism: a program serves a single run, or
+several *variants* of it at once. The states of variants are stacked, `clients` as
+`[devices, variants, rows, ...]` and all else as `[variants, ...]`; a single run has no such axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core.types import Algorithm, FederatedState, PyTree, Task
+from pfljax.engine import evaluate, init, mapping, round, sampling
+
+
+class Method(NamedTuple):
+    """What a program runs.
+
+    Attributes:
+      algorithm: The method.
+      task: The model, its loss and its metrics; None where nothing is evaluated.
+    """
+
+    algorithm: Algorithm
+    task: Task | None = None
+
+
+# `(frozen, {name: []}) -> Method`, called while tracing; frozen parameters are a pytree of arrays.
+Make = Callable[[PyTree, dict[str, jax.Array]], Method]
+
+
+def always(algorithm: Algorithm, task: Task | None = None) -> Make:
+    """Returns the `make` of a method that depends on no frozen parameters and no numbers."""
+    return lambda frozen, values: Method(algorithm, task)
+
+
+class Variants(NamedTuple):
+    """How a program serves several variants.
+
+    Attributes:
+      at_once: Number of variants that are vmapped, a divisor of their number; 1 runs one after the
+        other, which suits a CPU.
+      examples_vary: Whether each variant has its own examples, stacked; else all share them.
+    """
+
+    at_once: int = 1
+    examples_vary: bool = False
+
+
+class Inputs(NamedTuple):
+    """Arguments of the programs beside states and examples, the same on every device.
+
+    Attributes:
+      frozen: Frozen parameters, shared by all variants: never donated, never in a state.
+      values: `{name: []}`, numbers of the method; `{name: [variants]}` for several variants.
+    """
+
+    frozen: PyTree = ()
+    values: dict[str, jax.Array] = {}
+
+
+def _for_each(variants: Variants | None, function: Callable, examples, inputs: Inputs, *stacked):
+    """Returns `function(examples, method inputs, *variant)` for a single run or each variant."""
+    if variants is None:
+        return function(examples, inputs, *stacked)
+
+    def one(variant):
+        own, values, *rest = variant
+        own = own if variants.examples_vary else examples
+        return function(own, Inputs(inputs.frozen, values), *rest), ()
+
+    each = (examples if variants.examples_vary else (), inputs.values, *stacked)
+    results, _ = mapping.map_and_sum(one, each, clients_per_chunk=variants.at_once)
+    return results
+
+
+def init_program(
+    make: Make,
+    *,
+    join: str = "current",
+    variants: Variants | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> mapping.Program:
+    """Prepares the program that makes the state of round 0.
+
+    Args:
+      make: Builds the method.
+      join: One of `init.JOINS`.
+      variants: How the program serves several variants; None for a single run.
+      devices: The devices to use; None means all.
+
+    Returns:
+      `(examples, key, inputs) -> state`.
+    """
+
+    def program(examples, key, inputs):
+        def one(examples, inputs, key):
+            return init.init_state(make(*inputs).algorithm, join, examples, key)
+
+        return _for_each(variants, one, examples, inputs, key)
+
+    return mapping.over_devices(
+        program, in_axes=(None, None, None), out_axes=mapping.STATE_AXES, devices=devices
+    )
+
+
+def rounds_program(
+    make: Make,
+    plan: sampling.CohortPlan,
+    *,
+    clients_per_chunk: int,
+    rounds_per_call: int,
+    variants: Variants | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> mapping.Program:
+    """Prepares the program that runs rounds.
+
+    Args:
+      make: Builds the method.
+      plan: How cohorts are sampled; each variant samples its own.
+      clients_per_chunk: Number of clients that a device trains at once.
+      rounds_per_call: Largest number of rounds that one call runs.
+      variants: How the program serves several variants; None for a single run.
+      devices: The devices to use; None means all.
+
+    Returns:
+      `(state, examples, num_rounds, rounds_now, inputs) -> (state, metrics)`: runs `rounds_now`
+      rounds (traced, so that any number up to `rounds_per_call` shares one program), reuses the
+      memory of the state, and returns metrics `[rounds_per_call]`, zeros past `rounds_now`.
+    """
+
+    def program(state, examples, num_rounds, rounds_now, inputs):
+        def one(examples, inputs, state):
+            return round.run_rounds(
+                make(*inputs).algorithm,
+                plan,
+                clients_per_chunk,
+                rounds_per_call,
+                state,
+                examples,
+                num_rounds,
+                rounds_now,
+            )
+
+        return _for_each(variants, one, examples, inputs, state)
+
+    return mapping.over_devices(
+        program,
+        in_axes=(mapping.STATE_AXES, None, None, None, None),
+        out_axes=(mapping.STATE_AXES, None),
+        donate=(0,),
+        devices=devices,
+    )
+
+
+def evaluation_program(
+    make: Make,
+    *,
+    batch_size: int,
+    clients_per_chunk: int,
+    variants: Variants | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> mapping.Program:
+    """Prepares the program that evaluates all clients.
+
+    Args:
+      make: Builds the method and its task.
+      batch_size: Number of examples that are scored at once.
+      clients_per_chunk: Number of clients that a device scores at once.
+      variants: How the program serves several variants; None for a single run.
+      devices: The devices to use; None means all.
+
+    Returns:
+      `(state, examples, num_rounds, inputs) -> {model: {split: {metric: [num_clients]}}}`, sums
+      over each client's examples.
+    """
+
+    def program(state, examples, num_rounds, inputs):
+        def one(examples, inputs, state):
+            algorithm, task = make(*inputs)
+            return evaluate.evaluate(
+                algorithm, task, batch_size, clients_per_chunk, state, examples, num_rounds
+            )
+
+        return _for_each(variants, one, examples, inputs, state)
+
+    return mapping.over_devices(
+        program,
+        in_axes=(mapping.STATE_AXES, None, None, None),
+        out_axes=None,
+        devices=devices,
+    )
+
+
+class Bound:
+    """A program whose last arguments are fixed; it is called with the others."""
+
+    def __init__(self, program: mapping.Program, *fixed: Any):
+        self._program, self._fixed = program, fixed
+
+    def __call__(self, *args: Any) -> Any:
+        return self._program(*args, *self._fixed)
+
+    def compile(self, *args: Any) -> jax.stages.Compiled:
+        """Compiles for the shapes of `args`, the first time; returns the compiled program."""
+        return self._program.compile(*args, *self._fixed)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """Returns the program before XLA compiles it."""
+        return self._program.lower(*args, *self._fixed)
+
+    def trace(self, *args: Any) -> Any:
+        """Returns the jaxpr of the program."""
+        return self._program.trace(*args, *self._fixed)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds of tracing, lowering and compiling; 0 before the first call."""
+        return self._program.compile_seconds
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Bytes that a device needs, as XLA plans them; None before the first call."""
+        return self._program.device_bytes
+
+
+def build_init(algorithm: Algorithm, **options: Any) -> Bound:
+    """Returns `(examples, key) -> state` for a method; the options are of `init_program`."""
+    return Bound(init_program(always(algorithm), **options), Inputs())
+
+
+def build_rounds(algorithm: Algorithm, plan: sampling.CohortPlan, **options: Any) -> Bound:
+    """Returns `(state, examples, num_rounds, rounds_now) -> (state, metrics)` for a method.
+
+    Args:
+      algorithm: The method.
+      plan: How cohorts are sampled.
+      **options: Of `rounds_program`.
+    """
+    return Bound(rounds_program(always(algorithm), plan, **options), Inputs())
+
+
+def build_evaluation(algorithm: Algorithm, task: Task, **options: Any) -> Bound:
+    """Returns `(state, examples, num_rounds) -> scores` for a method.
+
+    Args:
+      algorithm: The method.
+      task: The model and its metrics.
+      **options: Of `evaluation_program`.
+    """
+    return Bound(evaluation_program(always(algorithm, task), **options), Inputs())
+
+
+def unstack(states: FederatedState, index: int) -> FederatedState:
+    """Returns the state of one variant, in the form of a single run."""
+    shared = jax.tree.map(lambda leaf: leaf[index], states._replace(clients=()))
+    return shared._replace(clients=jax.tree.map(lambda leaf: leaf[:, index], states.clients))
+
+
+def stack(states: Sequence[FederatedState]) -> FederatedState:
+    """Returns the stacked states of single runs; the inverse of `unstack`."""
+    shared = [state._replace(clients=()) for state in states]
+    clients = [state.clients for state in states]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *shared)
+    return stacked._replace(
+        clients=jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *clients)
+    )
