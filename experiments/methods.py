@@ -75,7 +75,7 @@ def count(name: str) -> tuple[int, int, bool]:
         except UserError:
             continue
         examples, key = population(), jax.random.key(0)
-        server = jax.eval_shape(algorithm.init_server, key, examples.population())
+        server = jax.eval_shape(algorithm.init_server, examples.population(), key)
         profile = examples.profile(jnp.int32(0))
         client = jax.eval_shape(algorithm.init_client, server, profile, key)
         counted = traffic.count(algorithm, server, client, examples)

@@ -92,7 +92,7 @@ def apple(
       batch normalization cannot be.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         params, clients = task.init(key), population.num_clients
         keys = jax.random.split(jax.random.fold_in(key, 1), clients)
         cores = tree.where(one_core, stacked.repeat(params, clients), jax.lax.map(task.init, keys))

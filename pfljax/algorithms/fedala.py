@@ -144,5 +144,7 @@ def fedala(
     return average._replace(
         init_client=init_client,
         client_update=client_update,
-        personalize=lambda *args: aggregate(*args)[0],
+        personalize=lambda server, client, data, context: aggregate(server, client, data, context)[
+            0
+        ],
     )

@@ -51,7 +51,7 @@ def fedavg(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         return averaging.init(task.init(key), server_optimizer)
 
     def init_client(server, profile, key):

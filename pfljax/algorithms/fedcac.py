@@ -90,8 +90,8 @@ def fedcac(
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
-    def init_server(key, population):
-        start = average.init_server(key, population)
+    def init_server(population, key):
+        start = average.init_server(population, key)
         return FedCacServer(start, jnp.zeros((), jnp.float32))
 
     def init_client(server, profile, key):
@@ -132,7 +132,7 @@ def fedcac(
             threshold.astype(server.threshold.dtype),
         )
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         own = jax.tree.map(lambda leaf: leaf[None], client.critical)
         close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
         present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)

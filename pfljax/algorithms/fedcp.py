@@ -69,7 +69,7 @@ def fedcp(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task, at=("model",))
 
-    def init_server(key, population):
+    def init_server(population, key):
         params = task.init(key)
         first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(params))
         return averaging.init({"model": params, "policy": first}, server_optimizer)

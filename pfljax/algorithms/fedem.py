@@ -78,7 +78,7 @@ def fedem(
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
 
-    def init_server(key, population):
+    def init_server(population, key):
         # Learners that begin alike stay alike, so each has a start of its own.
         models = jax.vmap(task.init)(jax.random.split(key, learners))
         total = jnp.sum(population.sizes).astype(tree.dtype(models))

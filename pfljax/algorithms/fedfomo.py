@@ -94,7 +94,7 @@ def fedfomo(
       the models, and left out of the distance.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         params, clients = task.init(key), population.num_clients
         affinity = jnp.eye(clients, dtype=tree.dtype(params))
         models = stacked.repeat(params, clients)

@@ -97,8 +97,8 @@ def fedgen(
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
-    def init_server(key, population):
-        start = average.init_server(key, population)
+    def init_server(population, key):
+        start = average.init_server(population, key)
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.params)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
         generator = init_generator(key, *sizes, dtype)

@@ -91,7 +91,7 @@ def fedkd(
         progress = (context.round + 1) / jnp.maximum(context.num_rounds, 1)
         return energy_start + (energy_end - energy_start) * progress
 
-    def init_server(key, population):
+    def init_server(population, key):
         return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):

@@ -108,8 +108,8 @@ def fedpac(
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
-    def init_server(key, population):
-        server = together.init_server(key, population)
+    def init_server(population, key):
+        server = together.init_server(population, key)
         dtype = tree.dtype(server.average.params)
         none = prototypes.none(task.num_classes, task.num_features, dtype)
         return FedPACServer(server.average, server.initial_head, none)
@@ -141,7 +141,7 @@ def fedpac(
         renewed = prototypes.renew(server.prototypes, total)
         return server._replace(average=average, prototypes=renewed)
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         present = cohort.sizes > 0
         weights = head_weights(uploads.each, present, member, least_weight)
         mixed = stacked.mix(weights, uploads.each.head)

@@ -57,7 +57,7 @@ def fedper(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         head, body = split_params(task.init(key), task.is_head)
         return BodyServer(averaging.init(body, server_optimizer), head)
 

@@ -68,7 +68,7 @@ def fedproto(
       prediction does.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         params = task.init(key)
         dtype = tree.dtype(params)
         return FedProtoServer(params, prototypes.none(task.num_classes, task.num_features, dtype))

@@ -27,7 +27,7 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
       The method; its server state is the initial model, a client's state its own.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         return task.init(key)
 
     def init_client(server, profile, key):

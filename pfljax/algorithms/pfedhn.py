@@ -95,7 +95,7 @@ def pfedhn(
         optax.sgd(rate, momentum=momentum),
     )
 
-    def init_server(key, population):
+    def init_server(population, key):
         model_key, network_key, embedding_key = jax.random.split(key, 3)
         clients, params = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4

@@ -70,7 +70,7 @@ def scaffold(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         average = averaging.init(task.init(key), server_optimizer)
         return ScaffoldServer(average, tree.zeros_like(average.params))
 

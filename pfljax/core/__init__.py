@@ -1,6 +1,18 @@
 """What methods and the engine are written in: types, client data, local training and uploads."""
 
 from pfljax.core import params, ranges, tree
+from pfljax.core.algorithm import (
+    Algorithm,
+    ClientUpdate,
+    Download,
+    Exchange,
+    GlobalParams,
+    InitClient,
+    InitServer,
+    Personalize,
+    Predict,
+    ServerUpdate,
+)
 from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local_training import (
     LocalTraining,
@@ -21,7 +33,6 @@ from pfljax.core.ranges import (
     networks,
 )
 from pfljax.core.types import (
-    Algorithm,
     ClientOutput,
     ClientProfile,
     Cohort,
@@ -43,15 +54,24 @@ __all__ = [
     "ClientData",
     "ClientOutput",
     "ClientProfile",
+    "ClientUpdate",
     "Cohort",
     "Context",
+    "Download",
+    "Exchange",
     "FederatedState",
+    "GlobalParams",
+    "InitClient",
+    "InitServer",
     "LocalTraining",
     "Objective",
     "Params",
     "Path",
+    "Personalize",
     "Population",
+    "Predict",
     "PyTree",
+    "ServerUpdate",
     "Task",
     "Trained",
     "Uploads",

@@ -496,7 +496,7 @@ def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
 def one_client_update(algorithm, client):
     """The update of one client in the first round: server, client and its output."""
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    server = algorithm.init_server(jax.random.key(0), examples.population())
+    server = algorithm.init_server(examples.population(), jax.random.key(0))
     state = algorithm.init_client(server, examples.profile(jnp.int32(client)), jax.random.key(1))
     context = core.Context(jax.random.key(2), jnp.int32(0), jnp.int32(1), jnp.int32(client))
     output = jax.jit(algorithm.update_client)(
@@ -766,7 +766,7 @@ def test_a_server_optimizer_never_moves_statistics(name):
         algorithm = ALGORITHMS[name](TASK, LOCAL, server_optimizer=optimizer, **settings)
         if not by_optimizer:
             server, _, output = one_client_update(algorithm, 0)
-        server = algorithm.init_server(jax.random.key(0), federation.examples().population())
+        server = algorithm.init_server(federation.examples().population(), jax.random.key(0))
         each = jax.tree.map(lambda leaf: leaf[None], output.each)
         cohort = core.Cohort(jnp.zeros(1, jnp.int32), jnp.full(1, 11), CLIENTS)
         context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))

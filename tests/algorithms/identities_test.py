@@ -171,7 +171,7 @@ def test_the_hessian_term_of_perfedavg_is_the_derivative_of_the_inner_step():
     data = jax.tree.map(jnp.asarray, thrice).of_client(jnp.int32(0))
     local = core.LocalTraining(optax.sgd(1.0), batch_size=6, shuffle=False)
     algorithm = ALGORITHMS["perfedavg"](task, local, alpha=alpha, hessian_free=True)
-    server = algorithm.init_server(jax.random.key(0), None)
+    server = algorithm.init_server(None, jax.random.key(0))
     context = core.Context(jax.random.key(1), jnp.int32(0), jnp.int32(1))
     change = core.mean(algorithm.client_update(server, (), data, context).sum)
 
@@ -382,7 +382,7 @@ def fedfomo_server():
             federation.task(), federation.local_training(), models=3, **settings
         )
 
-    server = make().init_server(jax.random.key(0), federation.examples().population())
+    server = make().init_server(federation.examples().population(), jax.random.key(0))
     order = jnp.array([3.0, 9, -1, 7, 0, -2, 1, 5])  # what each client's model is worth
     uploaded = jnp.arange(8) < 7
     return make, server._replace(affinity=jnp.tile(order, (8, 1)), uploaded=uploaded)
@@ -429,7 +429,7 @@ def test_what_fedfomo_holds_out_depends_on_the_seed_and_not_on_the_round():
     local = federation.local_training(batch_size=16, epochs=1)
     fomo = ALGORITHMS["fedfomo"](federation.task(), local, models=1, validation_share=0.5)
     examples = jax.tree.map(jnp.asarray, federation.examples())
-    server = fomo.init_server(jax.random.key(0), examples.population())
+    server = fomo.init_server(examples.population(), jax.random.key(0))
     client = fomo.init_client(server, None, None)
 
     def trained(round, seed):
@@ -513,8 +513,8 @@ def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
         clip=1e9,
     )
 
-    def init_server(key, population):
-        server = algorithm.init_server(key, population)
+    def init_server(population, key):
+        server = algorithm.init_server(population, key)
         return server._replace(embeddings=jnp.zeros_like(server.embeddings))
 
     blind = federation.run(algorithm._replace(init_server=init_server), score=task, **options)
@@ -551,7 +551,7 @@ def test_every_setting_of_pfedhn_counts():
 
 def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
     algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
-    server = algorithm.init_server(jax.random.key(3), federation.examples().population())
+    server = algorithm.init_server(federation.examples().population(), jax.random.key(3))
     models = hypernetwork.generate(server.network, server.embeddings)
     start = server.network["heads"]["bias"]
     for made, own in zip(jax.tree.leaves(models), jax.tree.leaves(start), strict=True):

@@ -1,12 +1,15 @@
 """The registry: one row for each method, imported when used, and refusals in the same words."""
 
+import inspect
 import re
 import subprocess
 import sys
+import typing
 
 import federation
 import pytest
 
+from pfljax import core
 from pfljax.algorithms import ALGORITHMS, Method, checked
 from pfljax.algorithms.requirements import NEEDS
 from pfljax.errors import UserError
@@ -53,6 +56,20 @@ def test_a_row_says_what_the_method_is(name):
     assert factory.__wrapped__, "decorate the factory with `checked`"
     years = [int(year) for year in re.findall(r'",\s+(\d{4}),', module.__doc__)]
     assert row.year == (years[0] if years else None)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_functions_of_a_method_have_the_arguments_of_their_protocols(name):
+    algorithm, protocols = federation.make(name), typing.get_type_hints(core.Algorithm)
+    for verb, function in algorithm._asdict().items():
+        if function is None:
+            continue
+        protocol = (typing.get_args(protocols[verb]) or (protocols[verb],))[0]
+        _, *wanted = inspect.signature(protocol.__call__).parameters
+        found = list(inspect.signature(function).parameters)
+        if verb == "client_update":  # What is received has the name of what the method sends.
+            found[0] = wanted[0]
+        assert found == wanted, f"{verb} of {name}"
 
 
 def test_every_need_of_a_task_is_tested():

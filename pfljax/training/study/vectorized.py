@@ -141,7 +141,7 @@ def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
 
     def one_round(values, frozen, key, examples):
         algorithm, _ = first.make(frozen, values)
-        server = algorithm.init_server(key, examples.population())
+        server = algorithm.init_server(examples.population(), key)
         profile = examples.profile(jnp.int32(0))
         client = algorithm.init_client(server, profile, key)
         context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)

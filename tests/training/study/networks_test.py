@@ -38,7 +38,7 @@ def dataset():
 
 def server_shapes(built):
     key = jax.random.key(0)
-    return jax.eval_shape(built.algorithm.init_server, key, built.examples.population()).params
+    return jax.eval_shape(built.algorithm.init_server, built.examples.population(), key).params
 
 
 def test_the_config_names_the_mentee_and_its_arguments(dataset, tmp_path):
