@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS, FAMILIES
 from pfljax.cli import app
 from pfljax.engine.accounting import traffic
@@ -69,7 +69,7 @@ def count(name: str) -> tuple[int, int, bool]:
     """Returns a method's bytes up and down, and whether it uploads through `sum` alone."""
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
-        task = models.classification(network, num_classes=_NUM_CLASSES)
+        task = tasks.classification(network, num_classes=_NUM_CLASSES)
         algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
         examples, key = population(), jax.random.key(0)
         try:

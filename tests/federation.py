@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping, sampling
 from pfljax.engine.evaluate import build_evaluation
@@ -65,7 +65,7 @@ def examples() -> Examples:
 def task(model: str = "mlp") -> core.Task:
     """A 5-4-3 MLP; 'mlp_bn' has batch normalization too."""
     network = models.MODELS[model]((NUM_FEATURES,), NUM_CLASSES, widths=(4,))
-    return models.classification(network, num_classes=NUM_CLASSES)
+    return tasks.classification(network, num_classes=NUM_CLASSES)
 
 
 @functools.cache

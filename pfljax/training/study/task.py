@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.core import Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
@@ -26,7 +26,7 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     """
     config_lib.require_known("model", config.model.name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
-    config_lib.require_known("task", kind, models.TASKS)
+    config_lib.require_known("task", kind, tasks.TASKS)
     shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
     if kind == "ranking":  # whose examples are several items
         columns, shape = shape[:1], shape[1:]
@@ -38,21 +38,16 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
-    scale = {"mean": dataset.mean, "std": dataset.std}
-    if kind == "classification":
-        task = models.classification(model, num_classes=outputs, **scale)
-    elif kind == "next_token":
-        task = models.next_token(model, num_classes=outputs)
-    elif kind == "ranking":
-        task = models.ranking(model)
-    elif kind == "multi_label":
-        task = models.multi_label(model, **scale)
-    else:
-        of_targets = {
-            "target_mean": getattr(dataset, "target_mean", 0.0),
-            "target_std": getattr(dataset, "target_std", 1.0),
-        }
-        task = models.regression(model, **scale, **of_targets)
+    make = tasks.TASKS[kind]
+    of_dataset = {
+        "num_classes": outputs,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "target_mean": getattr(dataset, "target_mean", 0.0),
+        "target_std": getattr(dataset, "target_std", 1.0),
+    }
+    accepted = of_dataset.keys() & inspect.signature(make).parameters.keys()
+    task = make(model, **{name: of_dataset[name] for name in accepted})
     shapes = {"next_token": (*columns, outputs), "ranking": columns}
     _require_outputs(config, dataset, task, shapes.get(kind, (outputs,)))
     return task
