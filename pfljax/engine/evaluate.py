@@ -15,6 +15,7 @@ from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context
+from pfljax.errors import UserError
 
 SPLITS = ("test", "validation")
 
@@ -60,7 +61,8 @@ def evaluate_client(
     models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
     if algorithm.global_params is not None:
         models["global"] = algorithm.global_params(server)
-    predict = algorithm.predict or (lambda params, inputs, key: task.predict(params, inputs))
+    # The predictions of a global model are the task's; only those of personal ones may differ.
+    evaluate_model = {"personal": personal_metrics(algorithm, task), "global": task.evaluate}
 
     def score(split):
         data = examples.of_client(row, split)
@@ -69,14 +71,7 @@ def evaluate_client(
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
             key = context.child(2 + SPLITS.index(split)).child(number).key
             return {
-                name: task.metrics(
-                    # A global model answers as the task does; only personal ones may differ.
-                    predict(params, batch.inputs, key)
-                    if name == "personal"
-                    else task.predict(params, batch.inputs),
-                    batch,
-                )
-                for name, params in models.items()
+                name: evaluate_model[name](params, batch, key) for name, params in models.items()
             }
 
         zeros = tree.zeros_like(jax.eval_shape(batch_scores, jnp.zeros((), jnp.int32)))
@@ -89,6 +84,26 @@ def evaluate_client(
 
     scores = {split: score(split) for split in SPLITS}
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
+
+
+def personal_metrics(algorithm: Algorithm, task: Task) -> Callable:
+    """Returns `(params, batch, key) -> {name: []}`, the metrics of a method's personalized models.
+
+    Raises:
+      UserError: The method computes outputs itself, and the task does not score outputs.
+    """
+    if algorithm.predict is None:
+        return task.evaluate
+    if task.metrics is None:
+        raise UserError(
+            "The method combines the outputs of several models, and the metrics of this task are "
+            "not computed from outputs; name a method with one personalized model, such as ditto."
+        )
+
+    def metrics(params, batch, key):
+        return task.metrics(algorithm.predict(params, batch.inputs, key), batch)
+
+    return metrics
 
 
 def evaluate_rows(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from pfljax.core import Task
 from pfljax.tasks.classification import classification
+from pfljax.tasks.denoising import denoising
 from pfljax.tasks.from_network import from_network
 from pfljax.tasks.language import next_token
 from pfljax.tasks.multi_label import multi_label
@@ -18,6 +19,7 @@ from pfljax.tasks.regression import regression
 __all__ = [
     "TASKS",
     "classification",
+    "denoising",
     "from_network",
     "multi_label",
     "next_token",
@@ -32,4 +34,5 @@ TASKS: dict[str, Callable[..., Task]] = {
     "next_token": next_token,
     "multi_label": multi_label,
     "ranking": ranking,
+    "denoising": denoising,
 }

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from pfljax.core import Task
 from pfljax.models.model import Model
-from pfljax.tasks.from_network import from_network
+from pfljax.tasks.from_network import Statistic, from_network
 
 
 def classification(
-    model: Model, *, num_classes: int, mean: float | np.ndarray = 0.0, std: float | np.ndarray = 1.0
+    model: Model, *, num_classes: int, mean: Statistic = 0.0, std: Statistic = 1.0
 ) -> Task:
     """Returns the task of classifying with `model`.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core import Batch, Params, Task, mean_over, tree
-from pfljax.models.model import Model
+from pfljax.models.model import Model, map_measurements
+
+# Mean or standard deviation of inputs: for all of them, or by the names of their arrays.
+Statistic = float | np.ndarray | Mapping[str, float | np.ndarray]
 
 
 def from_network(
@@ -20,8 +23,8 @@ def from_network(
     score: str,
     more_is_better: bool = True,
     num_classes: int = 0,
-    mean: float | np.ndarray = 0.0,
-    std: float | np.ndarray = 1.0,
+    mean: Statistic = 0.0,
+    std: Statistic = 1.0,
 ) -> Task:
     """Makes the task of a network.
 
@@ -36,7 +39,8 @@ def from_network(
       more_is_better: Whether a larger score is a better one.
       num_classes: Number of classes; 0 for a task without classes.
       mean: Subtracted from the stored inputs, inside the program; one number, or an array that fits
-        the last axes of an example. Inputs that are ids stay as they are.
+        the last axes of an example; where examples are dicts of arrays, one number for all of them
+        or a dict by their names. Inputs that are ids stay as they are.
       std: Divides the inputs after that.
 
     Returns:
@@ -44,10 +48,12 @@ def from_network(
     """
 
     def standardized(params, inputs):
-        if model.reads_ids:
-            return inputs
         dtype = tree.dtype(params)
-        return (inputs.astype(dtype) - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
+
+        def standardize(x, mean, std):
+            return (x.astype(dtype) - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
+
+        return map_measurements(standardize, inputs, model.reads_ids, mean, std)
 
     def features(params, inputs, mask=None):
         return model.features(params, standardized(params, inputs), mask)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from pfljax.core import Task
 from pfljax.models.model import Model
-from pfljax.tasks.from_network import from_network
+from pfljax.tasks.from_network import Statistic, from_network
 
 
-def multi_label(
-    model: Model, *, mean: float | np.ndarray = 0.0, std: float | np.ndarray = 1.0
-) -> Task:
+def multi_label(model: Model, *, mean: Statistic = 0.0, std: Statistic = 1.0) -> Task:
     """Returns the task of predicting for each of several labels whether it applies.
 
         L(theta, batch) = mean over real examples and labels of the sigmoid cross-entropy

@@ -48,10 +48,11 @@ def ranking(model: Model) -> Task:
         """Makes a function of items `[B, ...]` one of examples `[B, 1 + K, ...]`."""
 
         def apply(params, examples, *mask):
-            flat = examples.reshape(-1, *examples.shape[2:])
-            items = [jnp.repeat(one, examples.shape[1]) for one in mask if one is not None]
-            out = function(params, flat, *items)
-            return out.reshape(*examples.shape[:2], *out.shape[1:])
+            batch, items = jax.tree.leaves(examples)[0].shape[:2]
+            flat = jax.tree.map(lambda x: x.reshape(batch * items, *x.shape[2:]), examples)
+            masks = [jnp.repeat(one, items) for one in mask if one is not None]
+            out = function(params, flat, *masks)
+            return out.reshape(batch, items, *out.shape[1:])
 
         return apply
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
 from pfljax.core import Task
 from pfljax.models.model import Model
-from pfljax.tasks.from_network import from_network
+from pfljax.tasks.from_network import Statistic, from_network
 
 
 def regression(
     model: Model,
     *,
-    mean: float | np.ndarray = 0.0,
-    std: float | np.ndarray = 1.0,
+    mean: Statistic = 0.0,
+    std: Statistic = 1.0,
     target_mean: float = 0.0,
     target_std: float = 1.0,
 ) -> Task:

@@ -19,7 +19,7 @@ from pfljax.engine import sampling
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostEvaluation, HostInit, HostRounds
 from pfljax.engine.clients.on_host import HostPopulation
-from pfljax.engine.evaluate import build_evaluation
+from pfljax.engine.evaluate import build_evaluation, personal_metrics
 from pfljax.engine.examples import Examples
 from pfljax.engine.init import build_init
 from pfljax.engine.round import build_rounds
@@ -264,6 +264,7 @@ def build(
     algorithm = build_algorithm(config, task, bounds.train)
     local = build_local_training(config, task, bounds.train)
     _require_accepted(algorithm, dataset)
+    personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     share = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
