@@ -23,8 +23,8 @@ class HostExamples(NamedTuple):
       num_classes: `C`.
       max_train_size: the largest training set.
       num_participants: the clients with ids below it may be chosen for a round.
-      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where a
-        method's server begins with them.
+      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where the
+        server's first state depends on them. None where no function of the method reads them.
     """
 
     inputs: np.ndarray
@@ -34,7 +34,7 @@ class HostExamples(NamedTuple):
     num_classes: int
     max_train_size: int
     num_participants: int
-    class_counts: Callable[[], np.ndarray]
+    class_counts: Callable[[], np.ndarray] | None
 
     @property
     def num_clients(self) -> int:
@@ -62,7 +62,9 @@ class HostExamples(NamedTuple):
         targets = np.zeros((capacity, *self.targets.shape[1:]), self.targets.dtype)
         offsets = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
         sizes = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
-        counts = np.zeros((len(ids), self.num_classes), np.int32)
+        counts = None
+        if self.class_counts is not None:
+            counts = np.zeros((len(ids), self.num_classes), np.int32)
         end = 0
         for row, client in enumerate(ids):
             for split in splits if client >= 0 else ():
@@ -70,7 +72,7 @@ class HostExamples(NamedTuple):
                 inputs[end : end + size] = self.inputs[begin : begin + size]
                 targets[end : end + size] = self.targets[begin : begin + size]
                 offsets[split][row], sizes[split][row] = end, size
-                if split == "train" and self.num_classes:
+                if split == "train" and counts is not None and self.num_classes:
                     # Raveled, because next_token has a row of tokens for each example; every
                     # token is counted, padding too, as `FederatedDataset.class_counts` does.
                     labels = targets[end : end + size].ravel()

@@ -56,10 +56,13 @@ class HostInit(_OnHost):
             return init.init_server(population.algorithm, Population(sizes, counts), key)
 
         # Whoever does not read the labels of all clients is not made to count them.
-        self._reads_counts = used_arguments.of_program(jax.make_jaxpr(server)(key, *shape))[-1]
+        self._reads_counts = (
+            shape.class_counts is not None
+            and used_arguments.of_program(jax.make_jaxpr(server)(key, *shape))[-1]
+        )
 
         def first(key, sizes, counts):
-            if counts is None:
+            if counts is None and shape.class_counts is not None:
                 counts = jnp.zeros(shape.class_counts.shape, jnp.int32)
             return FederatedState(server(key, sizes, counts), (), jnp.zeros((), jnp.int32), key)
 

@@ -107,7 +107,9 @@ class HostPopulation:
         self._file: mmap_rows.RowFile | None = None
 
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        counts = jax.ShapeDtypeStruct((examples.num_classes,), jnp.int32)
+        counts = None
+        if examples.class_counts is not None:
+            counts = jax.ShapeDtypeStruct((examples.num_classes,), jnp.int32)
         self.profiles = jax.tree.map(
             lambda one: jax.ShapeDtypeStruct((plan.num_clients, *one.shape), one.dtype),
             Population(number, counts),
