@@ -104,14 +104,18 @@ class Comparison:
                 begun,
                 bounds,
             )
-            self._examples[id(self.datasets[alike[0]])] = self._built[key].examples
+            # Without class counts, which only some methods read.
+            self._examples[id(self.datasets[alike[0]])] = placement.with_class_counts(
+                self._built[key].examples, self.datasets[alike[0]], (), False
+            )
         built, dataset = self._built[key], self.datasets[seed]
         if id(dataset) not in self._examples:
             bounds = experiment.bounds_of([self.datasets[one] for one in alike])
             self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds.train)
-        return built._replace(
-            config=self.of(run), dataset=dataset, examples=self._examples[id(dataset)]
+        examples = placement.with_class_counts(
+            self._examples[id(dataset)], dataset, built.devices, built.uses_class_counts
         )
+        return built._replace(config=self.of(run), dataset=dataset, examples=examples)
 
     def on_host(self) -> bool:
         """Whether populations lie on the host, where nothing of one run serves another."""

@@ -69,7 +69,8 @@ class ClientData:
       targets: `[num_examples, ...]`.
       offset: `[]` int32, the row where this client's examples begin.
       size: `[]` int32, how many they are.
-      class_counts: `[C]` int32, how many of them carry each label.
+      class_counts: `[C]` int32, how many of them carry each label; None where no function of the
+        method reads them.
       max_size: the largest `size` in the population (static).
       order: `[max_size]` int32, which example stands in each row; None for the stored order.
     """
@@ -78,7 +79,7 @@ class ClientData:
     targets: jax.Array
     offset: jax.Array
     size: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
     max_size: int = dataclasses.field(metadata={"static": True})
     order: jax.Array | None = None
 

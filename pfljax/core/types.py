@@ -29,12 +29,13 @@ class ClientProfile(NamedTuple):
     Attributes:
       id: `[]` int32.
       size: `[]` int32, training examples.
-      class_counts: `[C]` int32, training examples of each label.
+      class_counts: `[C]` int32, training examples of each label; None where no function of the
+        method reads them.
     """
 
     id: jax.Array
     size: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
 
 class Population(NamedTuple):
@@ -42,11 +43,11 @@ class Population(NamedTuple):
 
     Attributes:
       sizes: `[N]` int32.
-      class_counts: `[N, C]` int32.
+      class_counts: `[N, C]` int32; None where no function of the method reads them.
     """
 
     sizes: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
     @property
     def num_clients(self) -> int:

@@ -253,7 +253,9 @@ def describe(dataset: FederatedDataset) -> str:
     }
     classes = ""
     if dataset.task == "classification":
-        spread = _spread((dataset.class_counts() > 0).sum(axis=1))
+        rows = zip(*dataset.train, strict=True)
+        held = [len(np.unique(dataset.targets[start : start + size])) for start, size in rows]
+        spread = _spread(np.array(held))
         classes = f", training classes per client {spread}"
     return (
         f"{dataset.name}: {dataset.num_clients} clients ({dataset.num_unseen} unseen), "

@@ -106,7 +106,7 @@ def measure(
         targets=jnp.zeros((size, *targets.shape), targets.dtype),
         offset=jnp.int32(0),
         size=jnp.int32(size),
-        class_counts=jnp.zeros(task.num_classes, jnp.int32),
+        class_counts=None,
         max_size=size,
     )
     once = local._replace(epochs=1)

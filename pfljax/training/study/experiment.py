@@ -13,9 +13,9 @@ import numpy as np
 
 from pfljax import data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Population, Task
+from pfljax.core import Algorithm, ClientData, LocalTraining, Population, Task
 from pfljax.data import FederatedDataset
-from pfljax.engine import sampling
+from pfljax.engine import sampling, used_arguments
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostEvaluation, HostInit, HostRounds
 from pfljax.engine.clients.on_host import HostPopulation
@@ -51,6 +51,7 @@ class Experiment(NamedTuple):
       num_variants: how many runs the three programs stand for, see `training.together`; None for
         one, whose arrays have no axis for it.
       examples_vary: whether `examples` has that axis too.
+      uses_class_counts: Whether the method reads how many examples of each class clients have.
     """
 
     config: ml_collections.ConfigDict
@@ -69,6 +70,7 @@ class Experiment(NamedTuple):
     eval_ids: np.ndarray | None = None
     num_variants: int | None = None
     examples_vary: bool = False
+    uses_class_counts: bool = False
 
 
 def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
@@ -263,7 +265,7 @@ def build(
     clients_without_a_step(config, dataset)
     algorithm = build_algorithm(config, task, bounds.train)
     local = build_local_training(config, task, bounds.train)
-    _require_accepted(algorithm, dataset)
+    uses_class_counts = _uses_class_counts(algorithm, dataset, bounds)
     personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     share = -(-plan.capacity // len(devices))
@@ -273,9 +275,10 @@ def build(
         chunk = autotune.choose(config, dataset, task, local, plan, devices)
     if config.engine.residence == "host":
         parts = (plan, task, algorithm, devices, chunk, bounds)
-        return _build_on_host(config, dataset, examples, *parts)
+        return _build_on_host(config, dataset, examples, uses_class_counts, *parts)
     if examples is None:
         examples = placement.to_devices(dataset, devices, bounds.train)
+    examples = placement.with_class_counts(examples, dataset, devices, uses_class_counts)
     owned = -(-dataset.num_clients // len(devices))
     eval_chunk = autotune.by_rule(config.engine.clients_per_chunk, devices, owned)
     return Experiment(
@@ -303,17 +306,37 @@ def build(
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=eval_chunk,
+        uses_class_counts=uses_class_counts,
     )
 
 
-def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
-    """Lets the method refuse the model, before anything is compiled."""
+def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: Bounds) -> bool:
+    """Whether a method reads class counts.
+
+    The method is traced for it, and so may refuse the network before anything is compiled.
+    """
+
+    def shape(*axes):
+        return jax.ShapeDtypeStruct(axes, np.int32)
+
     count, classes = dataset.num_participants, dataset.num_classes
-    sizes, counts = (
-        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((count,), (count, classes))
+    data = ClientData(
+        inputs=_shapes(dataset.inputs),
+        targets=_shapes(dataset.targets),
+        offset=shape(),
+        size=shape(),
+        class_counts=shape(classes),
+        max_size=bounds.train,
     )
-    jax.eval_shape(
-        algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
+    population = Population(shape(count), shape(count, classes))
+    return used_arguments.uses_class_counts(algorithm, population, data)
+
+
+def _shapes(arrays: np.ndarray) -> jax.ShapeDtypeStruct:
+    """Returns shapes and dtypes of arrays as devices hold them."""
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype)),
+        arrays,
     )
 
 
@@ -336,11 +359,13 @@ def _require_statistics(
 
 
 def _build_on_host(
-    config, dataset, examples, plan, task, algorithm, devices, chunk, bounds
+    config, dataset, examples, uses_class_counts, plan, task, algorithm, devices, chunk, bounds
 ) -> Experiment:
     """The rest of `build` for a population on the host."""
     if examples is None:
         examples = placement.on_host(dataset)
+    if uses_class_counts:
+        examples = examples._replace(class_counts=dataset.class_counts)
     eval_ids = choose_evaluated(config, dataset)
     population = HostPopulation(
         algorithm,
@@ -369,4 +394,5 @@ def _build_on_host(
         eval_clients_per_chunk=chunk,
         population=population,
         eval_ids=eval_ids,
+        uses_class_counts=uses_class_counts,
     )

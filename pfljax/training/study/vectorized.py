@@ -149,7 +149,11 @@ def build(
         first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
     examples = first.examples
     if datasets:
-        each = [placement.to_devices(one, first.devices, bounds.train) for one in datasets]
+        counts = first.uses_class_counts
+        each = [
+            placement.to_devices(one, first.devices, bounds.train, class_counts=counts)
+            for one in datasets
+        ]
         examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     programs = vectorized.build_vectorized(
         make,

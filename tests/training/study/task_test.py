@@ -110,8 +110,8 @@ def test_a_run_that_is_scored_by_an_error(tmp_path):
     assert found["worst_decile"] >= found["unweighted_last"]
     runs = {"fedavg": [finished.read_run(tmp_path)]}
     columns = {column.title: column for column in tables.columns_of(runs)}
-    assert tables.heading(columns["personal"]) == "personal (mse)"
-    assert tables.cell(runs["fedavg"], columns["personal"]) == f"{found['last']:.4g}"
+    assert tables.heading(columns["personalized"]) == "personalized (mse)"
+    assert tables.cell(runs["fedavg"], columns["personalized"]) == f"{found['last']:.4g}"
     assert "mean squared errors" in tables.explanation(runs)
     for plot in (plots.plot_curves, plots.plot_clients):
         plot(tmp_path / "plot.png", runs, "A title")
