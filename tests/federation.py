@@ -135,6 +135,7 @@ def run(
     score: core.Task | None = None,
     seed: int = 0,
     join: str = "current",
+    eval_ids: np.ndarray | None = None,
 ) -> Outcome:
     """Runs rounds in the engine and gathers everything on the host."""
     used = jax.devices()[:devices]
@@ -147,7 +148,12 @@ def run(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
     )
     evaluate = build_evaluation(
-        algorithm, score or task(), batch_size=4, clients_per_chunk=chunk, devices=used
+        algorithm,
+        score or task(),
+        batch_size=4,
+        clients_per_chunk=chunk,
+        eval_ids=eval_ids,
+        devices=used,
     )
     state, metrics = step(start(), placed, num_rounds, num_rounds)
     return Outcome(

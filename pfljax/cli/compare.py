@@ -86,9 +86,18 @@ class Comparison:
         return found
 
     def _alike(self, seed: int) -> list[int]:
-        """Returns the seeds whose data sets are of the form of this one's, this one included."""
-        own = self.datasets[seed]
-        return [one for one, other in self.datasets.items() if experiment.same_form(own, other)]
+        """Returns the seeds whose runs share programs with this one's, this one included."""
+        own, method = self.datasets[seed], self.to_do[0][0]
+
+        def choice(seed):
+            return self.of((method, seed)), self.datasets[seed]
+
+        return [
+            one
+            for one, other in self.datasets.items()
+            if experiment.same_form(own, other)
+            and experiment.same_choice(choice(seed), choice(one))
+        ]
 
     def build(self, run: Run) -> experiment.Experiment:
         """Returns the experiment of a run; those of a method share programs wherever they can."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pfljax.core import streams, tree
 from pfljax.core.types import Algorithm, Context, FederatedState, Task
@@ -166,9 +167,17 @@ def evaluate(
     state: FederatedState,
     examples: Examples,
     num_rounds: jax.Array,
+    eval_ids: np.ndarray | None = None,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores all clients, each on the device that owns it; see `build_evaluation`."""
-    ids, count = on_device.owned_ids(examples.num_clients), examples.num_clients
+    """Scores clients, each on the device that owns it; see `build_evaluation`."""
+    count = examples.num_clients
+    if eval_ids is None:
+        ids = on_device.owned_ids(count)
+    else:
+        table, positions = on_device.split_by_owner(eval_ids, mapping.num_devices())
+        ids = jnp.asarray(table)[mapping.device_index()]
+        owned_rows = jnp.maximum(ids, 0) // mapping.num_devices()
+        state = state._replace(clients=jax.tree.map(lambda leaf: leaf[owned_rows], state.clients))
     scores = evaluate_rows(
         algorithm,
         task,
@@ -184,6 +193,8 @@ def evaluate(
 
     def by_id(leaf):
         """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
+        if eval_ids is not None:
+            return mapping.stack_over_devices(leaf)[positions]
         return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]
 
     return jax.tree.map(by_id, scores)
@@ -195,23 +206,27 @@ def build_evaluation(
     *,
     batch_size: int,
     clients_per_chunk: int,
+    eval_ids: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Callable:
-    """Compiles the evaluation of all clients into one program.
+    """Compiles the evaluation of all clients, or of some, into one program.
 
     Args:
       algorithm: the method.
       task: model and metrics.
       batch_size: examples scored together.
       clients_per_chunk: how many clients a device scores together.
+      eval_ids: Ids of the clients to score, fixed in the program; None for all.
       devices: the devices to use; None means all.
 
     Returns:
       `(state, examples, num_rounds) -> {model: {split: {metric: [num_clients]}}}`, sums over each
-      client's examples.
+      client's examples; `[len(eval_ids)]`, in the order of `eval_ids`, where they are given.
     """
     return mapping.over_devices(
-        functools.partial(evaluate, algorithm, task, batch_size, clients_per_chunk),
+        functools.partial(
+            evaluate, algorithm, task, batch_size, clients_per_chunk, eval_ids=eval_ids
+        ),
         in_axes=(mapping.STATE_AXES, None, None),
         out_axes=None,
         devices=devices,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pfljax.core.types import Algorithm, FederatedState, Task
 from pfljax.engine import evaluate, init, mapping, round, sampling
@@ -44,6 +45,7 @@ def build_vectorized(
     together: int,
     join: str = "current",
     examples_vary: bool = False,
+    eval_ids: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Programs:
     """Prepares `build_start`, `build_rounds` and `build_evaluation` for several variants at once.
@@ -60,6 +62,7 @@ def build_vectorized(
         other, which suits a CPU.
       join: one of `start.JOINS`.
       examples_vary: each variant has examples of its own, stacked; else all share them.
+      eval_ids: Ids of the clients to score, the same for all variants; None for all.
       devices: the devices to use; None means all.
     """
     axes = mapping.STATE_AXES
@@ -91,7 +94,9 @@ def build_vectorized(
     def evaluate_all(states, examples, num_rounds, values):
         def evaluate_one(examples, state, value):
             batches = (eval_batch_size, eval_clients_per_chunk)
-            return evaluate.evaluate(make(value), task, *batches, state, examples, num_rounds)
+            return evaluate.evaluate(
+                make(value), task, *batches, state, examples, num_rounds, eval_ids
+            )
 
         return for_each(evaluate_one, examples, states, values)
 

@@ -190,6 +190,15 @@ def choose_evaluated(
     return np.sort(chosen).astype(np.int32)
 
 
+def same_choice(
+    one: tuple[ml_collections.ConfigDict, FederatedDataset],
+    other: tuple[ml_collections.ConfigDict, FederatedDataset],
+) -> bool:
+    """Whether the evaluations of two configs, with their data sets, score the same clients."""
+    chosen = [choose_evaluated(*each) for each in (one, other)]
+    return np.array_equal(*(np.arange(0) if ids is None else ids for ids in chosen))
+
+
 def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
     """Returns how many examples are scored together: no more than clients fill, or nearly fill.
 
@@ -279,8 +288,11 @@ def build(
     if examples is None:
         examples = placement.to_devices(dataset, devices, bounds.train)
     examples = placement.with_class_counts(examples, dataset, devices, uses_class_counts)
-    owned = -(-dataset.num_clients // len(devices))
-    eval_chunk = autotune.by_rule(config.engine.clients_per_chunk, devices, owned)
+    eval_ids = choose_evaluated(config, dataset)
+    scored = dataset.num_clients if eval_ids is None else len(eval_ids)
+    eval_chunk = autotune.by_rule(
+        config.engine.clients_per_chunk, devices, -(-scored // len(devices))
+    )
     return Experiment(
         config=config,
         dataset=dataset,
@@ -302,10 +314,12 @@ def build(
             task,
             batch_size=eval_batch_size(config, bounds),
             clients_per_chunk=eval_chunk,
+            eval_ids=eval_ids,
             devices=devices,
         ),
         clients_per_chunk=chunk,
         eval_clients_per_chunk=eval_chunk,
+        eval_ids=eval_ids,
         uses_class_counts=uses_class_counts,
     )
 

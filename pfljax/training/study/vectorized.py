@@ -127,6 +127,13 @@ def build(
             "The data sets of these seeds have different shapes, so that no program serves "
             "all; run them one by one, or on one partition with --config.seeds_vary=training."
         )
+    for config, one in zip(configs, datasets or (), strict=bool(datasets)):
+        if not experiment_lib.same_choice((configs[0], datasets[0]), (config, one)):
+            raise UserError(
+                "config.engine.eval_clients chooses other clients for each seed of the data, and "
+                "runs that share a program score the same ones; take 0 for all clients, or one "
+                "partition with --config.seeds_vary=training."
+            )
     bounds = experiment_lib.bounds_of(datasets) if datasets else None
     dataset, examples = given or (datasets[0] if datasets else None, None)
     first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
@@ -166,6 +173,7 @@ def build(
         together=1 if first.devices[0].platform == "cpu" else len(configs),
         join=configs[0].cohort.join,
         examples_vary=datasets is not None,
+        eval_ids=first.eval_ids,
         devices=first.devices,
     )
     return first._replace(
