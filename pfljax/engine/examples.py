@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.client_data import ClientData
-from pfljax.core.types import ClientProfile, Population
+from pfljax.core.types import ClientProfile, Population, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -17,7 +17,7 @@ class Examples:
     """The examples of all clients, seen and unseen.
 
     Attributes:
-      inputs: `[num_examples, ...]` in stored dtype.
+      inputs: `[num_examples, ...]` in stored dtype; one array, or a tree of arrays.
       targets: `[num_examples, ...]`.
       offsets: `{split: [num_clients] int32}` for the splits train, validation and test.
       sizes: `{split: [num_clients] int32}`.
@@ -27,7 +27,7 @@ class Examples:
       num_participants: the clients with ids below it may be chosen for a round (static).
     """
 
-    inputs: jax.Array
+    inputs: PyTree
     targets: jax.Array
     offsets: dict[str, jax.Array]
     sizes: dict[str, jax.Array]

@@ -81,7 +81,7 @@ def best(seconds: dict[int, float], steps: np.ndarray) -> int:
 def measure(
     task: Task,
     local: LocalTraining,
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     targets: jax.ShapeDtypeStruct,
     chunks: Sequence[int],
     devices: Sequence[jax.Device],
@@ -91,8 +91,8 @@ def measure(
     Args:
       task: of the run.
       local: of the run.
-      inputs: one stored example's.
-      targets: likewise.
+      inputs: Shape and dtype of one stored example, or a tree of them.
+      targets: Likewise, of its target.
       chunks: the sizes, in rising order; those after one that is far slower, or does not fit into
         the device's memory, are left out.
       devices: all of this process.
@@ -101,9 +101,13 @@ def measure(
       Seconds of a step of one client, for each size.
     """
     num_clients, size = max(chunks), _STEPS * local.batch_size
+
+    def zeros(example):
+        return jnp.zeros((size, *example.shape), example.dtype)
+
     data = ClientData(
-        inputs=jnp.zeros((size, *inputs.shape), inputs.dtype),
-        targets=jnp.zeros((size, *targets.shape), targets.dtype),
+        inputs=jax.tree.map(zeros, inputs),
+        targets=zeros(targets),
         offset=jnp.int32(0),
         size=jnp.int32(size),
         class_counts=None,
@@ -207,9 +211,9 @@ def choose(
     own = [device for device in devices if device.process_index == jax.process_index()]
     sizes_tried = _ON_CPU if own[0].platform == "cpu" else _ELSEWHERE
     chunks = sorted({min(share, chunk) for chunk in sizes_tried})
-    one_input, one_target = (
-        jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
-        for array in (dataset.inputs, dataset.targets)
+    one_input, one_target = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype),
+        (dataset.inputs, dataset.targets),
     )
     described = (
         *(jax.__version__, own[0].device_kind, len(own), len(devices), chunks),

@@ -13,7 +13,7 @@ import numpy as np
 
 from pfljax import data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, ClientData, LocalTraining, Population, Task
+from pfljax.core import Algorithm, ClientData, LocalTraining, Population, PyTree, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import sampling, used_arguments
 from pfljax.engine.clients.host_examples import HostExamples
@@ -112,9 +112,9 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
         arrays = (dataset.inputs, dataset.targets, dataset.train.sizes)
         statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
         return (
-            [(array.shape, array.dtype) for array in arrays],
-            [np.asarray(value).tolist() for value in statistics],
-            (dataset.num_classes, dataset.num_unseen, dataset.task, tuple(dataset.vocabulary)),
+            jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays),
+            jax.tree.map(lambda value: np.asarray(value).tolist(), statistics),
+            (dataset.num_classes, dataset.num_unseen, dataset.task, dataset.vocabulary),
         )
 
     return form(one) == form(other)
@@ -346,7 +346,7 @@ def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: 
     return used_arguments.uses_class_counts(algorithm, population, data)
 
 
-def _shapes(arrays: np.ndarray) -> jax.ShapeDtypeStruct:
+def _shapes(arrays: PyTree) -> PyTree:
     """Returns shapes and dtypes of arrays as devices hold them."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype)),
