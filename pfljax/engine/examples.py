@@ -48,7 +48,7 @@ class Examples:
             targets=self.targets,
             offset=self.offsets[split][row],
             size=jnp.where(client_id < 0, 0, self.sizes[split][row]),
-            class_counts=self._counts(client_id),
+            class_counts=self._counts(client_id, row),
             max_size=self.max_train_size,
         )
 
@@ -63,7 +63,7 @@ class Examples:
         counts = None if self.class_counts is None else self.class_counts[seen]
         return Population(self.sizes["train"][seen], counts)
 
-    def _counts(self, client_id: jax.Array) -> jax.Array | None:
+    def _counts(self, client_id: jax.Array, row: jax.Array) -> jax.Array | None:
         if self.class_counts is None:
             return None
-        return jnp.where(client_id < 0, 0, self.class_counts[jnp.maximum(client_id, 0)])
+        return jnp.where(client_id < 0, 0, self.class_counts[row])
