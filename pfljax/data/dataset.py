@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary
+
 TASKS = ("classification", "regression", "next_token", "ranking")
 
 
@@ -22,14 +24,15 @@ class Split(NamedTuple):
 
 
 class FederatedDataset(NamedTuple):
-    """All clients' examples in two flat arrays, never padded.
+    """All clients' examples in flat arrays, never padded.
 
     The rows of a client follow one another: training, then validation, then test. The last
     `num_unseen` clients never take part in training.
 
     Attributes:
       name: how reports call it.
-      inputs: `[num_examples, ...]` in the dtype in which they are distributed (images stay uint8).
+      inputs: `[num_examples, ...]` in the dtype in which they are distributed (images stay uint8);
+        one array, or a dict of arrays by name, such as the ids of users and items.
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
         int32 for next_token, 0 where there is no token; for ranking, where the inputs of an
         example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
@@ -38,12 +41,13 @@ class FederatedDataset(NamedTuple):
       test: the test examples of each client.
       num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
       mean: subtracted from the inputs inside the program, in stored units; one number, or an array
-        that fits the last axes of an example.
+        that fits the last axes of an example; by name where inputs are a dict.
       std: divides the inputs after that, in stored units; of the same kind.
       num_unseen: how many clients, the last ones, are held out.
       task: what the targets are, one of `TASKS`.
       vocabulary: sizes of the id spaces of inputs that are ids: one for text, one for each column
-        of a table of ids; empty for inputs that are measured.
+        of a table of ids; empty for inputs that are measured. Where inputs are a dict, a dict by
+        the names of those that are ids.
       target_mean: of a regression, subtracted from its targets inside the program.
       target_std: of a regression, divides its targets after that.
       class_names: what the labels mean, `C` names; empty where they are numbers.
@@ -51,17 +55,17 @@ class FederatedDataset(NamedTuple):
     """
 
     name: str
-    inputs: np.ndarray
+    inputs: Inputs
     targets: np.ndarray
     train: Split
     validation: Split
     test: Split
     num_classes: int
-    mean: float | np.ndarray = 0.0
-    std: float | np.ndarray = 1.0
+    mean: Statistic = 0.0
+    std: Statistic = 1.0
     num_unseen: int = 0
     task: str = "classification"
-    vocabulary: tuple[int, ...] = ()
+    vocabulary: Vocabulary = ()
     target_mean: float = 0.0
     target_std: float = 1.0
     class_names: tuple[str, ...] = ()

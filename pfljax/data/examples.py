@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary
+
 # Into how many equally large groups partitions and splits sort targets that are no classes.
 _GROUPS_OF_TARGETS = 10
 
@@ -15,13 +17,14 @@ class Examples(NamedTuple):
 
     Attributes:
       name: how reports call it.
-      inputs: `[n, ...]` in the dtype in which they are distributed; text and tables of ids int32.
+      inputs: `[n, ...]` in the dtype in which they are distributed; text and tables of ids int32;
+        one array, or a dict of arrays by name.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
         int32 for next_token, each the token after that of the inputs, 0 where there is none;
         `[n]` int32 zeros for ranking.
       num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
       mean: subtracted from the inputs on the device, in stored units; one number, or an array
-        that fits the last axes of an example.
+        that fits the last axes of an example; by name where inputs are a dict.
       std: divides the inputs after that, in stored units; of the same kind.
       task: one of `dataset.TASKS`.
       owners: `[n]` integers, the natural client of each example; None where there are none.
@@ -29,7 +32,8 @@ class Examples(NamedTuple):
         order of time, each client's test part is its last, and this many examples are left out
         between two parts, because neighbours share measurements.
       vocabulary: sizes of the id spaces of inputs that are ids: one for text, one for each column
-        of a table of ids; empty for inputs that are measured.
+        of a table of ids; empty for inputs that are measured. Where inputs are a dict, a dict by
+        the names of those that are ids.
       target_mean: of a regression, subtracted from its targets inside the program.
       target_std: of a regression, divides its targets after that.
       superclasses: `[C]` integers, the superclass of each class; None where there are none.
@@ -37,15 +41,15 @@ class Examples(NamedTuple):
     """
 
     name: str
-    inputs: np.ndarray
+    inputs: Inputs
     targets: np.ndarray
     num_classes: int
-    mean: float | np.ndarray = 0.0
-    std: float | np.ndarray = 1.0
+    mean: Statistic = 0.0
+    std: Statistic = 1.0
     task: str = "classification"
     owners: np.ndarray | None = None
     time_gap: int | None = None
-    vocabulary: tuple[int, ...] = ()
+    vocabulary: Vocabulary = ()
     target_mean: float = 0.0
     target_std: float = 1.0
     superclasses: np.ndarray | None = None

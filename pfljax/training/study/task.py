@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,15 +28,17 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     config_lib.require_known("model", config.model.name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
     config_lib.require_known("task", kind, tasks.TASKS)
-    shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
+    shape, columns = _example_shape(dataset.inputs, 1), dataset.targets.shape[1:]
     if kind == "ranking":  # whose examples are several items
-        columns, shape = shape[:1], shape[1:]
+        columns = jax.tree.leaves(dataset.inputs)[0].shape[1:2]
+        shape = _example_shape(dataset.inputs, 2)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
     outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
         kind, dataset.num_classes
     )
     model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
+    _require_ids(config, dataset, model)
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
     make = tasks.TASKS[kind]
@@ -53,6 +56,32 @@ def build_task(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     return task
 
 
+def _example_shape(inputs: Any, axes: int) -> Any:
+    """Returns shapes without their first axes: one, or a dict by the names of the inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: array.shape[axes:] for name, array in inputs.items()}
+    return inputs.shape[axes:]
+
+
+def _require_ids(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, model: models.Model
+) -> None:
+    """Raises a `UserError` where a model reads ids as measurements, by the names of the inputs."""
+    if not isinstance(dataset.inputs, Mapping):
+        return  # Which models read ids stands in their arguments.
+    for name in dataset.inputs:
+        reads_ids = model.reads_ids
+        if isinstance(reads_ids, Mapping):
+            reads_ids = reads_ids[name]
+        if reads_ids != (name in dataset.vocabulary):
+            kinds = "measurements", "ids"
+            raise UserError(
+                f"The inputs {name!r} of {dataset.name} are {kinds[name in dataset.vocabulary]}, "
+                f"and the model {config.model.name} reads them as {kinds[bool(reads_ids)]}; name "
+                "another model in config.model.name."
+            )
+
+
 def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Any]:
     """The config's arguments of the model, and the vocabulary where inputs are ids."""
     name = config.model.name
@@ -60,7 +89,11 @@ def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     arguments = {key: value for key, value in config.model.items() if key != "name"}
     for key in arguments:
         config_lib.require_known(f"argument of the model {name}", key, known)
-    vocabulary = tuple(getattr(dataset, "vocabulary", ()))
+    vocabulary = getattr(dataset, "vocabulary", ())
+    if isinstance(vocabulary, Mapping):
+        vocabulary = {name: _one_or_all(sizes) for name, sizes in vocabulary.items()}
+    else:
+        vocabulary = tuple(vocabulary)
     readers = [other for other in models.MODELS if "vocabulary" in _parameters(other)]
     if name not in readers:
         if vocabulary:
@@ -69,17 +102,29 @@ def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
                 f"{', '.join(readers)} in config.model.name."
             )
     elif vocabulary:
-        arguments.setdefault("vocabulary", vocabulary[0] if len(vocabulary) == 1 else vocabulary)
+        arguments.setdefault("vocabulary", _one_or_all(vocabulary))
     elif "vocabulary" not in arguments:
         raise UserError(
             f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
             "another model, or how many ids there are in config.model.vocabulary."
         )
     sizes = arguments.get("vocabulary", ())
+    if isinstance(dataset.inputs, Mapping):
+        if name in readers and sizes != vocabulary:
+            raise UserError(
+                f"config.model.vocabulary is {sizes}, and {dataset.name}, whose inputs are "
+                f"{', '.join(dataset.inputs)}, has the vocabulary {vocabulary}; leave the key out."
+            )
+        return arguments
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
         validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=_OTHER_MODEL)
     return arguments
+
+
+def _one_or_all(sizes: Any) -> Any:
+    """Returns the size of a single id space as a number, and several as they are."""
+    return sizes[0] if not isinstance(sizes, Mapping) and len(sizes) == 1 else sizes
 
 
 def _parameters(name: str) -> list[str]:
@@ -91,8 +136,13 @@ def _require_outputs(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
 ) -> None:
     def outputs():
-        dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
-        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
+        example = jax.tree.map(
+            lambda array: jnp.zeros(
+                (1, *array.shape[1:]),
+                jax.dtypes.canonicalize_dtype(array.dtype),  # of 8 bytes on disk
+            ),
+            dataset.inputs,
+        )
         return task.predict(task.init(jax.random.key(0)), example)
 
     given = jax.eval_shape(outputs).shape[1:]
