@@ -1,8 +1,8 @@
-"""The vocabulary of pfljax: what a task, a client's data and a method are.
+"""The vocabulary of pfljax: what a task is, and what the functions of a method take and return.
 
-A *method* (`Algorithm`) is a tuple of pure functions written for ONE client.
-The engine adds the client axis with `vmap` and the device axis with `pmap`, so
-that a whole federated round becomes one XLA program; no method knows of either.
+A *method* (`Algorithm` of `core/algorithm.py`) is a tuple of pure functions written for ONE client.
+The engine adds the client axis with `vmap` and the device axis with `pmap`, so that a whole
+federated round becomes one XLA program; no method knows of either.
 
 Shapes in the docstrings: `N` clients in the population, `C` classes, `B`
 examples in a batch, `[]` a scalar. A *model* is a nested dict of arrays.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.client_data import Batch, ClientData
+from pfljax.core.client_data import Batch
 
 PyTree = Any
 Params = Any  # nested dict of arrays: the weights of a model
@@ -29,12 +29,13 @@ class ClientProfile(NamedTuple):
     Attributes:
       id: `[]` int32.
       size: `[]` int32, training examples.
-      class_counts: `[C]` int32, training examples of each label.
+      class_counts: `[C]` int32, training examples of each label; None where no function of the
+        method reads them.
     """
 
     id: jax.Array
     size: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
 
 class Population(NamedTuple):
@@ -42,11 +43,11 @@ class Population(NamedTuple):
 
     Attributes:
       sizes: `[N]` int32.
-      class_counts: `[N, C]` int32.
+      class_counts: `[N, C]` int32; None where no function of the method reads them.
     """
 
     sizes: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
     @property
     def num_clients(self) -> int:
@@ -150,6 +151,8 @@ class Task(NamedTuple):
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or where there is a metric 'count', over what that counts, such as tokens.
+        They score outputs that a method computes itself (`Algorithm.predict`), and in `evaluate`
+        those of `predict`. None for a task whose outputs do not give its metrics.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
       layers: where the layers stand in a model, in the order in which inputs pass them.
@@ -162,6 +165,9 @@ class Task(NamedTuple):
         makes a `LocalTraining` hands it on, so that training keeps them.
       score: the metric by which models are selected and compared.
       more_is_better: whether a larger score is a better one.
+      params_metrics: `(params, batch, key) -> {name: []}`, the same sums where `evaluate` shall not
+        compute them from the outputs of a whole batch: because a loss draws random numbers, or
+        because the outputs would not fit into memory. None computes them from the outputs.
     """
 
     init: Callable[[jax.Array], Params]
@@ -171,7 +177,7 @@ class Task(NamedTuple):
     features: Callable[..., jax.Array]
     head: Callable[..., jax.Array]
     is_head: Callable[[Path], bool]
-    metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
+    metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]] | None
     num_classes: int
     num_features: int = 0
     layers: tuple[Path, ...] = ()
@@ -180,56 +186,26 @@ class Task(NamedTuple):
     observe: Callable[[Params, Batch], Params] | None = None
     score: str = "accuracy"
     more_is_better: bool = True
+    params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Returns the metrics of a model on a batch.
+
+        Args:
+          params: Weights of the model.
+          batch: `B` examples of one client.
+          key: Typed PRNG key, of which tasks draw whose losses are random.
+
+        Returns:
+          `{name: []}`, sums over the batch's real examples, as `metrics` returns them.
+        """
+        if self.params_metrics is not None:
+            return self.params_metrics(params, batch, key)
+        return self.metrics(self.predict(params, batch.inputs), batch)
 
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""
         return not self.is_head(path)
-
-
-class Algorithm(NamedTuple):
-    """A federated method as pure functions, each written for one client.
-
-    State keeps its structure, shapes and dtypes for ever; metrics never live in it.
-
-    Attributes:
-      init_server: `(key, Population) -> Server`.
-      init_client: `(Server, ClientProfile, key) -> Client`, run when a client first takes part,
-        with the server's state of that round; `()` for a stateless client.
-      client_update: `(Download, Client, ClientData, Context) -> ClientOutput`, where Download is
-        what `download` returns, or the server's state.
-      server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
-        server when nobody took part.
-      personalize: `(Server, Client, ClientData, Context) -> Params`, what this client would
-        deploy now; `ClientData` holds its training examples, for methods that fine-tune.
-      predict: `(Params, inputs, key) -> outputs`; None means `Task.predict`.
-      global_params: `Server -> Params`; None where the method has no global model.
-      download: `(Server, Context) -> Download`, what the server sends to the client
-        `context.client_id` in a round; None sends of its state whatever `client_update` reads.
-      exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
-        member of the cohort after the server's update, `member` being its row in
-        `uploads.each`; None unless clients learn from each other. With an aggregator
-        `uploads.total` is `()`.
-      aggregators: the `aggregation.Aggregator`s that are part of these functions, in the order in
-        which clients apply them; `aggregation.apply` adds one.
-    """
-
-    init_server: Callable[..., PyTree]
-    init_client: Callable[..., PyTree]
-    client_update: Callable[..., ClientOutput]
-    server_update: Callable[..., PyTree]
-    personalize: Callable[..., Params]
-    predict: Callable[..., jax.Array] | None = None
-    global_params: Callable[..., Params] | None = None
-    download: Callable[..., PyTree] | None = None
-    exchange: Callable[..., PyTree] | None = None
-    aggregators: tuple[Any, ...] = ()
-
-    def update_client(
-        self, server: PyTree, client: PyTree, data: ClientData, context: Context
-    ) -> ClientOutput:
-        """One client's part of a round: download, then update."""
-        received = server if self.download is None else self.download(server, context)
-        return self.client_update(received, client, data, context)
 
 
 class FederatedState(NamedTuple):

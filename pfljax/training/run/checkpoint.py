@@ -214,8 +214,8 @@ class Checkpoints:
             renamed = folder.with_name(folder.name + _ASIDE)
             if jax.process_index() == 0:
                 try:
-                    shutil.rmtree(aside, ignore_errors=True)
-                    folder.rename(aside)
+                    shutil.rmtree(renamed, ignore_errors=True)
+                    folder.rename(renamed)
                 except OSError as error:
                     raise UserError(f"{folder} cannot be renamed ({error.strerror}).") from error
                 print(
@@ -224,7 +224,7 @@ class Checkpoints:
                     file=sys.stderr,
                 )
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
         self._manager.reload()
 
     def close(self) -> None:

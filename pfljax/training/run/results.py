@@ -192,7 +192,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     test = dataset.test.sizes[: dataset.num_participants]
     return {
         "algorithm": config.algorithm,
-        "hyperparameters": dict(config.hparams[config.algorithm]),
+        "hyperparameters": config.hparams[config.algorithm].to_dict(),
         "aggregation": aggregation.hyperparameters(config),
         "learning_rate": config.learning_rates[config.algorithm]
         or config.client_optimizer.learning_rate,
@@ -223,9 +223,10 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
         "client": ids,
         "train_size": train.sizes,
         "test_size": dataset.test.sizes[ids],
-        "class_counts": dataset._replace(train=train).class_counts(),
         "unseen": ids >= dataset.num_participants,
     }
+    if dataset.task == "classification":
+        arrays["class_counts"] = dataset._replace(train=train).class_counts()
     if dataset.client_names:
         arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
     for model, splits in evaluation.items():

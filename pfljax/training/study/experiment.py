@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -13,15 +14,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pfljax import data
+from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Params, Population, Task
+from pfljax.core import Algorithm, ClientData, LocalTraining, Params, Population, PyTree, Task
 from pfljax.data import FederatedDataset
-from pfljax.engine import mapping, programs, sampling
+from pfljax.engine import mapping, programs, sampling, used_arguments
 from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostStore
 from pfljax.engine.clients.store import ClientStore, Options, Programs
+from pfljax.engine.evaluate import personal_metrics
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime, writers
@@ -48,6 +50,7 @@ class Experiment(NamedTuple):
       examples_vary: Whether the examples have that axis too.
       frozen_digest: Checksum of the frozen parameters, by which checkpoints know theirs; None for
         none.
+      uses_class_counts: Whether the method uses the number of examples of each class.
     """
 
     config: ml_collections.ConfigDict
@@ -62,6 +65,7 @@ class Experiment(NamedTuple):
     num_variants: int | None = None
     examples_vary: bool = False
     frozen_digest: str | None = None
+    uses_class_counts: bool = False
 
     @property
     def plan(self) -> sampling.CohortPlan:
@@ -118,9 +122,9 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
         arrays = (dataset.inputs, dataset.targets, dataset.train.sizes)
         statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
         return (
-            [(array.shape, array.dtype) for array in arrays],
-            [np.asarray(value).tolist() for value in statistics],
-            (dataset.num_classes, dataset.num_unseen, dataset.task, tuple(dataset.vocabulary)),
+            jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays),
+            jax.tree.map(lambda value: np.asarray(value).tolist(), statistics),
+            (dataset.num_classes, dataset.num_unseen, dataset.task, dataset.vocabulary),
         )
 
     return form(one) == form(other)
@@ -153,6 +157,7 @@ def build_algorithm(
     task: Task,
     dataset: FederatedDataset,
     largest: int = config_lib.MOST,
+    networks: Mapping[str, Task] = MappingProxyType({}),
 ) -> Algorithm:
     """Makes the config's method and aggregation, whose hyper-parameters may be traced.
 
@@ -161,12 +166,15 @@ def build_algorithm(
       task: of the run.
       dataset: The data set of the run, of which only shapes are read.
       largest: as in `build_local_training`.
+      networks: What `build_networks` made of the config.
 
     Raises:
       UserError: the method's messages cannot pass through the config's aggregators.
     """
-    factory = ALGORITHMS[config.algorithm]
+    factory = ALGORITHMS[config.algorithm].factory
     arguments = dict(config.hparams[config.algorithm])
+    for name in core.networks(factory):
+        arguments[name] = networks[name] if arguments[name].name else None
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
@@ -202,6 +210,15 @@ def choose_evaluated(
     own = np.random.default_rng(np.random.SeedSequence(config.data.seed, spawn_key=(5,)))
     chosen = own.choice(count, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
+
+
+def same_choice(
+    one: tuple[ml_collections.ConfigDict, FederatedDataset],
+    other: tuple[ml_collections.ConfigDict, FederatedDataset],
+) -> bool:
+    """Whether the evaluations of two configs, with their data sets, score the same clients."""
+    chosen = [choose_evaluated(*each) for each in (one, other)]
+    return np.array_equal(*(np.arange(0) if ids is None else ids for ids in chosen))
 
 
 def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
@@ -280,7 +297,9 @@ def build(
     clients_without_a_step(config, dataset)
     make, inputs = build_method(config, dataset, devices, bounds)
     algorithm, task = make(*inputs)
-    _require_accepted(algorithm, dataset)
+    ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
+    uses_class_counts = _uses_class_counts(algorithm, dataset, bounds)
+    personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
@@ -289,28 +308,31 @@ def build(
         local = build_local_training(config, task, bounds.train)
         chunk = autotune.choose(config, dataset, make, inputs, local, plan, devices)
     on_host = config.engine.residence == "host"
-    owned = -(-dataset.num_clients // len(devices))
+    eval_ids = choose_evaluated(config, dataset)
+    scored = dataset.num_clients if eval_ids is None else len(eval_ids)
     options = Options(
         plan=plan,
         clients_per_chunk=chunk,
         eval_clients_per_chunk=chunk
         if on_host
-        else autotune.by_rule(config.engine.clients_per_chunk, devices, owned),
+        else autotune.by_rule(config.engine.clients_per_chunk, devices, -(-scored // len(devices))),
         eval_batch_size=eval_batch_size(config, bounds),
         rounds_per_call=config.engine.rounds_per_call,
         join=config.cohort.join,
         devices=devices,
     )
-    eval_ids = choose_evaluated(config, dataset)
     clients: ClientStore
     if on_host:
         examples = placement.on_host(dataset) if examples is None else examples
+        if uses_class_counts:
+            examples = examples._replace(class_counts=dataset.class_counts)
         # One more than the checkpoints that stay: the newest is written in the background.
         snapshots = checkpoint.KEPT + 1
         clients = HostStore(examples, options, eval_ids=eval_ids, snapshots=snapshots)
     else:
         if examples is None:
             examples = placement.to_devices(dataset, devices, bounds.train)
+        examples = placement.with_class_counts(examples, dataset, devices, uses_class_counts)
         clients = DeviceStore(examples, options, eval_ids=eval_ids)
     return Experiment(
         config=config,
@@ -323,6 +345,7 @@ def build(
         store=clients,
         programs=clients.programs(make, inputs),
         frozen_digest=_digest(inputs.frozen),
+        uses_class_counts=uses_class_counts,
     )
 
 
@@ -349,11 +372,13 @@ def build_method(
       bounds: The sizes for which programs are compiled.
     """
     build_task, frozen = task_lib.build_task(config, dataset)
+    networks = task_lib.build_networks(config, dataset)
 
     def make(frozen, values):
         own = with_values(config, values)
         task = build_task(frozen)
-        return programs.Method(build_algorithm(own, task, dataset, bounds.train), task)
+        algorithm = build_algorithm(own, task, dataset, bounds.train, networks)
+        return programs.Method(algorithm, task)
 
     return make, mapping.replicate(programs.Inputs(frozen), devices)
 
@@ -372,14 +397,33 @@ def with_values(
     return config
 
 
-def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
-    """Lets the method refuse the model, before anything is compiled."""
+def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: Bounds) -> bool:
+    """Whether a method reads class counts.
+
+    The method is traced for it, and so may refuse the network before anything is compiled.
+    """
+
+    def shape(*axes):
+        return jax.ShapeDtypeStruct(axes, np.int32)
+
     count, classes = dataset.num_participants, dataset.num_classes
-    sizes, counts = (
-        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((count,), (count, classes))
+    data = ClientData(
+        inputs=_shapes(dataset.inputs),
+        targets=_shapes(dataset.targets),
+        offset=shape(),
+        size=shape(),
+        class_counts=shape(classes),
+        max_size=bounds.train,
     )
-    jax.eval_shape(
-        algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
+    population = Population(shape(count), shape(count, classes))
+    return used_arguments.uses_class_counts(algorithm, population, data)
+
+
+def _shapes(arrays: PyTree) -> PyTree:
+    """Returns shapes and dtypes of arrays as devices hold them."""
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype)),
+        arrays,
     )
 
 
