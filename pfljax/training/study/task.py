@@ -160,7 +160,7 @@ def _arguments(
         return arguments
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
-        remedy = f"raise config.{key}.vocabulary, or name a model that reads measurements"
+        remedy = f"raise config.{key}.vocabulary, or choose a model for numeric inputs"
         validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=remedy)
     return arguments
 
