@@ -1,4 +1,4 @@
-"""The same round as a plain Python loop over clients: the oracle of the tests, and pseudo-code."""
+"""The same round as a plain Python loop over clients: the reference for tests, and pseudo-code."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def reference_round(
     examples: Examples,
     num_rounds: int,
 ) -> FederatedState:
-    """Runs one round, client after client, as the papers' pseudo-code does.
+    """Runs one round, client after client, like the pseudo-code of a paper.
 
     Args:
-      algorithm: the method.
-      plan: how the cohort is chosen.
-      state: `clients` is a list, one private state for each client; None for those that never took
+      algorithm: The method.
+      plan: The plan for sampling cohorts.
+      state: The state; `clients` is a list of private states, None for clients that never took
         part.
-      examples: of all clients.
-      num_rounds: the planned length of the run.
+      examples: The examples of all clients.
+      num_rounds: The planned length of the run.
 
     Returns:
       The next state.
@@ -49,7 +49,7 @@ def reference_round(
             profile = examples.profile(jnp.int32(i))
             clients[i] = init.init_client(algorithm, state.server, profile, state.key)
 
-    update = jax.jit(algorithm.update_client)  # once for all clients: it is the loop that is plain
+    update = jax.jit(algorithm.update_client)  # compiled once for all clients
     outputs = [
         update(
             state.server, clients[i], examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)

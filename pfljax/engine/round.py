@@ -1,14 +1,14 @@
-"""One federated round, and many of them, as one compiled program.
+"""One federated round, and several rounds, as one compiled program.
 
-    ids      choose the cohort, order it by size, deal it over the devices
-    lend     bring the private states of those who train elsewhere than they live
-    update   run `client_update` for every client; add up what goes to the server
-    server   let the method take its server step with the total
-    exchange let the cohort learn from one another, where the method does
-    return   send those states home
+    ids      sample the cohort, sort it by size, assign clients to devices
+    gather   gather the private states of clients that other devices own
+    update   run `client_update` for every client; sum the uploads
+    server   run the server's update with the total
+    exchange update the cohort's states from each other's uploads, if the method does
+    scatter  return those states to their owners
 
-The same round as a plain Python loop over clients stands in `engine/reference.py`; where rows and
-examples are kept on the host, `engine/clients/on_host.py` fetches and stores them; the rest is the
+The same round as a plain Python loop over clients is in `engine/reference.py`. If states and
+examples are stored on the host, `engine/clients/on_host.py` reads and writes them; the rest is the
 same.
 """
 
@@ -28,10 +28,10 @@ from pfljax.engine.clients import migration
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
-# What the engine itself reports of a round; a method's metrics have other names.
+# The metrics that the engine reports; metrics of methods must have other names.
 METRICS = ("cohort", "examples", "slots", "not_finite", "upload_bytes")
 
-# Values of the metric `not_finite` that are no client's id.
+# Values of the metric `not_finite` that are not client ids.
 ALL_FINITE, SERVER_NOT_FINITE = -2, -1
 
 
@@ -44,16 +44,15 @@ def train_cohort(
     cohort: Cohort,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs a round of a given cohort, wherever its states and examples came from.
+    """Runs a round of a given cohort, whatever the source of its states and examples.
 
     Args:
-      algorithm: the method.
-      clients_per_chunk: how many clients a device trains together.
-      state: `clients` is the `store.Hand` of this device's shard of the cohort.
-      examples: at least those of this shard.
-      rows: `[shard]` int32, where each client of this shard stands in `examples`; -1 where it is
-        nobody.
-      cohort: of all devices, one device's shard after the other.
+      algorithm: The method.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state; `clients` is the `DeviceCohort` of this device's shard of the cohort.
+      examples: The examples of at least this shard.
+      rows: `[shard]` int32, the row of each client of this shard in `examples`; -1 is padding.
+      cohort: The cohort of all devices, one device's shard after the other.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
@@ -75,8 +74,8 @@ def train_cohort(
         uploaded = (output.sum, _as_weighted(_reported(output)), jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
         each = tree.where(present, output.each, tree.zeros_like(output.each))
-        # A message that is not finite shows in the total, which costs one pass and not one for each
-        # client, and nearly always in the losses.
+        # A message that is not finite shows in the total, which costs one pass instead of one for
+        # each client, and nearly always in the losses.
         finite = tree.is_finite((output.state, output.metrics)) | ~present
         return output.state, (each, finite), uploaded
 
@@ -119,7 +118,7 @@ def train_cohort(
     chunks = cohort.sizes.reshape(-1, clients_per_chunk)
     metrics["cohort"] = count
     metrics["examples"] = jnp.sum(chunks)
-    # Clients trained together all wait for the largest.
+    # All clients of a chunk take as long as the largest.
     metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
     one_client = mapping.max_over_devices(jnp.max(jnp.where(finite, ALL_FINITE, mine)))
     server_only = jnp.where(tree.is_finite((server, total)), ALL_FINITE, SERVER_NOT_FINITE)
@@ -138,28 +137,28 @@ def client_context(
     stream: int,
     client_id: jax.Array,
 ) -> Context:
-    """Returns the context in which one of a client's functions runs.
+    """Returns the context of a client's function.
 
     Args:
-      key: the run's.
+      key: The key of the run.
       round: `[]` int32, counted from 0.
       num_rounds: `[]` int32, the planned length of the run.
-      stream: of `core.streams`, below which there is a key for each round and client.
-      client_id: `[]` int32.
+      stream: The stream of `core.streams`, which has a key for each round and client.
+      client_id: `[]` int32, the client.
     """
     own = streams.key_of(key, streams.CLIENT, client_id)
     return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
 
 
 def _reported(output: ClientOutput) -> dict[str, PyTree]:
-    """Returns a client's metrics, with the bytes of its upload where an aggregator decides them."""
+    """Returns a client's metrics, with the bytes of its upload if an aggregator determines them."""
     if output.size is None:
         return output.metrics
     return {**output.metrics, "upload_bytes": output.size.bits / 8}
 
 
 def _as_weighted(metrics: dict[str, PyTree]) -> dict[str, Weighted]:
-    """Returns a client's metrics as terms of means; a plain scalar counts once for each client."""
+    """Returns a client's metrics as terms of means; a plain scalar has weight 1."""
     return {
         name: value if isinstance(value, Weighted) else weighted(value, 1)
         for name, value in metrics.items()
@@ -170,13 +169,13 @@ def _require_other_names(metrics: dict[str, PyTree]) -> None:
     taken = sorted(set(metrics) & set(METRICS))
     if taken:
         raise UserError(
-            f"The method reports a metric named {taken[0]!r}, which the engine reports itself; "
-            "give it another name in ClientOutput.metrics."
+            f"The method reports a metric named {taken[0]!r}, which the engine also reports; "
+            "rename it in ClientOutput.metrics."
         )
 
 
 def cohort_key(key: jax.Array, round: jax.Array) -> jax.Array:
-    """Returns the key from which the cohort of a round is drawn; `key` is the run's."""
+    """Returns the key for sampling the cohort of a round; `key` is the key of the run."""
     return streams.key_of(key, streams.COHORT, round)
 
 
@@ -192,21 +191,21 @@ def one_round(
     """Runs one round on every device; call it inside `mapping.over_devices`.
 
     Args:
-      algorithm: the method.
-      plan: how the cohort is chosen.
-      clients_per_chunk: how many clients a device trains together.
-      state: `clients` holds this device's rows only.
-      buffer: the room for buffer, of `visits.room`.
-      examples: of all clients.
+      algorithm: The method.
+      plan: The plan for sampling cohorts.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state; `clients` has this device's rows only.
+      buffer: The receive buffer, see `migration.receive_buffer`.
+      examples: The examples of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, the room for buffer, and the metrics: the means of the clients' (NaN where no
-      client had anything to report), with the number of clients (`cohort`), their training examples
-      (`examples`), what these cost with padding (`slots`), the mean of the bytes that clients send
-      where an aggregator decides them (`upload_bytes`), and `not_finite`: the id of a client
-      whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum
-      of the messages or the server's next state has one, else `ALL_FINITE`.
+      The next state, the receive buffer, and the metrics: the means of the clients' metrics (NaN if
+      no client had anything to report), the number of clients (`cohort`), their training examples
+      (`examples`), the same with padding (`slots`), the mean bytes of a client's upload if an
+      aggregator determines them (`upload_bytes`), and `not_finite`: the id of a client whose state
+      or metric is not finite, `SERVER_NOT_FINITE` if only the sum of the messages or the server's
+      next state is not, else `ALL_FINITE`.
     """
 
     def sizes_of(ids):
@@ -244,7 +243,7 @@ def run_rounds(
     num_rounds: jax.Array,
     rounds_now: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs `rounds_now` rounds on every device; see `build_rounds`."""
+    """Runs `rounds_now` rounds on every device; see `programs.build_rounds`."""
 
     shard = sampling.clients_per_device(plan.capacity, mapping.num_devices(), clients_per_chunk)
     buffer = migration.receive_buffer(state.clients, shard)
