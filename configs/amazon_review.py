@@ -1,7 +1,7 @@
-"""Amazon reviews by kind of product: positive or not, four clients, MLP 5000-100-2, batch 32.
+"""Amazon reviews by kind of product: their sentiment, four clients, MLP 5000-100-2, batch 32.
 
 10 rounds of one local epoch: 0.5 s a round of FedAvg on two cores shared with other work.
-`:logistic` takes the linear model.
+`:logistic` uses the linear model.
 
     python experiments/compare.py --config=configs/amazon_review.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -1,8 +1,8 @@
 """CIFAR-10 with label skew: 20 clients, Dirichlet(0.1), LeNet, batch 10.
 
-As many images as the directory holds; three quarters of each client's for training. 15 rounds of
+All images in the directory; three quarters of each client's for training. 15 rounds of
 one local epoch: with 12,000 images 1 to 2 s a round of FedAvg on two cores shared with other work.
-`:cnn` takes the 4-layer CNN (12 s a round), `:mlp` and `:logistic` are cheaper.
+`:cnn` uses the 4-layer CNN (12 s a round), `:mlp` and `:logistic` are cheaper.
 
     python experiments/compare.py --config=configs/cifar10.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -1,8 +1,8 @@
 """FEMNIST by writer: 62 classes of digits and letters, an MLP, 100 writers a round, batch 10.
 
-A tenth of the writers never train, and show what the methods are worth to newcomers. 100 rounds of
-one local epoch, so that each of 450 writers trains in 22 of them or so. `:cnn` takes the 4-layer
-CNN, which costs much more, among it 2.4 MB for each writer with Local and Ditto.
+10 % of the writers are held out to evaluate the methods on new clients. 100 rounds of one local
+epoch, so each of 450 writers trains in about 22 of them. `:cnn` uses the 4-layer CNN, which is much
+slower and needs 2.4 MB for each writer with Local and Ditto.
 
     python experiments/compare.py --config=configs/femnist.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -1,8 +1,8 @@
 """UCI HAR by subject: six activities, 30 clients, MLP 1152-100-6 on the signals, batch 10.
 
-Windows overlap by half, so each subject's last windows of every activity are tested, one window
-apart from those trained on. 60 rounds of one local epoch: 0.06 s a round of FedAvg, a minute for
-the six methods and one seed. `--config.data.options.har.inputs=features` takes the 561 features
+Windows overlap by half, so each subject's last windows of every activity are tested, with a gap of
+one window to the training windows. 60 rounds of one local epoch: 0.06 s a round of FedAvg, a minute
+for the six methods and one seed. `--config.data.options.har.inputs=features` uses the 561 features
 instead, and `:logistic` the linear model.
 
     python experiments/compare.py --config=configs/har.py --workdir=WORKDIR \

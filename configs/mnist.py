@@ -1,7 +1,7 @@
-"""MNIST as PFLlib sets it up: 20 clients, Dirichlet(0.1), batch 10, learning rate 0.005.
+"""MNIST in PFLlib's setting: 20 clients, Dirichlet(0.1), batch 10, learning rate 0.005.
 
-70,000 images, three quarters of each client's for training. The last partial batch of an epoch is
-left out and methods take PFLlib's numbers of epochs, as there. `:cnn` takes the 4-layer CNN instead
+70,000 images, three quarters of each client's for training. As in PFLlib, the last partial batch of
+an epoch is dropped, and methods use PFLlib's numbers of epochs. `:cnn` uses the 4-layer CNN instead
 of the MLP 784-100-10.
 
     python experiments/compare.py --config=configs/mnist.py --workdir=WORKDIR \

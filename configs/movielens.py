@@ -1,7 +1,7 @@
 """MovieLens by user: ratings of films, 610 clients, matrix factorization, 50 users a round.
 
 The films' vectors are the body, and the user's vector and bias the head: with FedPer and FedRep
-they stay with the user, with FedAvg they are those of the average user. Each user's last ratings
+the head is private to the user, with FedAvg it is that of an average user. Each user's last ratings
 are tested. 60 rounds of one local epoch, batch 10; Adam at the server, because most films are
 rated by few users of a round, and an average of changes would hardly move them. Two minutes for the
 six methods and one seed on two cores shared with other work.

@@ -1,7 +1,7 @@
 """Office-Caltech-10 by domain: ten classes, four clients, MLP 800-100-10, batch 10.
 
 60 rounds of one local epoch: 15 ms a round of FedAvg, a minute for the six methods and one seed.
-`:logistic` takes the linear model.
+`:logistic` uses the linear model.
 
     python experiments/compare.py --config=configs/office_caltech.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

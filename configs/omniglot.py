@@ -1,10 +1,10 @@
-"""Omniglot by alphabet: which character a drawing is, the CNN on 28x28, batch 10.
+"""Omniglot by alphabet: character recognition, the CNN on 28x28, batch 10.
 
 Each client has the characters of its own alphabet, 8 clients with 242 characters in the two small
 archives. 30 rounds of one local epoch. With `--config.data.options.omniglot.owners=drawer
---config.data.options.omniglot.labels=alphabet` the 20 drawers are the clients, who all write all
-alphabets: there FedAvg came out ahead of its fine-tuned form and of Local (one seed). `:lenet`,
-`:mlp` and `:logistic` take other models.
+--config.data.options.omniglot.labels=alphabet` the 20 drawers are the clients, each with all
+alphabets; there, FedAvg was better than fine-tuned FedAvg and Local (one seed). `:lenet`,
+`:mlp` and `:logistic` use other models.
 
     python experiments/compare.py --config=configs/omniglot.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -1,8 +1,8 @@
 """Parkinson's telemonitoring by subject: the UPDRS score from the voice, 42 clients, MLP 19-32-1.
 
-A regression. Each subject's last recordings are tested, because those of one day are alike. 100
+A regression. Each subject's last recordings are tested, because those of one day are similar. 100
 rounds of one local epoch, batch 10: 6 ms a round, a minute for the six methods and three seeds on
-two cores shared with other work. `:logistic` takes the linear model, which has no body that
+two cores shared with other work. `:logistic` uses the linear model, which has no body that
 FedPer and FedRep could share.
 
     python experiments/compare.py --config=configs/parkinsons.py --workdir=WORKDIR \

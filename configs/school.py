@@ -1,7 +1,7 @@
-"""Exam scores of London's pupils by school: a regression, 139 clients, MLP 28-32-1, batch 10.
+"""Exam scores of pupils in London by school: a regression, 139 clients, MLP 28-32-1, batch 10.
 
 100 rounds of one local epoch: two and a half minutes for the six methods and three seeds on two
-cores shared with other work. `:logistic` takes the linear model, which has no body that FedPer
+cores shared with other work. `:logistic` uses the linear model, which has no body that FedPer
 and FedRep could share.
 
     python experiments/compare.py --config=configs/school.py --workdir=WORKDIR \

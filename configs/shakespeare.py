@@ -1,8 +1,8 @@
 """Shakespeare by speaking role: the next character, 65 clients, an LSTM of width 64, 10 a round.
 
 Roles with 60 windows of 80 characters or more; each role's last windows are tested. 25 rounds of
-one local epoch, batch 10, Adam, so that a role trains in four of them or so. `:transformer_lm`
-takes a Transformer.
+one local epoch, batch 10, Adam, so a role trains in about four of them. `:transformer_lm`
+uses a Transformer.
 
     python experiments/compare.py --config=configs/shakespeare.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -1,7 +1,7 @@
 """WISDM by user: six activities, 36 clients, MLP 43-100-6, batch 10.
 
 Each user's last windows of every activity are tested. 60 rounds of one local epoch: 10 ms a
-round, or half a minute for the six methods and one seed. `:logistic` takes the linear model.
+round, or half a minute for the six methods and one seed. `:logistic` uses the linear model.
 
     python experiments/compare.py --config=configs/wisdm.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
