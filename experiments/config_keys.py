@@ -16,7 +16,8 @@ import pathlib
 import re
 import textwrap
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 
@@ -120,15 +121,16 @@ def page() -> str:
     ]
     text = _HEAD + _table(rows)
     text += f"`learning_rates.METHOD`, for every method: {said['learning_rates']}\n\n"
+    factories_of_methods = {name: row.factory for name, row in ALGORITHMS.items()}
     for title, prefix, factories in (
-        ("Hyper-parameters of methods", "hparams", ALGORITHMS),
+        ("Hyper-parameters of methods", "hparams", factories_of_methods),
         ("Hyper-parameters of aggregators", "aggregation", AGGREGATORS),
         ("Options of data sets", "data.options", data.SOURCES),
     ):
         rows = [
-            _row(f"{prefix}.{name}.{key}", value, argument(factory, key))
+            _row(f"{prefix}.{name}.{key}", value, argument(factory, key.split(".")[0]))
             for name, factory in factories.items()
-            for key, value in config_lib.hyperparameters(factory).items()
+            for key, value in _flat(config_lib.hyperparameters(factory))
         ]
         text += f"## {title}\n\n{_table(rows)}"
     rows = [
@@ -138,6 +140,15 @@ def page() -> str:
     ]
     text += "## Arguments of models\n\nThey count for the model that `model.name` names.\n\n"
     return text + _table(rows).rstrip("\n") + "\n"
+
+
+def _flat(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields keys and values, those of a network as 'NAME.name'."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", one) for inner, one in value.items())
+        else:
+            yield key, value
 
 
 def _in_order(keys: dict[str, object], said: dict[str, str]) -> list[str]:

@@ -2,10 +2,10 @@
 
     python experiments/methods.py [--write=README.md]
 
-The states of server and client and the year are read from the docstrings of the methods. The bytes
-are counted from shapes, for the MLP 784-100-10 and 20 clients with 10 classes. "sum only" marks
-methods whose server needs only the sum of the client updates, so that every aggregator of
-`pfljax/aggregation/` can be used and secure aggregation could be added.
+Year and family come from the rows of the registry, the states of server and client from the
+docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 and 20 clients
+with 10 classes. "sum only" marks methods whose server needs only the sum of the client updates, so
+that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could be added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import optax
 from absl import flags
 
 from pfljax import core, models
-from pfljax.algorithms import ALGORITHMS, FAMILIES
+from pfljax.algorithms import ALGORITHMS, TAGS
 from pfljax.cli import app
 from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
@@ -40,8 +40,8 @@ class Row(NamedTuple):
     """A row of the table; see the docstring of the module."""
 
     name: str
-    family: str
     year: str
+    family: str
     server: str
     client: str
     up: int
@@ -50,19 +50,18 @@ class Row(NamedTuple):
     lines: int
 
 
-def row(name: str, family: str) -> Row:
-    """Returns the row of a method, read from its docstring and counted from shapes."""
-    module = sys.modules[ALGORITHMS[name].__module__]
+def row(name: str) -> Row:
+    """Returns the row of a method, read from the registry and docstring and counted from shapes."""
+    method = ALGORITHMS[name]
+    module = sys.modules[method.factory.__module__]
     holds = re.search(r"^Server: (.+?)\.\s+Client:\s+(.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
-    year = re.search(r'",\s+(\d{4}),', module.__doc__)
     if holds is None:
         raise ValueError(f"The docstring of {name} has no line 'Server: ... Client: ...'.")
     server, client = (" ".join(text.split()) for text in holds.groups())
     up, down, only_sum = count(name)
     lines = len(inspect.getsource(module).splitlines())
-    return Row(
-        name, family, year.group(1) if year else "", server, client, up, down, only_sum, lines
-    )
+    year, family = str(method.year or ""), ", ".join(method.tags)
+    return Row(name, year, family, server, client, up, down, only_sum, lines)
 
 
 def count(name: str) -> tuple[int, int, bool]:
@@ -70,12 +69,12 @@ def count(name: str) -> tuple[int, int, bool]:
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = models.classification(network, num_classes=_NUM_CLASSES)
-        algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
-        examples, key = population(), jax.random.key(0)
         try:
-            server = jax.eval_shape(algorithm.init_server, key, examples.population())
+            algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
         except UserError:
             continue
+        examples, key = population(), jax.random.key(0)
+        server = jax.eval_shape(algorithm.init_server, examples.population(), key)
         profile = examples.profile(jnp.int32(0))
         client = jax.eval_shape(algorithm.init_client, server, profile, key)
         counted = traffic.count(algorithm, server, client, examples)
@@ -105,14 +104,13 @@ def table() -> str:
     head = ("method", "year", "family", "server state", "client state")
     head += ("upload (kB)", "download (kB)", "sum only", "lines")
     out = [head, ("---",) * 5 + ("---:",) * 2 + ("---",) + ("---:",)]
-    for family, names in FAMILIES.items():
-        for name in names:
-            r = row(name, family)
-            kilobytes = (f"{r.up / 1000:.1f}", f"{r.down / 1000:.1f}")
-            sums = "yes" if r.only_sum else "no"
-            out.append(
-                (f"`{name}`", r.year, family, r.server, r.client, *kilobytes, sums, str(r.lines))
-            )
+    for name in sorted(ALGORITHMS, key=lambda name: TAGS.index(ALGORITHMS[name].tags[0])):
+        r = row(name)
+        kilobytes = (f"{r.up / 1000:.1f}", f"{r.down / 1000:.1f}")
+        sums = "yes" if r.only_sum else "no"
+        out.append(
+            (f"`{name}`", r.year, r.family, r.server, r.client, *kilobytes, sums, str(r.lines))
+        )
     return "".join("| " + " | ".join(cells) + " |\n" for cells in out)
 
 

@@ -93,7 +93,7 @@ def shapes_of_upload(
     def one_update(population, data):
         key, client_id = jax.random.key(0), jnp.int32(0)
         profile = ClientProfile(client_id, data.size, data.class_counts)
-        server = algorithm.init_server(key, population)
+        server = algorithm.init_server(population, key)
         client = algorithm.init_client(server, profile, key)
         context = Context(key, jnp.int32(0), jnp.int32(1), client_id, key)
         output = algorithm.update_client(server, client, data, context)
@@ -141,8 +141,8 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), message)
         return messages.of_client(zeros)
 
-    def init_server(key, population):
-        server = algorithm.init_server(key, population)
+    def init_server(population, key):
+        server = algorithm.init_server(population, key)
         state = aggregator.init_server(zero_message()) if at_server else ()
         return combine_states(at_server, server, state)
 
@@ -199,12 +199,13 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     def global_params(server):
         return algorithm.global_params(of_method(server))
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         client, state = split_state(at_client, client)
         each = uploads.each.each if aggregator.sees_each_message else uploads.each
         moved = algorithm.exchange(
             of_method(server),
             client,
+            data,
             uploads._replace(total=(), each=each),
             cohort,
             member,

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.errors import UserError
 from pfljax.ops import stacked
 
 
@@ -44,7 +44,7 @@ def annealing(
     return jnp.where(round < last, jnp.where(exponential, epsilon**done, cosine), 0)
 
 
-@core.checked
+@checked
 def apple(
     task: core.Task,
     local: core.LocalTraining,
@@ -88,15 +88,11 @@ def apple(
       cores are sent. A client that never took part has no core and learns relations to those of
       the others. PFLlib uploads the mixture in place of the core, shows later clients the cores of
       earlier ones in the same round, averages where the product adds, and has `one_core`, the
-      cosine and `duration=1`.
+      cosine and `duration=1`. Cores are added up with weights of any sign, as running statistics of
+      batch normalization cannot be.
     """
 
-    def init_server(key, population):
-        if task.observe is not None:
-            raise UserError(
-                "APPLE adds up whole models with weights of any sign, and running statistics of "
-                "batch normalization cannot be added so; name a model without it."
-            )
+    def init_server(population, key):
         params, clients = task.init(key), population.num_clients
         keys = jax.random.split(jax.random.fold_in(key, 1), clients)
         cores = tree.where(one_core, stacked.repeat(params, clients), jax.lax.map(task.init, keys))

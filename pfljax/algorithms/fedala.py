@@ -20,9 +20,9 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.errors import UserError
 from pfljax.ops import averaging
 
 # The first phase is over when the losses of the last ten passes hardly differ any more.
@@ -41,7 +41,7 @@ class FedAlaClient(NamedTuple):
     started: jax.Array
 
 
-@core.checked
+@checked
 def fedala(
     task: core.Task,
     local: core.LocalTraining,
@@ -129,11 +129,6 @@ def fedala(
         weights, _, _ = jax.lax.while_loop(unfinished, learn, state)
         return mixture(weights), weights, client.started | apart
 
-    def init_server(key, population):
-        if not task.layers:
-            raise UserError("FedALA counts a model's layers, and this task names none.")
-        return average.init_server(key, population)
-
     def init_client(server, profile, key):
         upper, _ = split_params(server.params, is_upper)
         return FedAlaClient(server.params, jax.tree.map(jnp.ones_like, upper), jnp.bool_(False))
@@ -147,8 +142,9 @@ def fedala(
 
     average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(
-        init_server=init_server,
         init_client=init_client,
         client_update=client_update,
-        personalize=lambda *args: aggregate(*args)[0],
+        personalize=lambda server, client, data, context: aggregate(server, client, data, context)[
+            0
+        ],
     )

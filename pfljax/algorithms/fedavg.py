@@ -20,11 +20,12 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
 
-@core.checked
+@checked
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,
@@ -50,7 +51,7 @@ def fedavg(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         return averaging.init(task.init(key), server_optimizer)
 
     def init_client(server, profile, key):

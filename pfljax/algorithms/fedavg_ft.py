@@ -20,10 +20,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
 
-@core.checked
+@checked
 def fedavg_ft(
     task: core.Task,
     local: core.LocalTraining,

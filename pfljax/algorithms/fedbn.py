@@ -15,12 +15,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.core.params import split_params
-from pfljax.errors import UserError
+from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
 
-@core.checked
+@checked
 def fedbn(
     task: core.Task,
     local: core.LocalTraining,
@@ -46,14 +45,4 @@ def fedbn(
       in their names, and never sends running statistics, whatever the method. The paper averages
       uniformly, over clients of one size.
     """
-    personal = fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)
-
-    def init_server(key, population):
-        if not split_params(task.init(key), task.is_norm)[0]:
-            raise UserError(
-                "The model has no normalization, so that FedBN is FedAvg; name one that has, such "
-                "as mlp_bn, or leave FedBN out."
-            )
-        return personal.init_server(key, population)
-
-    return personal._replace(init_server=init_server)
+    return fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)

@@ -21,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params, split_params
 from pfljax.ops import averaging, masks, stacked
@@ -49,7 +50,7 @@ class FedCacClient(NamedTuple):
     critical: core.PyTree
 
 
-@core.checked
+@checked
 def fedcac(
     task: core.Task,
     local: core.LocalTraining,
@@ -89,8 +90,8 @@ def fedcac(
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)
 
-    def init_server(key, population):
-        start = average.init_server(key, population)
+    def init_server(population, key):
+        start = average.init_server(population, key)
         return FedCacServer(start, jnp.zeros((), jnp.float32))
 
     def init_client(server, profile, key):
@@ -131,7 +132,7 @@ def fedcac(
             threshold.astype(server.threshold.dtype),
         )
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         own = jax.tree.map(lambda leaf: leaf[None], client.critical)
         close = masks.overlaps(own, uploads.each.critical)[0] >= server.threshold - ROUNDING
         present = (cohort.ids >= 0) & masks.any_entry(uploads.each.critical)

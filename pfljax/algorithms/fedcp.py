@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import join_params, require_head, split_params
-from pfljax.errors import UserError
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, discrepancy, policy
 
 draw = jax.random.gumbel  # (key, shape, dtype) -> noise
 
 
-@core.checked
+@checked
 def fedcp(
     task: core.Task,
     local: core.LocalTraining,
@@ -69,17 +69,8 @@ def fedcp(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task, at=("model",))
 
-    def init_server(key, population):
-        require_head(task, "FedCP")
+    def init_server(population, key):
         params = task.init(key)
-        head, body = split_params(params, task.is_head)
-        if not body:
-            raise UserError("FedCP needs a body before its head; name another model.")
-        if split_params(head, task.is_statistic)[0]:
-            raise UserError(
-                "FedCP splits the features between two heads, and batch normalization in a head "
-                "would see neither's part; move it into the body, or name another model."
-            )
         first = policy.init(jax.random.fold_in(key, 1), task.num_features, tree.dtype(params))
         return averaging.init({"model": params, "policy": first}, server_optimizer)
 

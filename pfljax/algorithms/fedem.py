@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.errors import UserError
 from pfljax.ops import averaging, stacked
 
 
@@ -35,7 +35,7 @@ class FedEMServer(NamedTuple):
     examples: jax.Array
 
 
-@core.checked
+@checked
 def fedem(
     task: core.Task,
     local: core.LocalTraining,
@@ -78,9 +78,7 @@ def fedem(
     if local.observe is not None:
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
 
-    def init_server(key, population):
-        if not task.num_classes:
-            raise UserError("FedEM mixes the probabilities of classes; name a task that has some.")
+    def init_server(population, key):
         # Learners that begin alike stay alike, so each has a start of its own.
         models = jax.vmap(task.init)(jax.random.split(key, learners))
         total = jnp.sum(population.sizes).astype(tree.dtype(models))

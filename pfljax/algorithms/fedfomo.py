@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
 from pfljax.ops import stacked
@@ -53,7 +54,7 @@ class FedFomoClient(NamedTuple):
     before: core.Params
 
 
-@core.checked
+@checked
 def fedfomo(
     task: core.Task,
     local: core.LocalTraining,
@@ -93,7 +94,7 @@ def fedfomo(
       the models, and left out of the distance.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         params, clients = task.init(key), population.num_clients
         affinity = jnp.eye(clients, dtype=tree.dtype(params))
         models = stacked.repeat(params, clients)

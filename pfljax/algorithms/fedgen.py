@@ -21,8 +21,9 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import join_params, require_head, split_params
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
 from pfljax.ops.generator import draw, generate, learn, likeness
 from pfljax.ops.generator import init as init_generator
@@ -42,7 +43,7 @@ class FedGenServer(NamedTuple):
     label_shares: jax.Array
 
 
-@core.checked
+@checked
 def fedgen(
     task: core.Task,
     local: core.LocalTraining,
@@ -96,9 +97,8 @@ def fedgen(
     average = fedavg(task, local, server_optimizer=server_optimizer)
     optimizer = optax.adam(generator_rate)
 
-    def init_server(key, population):
-        start = average.init_server(key, population)
-        require_head(task, "FedGen")
+    def init_server(population, key):
+        start = average.init_server(population, key)
         key, dtype = jax.random.fold_in(key, 1), tree.dtype(start.params)
         sizes = (noise_size, task.num_classes, hidden_size, task.num_features)
         generator = init_generator(key, *sizes, dtype)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import aggregation, core
+from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
-from pfljax.core.params import require_head
 from pfljax.ops import averaging, linear
 from pfljax.ops.distillation import distance, divergence
 
@@ -35,7 +35,7 @@ class FedKDClient(NamedTuple):
     bridge: jax.Array
 
 
-@core.checked
+@checked
 def fedkd(
     task: core.Task,
     local: core.LocalTraining,
@@ -47,7 +47,7 @@ def fedkd(
     detach: bool = True,
     compress_models: bool = False,
     weight_by_size: bool = False,
-    mentee: core.Task | None = None,
+    mentee: Annotated[core.Task | None, core.NETWORK] = None,
 ) -> core.Algorithm:
     """Mutual distillation of a private and a shared model, the latter sent by its leading ranks.
 
@@ -67,7 +67,8 @@ def fedkd(
       detach: the other model's part in a loss and D are constants; False takes one gradient of all.
       compress_models: cut the mentees' ranks, `w <- C(mean_k C(g_k))`, not those of their changes.
       weight_by_size: average with weights `n_k`; False averages uniformly.
-      mentee: the task of a smaller model to be shared; None shares a model like the mentor.
+      mentee: the task of a smaller model to be shared; None, in a config a model without a name,
+        shares a model like the mentor.
 
     Returns:
       The method; a client deploys its mentor. The mentee is the global model if it is of `task`.
@@ -81,12 +82,12 @@ def fedkd(
       Batch normalization is in training mode in the whole objective; running statistics of both
       models are kept, and the mentee's are averaged.
     """
+    if mentee is not None:
+        ALGORITHMS["fedkd"].require_usable(mentee)
     shared = task if mentee is None else mentee
     of_both = local.of_models("mentor", mentee=local.observe if mentee is None else shared.observe)
 
-    def init_server(key, population):
-        for each in (task, shared):
-            require_head(each, "FedKD")
+    def init_server(population, key):
         return averaging.init(shared.init(key), averaging.PLAIN)
 
     def init_client(server, profile, key):

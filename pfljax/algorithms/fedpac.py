@@ -21,8 +21,9 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import join_params, require_head, split_params
+from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, prototypes, simplex, stacked
 
 
@@ -65,7 +66,7 @@ def head_weights(
     return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present, least)
 
 
-@core.checked
+@checked
 def fedpac(
     task: core.Task,
     local: core.LocalTraining,
@@ -107,9 +108,8 @@ def fedpac(
     together = fedper(task, local, server_optimizer=server_optimizer)
     once = local._replace(epochs=1)
 
-    def init_server(key, population):
-        require_head(task, "FedPAC")
-        server = together.init_server(key, population)
+    def init_server(population, key):
+        server = together.init_server(population, key)
         dtype = tree.dtype(server.average.params)
         none = prototypes.none(task.num_classes, task.num_features, dtype)
         return FedPACServer(server.average, server.initial_head, none)
@@ -141,7 +141,7 @@ def fedpac(
         renewed = prototypes.renew(server.prototypes, total)
         return server._replace(average=average, prototypes=renewed)
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         present = cohort.sizes > 0
         weights = head_weights(uploads.each, present, member, least_weight)
         mixed = stacked.mix(weights, uploads.each.head)

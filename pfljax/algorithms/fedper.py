@@ -15,9 +15,9 @@ from typing import NamedTuple
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.errors import UserError
 from pfljax.ops import averaging
 
 
@@ -31,7 +31,7 @@ class BodyServer(NamedTuple):
     initial_head: core.Params
 
 
-@core.checked
+@checked
 def fedper(
     task: core.Task,
     local: core.LocalTraining,
@@ -57,12 +57,8 @@ def fedper(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         head, body = split_params(task.init(key), task.is_head)
-        if not body:
-            raise UserError(
-                "The model is all head; FedPer, FedRep and FedBABU share a body, so name another."
-            )
         return BodyServer(averaging.init(body, server_optimizer), head)
 
     def init_client(server, profile, key):

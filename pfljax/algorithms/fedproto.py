@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import require_head
 from pfljax.ops import prototypes
 
 
@@ -32,7 +32,7 @@ class FedProtoServer(NamedTuple):
     prototypes: prototypes.Prototypes
 
 
-@core.checked
+@checked
 def fedproto(
     task: core.Task,
     local: core.LocalTraining,
@@ -68,8 +68,7 @@ def fedproto(
       prediction does.
     """
 
-    def init_server(key, population):
-        require_head(task, "FedProto")
+    def init_server(population, key):
         params = task.init(key)
         dtype = tree.dtype(params)
         return FedProtoServer(params, prototypes.none(task.num_classes, task.num_features, dtype))

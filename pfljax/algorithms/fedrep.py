@@ -16,6 +16,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
@@ -56,7 +57,7 @@ def head_then_body(
     return trained._replace(metrics=metrics)
 
 
-@core.checked
+@checked
 def fedrep(
     task: core.Task,
     local: core.LocalTraining,

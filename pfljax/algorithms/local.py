@@ -7,9 +7,10 @@ Down and up: nothing. Cost per client and round: one local training.
 from __future__ import annotations
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 
 
-@core.checked
+@checked
 def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
     """Local training without communication.
 
@@ -26,7 +27,7 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
       The method; its server state is the initial model, a client's state its own.
     """
 
-    def init_server(key, population):
+    def init_server(population, key):
         return task.init(key)
 
     def init_client(server, profile, key):

@@ -21,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params
 from pfljax.errors import UserError
@@ -41,7 +42,7 @@ def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     return core.Batch(inputs, targets, rows < end)
 
 
-@core.checked
+@checked
 def perfedavg(
     task: core.Task,
     local: core.LocalTraining,
@@ -85,6 +86,11 @@ def perfedavg(
       the batch. Running statistics are observed at theta on the whole batch, and in the adaptation.
     """
     parts = 3 if hessian_free else 2
+    if task.observe is not None and local.batch_size < 2 * parts:
+        raise UserError(
+            f"Per-FedAvg cuts a batch into {parts} parts, and batch normalization needs two "
+            f"examples in each; batch_size is {local.batch_size}, take {2 * parts} or more."
+        )
 
     def outer_gradient(rate, params, carry, batch, key):
         """Returns the loss after the inner step of this rate, and the meta-gradient."""
@@ -122,15 +128,5 @@ def perfedavg(
 
         return core.for_each_batch(step, server.params, data, context, few, steps=adaptation_steps)
 
-    def init_server(key, population):
-        if task.observe is not None and local.batch_size < 2 * parts:
-            raise UserError(
-                f"Per-FedAvg cuts a batch into {parts} parts, and batch normalization needs two "
-                f"examples in each; batch_size is {local.batch_size}, take {2 * parts} or more."
-            )
-        return average.init_server(key, population)
-
     average = fedavg(task, local, server_optimizer=server_optimizer)
-    return average._replace(
-        init_server=init_server, client_update=client_update, personalize=personalize
-    )
+    return average._replace(client_update=client_update, personalize=personalize)

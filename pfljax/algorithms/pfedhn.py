@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.errors import UserError
 from pfljax.ops import hypernetwork, stacked
 
 
@@ -37,7 +37,7 @@ class HyperServer(NamedTuple):
     optimizer_state: core.PyTree
 
 
-@core.checked
+@checked
 def pfedhn(
     task: core.Task,
     local: core.LocalTraining,
@@ -86,7 +86,8 @@ def pfedhn(
       start open. Rate, momentum, weight decay, clipping and the linear layer are those of its
       authors' code, which also clips the clients' gradients at 50 and decays their weights by
       0.00005; here both are for the clients' optimizer. The embedding of a client that never took
-      part begins at the mean of all, and learns with the hypernetwork frozen, by plain steps.
+      part begins at the mean of all, and learns with the hypernetwork frozen, by plain steps. A
+      running variance could be generated below zero, so that batch normalization is refused.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip),
@@ -94,13 +95,7 @@ def pfedhn(
         optax.sgd(rate, momentum=momentum),
     )
 
-    def init_server(key, population):
-        if task.observe is not None:
-            raise UserError(
-                "pFedHN generates all arrays of a model, and a running variance of batch "
-                "normalization could be generated below zero; name a model without it, such as one "
-                "with GroupNorm."
-            )
+    def init_server(population, key):
         model_key, network_key, embedding_key = jax.random.split(key, 3)
         clients, params = population.num_clients, task.init(model_key)
         size = embedding_size or 1 + clients // 4

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
@@ -40,7 +41,7 @@ def sum_of_gradients() -> optax.GradientTransformation:
     )
 
 
-@core.checked
+@checked
 def scaffold(
     task: core.Task,
     local: core.LocalTraining,
@@ -69,7 +70,7 @@ def scaffold(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
-    def init_server(key, population):
+    def init_server(population, key):
         average = averaging.init(task.init(key), server_optimizer)
         return ScaffoldServer(average, tree.zeros_like(average.params))
 

@@ -24,6 +24,7 @@ from pfljax.cli import command_line
 from pfljax.errors import UserError
 from pfljax.training.run import runtime, workdir
 from pfljax.training.run.stopping import Stopped
+from pfljax.training.study import config as config_lib
 
 _QUIET = flags.DEFINE_bool("quiet", False, "No progress bar and no table, only errors.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -206,20 +207,24 @@ def _parse(argv: list[str]) -> None:
     if arguments:
         if flags.FLAGS.config is None:
             raise UserError("Pass a config file, such as --config=configs/quickstart.py.")
-        _require_model(flags.FLAGS.config)
+        _require_models(flags.FLAGS.config)
         command_line.set_model_arguments(flags.FLAGS.config, arguments)
     if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
-        _require_model(config())
+        _require_models(config())
         print(command_line.listing(config()), end="")
         sys.exit(0)
 
 
-def _require_model(config: ConfigDict) -> None:
-    if not isinstance(config.get("model"), ConfigDict) or "name" not in config.model:
-        raise UserError(
-            "config.model.name is missing; start from default_config() of "
-            "pfljax.training.study.config."
-        )
+def _require_models(config: ConfigDict) -> None:
+    for key in config_lib.model_keys():
+        settings = config
+        for name in key.split("."):
+            settings = settings.get(name) if isinstance(settings, ConfigDict) else None
+        if not isinstance(settings, ConfigDict) or "name" not in settings:
+            raise UserError(
+                f"config.{key}.name is missing; start from default_config() of "
+                "pfljax.training.study.config."
+            )
 
 
 def _in_one_line(error: Exception) -> str:

@@ -29,8 +29,6 @@ _SYNONYMS = {
     "optimizer": "client_optimizer.name",
     "gpus": "engine.devices",
 }
-# Keys below these are arguments of a model or an optimizer, which are checked by their callee.
-_OPEN = ("model.", "client_optimizer.", "server_optimizer.")
 
 
 def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -38,18 +36,19 @@ def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str
 
     Example:
       >>> split_model_arguments(['train.py', '--config.model.widths=(5,)', '--resume'])
-      (['train.py', '--resume'], {'widths': '(5,)'})
+      (['train.py', '--resume'], {'model.widths': '(5,)'})
     """
     rest, found = [], {}
+    keys = "|".join(map(re.escape, config_lib.model_keys()))
     words = iter(range(len(argv)))
     for at in words:
-        match = re.fullmatch(r"--?(no)?config\.model\.(\w+)(?:=(.*))?", argv[at], re.DOTALL)
-        if not match or match[2] == "name":
+        match = re.fullmatch(rf"--?(no)?config\.((?:{keys})\.(\w+))(?:=(.*))?", argv[at], re.DOTALL)
+        if not match or match[3] == "name":
             rest.append(argv[at])
         elif match[1]:
             found[match[2]] = "false"
-        elif match[3] is not None:
-            found[match[2]] = match[3]
+        elif match[4] is not None:
+            found[match[2]] = match[4]
         elif at + 1 < len(argv) and not argv[at + 1].startswith("-"):
             found[match[2]] = argv[next(words)]
         else:
@@ -58,24 +57,28 @@ def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str
 
 
 def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, str]) -> None:
-    """Sets keys of `config.model` from the command line, in the types that the model declares.
+    """Sets arguments of models from the command line, in the types that the models declare.
 
     Args:
       config: The config; changed in place.
-      arguments: The arguments of the command line, by name.
+      arguments: The arguments of the command line, by key, such as 'model.widths'.
 
     Raises:
-      UserError: The model has no such argument, or a value has another type.
+      UserError: A model has no such argument, or a value has another type.
     """
-    if not arguments:
-        return
-    name = config.model.name
-    config_lib.require_known("model", name, models.MODELS)
-    kinds = _argument_types(name)
     for key, text in arguments.items():
-        config_lib.require_known(f"argument of the model {name}", key, kinds)
-        with config.unlocked(), config.model.ignore_type():
-            config.model[key] = _parsed(f"config.model.{key}", text, kinds[key])
+        of_model, _, argument = key.rpartition(".")
+        settings = config_lib.at(config, of_model)
+        if not settings.name:
+            raise UserError(
+                f"config.{key} is an argument of a model that has no name; set "
+                f"config.{of_model}.name."
+            )
+        config_lib.require_known("model", settings.name, models.MODELS)
+        kinds = _argument_types(settings.name)
+        config_lib.require_known(f"argument of the model {settings.name}", argument, kinds)
+        with config.unlocked(), settings.ignore_type():
+            settings[argument] = _parsed(f"config.{key}", text, kinds[argument])
 
 
 def _argument_types(name: str) -> dict[str, Any]:
@@ -134,13 +137,15 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def listing(config: ml_collections.ConfigDict) -> str:
-    """Returns a line for each key of a config, including the arguments of its model."""
+    """Returns a line for each key of a config, including the arguments of its models."""
     lines = flat(config)
-    factory = models.MODELS.get(config.model.name)
-    if factory is not None:
+    for key in config_lib.model_keys():
+        factory = models.MODELS.get(config_lib.at(config, key).name)
+        if factory is None:
+            continue
         for name, parameter in list(inspect.signature(factory).parameters.items())[2:]:
             known = parameter.default is not parameter.empty
-            lines.setdefault(f"model.{name}", parameter.default if known else None)
+            lines.setdefault(f"{key}.{name}", parameter.default if known else None)
     return "".join(f"config.{key} = {value!r}\n" for key, value in sorted(lines.items()))
 
 
@@ -148,10 +153,11 @@ def require_known_keys(argv: Iterable[str]) -> None:
     """Raises a `UserError` for the first unknown config key on a command line."""
     default = config_lib.default_config()
     known = list(flat(default))
+    is_open = tuple(f"{key}." for key in config_lib.open_keys())
     nodes = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
     for word in argv:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", word)
-        if match and match[1] not in {*known, *nodes} and not match[1].startswith(_OPEN):
+        if match and match[1] not in {*known, *nodes} and not match[1].startswith(is_open):
             raise UserError(
                 f"Unknown config key {match[1]!r}.{nearest(match[1], known)} --print_config lists "
                 "all keys."

@@ -1,6 +1,18 @@
 """What methods and the engine are written in: types, client data, local training and uploads."""
 
 from pfljax.core import params, ranges, tree
+from pfljax.core.algorithm import (
+    Algorithm,
+    ClientUpdate,
+    Download,
+    Exchange,
+    GlobalParams,
+    InitClient,
+    InitServer,
+    Personalize,
+    Predict,
+    ServerUpdate,
+)
 from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local_training import (
     LocalTraining,
@@ -12,9 +24,16 @@ from pfljax.core.local_training import (
     steps_per_epoch,
     train,
 )
-from pfljax.core.ranges import above, at_least, between, check_hyperparameters, checked
+from pfljax.core.ranges import (
+    NETWORK,
+    above,
+    at_least,
+    between,
+    check_hyperparameters,
+    checked,
+    networks,
+)
 from pfljax.core.types import (
-    Algorithm,
     ClientOutput,
     ClientProfile,
     Cohort,
@@ -30,20 +49,30 @@ from pfljax.core.types import (
 from pfljax.core.uploads import Weighted, mean, shares, weighted
 
 __all__ = [
+    "NETWORK",
     "Algorithm",
     "Batch",
     "ClientData",
     "ClientOutput",
     "ClientProfile",
+    "ClientUpdate",
     "Cohort",
     "Context",
+    "Download",
+    "Exchange",
     "FederatedState",
+    "GlobalParams",
+    "InitClient",
+    "InitServer",
     "LocalTraining",
     "Objective",
     "Params",
     "Path",
+    "Personalize",
     "Population",
+    "Predict",
     "PyTree",
+    "ServerUpdate",
     "Task",
     "Trained",
     "Uploads",
@@ -57,6 +86,7 @@ __all__ = [
     "for_each_batch",
     "mean",
     "mean_over",
+    "networks",
     "params",
     "pulled_towards",
     "ranges",

@@ -1,13 +1,10 @@
-"""Cutting a model in two by the path of its arrays; joining the parts; asking for a head."""
+"""Cutting a model in two by the path of its arrays, and joining the parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
-
-from pfljax.core.types import Params, Path, Task
-from pfljax.errors import UserError
+from pfljax.core.types import Params, Path
 
 
 def split_params(params: Params, selected: Callable[[Path], bool]) -> tuple[Params, Params]:
@@ -74,20 +71,3 @@ def join_params(a: Params, b: Params) -> Params:
         else:
             raise ValueError(f"Both parts hold {name!r}.")
     return joined
-
-
-def require_head(task: Task, method: str) -> None:
-    """Refuses what a method cannot use that works on classes and on the features of a head.
-
-    Args:
-      task: of the run, whose model is not computed.
-      method: its name.
-
-    Raises:
-      UserError: there are no classes, no rows of features, or no head.
-    """
-    head, _ = split_params(
-        jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0)), task.is_head
-    )
-    if not task.num_classes or not task.num_features or not head:
-        raise UserError(f"{method} needs classes and a head on features; name another model.")

@@ -1,9 +1,10 @@
-"""Which values a method's hyper-parameters may have: declared in its signature, checked at once.
+"""What a method's hyper-parameters may be: declared in its signature, checked at once.
 
-    @core.checked
+    @checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
 
-The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
+With `checked` of `pfljax.algorithms` the factory then refuses `lam=-1` before anything is traced,
+and so does the check of a config.
 """
 
 from __future__ import annotations
@@ -62,6 +63,24 @@ def between(least: float, most: float) -> Range:
     return Range(least, most)
 
 
+class Network(NamedTuple):
+    """Marks a hyper-parameter that is a task with a network of its own.
+
+    A config names the network's model and its arguments, as `config.model` does for the clients':
+
+        mentee: Annotated[core.Task | None, core.NETWORK] = None
+    """
+
+
+NETWORK = Network()
+
+
+def networks(factory: Callable) -> tuple[str, ...]:
+    """Returns the names of the hyper-parameters that the signature marks with `NETWORK`."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    return tuple(name for name, hint in hints.items() if NETWORK in typing.get_args(hint)[1:])
+
+
 def ranges(factory: Callable) -> dict[str, tuple[type, Range]]:
     """Returns type and range of each hyper-parameter that declares a range in the signature."""
     hints = typing.get_type_hints(factory, include_extras=True)
@@ -88,7 +107,7 @@ def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: 
 
     Example:
       >>> from pfljax.algorithms import ALGORITHMS
-      >>> check_hyperparameters(ALGORITHMS['ditto'], {'lam': -1}, 'config.hparams.ditto.')
+      >>> check_hyperparameters(ALGORITHMS['ditto'].factory, {'lam': -1}, 'config.hparams.ditto.')
       Traceback (most recent call last):
         ...
       pfljax.errors.UserError: config.hparams.ditto.lam is -1; it must be at least 0.
@@ -104,10 +123,13 @@ def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: 
 
 
 def checked(factory: Callable) -> Callable:
-    """Returns the factory of a method with a check of its hyper-parameters before it.
+    """Returns a factory that checks the ranges of its hyper-parameters first.
+
+    Args:
+      factory: A function with keyword-only hyper-parameters, whose ranges its signature declares.
 
     Raises:
-      UserError: on a call, see `check_hyperparameters`.
+      UserError: On a call: a value is not in its range, see `check_hyperparameters`.
     """
 
     @functools.wraps(factory)

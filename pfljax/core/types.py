@@ -1,8 +1,8 @@
-"""The vocabulary of pfljax: what a task, a client's data and a method are.
+"""The vocabulary of pfljax: what a task is, and what the functions of a method take and return.
 
-A *method* (`Algorithm`) is a tuple of pure functions written for ONE client.
-The engine adds the client axis with `vmap` and the device axis with `pmap`, so
-that a whole federated round becomes one XLA program; no method knows of either.
+A *method* (`Algorithm` of `core/algorithm.py`) is a tuple of pure functions written for ONE client.
+The engine adds the client axis with `vmap` and the device axis with `pmap`, so that a whole
+federated round becomes one XLA program; no method knows of either.
 
 Shapes in the docstrings: `N` clients in the population, `C` classes, `B`
 examples in a batch, `[]` a scalar. A *model* is a nested dict of arrays.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.client_data import Batch, ClientData
+from pfljax.core.client_data import Batch
 
 PyTree = Any
 Params = Any  # nested dict of arrays: the weights of a model
@@ -184,52 +184,6 @@ class Task(NamedTuple):
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""
         return not self.is_head(path)
-
-
-class Algorithm(NamedTuple):
-    """A federated method as pure functions, each written for one client.
-
-    State keeps its structure, shapes and dtypes for ever; metrics never live in it.
-
-    Attributes:
-      init_server: `(key, Population) -> Server`.
-      init_client: `(Server, ClientProfile, key) -> Client`, run when a client first takes part,
-        with the server's state of that round; `()` for a stateless client.
-      client_update: `(Download, Client, ClientData, Context) -> ClientOutput`, where Download is
-        what `download` returns, or the server's state.
-      server_update: `(Server, Uploads, Cohort, Context) -> Server`. The engine keeps the old
-        server when nobody took part.
-      personalize: `(Server, Client, ClientData, Context) -> Params`, what this client would
-        deploy now; `ClientData` holds its training examples, for methods that fine-tune.
-      predict: `(Params, inputs, key) -> outputs`; None means `Task.predict`.
-      global_params: `Server -> Params`; None where the method has no global model.
-      download: `(Server, Context) -> Download`, what the server sends to the client
-        `context.client_id` in a round; None sends of its state whatever `client_update` reads.
-      exchange: `(Server, Client, Uploads, Cohort, member, Context) -> Client`, run for each
-        member of the cohort after the server's update, `member` being its row in
-        `uploads.each`; None unless clients learn from each other. With an aggregator
-        `uploads.total` is `()`.
-      aggregators: the `aggregation.Aggregator`s that are part of these functions, in the order in
-        which clients apply them; `aggregation.apply` adds one.
-    """
-
-    init_server: Callable[..., PyTree]
-    init_client: Callable[..., PyTree]
-    client_update: Callable[..., ClientOutput]
-    server_update: Callable[..., PyTree]
-    personalize: Callable[..., Params]
-    predict: Callable[..., jax.Array] | None = None
-    global_params: Callable[..., Params] | None = None
-    download: Callable[..., PyTree] | None = None
-    exchange: Callable[..., PyTree] | None = None
-    aggregators: tuple[Any, ...] = ()
-
-    def update_client(
-        self, server: PyTree, client: PyTree, data: ClientData, context: Context
-    ) -> ClientOutput:
-        """One client's part of a round: download, then update."""
-        received = server if self.download is None else self.download(server, context)
-        return self.client_update(received, client, data, context)
 
 
 class FederatedState(NamedTuple):

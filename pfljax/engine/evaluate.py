@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import streams, tree
-from pfljax.core.types import Algorithm, Context, FederatedState, Task
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import Context, FederatedState, Task
 from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import streams, tree
-from pfljax.core.types import Algorithm, ClientProfile, FederatedState, Population, PyTree
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import ClientProfile, FederatedState, Population, PyTree
 from pfljax.engine import mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
@@ -18,7 +19,7 @@ JOINS = ("current", "initial")
 
 def init_server(algorithm: Algorithm, population: Population, key: jax.Array) -> PyTree:
     """Returns the server's first state; `key` is the run's."""
-    return algorithm.init_server(streams.key_of(key, streams.SERVER_INIT), population)
+    return algorithm.init_server(population, streams.key_of(key, streams.SERVER_INIT))
 
 
 def init_client(

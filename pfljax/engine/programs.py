@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.types import Algorithm, FederatedState, PyTree, Task
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import FederatedState, PyTree, Task
 from pfljax.engine import evaluate, init, mapping, round, sampling
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import streams, tree
-from pfljax.core.types import Algorithm, Cohort, Context, FederatedState, Uploads
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import Cohort, Context, FederatedState, Uploads
 from pfljax.engine import init, sampling
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context, cohort_key
@@ -70,6 +71,7 @@ def reference_round(
             clients[i] = algorithm.exchange(
                 server,
                 output.state,
+                examples.of_client(jnp.int32(i)),
                 uploads,
                 cohort,
                 jnp.int32(member),

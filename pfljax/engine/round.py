@@ -20,15 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import streams, tree
-from pfljax.core.types import (
-    Algorithm,
-    ClientOutput,
-    Cohort,
-    Context,
-    FederatedState,
-    PyTree,
-    Uploads,
-)
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import ClientOutput, Cohort, Context, FederatedState, PyTree, Uploads
 from pfljax.core.uploads import Weighted, mean, weighted
 from pfljax.engine import init, mapping, sampling
 from pfljax.engine.clients import migration
@@ -102,15 +95,21 @@ def train_cohort(
     if algorithm.exchange is not None:
 
         def exchange(client, private):
-            member, client_id = client
+            member, client_id, row = client
             moved = algorithm.exchange(
-                server, private, uploads, cohort, member, context(streams.EXCHANGE, client_id)
+                server,
+                private,
+                examples.of_client(row),
+                uploads,
+                cohort,
+                member,
+                context(streams.EXCHANGE, client_id),
             )
             return moved, tree.is_finite(moved) | (client_id < 0), ()
 
         members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
         states, still_finite, _ = mapping.map_states(
-            exchange, states, (members, mine), clients_per_chunk=clients_per_chunk
+            exchange, states, (members, mine, rows), clients_per_chunk=clients_per_chunk
         )
         finite &= still_finite
 

@@ -39,6 +39,11 @@ class CohortPlan(NamedTuple):
     dropout: float = 0.0
 
     @property
+    def is_full(self) -> bool:
+        """Whether all clients take part in every round."""
+        return self.size == self.num_clients and self.dropout == 0
+
+    @property
     def capacity(self) -> int:
         """The most clients that a cohort can have."""
         if self.sampling == "fixed" or self.size == self.num_clients:

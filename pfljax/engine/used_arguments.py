@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.types import Algorithm, Cohort, Context, PyTree, Uploads
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import Cohort, Context, PyTree, Uploads
 from pfljax.engine import init
 from pfljax.engine.examples import Examples
 
@@ -49,7 +50,7 @@ def uses_planned_length(algorithm: Algorithm, server: PyTree, examples: Examples
         after = algorithm.server_update(server, uploads, cohort, context._replace(client_id=-1))
         moved = output.state
         if algorithm.exchange is not None:
-            moved = algorithm.exchange(after, moved, uploads, cohort, client_id, context)
+            moved = algorithm.exchange(after, moved, data, uploads, cohort, client_id, context)
         return after, moved, algorithm.personalize(after, moved, data, context)
 
     return of_program(jax.make_jaxpr(one_of_each)(jnp.int32(1), server, examples))[0]

@@ -630,7 +630,7 @@ def test_fedkd():
     algorithm = ALGORITHMS["fedkd"](
         task, local, distillation=weight, hidden=hidden, energy_start=0.45, energy_end=0.75
     )
-    server = algorithm.init_server(jax.random.key(0), None)
+    server = algorithm.init_server(None, jax.random.key(0))
     start = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(server.params)]  # W, K
     clients = []
     for k in range(3):
@@ -727,7 +727,7 @@ def test_fedgen(by_label, first_round, monkeypatch):
         return loss + diversity * jnp.exp(exponent)
 
     state = algorithm.init_server(
-        streams.key_of(jax.random.key(0), streams.SERVER_INIT), core.Population(SIZES, counts)
+        core.Population(SIZES, counts), streams.key_of(jax.random.key(0), streams.SERVER_INIT)
     )
     generator = state.generator
     w, kernel = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average.params))
@@ -803,7 +803,7 @@ def test_fedcp(monkeypatch):
                     gap += sign * jnp.exp(-jnp.sum((a - b) ** 2) / (2 * s)) / len(x) ** 2
         return loss + lam * gap
 
-    state = algorithm.init_server(streams.key_of(jax.random.key(0), streams.SERVER_INIT), None)
+    state = algorithm.init_server(None, streams.key_of(jax.random.key(0), streams.SERVER_INIT))
     w, head_g = jax.tree.leaves(state.params["model"])
     policy, heads, slope = state.params["policy"], [head_g] * 3, jax.jit(jax.grad(objective))
     for _ in range(2):

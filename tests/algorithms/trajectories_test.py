@@ -495,7 +495,7 @@ def test_fine_tuning_of_fedbabu():
         algorithm = ALGORITHMS["fedbabu"](
             task, local, fine_tuning_epochs=settings["fine_tuning_epochs"]
         )
-        server = algorithm.init_server(jax.random.key(0), None)
+        server = algorithm.init_server(None, jax.random.key(0))
         examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         for i in range(examples.num_clients):
@@ -518,7 +518,7 @@ def test_pieces_of_apple():
     with jax.enable_x64(True):
         task, local = set_up(data, theirs, settings)
         population = jax.tree.map(jax.numpy.asarray, build_examples(data)).population()
-        server = ALGORITHMS["apple"](task, local).init_server(jax.random.key(0), population)
+        server = ALGORITHMS["apple"](task, local).init_server(population, jax.random.key(0))
         same(np.asarray(server.shares), theirs["init/client0/p0"])
         for round in range(settings["global_rounds"]):
             weight = annealing(
@@ -540,7 +540,7 @@ def test_what_the_server_of_fedkd_sends():
         algorithm = ALGORITHMS["fedkd"](
             task, local, compress_models=True, **fedkd_energies(settings)
         )
-        server = algorithm.init_server(jax.random.key(0), None)
+        server = algorithm.init_server(None, jax.random.key(0))
         for round in range(settings["loop_iterations"]):
             moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
             mentees = [
@@ -590,7 +590,7 @@ def test_rounds_of_fedpac():
         cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         update = jax.jit(algorithm.client_update)
-        server = algorithm.init_server(context.key, None)
+        server = algorithm.init_server(None, context.key)
         heads = stacked_heads(theirs, "init/", clients)
         for round in range(settings["loop_iterations"]):
             now = f"round{round}/"
@@ -660,7 +660,7 @@ def test_rounds_of_fedcp(monkeypatch):
         algorithm = ALGORITHMS["fedcp"](task, local, lam=settings["lamda"], noisy_evaluation=True)
         examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
         update = jax.jit(algorithm.client_update)
-        start = algorithm.init_server(jax.random.key(0), None)
+        start = algorithm.init_server(None, jax.random.key(0))
         server = start._replace(params=fedcp_server(theirs, 0))
         heads = stacked_heads(theirs, "round0/", clients, "model/model")
         heads = [jax.tree.map(lambda leaf, i=i: leaf[i], heads) for i in range(clients)]

@@ -16,7 +16,9 @@ def set_to(name, **arguments):
     config = default_config()
     config.model.name = name
     config.lock()
-    command_line.set_model_arguments(config, arguments)
+    command_line.set_model_arguments(
+        config, {f"model.{key}": text for key, text in arguments.items()}
+    )
     return config.model
 
 
@@ -55,7 +57,7 @@ def test_what_is_taken_out_of_a_command_line():
     words = ["a", "-config.model.x", "3", "--config.model.y", "--noconfig.model.z", "--b"]
     rest, found = command_line.split_model_arguments([*words, "--config.model.name=mlp"])
     assert rest == ["a", "--b", "--config.model.name=mlp"]
-    assert found == {"x": "3", "y": "true", "z": "false"}
+    assert found == {"model.x": "3", "model.y": "true", "model.z": "false"}
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms import ALGORITHMS, checked
 from pfljax.core import ranges
 from pfljax.errors import UserError
 
 
-@core.checked
+@checked
 def method(
     task,
     local,
@@ -68,7 +68,7 @@ def test_traced_values_pass_untouched():
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_number_of_a_method_has_a_range_that_holds_its_default(name):
-    factory = ALGORITHMS[name]
+    factory = ALGORITHMS[name].factory
     declared = ranges.ranges(factory)
     hints = typing.get_type_hints(factory)
     for parameter in inspect.signature(factory).parameters.values():
@@ -82,8 +82,9 @@ def test_every_number_of_a_method_has_a_range_that_holds_its_default(name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_refuses_a_negative_number(name):
-    for parameter in ranges.ranges(ALGORITHMS[name]):
+    factory = ALGORITHMS[name].factory
+    for parameter in ranges.ranges(factory):
         with pytest.raises(UserError, match=f"^{name}: {parameter} is -1; it must .*\\.$"):
             federation.make(name, **{parameter: -1})
         with pytest.raises(UserError, match=f"^hparams.{name}.{parameter} is -1; it must .*\\.$"):
-            core.check_hyperparameters(ALGORITHMS[name], {parameter: -1}, f"hparams.{name}.")
+            core.check_hyperparameters(factory, {parameter: -1}, f"hparams.{name}.")

@@ -15,7 +15,7 @@ ROUNDS, CLIENTS, CHILDREN, STEPS = 4, 5, 4, 3
 class Keys:
     """A method that only says with which keys it is started."""
 
-    init_server = staticmethod(lambda key, population: key)
+    init_server = staticmethod(lambda population, key: key)
     init_client = staticmethod(lambda server, profile, key: key)
 
 

@@ -124,7 +124,7 @@ def test_every_method_with_a_sum_keeps_its_form(name):
             key, client_id = jax.random.key(0), jnp.int32(0)
             context = core.Context(key, jnp.int32(0), jnp.int32(3), client_id, key)
             profile, data = examples.profile(client_id), examples.of_client(client_id)
-            server = made.init_server(key, examples.population())
+            server = made.init_server(examples.population(), key)
             client = made.init_client(server, profile, key)
             output = made.update_client(server, client, data, context)
             each = jax.tree.map(lambda leaf: leaf[None], output.each)
@@ -133,7 +133,7 @@ def test_every_method_with_a_sum_keeps_its_form(name):
             after = made.server_update(server, uploads, cohort, context)
             moved = output.state
             if made.exchange is not None:
-                moved = made.exchange(after, moved, uploads, cohort, jnp.int32(0), context)
+                moved = made.exchange(after, moved, data, uploads, cohort, jnp.int32(0), context)
             made.personalize(after, moved, data, context)
             return (server, client), (after, moved)
 
@@ -167,7 +167,7 @@ def sums_of(bad):
         )
 
     return core.Algorithm(
-        init_server=lambda key, population: jnp.zeros(3),
+        init_server=lambda population, key: jnp.zeros(3),
         init_client=lambda server, profile, key: (),
         client_update=client_update,
         server_update=lambda server, uploads, cohort, context: core.mean(uploads.total),

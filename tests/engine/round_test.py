@@ -39,15 +39,17 @@ def gossip() -> core.Algorithm:
             state, sum=core.weighted({"size": row}, 1.0), each=row, metrics={"loss": row[0]}
         )
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         others = uploads.each.sum(axis=0) - uploads.each[member]
-        return client._replace(mark=others + server)
+        batch = data.take(jnp.arange(data.max_size))
+        labels = jnp.sum(batch.targets * batch.mask)
+        return client._replace(mark=jnp.stack([others[0] + server, labels]))
 
     def init_client(server, profile, key):
         return Notes(jnp.zeros(2), jnp.int32(0), jnp.bool_(False), key)
 
     return core.Algorithm(
-        init_server=lambda key, population: jnp.zeros(()),
+        init_server=lambda population, key: jnp.zeros(()),
         init_client=init_client,
         client_update=client_update,
         server_update=lambda server, uploads, cohort, context: (
@@ -64,17 +66,20 @@ def cohort_of_first_round(plan, examples):
 
 
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 1), (4, 2)])
-def test_rows_of_every_dtype_travel_and_members_see_the_others(devices, chunk):
+def test_rows_of_every_dtype_travel_and_members_see_the_others_and_their_data(devices, chunk):
     outcome = federation.run(gossip(), devices=devices, chunk=chunk, rounds=1)
     ids = cohort_of_first_round(federation.PLAN, federation.examples())
     sizes = federation.SIZES[ids]
     assert len(set(ids)) == 5
+    targets, ends = federation.examples().targets, np.cumsum(federation.SIZES)
     mean = sizes.mean()
     np.testing.assert_allclose(outcome.server, mean, rtol=1e-6)
     for client in range(9):
         if client in ids:
             others = sizes.sum() - federation.SIZES[client]
-            np.testing.assert_allclose(outcome.clients.mark[client], others + mean, rtol=1e-6)
+            own = targets[ends[client] - federation.SIZES[client] : ends[client]].sum()
+            found = outcome.clients.mark[client]
+            np.testing.assert_allclose(found, [others + mean, own], rtol=1e-6)
         else:
             np.testing.assert_array_equal(outcome.clients.mark[client], 0)
         assert outcome.clients.visits[client] == (client in ids)
@@ -104,7 +109,7 @@ def test_clients_are_initialized_from_the_servers_state_of_the_round_they_join(
 ):
     """A server that counts rounds; a client that keeps the count with which it began."""
     algorithm = core.Algorithm(
-        init_server=lambda key, population: jnp.int32(0),
+        init_server=lambda population, key: jnp.int32(0),
         init_client=lambda server, profile, key: (server, profile.id),
         client_update=lambda server, client, data, context: core.ClientOutput(state=client),
         server_update=lambda server, uploads, cohort, context: server + 1,
@@ -139,7 +144,7 @@ def test_a_state_that_is_not_finite_is_named():
             )
 
         return core.Algorithm(
-            init_server=lambda key, population: jnp.float32(0),
+            init_server=lambda population, key: jnp.float32(0),
             init_client=lambda server, profile, key: jnp.float32(0),
             client_update=client_update,
             server_update=lambda server, uploads, cohort, context: jnp.where(
@@ -186,7 +191,7 @@ def test_unseen_clients_never_train_but_join_when_evaluated():
     everybody = sampling.CohortPlan(num_clients=8, size=8)
     outcome = federation.run(federation.make("local"), plan=everybody, rounds=4)
     start = federation.make("local").init_server(
-        streams.key_of(jax.random.key(0), streams.SERVER_INIT), None
+        None, streams.key_of(jax.random.key(0), streams.SERVER_INIT)
     )
     federation.assert_close(jax.tree.map(lambda leaf: leaf[8], outcome.clients), start, tolerance=0)
     # One local update before it is scored: better than the model that it started from.

@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 import sys
 
-from pfljax.algorithms import ALGORITHMS, FAMILIES
+from pfljax.algorithms import ALGORITHMS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -12,11 +12,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 def run(*arguments):
     command = [sys.executable, str(ROOT / "experiments" / "methods.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-def test_every_method_is_in_one_family():
-    names = [name for family in FAMILIES.values() for name in family]
-    assert sorted(names) == sorted(ALGORITHMS)
 
 
 def test_the_readme_has_the_table_of_today(tmp_path):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import tree
-from pfljax.core.types import Algorithm, Cohort, Context, Uploads
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import Cohort, Context, Uploads
 from pfljax.engine import used_arguments
 from pfljax.engine.examples import Examples
 
@@ -76,9 +77,8 @@ def delivered(
 
     def exchange(client, server, total, each):
         cohort = Cohort(jnp.arange(clients, dtype=jnp.int32), sizes, clients)
-        return algorithm.exchange(
-            server, client, Uploads(total, each), cohort, jnp.int32(0), context
-        )
+        data, uploads = examples.of_client(jnp.int32(0)), Uploads(total, each)
+        return algorithm.exchange(server, client, data, uploads, cohort, jnp.int32(0), context)
 
     program = jax.make_jaxpr(exchange)(client, server, summed, each).jaxpr
     kept = {id(variable) for variable in program.invars[: len(jax.tree.leaves(client))]}

@@ -22,7 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pfljax.core import tree
-from pfljax.core.types import Algorithm, FederatedState, Population
+from pfljax.core.algorithm import Algorithm
+from pfljax.core.types import FederatedState, Population
 from pfljax.engine import init, mapping, sampling
 from pfljax.engine.clients import by_process, mmap_rows, on_device, store
 from pfljax.engine.clients.host_examples import HostExamples

@@ -192,7 +192,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     test = dataset.test.sizes[: dataset.num_participants]
     return {
         "algorithm": config.algorithm,
-        "hyperparameters": dict(config.hparams[config.algorithm]),
+        "hyperparameters": config.hparams[config.algorithm].to_dict(),
         "aggregation": aggregation.hyperparameters(config),
         "learning_rate": config.learning_rates[config.algorithm]
         or config.client_optimizer.learning_rate,

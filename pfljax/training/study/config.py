@@ -5,34 +5,60 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from pfljax import core
 from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import check_hyperparameters
 from pfljax.data import SOURCES
 from pfljax.engine import init
 from pfljax.errors import UserError
 
 
-def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str]:
+def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str | dict[str, str]]:
     """Returns the names and defaults of a method's hyper-parameters, read from its signature.
+
+    A hyper-parameter that is a network is `{'name': ''}`, no model of its own, which takes the
+    model's arguments as further keys. A `server_optimizer` has keys of its own in a config.
+
+    Args:
+      factory: Of a method, or the loader of a data set.
+
+    Raises:
+      UserError: A config could not set one of them, so that it would be dropped.
 
     Example:
       >>> from pfljax.algorithms import ALGORITHMS
-      >>> hyperparameters(ALGORITHMS['fedprox'])
+      >>> hyperparameters(ALGORITHMS['fedprox'].factory)
       {'mu': 0.1}
     """
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-        and isinstance(parameter.default, bool | int | float | str)
-    }
+    networks, found = core.networks(factory), {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or name == "server_optimizer":
+            continue
+        if name in networks:
+            found[name] = {"name": ""}
+        elif isinstance(parameter.default, bool | int | float | str):
+            found[name] = parameter.default
+        else:
+            raise UserError(
+                f"{factory.__name__}: no config can set {name}; give it a number, a bool or a "
+                "string as default, or annotate it with core.NETWORK."
+            )
+    return found
+
+
+def model_keys() -> tuple[str, ...]:
+    """Returns the keys of a config that name a model, with its arguments as further keys."""
+    return "model", *(
+        f"hparams.{method}.{name}"
+        for method, row in ALGORITHMS.items()
+        for name in core.networks(row.factory)
+    )
 
 
 def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDict:
@@ -69,7 +95,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 50  # rounds between checkpoints; 0: only after the last round
 
     config.algorithm = "fedavg"  # the method
-    config.hparams = {name: hyperparameters(factory) for name, factory in ALGORITHMS.items()}
+    config.hparams = {name: hyperparameters(row.factory) for name, row in ALGORITHMS.items()}
     # What compare.py runs; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)  # of compare.py and sweep.py, in place of `seed`
@@ -179,11 +205,14 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Keys that had another name in earlier versions, so that their runs can be resumed.
 RENAMED = {"data.least": "data.min_size"}
 
+
 # Keys that are passed on as arguments, and are checked against the signature of the callee.
-_OPEN_KEYS = ("model", "client_optimizer", "server_optimizer")
+def open_keys() -> tuple[str, ...]:
+    """Returns the keys below which a config may have others than the default one."""
+    return *model_keys(), "client_optimizer", "server_optimizer"
 
 
-def _require_keys(config, default, prefix: str = "config.") -> None:
+def _require_keys(config, default, is_open: Container[str], prefix: str = "config.") -> None:
     """Raises a `UserError` where a config lacks a key, or has one that nothing reads."""
     for name, value in default.items():
         if name not in config:
@@ -194,8 +223,8 @@ def _require_keys(config, default, prefix: str = "config.") -> None:
         if isinstance(value, ml_collections.ConfigDict):
             if not isinstance(config[name], ml_collections.ConfigDict):
                 raise UserError(f"{prefix}{name} is {config[name]!r}; it must have keys.")
-            if name not in _OPEN_KEYS:
-                _require_keys(config[name], value, f"{prefix}{name}.")
+            if f"{prefix}{name}".removeprefix("config.") not in is_open:
+                _require_keys(config[name], value, is_open, f"{prefix}{name}.")
     for name in config:
         if name not in default:
             renamed = RENAMED.get(f"{prefix}{name}".removeprefix("config."))
@@ -219,13 +248,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _at(config: ml_collections.ConfigDict, key: str) -> Any:
+def at(config: ml_collections.ConfigDict, key: str) -> Any:
+    """Returns the value of a nested key, such as 'data.alpha'."""
     return functools.reduce(lambda node, name: node[name], key.split("."), config)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
-    _require_keys(config, default_config())
+    _require_keys(config, default_config(), open_keys())
     require_known("algorithm", config.algorithm, ALGORITHMS)
     for name in config.algorithms:
         require_known("algorithm", name, ALGORITHMS)
@@ -241,7 +271,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "engine.eval_batch_size": 1,
         "engine.eval_clients": 0,
     }.items():
-        require_whole(f"config.{key}", _at(config, key), least)
+        require_whole(f"config.{key}", at(config, key), least)
     if 0 < config.planned_rounds < config.rounds:
         raise UserError(
             f"config.planned_rounds is {config.planned_rounds}, less than config.rounds, which is "
@@ -249,8 +279,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
     require_known("cohort.join", config.cohort.join, init.JOINS)
-    for name, factory in ALGORITHMS.items():
-        check_hyperparameters(factory, config.hparams[name], f"config.hparams.{name}.")
+    for name, row in ALGORITHMS.items():
+        core.check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     if config.engine.eval_clients and config.engine.residence != "host":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pfljax import data
+from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Params, Population, Task
+from pfljax.core import Algorithm, LocalTraining, Params, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping, programs, sampling
 from pfljax.engine.clients.device_store import DeviceStore
@@ -153,6 +154,7 @@ def build_algorithm(
     task: Task,
     dataset: FederatedDataset,
     largest: int = config_lib.MOST,
+    networks: Mapping[str, Task] = MappingProxyType({}),
 ) -> Algorithm:
     """Makes the config's method and aggregation, whose hyper-parameters may be traced.
 
@@ -161,12 +163,15 @@ def build_algorithm(
       task: of the run.
       dataset: The data set of the run, of which only shapes are read.
       largest: as in `build_local_training`.
+      networks: What `build_networks` made of the config.
 
     Raises:
       UserError: the method's messages cannot pass through the config's aggregators.
     """
-    factory = ALGORITHMS[config.algorithm]
+    factory = ALGORITHMS[config.algorithm].factory
     arguments = dict(config.hparams[config.algorithm])
+    for name in core.networks(factory):
+        arguments[name] = networks[name] if arguments[name].name else None
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
@@ -280,7 +285,7 @@ def build(
     clients_without_a_step(config, dataset)
     make, inputs = build_method(config, dataset, devices, bounds)
     algorithm, task = make(*inputs)
-    _require_accepted(algorithm, dataset)
+    ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
     _require_statistics(config, dataset, task)
     shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
@@ -349,11 +354,13 @@ def build_method(
       bounds: The sizes for which programs are compiled.
     """
     build_task, frozen = task_lib.build_task(config, dataset)
+    networks = task_lib.build_networks(config, dataset)
 
     def make(frozen, values):
         own = with_values(config, values)
         task = build_task(frozen)
-        return programs.Method(build_algorithm(own, task, dataset, bounds.train), task)
+        algorithm = build_algorithm(own, task, dataset, bounds.train, networks)
+        return programs.Method(algorithm, task)
 
     return make, mapping.replicate(programs.Inputs(frozen), devices)
 
@@ -370,17 +377,6 @@ def with_values(
             *path, name = key.split(".")
             functools.reduce(lambda node, part: node[part], path, config)[name] = number
     return config
-
-
-def _require_accepted(algorithm: Algorithm, dataset: FederatedDataset) -> None:
-    """Lets the method refuse the model, before anything is compiled."""
-    count, classes = dataset.num_participants, dataset.num_classes
-    sizes, counts = (
-        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((count,), (count, classes))
-    )
-    jax.eval_shape(
-        algorithm.init_server, jax.eval_shape(jax.random.key, 0), Population(sizes, counts)
-    )
 
 
 def _require_statistics(

@@ -10,28 +10,34 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from pfljax import models
+from pfljax import core, models
+from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Params, Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
 from pfljax.training.study import adapters
 from pfljax.training.study import config as config_lib
 
-_OTHER_MODEL = "raise config.model.vocabulary, or choose a model for numeric inputs"
-
 
 def build_task(
-    config: ml_collections.ConfigDict, dataset: FederatedDataset
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str = "model"
 ) -> tuple[Callable[[Params], Task], Params]:
-    """Makes the config's model for a data set, and the task of its targets.
+    """Makes one of the config's models for a data set, and the task of its targets.
+
+    Args:
+      config: Of the run.
+      dataset: The examples and what they are.
+      key: One of `config.model_keys`, which names the model and its arguments; the adapter is for
+        the clients' model, 'model'.
 
     Returns:
       `frozen -> task`, and the frozen parameters of the model; `()` for a model without any.
 
     Raises:
-      UserError: model and data set do not go together.
+      UserError: The model and the data set do not go together.
     """
-    config_lib.require_known("model", config.model.name, models.MODELS)
+    name = config_lib.at(config, key).name
+    config_lib.require_known("model", name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
     config_lib.require_known("task", kind, models.TASKS)
     shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
@@ -42,16 +48,18 @@ def build_task(
     outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
         kind, dataset.num_classes
     )
-    model = models.MODELS[config.model.name](shape, outputs, **_arguments(config, dataset))
+    model = models.MODELS[name](shape, outputs, **_arguments(config, dataset, key))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
-    adapted, frozen = adapters.build(config.adapter, model)
+    adapted, frozen = (lambda frozen: model), ()
+    if key == "model":
+        adapted, frozen = adapters.build(config.adapter, model)
 
     def make(frozen):
         return _task_of(kind, adapted(frozen), outputs, dataset)
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns}
-    _require_outputs(config, dataset, make(frozen), shapes.get(kind, (outputs,)))
+    _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
     return make, frozen
 
 
@@ -73,32 +81,56 @@ def _task_of(kind: str, model: models.Model, outputs: int, dataset: FederatedDat
     return models.regression(model, **scale, **of_targets)
 
 
-def _arguments(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Any]:
-    """The config's arguments of the model, and the vocabulary where inputs are ids."""
-    name = config.model.name
+def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Task]:
+    """Makes the networks that are hyper-parameters of the config's method, where it names models.
+
+    Raises:
+      UserError: A model and the data set do not go together, or arguments have no model.
+    """
+    found = {}
+    for name in core.networks(ALGORITHMS[config.algorithm].factory):
+        key = f"hparams.{config.algorithm}.{name}"
+        settings = config_lib.at(config, key)
+        if settings.name:
+            make, frozen = build_task(config, dataset, key)
+            found[name] = make(frozen)
+        elif unused := sorted(set(settings) - {"name"}):
+            raise UserError(
+                f"config.{key}.{unused[0]} is an argument of a model that has no name; set "
+                f"config.{key}.name."
+            )
+    return found
+
+
+def _arguments(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str
+) -> dict[str, Any]:
+    """The config's arguments of a model, and the vocabulary where inputs are ids."""
+    arguments = dict(config_lib.at(config, key))
+    name = arguments.pop("name")
     known = _parameters(name)
-    arguments = {key: value for key, value in config.model.items() if key != "name"}
-    for key in arguments:
-        config_lib.require_known(f"argument of the model {name}", key, known)
+    for argument in arguments:
+        config_lib.require_known(f"argument of the model {name}", argument, known)
     vocabulary = tuple(getattr(dataset, "vocabulary", ()))
     readers = [other for other in models.MODELS if "vocabulary" in _parameters(other)]
     if name not in readers:
         if vocabulary:
             raise UserError(
                 f"{dataset.name} holds ids and the model {name} reads measurements; name one of "
-                f"{', '.join(readers)} in config.model.name."
+                f"{', '.join(readers)} in config.{key}.name."
             )
     elif vocabulary:
         arguments.setdefault("vocabulary", vocabulary[0] if len(vocabulary) == 1 else vocabulary)
     elif "vocabulary" not in arguments:
         raise UserError(
             f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
-            "another model, or how many ids there are in config.model.vocabulary."
+            f"another model, or how many ids there are in config.{key}.vocabulary."
         )
     sizes = arguments.get("vocabulary", ())
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
-        validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=_OTHER_MODEL)
+        remedy = f"raise config.{key}.vocabulary, or name a model that reads measurements"
+        validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=remedy)
     return arguments
 
 
@@ -107,9 +139,7 @@ def _parameters(name: str) -> list[str]:
     return list(inspect.signature(models.MODELS[name]).parameters)[2:]
 
 
-def _require_outputs(
-    config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task, wanted: tuple
-) -> None:
+def _require_outputs(name: str, dataset: FederatedDataset, task: Task, wanted: tuple) -> None:
     def outputs():
         dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
         example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
@@ -118,6 +148,6 @@ def _require_outputs(
     given = jax.eval_shape(outputs).shape[1:]
     if given != wanted:
         raise UserError(
-            f"The model {config.model.name} answers an example by numbers of the shape {given}, "
+            f"The model {name} answers an example by numbers of the shape {given}, "
             f"and {dataset.name} asks for {wanted}; name another model."
         )

@@ -113,7 +113,6 @@ def build(
     first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
     bounds = bounds or experiment_lib.bounds_of([first.dataset])
     values = _values(configs, datasets is not None)
-
     _require_traceable(first, values)
     if clients_per_chunk is None:
         first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
@@ -145,7 +144,7 @@ def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
 
     def one_round(values, frozen, key, examples):
         algorithm, _ = first.make(frozen, values)
-        server = algorithm.init_server(key, examples.population())
+        server = algorithm.init_server(examples.population(), key)
         profile = examples.profile(jnp.int32(0))
         client = algorithm.init_client(server, profile, key)
         context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)

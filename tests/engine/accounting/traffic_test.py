@@ -22,7 +22,7 @@ ID, FLAG = 4, 1
 def count(algorithm, known=slice(None)):
     examples = jax.tree.map(jnp.asarray, federation.examples())
     key = jax.random.key(0)
-    server = algorithm.init_server(key, examples.population())
+    server = algorithm.init_server(examples.population(), key)
     client = algorithm.init_client(server, examples.profile(jnp.int32(0)), key)
     offsets, sizes = (
         {split: each[known] for split, each in of_splits.items()}
@@ -101,7 +101,7 @@ def test_what_other_clients_computed_from_the_state_is_downloaded():
     def client_update(server, client, data, context):
         return core.ClientOutput(client, each=client["mixed"])
 
-    def exchange(server, client, uploads, cohort, member, context):
+    def exchange(server, client, data, uploads, cohort, member, context):
         return {**client, "mixed": jnp.mean(uploads.each, axis=0)}
 
     algorithm = federation.make("local")._replace(client_update=client_update, exchange=exchange)

@@ -31,8 +31,8 @@ def test_hyperparameters_are_read_from_the_signature():
 def test_every_method_has_its_hyperparameters_in_the_config():
     config = config_lib.default_config()
     assert set(config.hparams) == set(ALGORITHMS)
-    for name, factory in ALGORITHMS.items():
-        assert dict(config.hparams[name]) == config_lib.hyperparameters(factory)
+    for name, row in ALGORITHMS.items():
+        assert config.hparams[name].to_dict() == config_lib.hyperparameters(row.factory)
 
 
 def test_the_default_is_valid():
@@ -231,7 +231,7 @@ def test_invalid_optimizers_are_refused(arguments, message):
         ({"learning_rates.ditto": 0.0}, "config.learning_rates.ditto is 0.0"),
         ({"server_optimizer.name": "sgdd"}, "config.server_optimizer.name is 'sgdd'"),
         ({"engine.devices": 5}, "config.engine.devices is 5, but there are 4 cpu devices"),
-        ({"algorithm": "fedrep", "model.name": "logistic"}, "all head"),
+        ({"algorithm": "fedrep", "model.name": "logistic"}, "FedRep needs a body"),
     ],
 )
 def test_an_invalid_experiment_is_refused(changes, message):

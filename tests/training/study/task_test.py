@@ -13,7 +13,7 @@ from pfljax.report import finished, plots, tables
 from pfljax.training.run import loop
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
-from pfljax.training.study.task import build_task
+from pfljax.training.study.task import build_task as build_with_frozen
 
 CLIENTS, EACH = 4, 12
 
@@ -42,6 +42,11 @@ def config_of(model, **arguments):
     with config.unlocked():
         config.model = {"name": model, **arguments}
     return config
+
+
+def build_task(config, dataset):
+    make, frozen = build_with_frozen(config, dataset)
+    return make(frozen)
 
 
 def ids(*shape):

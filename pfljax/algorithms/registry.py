@@ -1,0 +1,175 @@
+"""The registry of methods: a row for each, from which all that lists methods is made.
+
+Configs, the README's table, the contract tests and refusals read the rows. A method's module is
+imported when its factory is used for the first time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+
+from pfljax.algorithms.requirements import NEEDS, Setting, require
+from pfljax.core import Algorithm, LocalTraining, Task, check_hyperparameters
+
+# What methods make personal, and how; a method may have several tags, and stands under the first
+# in tables, which have this order.
+TAGS = (
+    "no federation",
+    "one model",
+    "second model",
+    "body and head",
+    "normalization",
+    "element-wise mixing",
+    "mixtures of models",
+    "hypernetwork",
+    "prototypes",
+    "fine-tuning",
+    "meta-learning",
+    "proximal term",
+    "control variates",
+    "distillation",
+    "generator",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the registry: what is known of a method without importing it.
+
+    A row is called like the method's factory, `(task, local, **hyperparameters) -> Algorithm`.
+
+    Attributes:
+      source: The dotted name of the module whose last part is also the name of the factory in it;
+        or the factory itself, for a method outside the library.
+      title: The name of the method in sentences and tables; empty for the factory's name.
+      year: The year of the paper; None for a method without one.
+      tags: Families to which the method belongs, of `TAGS`; it stands under the first in tables.
+      needs: What the method cannot be used without, keys of `requirements.NEEDS`.
+    """
+
+    source: str | Callable[..., Algorithm]
+    title: str = ""
+    year: int | None = None
+    tags: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
+
+    def __post_init__(self):
+        unknown = [*(set(self.tags) - set(TAGS)), *(set(self.needs) - set(NEEDS))]
+        if unknown:
+            raise ValueError(f"{self.source} has the tag or need {unknown[0]!r}, which is unknown.")
+
+    @property
+    def factory(self) -> Callable[..., Algorithm]:
+        """The function that makes the method; its module is imported at the first use."""
+        if not isinstance(self.source, str):
+            return self.source
+        return getattr(importlib.import_module(self.source), self.source.rpartition(".")[2])
+
+    def require_usable(self, task: Task, *, full_participation: bool = True) -> None:
+        """Raises a `UserError` where the method cannot be used, before any of it is traced.
+
+        Args:
+          task: The model and the loss.
+          full_participation: Whether all clients that take part in training do so in every round.
+
+        Raises:
+          UserError: The sentence names the method, what it needs, and what to do.
+        """
+        title = self.title or self.factory.__name__
+        require(title, self.needs, Setting(task, full_participation))
+
+    def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
+        """Makes the method; `checked` says what it refuses."""
+        return self.factory(task, local, **hyperparameters)
+
+
+def checked(factory: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+    """Returns the factory of a method with checks before it.
+
+    The ranges of the hyper-parameters, which the signature declares, and the needs of the method's
+    row, so that a factory that is imported from its own module refuses the same in the same words.
+
+    Args:
+      factory: `(task, local, *, hyper-parameters) -> Algorithm`.
+
+    Raises:
+      UserError: On a call: a value is not in its range, or a need is not met.
+    """
+
+    @functools.wraps(factory)
+    def checking(task, local, **hyperparameters):
+        check_hyperparameters(factory, hyperparameters, f"{factory.__name__}: ")
+        row = ALGORITHMS.get(factory.__name__)
+        if row is not None and row.source in (factory.__module__, checking):
+            row.require_usable(task)
+        return factory(task, local, **hyperparameters)
+
+    return checking
+
+
+def _row(name: str, title: str, year: int | None, *tags: str, needs: str = "") -> tuple:
+    """Returns an item of `ALGORITHMS`; `needs` are separated by spaces."""
+    source = f"{__package__}.{name}"
+    return name, Method(source, title, year, tags, frozenset(needs.split()))
+
+
+# The order is that of listings and tables.
+ALGORITHMS: dict[str, Method] = dict(
+    [
+        _row("local", "Local", None, "no federation"),
+        _row("fedavg", "FedAvg", 2017, "one model"),
+        _row("fedavg_ft", "FedAvg with fine-tuning", 2020, "one model", "fine-tuning"),
+        _row("fedprox", "FedProx", 2020, "one model", "proximal term"),
+        _row("scaffold", "SCAFFOLD", 2020, "one model", "control variates"),
+        _row("ditto", "Ditto", 2021, "second model", "proximal term"),
+        _row("apfl", "APFL", 2020, "second model", "mixtures of models"),
+        _row("fedper", "FedPer", 2019, "body and head", needs="body"),
+        _row("fedrep", "FedRep", 2021, "body and head", needs="body"),
+        _row("fedbabu", "FedBABU", 2022, "body and head", "fine-tuning", needs="body"),
+        _row("perfedavg", "Per-FedAvg", 2020, "one model", "meta-learning", "fine-tuning"),
+        _row("pfedme", "pFedMe", 2020, "second model", "proximal term"),
+        _row("fedproto", "FedProto", 2022, "prototypes", needs="classes features head"),
+        _row("fedala", "FedALA", 2023, "element-wise mixing", needs="layers"),
+        _row("fedcac", "FedCAC", 2023, "element-wise mixing"),
+        _row("fedbn", "FedBN", 2021, "normalization", needs="normalization"),
+        _row("fedem", "FedEM", 2021, "mixtures of models", needs="classes"),
+        _row("fedfomo", "FedFomo", 2021, "mixtures of models"),
+        _row("apple", "APPLE", 2022, "mixtures of models", needs="no_statistics"),
+        _row("pfedhn", "pFedHN", 2021, "hypernetwork", needs="no_statistics"),
+        _row(
+            "fedpac",
+            "FedPAC",
+            2023,
+            "body and head",
+            "prototypes",
+            needs="classes features head body",
+        ),
+        _row(
+            "fedkd",
+            "FedKD",
+            2022,
+            "second model",
+            "distillation",
+            needs="classes features head",
+        ),
+        _row(
+            "fedgen",
+            "FedGen",
+            2021,
+            "one model",
+            "generator",
+            "distillation",
+            needs="classes features head",
+        ),
+        _row(
+            "fedcp",
+            "FedCP",
+            2023,
+            "body and head",
+            needs="classes features head body no_head_statistics",
+        ),
+    ]
+)

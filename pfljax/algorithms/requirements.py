@@ -1,0 +1,120 @@
+"""What methods need of a task and of a run, and the sentences that refuse what lacks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+
+from pfljax.core import Params, Path, Task
+from pfljax.core.params import split_params
+from pfljax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a method is to be used on.
+
+    Attributes:
+      task: The model and the loss.
+      full_participation: Whether all clients that take part in training do so in every round.
+    """
+
+    task: Task
+    full_participation: bool = True
+
+    @functools.cached_property
+    def _shapes(self) -> Params:
+        """The shapes of the model's arrays, none of which is computed."""
+        return jax.eval_shape(self.task.init, jax.eval_shape(jax.random.key, 0))
+
+    def has(self, is_selected: Callable[[Path], bool]) -> bool:
+        """Whether the model has an array whose path is selected."""
+        return bool(split_params(self._shapes, is_selected)[0])
+
+    def is_head_statistic(self, path: Path) -> bool:
+        """Whether the array at `path` is a running statistic in the model's head."""
+        return self.task.is_head(path) and self.task.is_statistic(path)
+
+
+class Need(NamedTuple):
+    """Something without which a method cannot be used.
+
+    Attributes:
+      is_met: `Setting -> bool`.
+      noun: What the method needs, as the object of a sentence.
+      remedy: What the user may do, as an imperative.
+    """
+
+    is_met: Callable[[Setting], bool]
+    noun: str
+    remedy: str
+
+
+NEEDS: dict[str, Need] = {
+    "classes": Need(
+        lambda setting: setting.task.num_classes > 0,
+        "classes",
+        "name a data set whose targets are classes",
+    ),
+    "features": Need(
+        lambda setting: setting.task.num_features > 0,
+        "features that are rows of numbers",
+        "name another model",
+    ),
+    "head": Need(
+        lambda setting: setting.has(setting.task.is_head),
+        "a head on the model's features",
+        "name another model",
+    ),
+    "body": Need(
+        lambda setting: setting.has(setting.task.is_body),
+        "a body before the model's head",
+        "name another model",
+    ),
+    "layers": Need(
+        lambda setting: bool(setting.task.layers),
+        "the order of the model's layers",
+        "name them in `Task.layers`, or name another model",
+    ),
+    "normalization": Need(
+        lambda setting: setting.has(setting.task.is_norm),
+        "normalization layers",
+        "name a model that has some, such as mlp_bn",
+    ),
+    "no_statistics": Need(
+        lambda setting: setting.task.observe is None,
+        "a model without running statistics",
+        "name one without batch normalization, such as one with GroupNorm",
+    ),
+    "no_head_statistics": Need(
+        lambda setting: not setting.has(setting.is_head_statistic),
+        "a head without running statistics",
+        "move batch normalization into the body, or name another model",
+    ),
+    "full_participation": Need(
+        lambda setting: setting.full_participation,
+        "all clients in every round",
+        "set config.cohort.size=0 and config.cohort.dropout=0",
+    ),
+}
+
+
+def require(title: str, needs: Iterable[str], setting: Setting) -> None:
+    """Raises a `UserError` for the first need that is not met.
+
+    Args:
+      title: The name of the method in sentences.
+      needs: Keys of `NEEDS`.
+      setting: What the method is to be used on.
+
+    Raises:
+      UserError: The sentence names the method, what it needs, and what to do.
+    """
+    needs = set(needs)
+    for name, need in NEEDS.items():
+        if name in needs and not need.is_met(setting):
+            raise UserError(f"{title} needs {need.noun}; {need.remedy}.")

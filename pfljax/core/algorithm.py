@@ -1,0 +1,200 @@
+"""What a method is: a tuple of pure functions, each written for ONE client.
+
+A protocol states the arguments of each function. They stand in one order everywhere: first the
+server's state or what was received of it, then the client's state, the client's data, what the
+cohort uploaded, and last the context, or the key of a function that runs before the first round.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from pfljax.core.client_data import ClientData
+from pfljax.core.types import (
+    ClientOutput,
+    ClientProfile,
+    Cohort,
+    Context,
+    Params,
+    Population,
+    PyTree,
+    Uploads,
+)
+
+
+class InitServer(Protocol):
+    """Makes the state of the server before the first round."""
+
+    def __call__(self, population: Population, key: jax.Array) -> PyTree:
+        """Returns the state of the server.
+
+        Args:
+          population: The profiles of all clients that may take part in training.
+          key: Typed PRNG key of this function.
+        """
+
+
+class InitClient(Protocol):
+    """Makes the state of a client that takes part for the first time."""
+
+    def __call__(self, server: PyTree, profile: ClientProfile, key: jax.Array) -> PyTree:
+        """Returns the state of the client; `()` for a stateless client.
+
+        Args:
+          server: The state of the server in that round.
+          profile: What is known of the client before it trains.
+          key: Typed PRNG key of the client and of this function.
+        """
+
+
+class Download(Protocol):
+    """Chooses what the server sends to a client in a round."""
+
+    def __call__(self, server: PyTree, context: Context) -> PyTree:
+        """Returns what `ClientUpdate` receives.
+
+        Args:
+          server: The state of the server.
+          context: The round, and in `client_id` the client that receives.
+        """
+
+
+class ClientUpdate(Protocol):
+    """Runs a client's part of a round."""
+
+    def __call__(
+        self, received: PyTree, client: PyTree, data: ClientData, context: Context
+    ) -> ClientOutput:
+        """Returns the client's next state, its uploads and its metrics.
+
+        Args:
+          received: What `Download` returned; the state of the server where there is none.
+          client: The state of the client.
+          data: The client's training examples.
+          context: The round, and a key of the client's own.
+        """
+
+
+class ServerUpdate(Protocol):
+    """Runs the server's part of a round; the engine keeps the old state for an empty cohort."""
+
+    def __call__(
+        self, server: PyTree, uploads: Uploads, cohort: Cohort, context: Context
+    ) -> PyTree:
+        """Returns the next state of the server.
+
+        Args:
+          server: The state of the server.
+          uploads: What the cohort uploaded.
+          cohort: The clients of the round.
+          context: The round, and a key of the server's own; its `client_id` is -1.
+        """
+
+
+class Exchange(Protocol):
+    """Lets a member of the cohort learn from the others, after the server's update."""
+
+    def __call__(
+        self,
+        server: PyTree,
+        client: PyTree,
+        data: ClientData,
+        uploads: Uploads,
+        cohort: Cohort,
+        member: jax.Array,
+        context: Context,
+    ) -> PyTree:
+        """Returns the next state of the client.
+
+        Args:
+          server: The state of the server after its update.
+          client: The state of the client after its update.
+          data: The client's training examples.
+          uploads: What the cohort uploaded.
+          cohort: The clients of the round.
+          member: `[]` int32, the row of this client in `uploads.each` and in `cohort`.
+          context: The round, and a key of the client's own.
+        """
+
+
+class Personalize(Protocol):
+    """Makes the model that a client would deploy now."""
+
+    def __call__(
+        self, server: PyTree, client: PyTree, data: ClientData, context: Context
+    ) -> Params:
+        """Returns the params of the client's model.
+
+        Args:
+          server: The state of the server.
+          client: The state of the client.
+          data: The client's training examples, for methods that fine-tune.
+          context: The round, and a key of the client's own.
+        """
+
+
+class Predict(Protocol):
+    """Computes the outputs of a deployed model, where they are not those of `Task.predict`."""
+
+    def __call__(self, params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns the outputs of a batch; for classification, logits `[B, C]`.
+
+        Args:
+          params: What `Personalize` returned.
+          inputs: `[B, ...]`, the inputs of the batch.
+          key: Typed PRNG key of the batch.
+        """
+
+
+class GlobalParams(Protocol):
+    """Reads the global model from the state of the server."""
+
+    def __call__(self, server: PyTree) -> Params:
+        """Returns the params of the global model.
+
+        Args:
+          server: The state of the server.
+        """
+
+
+class Algorithm(NamedTuple):
+    """A federated method.
+
+    The states of server and client keep their structure, shapes and dtypes from round to round;
+    metrics are never in them.
+
+    Attributes:
+      init_server: The first state of the server.
+      init_client: The first state of a client.
+      client_update: A client's part of a round.
+      server_update: The server's part of a round.
+      personalize: The model that a client would deploy now.
+      predict: The outputs of a deployed model; None for those of `Task.predict`.
+      global_params: The global model; None for a method without one.
+      download: What the server sends to a client; None for whatever `client_update` reads of the
+        server's state.
+      exchange: What a client learns from the others of its cohort; None where they do not. With an
+        aggregator `uploads.total` is `()`.
+      aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
+        which clients apply them; `aggregation.apply` adds one.
+    """
+
+    init_server: InitServer
+    init_client: InitClient
+    client_update: ClientUpdate
+    server_update: ServerUpdate
+    personalize: Personalize
+    predict: Predict | None = None
+    global_params: GlobalParams | None = None
+    download: Download | None = None
+    exchange: Exchange | None = None
+    aggregators: tuple[Any, ...] = ()
+
+    def update_client(
+        self, server: PyTree, client: PyTree, data: ClientData, context: Context
+    ) -> ClientOutput:
+        """Returns the output of one client's part of a round: the download, then the update."""
+        received = server if self.download is None else self.download(server, context)
+        return self.client_update(received, client, data, context)
