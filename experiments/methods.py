@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS, TAGS
 from pfljax.cli import app
 from pfljax.engine.accounting import traffic
@@ -68,7 +68,7 @@ def count(name: str) -> tuple[int, int, bool]:
     """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
-        task = models.classification(network, num_classes=_NUM_CLASSES)
+        task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
             algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
         except UserError:
