@@ -4,7 +4,7 @@
 
 The meaning of a key is the comment at its line in `pfljax/training/study/config.py`, or right above
 it; that of a hyper-parameter, of an option of a data set and of an argument of a model is what the
-docstring of the method, loader or model says of it.
+docstring of the method, aggregator, loader or model says of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags
 
 from pfljax import data, models
+from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.cli import app, command_line
 from pfljax.training.study import config as config_lib
@@ -36,7 +37,10 @@ Every config has these keys. A config file changes what it needs to, and so does
 
 """
 # What needs no line of its own for each method or data set.
-_GROUPS = ("hparams.", "data.options.", "learning_rates.")
+_GROUPS = (
+    *("hparams.", "data.options.", "learning_rates."),
+    *(f"aggregation.{name}." for name in AGGREGATORS),
+)
 _OPTIMIZERS = ("client_optimizer.", "server_optimizer.")
 
 
@@ -120,6 +124,7 @@ def page() -> str:
     factories_of_methods = {name: row.factory for name, row in ALGORITHMS.items()}
     for title, prefix, factories in (
         ("Hyper-parameters of methods", "hparams", factories_of_methods),
+        ("Hyper-parameters of aggregators", "aggregation", AGGREGATORS),
         ("Options of data sets", "data.options", data.SOURCES),
     ):
         rows = [

@@ -1,12 +1,11 @@
-"""Prints the methods as a table in Markdown: the one in README.md, between its two marks.
+"""Prints the methods as a table in Markdown: the one in README.md, between its markers.
 
     python experiments/methods.py [--write=README.md]
 
-Year and family come from the methods' rows in the registry, what server and client hold from their
-docstrings; the bytes are counted from shapes, for the MLP 784-100-10 and 20 clients with 10
-classes; "sum" tells that the server needs to see no client's message, only their total, so that
-secure aggregation and differential privacy could be added; pfljax has neither clipping and noise
-nor masks.
+Year and family are read from the rows of the registry, the states of server and client from the
+docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 and 20 clients
+with 10 classes. "sum only" marks methods whose server needs only the sum of the client updates, so
+that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could be added.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
-_WRITE = flags.DEFINE_string("write", None, "A file whose table is to be replaced.")
+_WRITE = flags.DEFINE_string("write", None, "File whose table is replaced.")
 _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
-# Methods refuse models that they cannot use; the first one that a method takes is counted.
+# Some methods reject some models; the first model that a method accepts is counted.
 _MODELS = ("mlp", "mlp_bn")
 
 
 class Row(NamedTuple):
-    """One method of the table; see the module's docstring."""
+    """A row of the table; see the docstring of the module."""
 
     name: str
     year: str
@@ -52,7 +51,7 @@ class Row(NamedTuple):
 
 
 def row(name: str) -> Row:
-    """Reads and counts what the table says of a method."""
+    """Returns the row of a method, read from registry and docstring and counted from shapes."""
     method = ALGORITHMS[name]
     module = sys.modules[method.factory.__module__]
     holds = re.search(r"^Server: (.+?)\.\s+Client:\s+(.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
@@ -66,7 +65,7 @@ def row(name: str) -> Row:
 
 
 def count(name: str) -> tuple[int, int, bool]:
-    """Returns a method's bytes up and down, and whether it uploads through `sum` alone."""
+    """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = models.classification(network, num_classes=_NUM_CLASSES)
@@ -80,11 +79,11 @@ def count(name: str) -> tuple[int, int, bool]:
         client = jax.eval_shape(algorithm.init_client, server, profile, key)
         counted = traffic.count(algorithm, server, client, examples)
         return counted.upload, counted.download, counted.upload_each == 0
-    raise ValueError(f"{name} takes none of the models {', '.join(_MODELS)}.")
+    raise ValueError(f"{name} accepts none of the models {', '.join(_MODELS)}.")
 
 
 def population() -> Examples:
-    """Twenty clients with one example of each class."""
+    """Returns a population of twenty clients with one example of each class."""
     offsets = np.arange(_NUM_CLIENTS, dtype=np.int32) * _NUM_CLASSES
     sizes = np.full(_NUM_CLIENTS, _NUM_CLASSES, np.int32)
     labels = np.tile(np.arange(_NUM_CLASSES, dtype=np.int32), _NUM_CLIENTS)
@@ -102,8 +101,8 @@ def population() -> Examples:
 
 def table() -> str:
     """Returns the table in Markdown."""
-    head = ("method", "year", "family", "server holds", "client holds")
-    head += ("up (kB)", "down (kB)", "`sum` suffices", "lines")
+    head = ("method", "year", "family", "server state", "client state")
+    head += ("upload (kB)", "download (kB)", "sum only", "lines")
     out = [head, ("---",) * 5 + ("---:",) * 2 + ("---",) + ("---:",)]
     for name in sorted(ALGORITHMS, key=lambda name: TAGS.index(ALGORITHMS[name].tags[0])):
         r = row(name)

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"core"},
-    {"ops"},
+    {"ops", "aggregation"},
     {"data", "models", "algorithms", "metrics", "engine"},
     {"training"},
     {"report"},

@@ -58,7 +58,7 @@ class World(NamedTuple):
     x: inputs of each client.
     y: labels of each client.
     cohorts: the clients of each round.
-    model: the initial model.
+    params: the initial parameters of the model.
     server: the server's initial state as the engine has it, for what a method draws at random.
     clients: likewise the clients', a row for each.
     """
@@ -66,7 +66,7 @@ class World(NamedTuple):
     x: list
     y: list
     cohorts: list
-    model: np.ndarray
+    params: np.ndarray
     server: object = None
     clients: object = None
 

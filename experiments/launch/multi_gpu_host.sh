@@ -4,12 +4,12 @@
 #   experiments/launch/multi_gpu_host.sh experiments/train.py \
 #       --config=configs/quickstart.py --workdir=WORKDIR
 #
-# CUDA_VISIBLE_DEVICES=0,1 takes only some of them.
+# CUDA_VISIBLE_DEVICES=0,1 selects some of them.
 set -euo pipefail
 
-# Without a GPU JAX would go on with the CPU; better to stop.
+# Without a GPU, JAX would fall back to the CPU; fail instead.
 export JAX_PLATFORMS=cuda
-# JAX takes 75 % of a GPU's memory at once; nobody else is to use these GPUs.
+# JAX preallocates 75 % of a GPU's memory by default; these GPUs run no other process.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 
 exec python "$@"

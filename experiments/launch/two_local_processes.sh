@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Two processes on this machine's CPU, working as one run: a rehearsal for a cluster.
+# Two processes on this machine's CPU that execute one run, to try what a cluster does.
 #
 #   experiments/launch/two_local_processes.sh experiments/train.py \
 #       --config=configs/quickstart.py --workdir=WORKDIR
 #
-# PORT (9476 by default) is where process 0 listens.
+# PORT (9476 by default) is the port of process 0.
 set -euo pipefail
 
 export JAX_PLATFORMS=cpu
@@ -15,14 +15,14 @@ processes=($!)
 python "$@" "${together[@]}" --process_id=0 &
 processes+=($!)
 
-# Both save a checkpoint after the rounds that are running, and end.
+# Both save a checkpoint after the current rounds and exit.
 stop() {
   kill -TERM $(jobs -pr) 2>/dev/null || true
 }
 trap stop TERM INT HUP
 
 while [ -n "$(jobs -pr)" ]; do
-  # Where one fails, the other would wait for it.
+  # If one fails, the other would wait for it.
   wait -n || stop
 done
 status=0

@@ -17,11 +17,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import checked
+from pfljax.algorithms.registry import registered
 from pfljax.ops import averaging
 
 
-@checked
+@registered
 def ditto(
     task: core.Task,
     local: core.LocalTraining,

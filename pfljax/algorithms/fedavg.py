@@ -20,12 +20,12 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import checked
+from pfljax.algorithms.registry import registered
 from pfljax.core import tree
 from pfljax.ops import averaging
 
 
-@checked
+@registered
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,

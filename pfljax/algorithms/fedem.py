@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import checked
+from pfljax.algorithms.registry import registered
 from pfljax.core import tree
 from pfljax.ops import averaging, stacked
 
@@ -35,7 +35,7 @@ class FedEMServer(NamedTuple):
     examples: jax.Array
 
 
-@checked
+@registered
 def fedem(
     task: core.Task,
     local: core.LocalTraining,
@@ -117,8 +117,10 @@ def fedem(
         )
 
     def server_update(server, uploads, cohort, context):
+        # Whatever weights an aggregator leaves, absent clients count by their examples.
+        present = jnp.sum(cohort.sizes) / server.examples
         change, weight = uploads.total
-        counted = core.Weighted(change, jnp.where(absent_count, server.examples, weight))
+        counted = core.Weighted(tree.scale(jnp.where(absent_count, present, 1), change), weight)
         return server._replace(average=averaging.apply(server.average, counted, server_optimizer))
 
     def predict(params, inputs, key):

@@ -2,8 +2,8 @@
 
 Server: the mentee. Client: its mentor, and a matrix that maps the mentee's features to its own.
 Down: the mentee, moved by a compressed change. Up: its compressed change (`sum`).
-Cost per client and round: two local trainings, a singular value decomposition of each matrix. As
-shapes show no ranks, traffic counts the whole mentee; the metric `sent` is the share really sent.
+Cost per client and round: two local trainings, a singular value decomposition of each matrix. The
+metric `upload_bytes` counts the ranks that are sent up; down, the whole mentee is counted.
 
 References:
   Wu, Wu, Lyu, Huang, Xie, "Communication-Efficient Federated Learning via Knowledge Distillation",
@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pfljax import core
-from pfljax.algorithms.registry import ALGORITHMS, checked
+from pfljax import aggregation, core
+from pfljax.algorithms.registry import ALGORITHMS, registered
 from pfljax.core import tree
-from pfljax.ops import averaging, linear, low_rank
+from pfljax.ops import averaging, linear
 from pfljax.ops.distillation import distance, divergence
 
 
@@ -35,7 +35,7 @@ class FedKDClient(NamedTuple):
     bridge: jax.Array
 
 
-@checked
+@registered
 def fedkd(
     task: core.Task,
     local: core.LocalTraining,
@@ -87,10 +87,6 @@ def fedkd(
     shared = task if mentee is None else mentee
     of_both = local.of_models("mentor", mentee=local.observe if mentee is None else shared.observe)
 
-    def energy_at(context):
-        progress = (context.round + 1) / jnp.maximum(context.num_rounds, 1)
-        return energy_start + (energy_end - energy_start) * progress
-
     def init_server(population, key):
         return averaging.init(shared.init(key), averaging.PLAIN)
 
@@ -131,22 +127,20 @@ def fedkd(
         trained = core.descend(gradient, models, (), data, context, of_both, optimizer=each)
         models = trained.params
         base = tree.zeros_like(server.params) if compress_models else server.params
-        cut, numbers = low_rank.compress(tree.subtract(models["mentee"], base), energy_at(context))
-        change = tree.subtract(cut, server.params) if compress_models else cut
         state = FedKDClient(models["mentor"], models["bridge"])
-        total = core.weighted(change, data.weight(weight_by_size))
-        metrics = {**trained.metrics, "sent": numbers / tree.size(change)}
-        return core.ClientOutput(state=state, sum=total, metrics=metrics)
+        sent = tree.subtract(models["mentee"], base)
+        total = core.weighted(sent, data.weight(weight_by_size))
+        return core.ClientOutput(state=state, sum=total, metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
-        change, energy = core.mean(uploads.total), energy_at(context)
+        received = core.mean(uploads.total)
         if compress_models:
-            params, _ = low_rank.compress(tree.add(server.params, change), energy)
+            params = tree.where(uploads.total.weight > 0, received, server.params)
         else:
-            params = tree.add(server.params, low_rank.compress(change, energy)[0])
+            params = tree.add(server.params, received)
         return server._replace(params=params)
 
-    return core.Algorithm(
+    algorithm = core.Algorithm(
         init_server=init_server,
         init_client=init_client,
         client_update=client_update,
@@ -154,3 +148,5 @@ def fedkd(
         personalize=lambda server, client, data, context: client.mentor,
         global_params=None if mentee is not None else lambda server: server.params,
     )
+    ranks = aggregation.low_rank(energy_start=energy_start, energy_end=energy_end)
+    return aggregation.apply(algorithm, ranks)

@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import checked
+from pfljax.algorithms.registry import registered
 from pfljax.core import tree
 from pfljax.core.params import replace_params
 from pfljax.errors import UserError
@@ -42,7 +42,7 @@ def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     return core.Batch(inputs, targets, rows < end)
 
 
-@checked
+@registered
 def perfedavg(
     task: core.Task,
     local: core.LocalTraining,

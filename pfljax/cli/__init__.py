@@ -1,1 +1,1 @@
-"""The commands: train, compare, sweep and what they share."""
+"""The commands train, compare, sweep and partition, and the code that they share."""

@@ -1,7 +1,7 @@
-"""What every binary does: flags, processes, progress, and errors in one sentence.
+"""The common part of all commands: flags, processes, progress bars and one-line errors.
 
-Exit status: 0 done, 2 a mistake of the user's (one sentence on standard error), 130 and 143 stopped
-by SIGINT and SIGTERM, anything else a fault of ours.
+Exit status: 0 for success, 2 for a user error (one line on standard error), 130 and 143 after
+SIGINT and SIGTERM; any other status is a bug.
 """
 
 from __future__ import annotations
@@ -31,56 +31,56 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a SLURM, MPI or Cloud TPU job."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, where nothing is detected by itself."
+    "coordinator", None, "HOST:PORT of process 0, if no cluster is detected."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
-# What `--help` shows beside the flags of the binary itself.
+# The flags that `--help` shows in addition to those of the command.
 _SHARED = (
     *("config", "workdir", "print_config", "quiet"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 
-# What a disk or its quota answers when there is no space.
+# The errors of a full disk or an exhausted quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 console = rich.console.Console()
-if not console.is_terminal:  # A log file has room for the whole table.
+if not console.is_terminal:  # Log files are wide enough for the whole table.
     console = rich.console.Console(width=120)
 
 
 def define_config() -> None:
-    """Defines `--config`, which `config` reads, and `--print_config`."""
+    """Defines `--config`, which `config` returns, and `--print_config`."""
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "The experiment: a file such as configs/quickstart.py. --config.KEY=VALUE changes a key of "
-        "it, such as --config.data.alpha=0.5; docs/config.md lists the keys with their meaning.",
+        "The config file, such as configs/quickstart.py. --config.KEY=VALUE changes one of its "
+        "keys, such as --config.data.alpha=0.5; docs/config.md describes all keys.",
         lock_config=True,
     )
-    flags.DEFINE_bool("print_config", False, "Print all keys with their values, and do no more.")
+    flags.DEFINE_bool("print_config", False, "Print all keys with their values and exit.")
 
 
 def define_study() -> None:
-    """Defines `--config` and `--workdir`, which `study` reads."""
+    """Defines `--config` and `--workdir`, which `study` returns."""
     define_config()
-    flags.DEFINE_string("workdir", None, "The directory for the results; made where there is none.")
+    flags.DEFINE_string("workdir", None, "The directory for the results; created if missing.")
 
 
 def config() -> ConfigDict:
-    """Returns the config that the command line names."""
+    """Returns the config given on the command line."""
     if flags.FLAGS.config is None:
-        raise UserError("Name an experiment, such as --config=configs/quickstart.py.")
+        raise UserError("Pass a config file, such as --config=configs/quickstart.py.")
     return flags.FLAGS.config
 
 
 def study() -> tuple[ConfigDict, pathlib.Path]:
-    """Returns the config and the work directory that the command line names."""
+    """Returns the config and the work directory given on the command line."""
     named = config()
     if not flags.FLAGS.workdir:
-        raise UserError("Name a directory for the results with --workdir=DIR.")
+        raise UserError("Pass a directory for the results with --workdir=DIR.")
     directory = pathlib.Path(flags.FLAGS.workdir)
     workdir.require_usable(directory)
     return named, directory
@@ -91,7 +91,7 @@ def run(
     define_flags: Callable[[], None] = lambda: None,
     description: str | None = None,
 ) -> None:
-    """Parses the flags, prepares JAX and calls `main`; ends the process.
+    """Parses the flags, prepares JAX, calls `main` and ends the process.
 
     Args:
       main: The work of the command.
@@ -104,8 +104,8 @@ def run(
     try:
         _parse(sys.argv)
         joined = _joins()
-        neighbours = (_NUM_PROCESSES.value or 1) if _COORDINATOR.value else 1
-        runtime.start(devices=_wanted_devices(), processes=neighbours)
+        on_this_host = (_NUM_PROCESSES.value or 1) if _COORDINATOR.value else 1
+        runtime.start(devices=_wanted_devices(), processes=on_this_host)
         if joined:
             runtime.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with runtime.one_sentence_for_lost_processes():
@@ -118,7 +118,7 @@ def run(
         again = "the same command"
         if "resume" in flags.FLAGS and not flags.FLAGS.resume:
             again += " with --resume"
-        _end(f"{stopped}; {again} goes on from there", 128 + stopped.number)
+        _end(f"{stopped}; {again} resumes from there", 128 + stopped.number)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except OSError as error:
@@ -126,28 +126,28 @@ def run(
             raise
         where = f" ({error.filename})" if error.filename else ""
         _end(
-            f"error: {error.strerror}{where}; free some space or name another directory. "
-            "Checkpoints that are complete are kept.",
+            f"error: {error.strerror}{where}; free some space or choose another directory. "
+            "Complete checkpoints are kept.",
             2,
         )
 
 
 def _end(sentence: str, status: int) -> None:
-    """Ends the process with a sentence on standard error."""
+    """Ends the process with a message on standard error."""
     print(sentence, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        # The usual way out waits for processes that wait for this one.
+        # A normal exit would wait for the other processes, which wait for this one.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def _joins() -> bool:
-    """Whether this is one of several processes; raises a `UserError` for half a description."""
+    """Whether this is one of several processes; raises a `UserError` for incomplete flags."""
     coordinator, count, own = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if coordinator is None:
         if not _DISTRIBUTED.value and (count, own) != (None, None):
-            raise UserError("--num_processes and --process_id go with --coordinator=HOST:PORT.")
+            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT.")
         return _DISTRIBUTED.value
     host, _, port = coordinator.rpartition(":")
     if not re.fullmatch(r"[^\s:/]+|\[[0-9a-fA-F:.]+\]", host) or not (
@@ -155,17 +155,17 @@ def _joins() -> bool:
     ):
         raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT of process 0.")
     if count is None or own is None:
-        raise UserError("--coordinator goes with --num_processes=N and --process_id=I.")
+        raise UserError("--coordinator needs --num_processes=N and --process_id=I.")
     if count < 1 or not 0 <= own < count:
         raise UserError(
-            f"--process_id is {own} and --num_processes is {count}; processes count from 0 to one "
-            "less than there are."
+            f"--process_id is {own} and --num_processes is {count}; process ids range from 0 to "
+            "one less than the number of processes."
         )
     return True
 
 
 def _wanted_devices() -> int:
-    """Returns `config.engine.devices`, 0 where it is no number: the check of the config says so."""
+    """Returns `config.engine.devices`, or 0 if invalid, which the check of the config reports."""
     engine = getattr(getattr(flags.FLAGS, "config", None), "engine", None)
     wanted = engine.get("devices", 0) if isinstance(engine, ConfigDict) else 0
     return wanted if type(wanted) is int and wanted > 0 else 0
@@ -203,10 +203,10 @@ def _parse(argv: list[str]) -> None:
             f"The command line or its config file cannot be used: {_in_one_line(error)}"
         ) from error
     if len(rest) > 1:
-        raise UserError(f"Unexpected argument {rest[1]!r}; options begin with two dashes.")
+        raise UserError(f"Unexpected argument {rest[1]!r}; options start with two dashes.")
     if arguments:
         if flags.FLAGS.config is None:
-            raise UserError("Name an experiment, such as --config=configs/quickstart.py.")
+            raise UserError("Pass a config file, such as --config=configs/quickstart.py.")
         _require_models(flags.FLAGS.config)
         command_line.set_model_arguments(flags.FLAGS.config, arguments)
     if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
@@ -222,13 +222,13 @@ def _require_models(config: ConfigDict) -> None:
             settings = settings.get(name) if isinstance(settings, ConfigDict) else None
         if not isinstance(settings, ConfigDict) or "name" not in settings:
             raise UserError(
-                f"config.{key}.name is missing; begin with default_config() of "
+                f"config.{key}.name is missing; start from default_config() of "
                 "pfljax.training.study.config."
             )
 
 
 def _in_one_line(error: Exception) -> str:
-    """Returns an error in one line."""
+    """Returns the message of an error in one line."""
     if error.args and isinstance(error.args[0], KeyError):  # ml_collections' unknown key
         error = error.args[0]
     if isinstance(error, flags.Error):
@@ -238,7 +238,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def say(what) -> None:
-    """Prints to standard output, from the first process and unless `--quiet`."""
+    """Prints to standard output from the first process, unless `--quiet`."""
     if not _QUIET.value and jax.process_index() == 0:
         console.print(what)
 
@@ -248,11 +248,11 @@ def progress(rounds: int) -> Iterator[Callable[..., Callable[[int, dict[str, flo
     """Shows a bar for each run, with rounds per second and the current scores.
 
     Args:
-      rounds: of every run.
+      rounds: Number of rounds of every run.
 
     Yields:
-      `(name, score) -> report`, where `report(rounds_done, scores)` moves the bar of that name;
-        `score` is what the runs are scored by.
+      `(name, score) -> report`, a function that adds a bar for runs with the metric `score` and
+        returns `report(rounds_done, scores)`, which updates the bar.
     """
     columns = (
         rich.progress.TextColumn("{task.description:<14}"),
@@ -274,7 +274,7 @@ def progress(rounds: int) -> Iterator[Callable[..., Callable[[int, dict[str, flo
                     bar,
                     completed=done,
                     speed=f"{speed:.1f} rounds/s" if speed else "",
-                    scores="  ".join(f"{who} {value:{form}}" for who, value in scores.items()),
+                    scores="  ".join(f"{model} {value:{form}}" for model, value in scores.items()),
                 )
 
             return report

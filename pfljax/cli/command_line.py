@@ -1,7 +1,7 @@
-"""What the command line says of a config beyond what ml_collections understands.
+"""Command-line handling that ml_collections lacks.
 
-Arguments of models are keys of `config.model` that depend on the model and need not stand in the
-config's file; and a mistyped key is answered by the nearest one, wherever it stands.
+The arguments of a model are keys of `config.model` that depend on the model and may be missing in
+the config file. For an unknown key, the error suggests the nearest known one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pfljax import models
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
 
-# Words of other libraries for keys that no spelling leads to.
+# Names in other libraries that are spelled too differently from our keys to be matched.
 _SYNONYMS = {
     "clients": "data.num_clients",
     "dataset": "data.name",
@@ -32,7 +32,7 @@ _SYNONYMS = {
 
 
 def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes the arguments of models out of a command line.
+    """Separates the arguments of models from the rest of a command line.
 
     Example:
       >>> split_model_arguments(['train.py', '--config.model.widths=(5,)', '--resume'])
@@ -57,14 +57,14 @@ def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str
 
 
 def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, str]) -> None:
-    """Sets arguments of models to what the command line says, in the types the models declare.
+    """Sets arguments of models from the command line, in the types that the models declare.
 
     Args:
-      config: changed in place.
-      arguments: of the command line, by key, such as 'model.widths'.
+      config: The config; changed in place.
+      arguments: The arguments of the command line, by key, such as 'model.widths'.
 
     Raises:
-      UserError: a model has no such argument, or takes other values.
+      UserError: A model has no such argument, or a value has another type.
     """
     for key, text in arguments.items():
         of_model, _, argument = key.rpartition(".")
@@ -82,7 +82,7 @@ def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, 
 
 
 def _argument_types(name: str) -> dict[str, Any]:
-    """Returns the types of a model's arguments beside the shape of inputs and the outputs."""
+    """Returns the types of a model's arguments other than input shape and number of outputs."""
     factory = models.MODELS[name]
     hints = typing.get_type_hints(factory)
     return {key: hints[key] for key in list(inspect.signature(factory).parameters)[2:]}
@@ -106,7 +106,7 @@ def _parsed(key: str, text: str, kind: Any) -> Any:
             value = float(value)
     if not _fits(value, kind):
         shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
-        raise UserError(f"{key} is {text!r}; it must be {shown}, and numbers in it positive.")
+        raise UserError(f"{key} is {text!r}; it must be {shown}, with positive numbers.")
     return value
 
 
@@ -137,7 +137,7 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def listing(config: ml_collections.ConfigDict) -> str:
-    """Returns a line for each key of a config, the arguments of its models included."""
+    """Returns a line for each key of a config, including the arguments of its models."""
     lines = flat(config)
     for key in config_lib.model_keys():
         factory = models.MODELS.get(config_lib.at(config, key).name)
@@ -150,7 +150,7 @@ def listing(config: ml_collections.ConfigDict) -> str:
 
 
 def require_known_keys(argv: Iterable[str]) -> None:
-    """Raises a `UserError` for the first key on a command line that no config has."""
+    """Raises a `UserError` for the first unknown config key on a command line."""
     default = config_lib.default_config()
     known = list(flat(default))
     is_open = tuple(f"{key}." for key in config_lib.open_keys())
@@ -159,7 +159,7 @@ def require_known_keys(argv: Iterable[str]) -> None:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", word)
         if match and match[1] not in {*known, *nodes} and not match[1].startswith(is_open):
             raise UserError(
-                f"Unknown config key {match[1]!r}.{nearest(match[1], known)} --print_config shows "
+                f"Unknown config key {match[1]!r}.{nearest(match[1], known)} --print_config lists "
                 "all keys."
             )
 
@@ -179,7 +179,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     def likeness(key):
         own = _likeness(last, key.split(".")[-1])
         if "." not in word:
-            return own - 0.03 * key.count(".")  # the outer one of equals
+            return own - 0.03 * key.count(".")  # prefers the outer one of two equal keys
         return (own + difflib.SequenceMatcher(None, word, key).ratio()) / 2
 
     best = max(known, key=likeness, default=None)
@@ -187,7 +187,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _likeness(word: str, name: str) -> float:
-    """How near a word is to a key's own name, from 0 to 1."""
+    """Returns the similarity of a word and the last part of a key, from 0 to 1."""
     if word == name:
         return 1.0
     if len(word) > 1 and word == "".join(part[:1] for part in name.split("_")):

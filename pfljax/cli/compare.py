@@ -3,15 +3,16 @@ r"""Runs several methods with several seeds on one federated data set, and compa
     python experiments/compare.py --config=configs/quickstart.py --workdir=WORKDIR \
         --config.algorithms="('local','fedavg','ditto')" --config.seeds="(0,1,2)"
 
-Each run has a work directory of its own, `WORKDIR/METHOD/seed_SEED`. Finished runs are not
-repeated and interrupted ones go on, so that the same command continues after a preemption, and
-adding a method or a seed runs only what is new. At the end: the table, `comparison.md`,
-`comparison.csv`, `curves.png`, `clients.png`, and pictures of the partition. The table shows all
-comparable runs that lie in WORKDIR. With `--vmap_seeds` the seeds of a method share one program.
+Each run has a separate work directory, `WORKDIR/METHOD/seed_SEED`. Finished runs are not repeated
+and interrupted ones are resumed, so the same command continues after a preemption, and adding a
+method or a seed runs only the new combinations. The command writes `comparison.md`,
+`comparison.csv`, `curves.png`, `clients.png` and plots of the partition, and prints the table,
+which includes all comparable runs in WORKDIR. With `--vmap_seeds` the seeds of a method share one
+program.
 
-A seed decides everything random, the partition and the splits included;
-`--config.seeds_vary=training` keeps those of `config.data.seed`. A run that diverges is marked in
-the table, the others go on, and the exit status is 2 at the end.
+A seed determines all randomness, including the partition and the splits;
+`--config.seeds_vary=training` uses those of `config.data.seed`. A run that diverges is marked in
+the table, the other runs continue, and the final exit status is 2.
 """
 
 from __future__ import annotations
@@ -36,32 +37,38 @@ Run = tuple[str, int]  # a method and a seed
 
 
 class Comparison:
-    """The runs of a comparison, and what they share.
+    """The runs of a comparison, and the data sets and programs that they share.
 
     Attributes:
-      config: of the comparison.
-      directory: its work directory.
-      to_do: the runs that are not finished.
-      longer: those of them that are finished with fewer rounds, and go on.
-      datasets: of each seed; empty where nothing is to run.
+      config: The config of the comparison.
+      directory: The work directory of the comparison.
+      to_do: The runs that are not finished.
+      longer: The runs that are finished with fewer rounds and will be extended.
+      datasets: The data set of each seed; empty if all runs are finished.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, directory: pathlib.Path):
         self.config, self.directory = config, directory
         runs = [(name, seed) for name in config.algorithms for seed in config.seeds]
-        self.to_do = [run for run in runs if not workdir.is_finished(self.place(run), self.of(run))]
+        self.to_do = [
+            run
+            for run in runs
+            if not workdir.is_finished(self.directory_of(run), self.config_of(run))
+        ]
         for run in self.to_do:
-            workdir.check(self.place(run), self.of(run), resume=True)
-        self.longer = [run for run in self.to_do if (self.place(run) / "result.json").exists()]
+            workdir.check(self.directory_of(run), self.config_of(run), resume=True)
+        self.longer = [
+            run for run in self.to_do if (self.directory_of(run) / "result.json").exists()
+        ]
         self.datasets = self._load()
         self._examples: dict[int, Any] = {}
         self._built: dict[Any, experiment.Experiment] = {}
 
-    def place(self, run: Run) -> pathlib.Path:
+    def directory_of(self, run: Run) -> pathlib.Path:
         """Returns the work directory of a run."""
         return self.directory / run[0] / f"seed_{run[1]}"
 
-    def of(self, run: Run) -> ml_collections.ConfigDict:
+    def config_of(self, run: Run) -> ml_collections.ConfigDict:
         """Returns the config of a run."""
         name, seed = run
         own = copy.deepcopy(self.config)
@@ -72,49 +79,49 @@ class Comparison:
         return own
 
     def _load(self) -> dict[int, FederatedDataset]:
-        """Loads the data set of each seed; one for all where seeds vary training alone.
+        """Loads the data set of each seed; the same one for all if seeds vary training only.
 
-        Those of finished seeds too, because the largest clients of all decide how programs are
-        compiled, and a run that goes on is to round as it did.
+        Data sets of finished seeds are loaded too: the largest client of all seeds determines the
+        shapes of the compiled programs, and a resumed run must round as before.
         """
         found: dict[int, FederatedDataset] = {}
         for seed in self.config.seeds if self.to_do else ():
             if found and self.config.seeds_vary == "training":
                 found[seed] = next(iter(found.values()))
             else:
-                found[seed] = experiment.build_dataset(self.of((self.to_do[0][0], seed)))
+                found[seed] = experiment.build_dataset(self.config_of((self.to_do[0][0], seed)))
         return found
 
-    def _alike(self, seed: int) -> list[int]:
-        """Returns the seeds whose data sets are of the form of this one's, this one included."""
+    def _same_form(self, seed: int) -> list[int]:
+        """Returns the seeds whose data sets have the shapes of this one's, including this seed."""
         own = self.datasets[seed]
         return [one for one, other in self.datasets.items() if experiment.same_form(own, other)]
 
     def build(self, run: Run) -> experiment.Experiment:
-        """Returns the experiment of a run; those of a method share programs wherever they can."""
+        """Returns the experiment of a run; runs of a method share programs where possible."""
         name, seed = run
-        alike, begun = self._alike(seed), workdir.clients_per_chunk(self.place(run))
-        key = (name, alike[0], begun)
+        same, chunk = self._same_form(seed), workdir.clients_per_chunk(self.directory_of(run))
+        key = (name, same[0], chunk)
         if key not in self._built:
-            bounds = experiment.bounds_of([self.datasets[one] for one in alike])
+            bounds = experiment.bounds_of([self.datasets[one] for one in same])
             self._built[key] = experiment.build(
-                self.of((name, alike[0])),
-                self.datasets[alike[0]],
-                self._examples.get(id(self.datasets[alike[0]])),
-                begun,
+                self.config_of((name, same[0])),
+                self.datasets[same[0]],
+                self._examples.get(id(self.datasets[same[0]])),
+                chunk,
                 bounds,
             )
-            self._examples[id(self.datasets[alike[0]])] = self._built[key].examples
+            self._examples[id(self.datasets[same[0]])] = self._built[key].examples
         built, dataset = self._built[key], self.datasets[seed]
         if id(dataset) not in self._examples:
-            bounds = experiment.bounds_of([self.datasets[one] for one in alike])
+            bounds = experiment.bounds_of([self.datasets[one] for one in same])
             self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds.train)
         return built._replace(
-            config=self.of(run), dataset=dataset, examples=self._examples[id(dataset)]
+            config=self.config_of(run), dataset=dataset, examples=self._examples[id(dataset)]
         )
 
     def on_host(self) -> bool:
-        """Whether populations lie on the host, where nothing of one run serves another."""
+        """Whether populations are stored on the host, where runs share nothing."""
         return self.config.engine.residence == "host"
 
 
@@ -122,7 +129,7 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     app.define_study()
     flags.DEFINE_bool(
-        "vmap_seeds", False, "Train all seeds of a method in one program, which compiles once."
+        "vmap_seeds", False, "Train all seeds of a method in one program, compiled once."
     )
 
 
@@ -136,17 +143,17 @@ def main() -> None:
 
 def _compare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     comparison = Comparison(config, directory)
-    # Every method is built before the first one runs, so that no mistake shows up after an hour.
+    # Build every method before the first run, so that errors appear immediately.
     if not comparison.on_host():
         for run in comparison.to_do:
-            loop.check_plan(comparison.build(run), comparison.place(run))
+            loop.check_plan(comparison.build(run), comparison.directory_of(run))
     if comparison.longer:
         names = ", ".join(f"{name} with seed {seed}" for name, seed in comparison.longer)
-        app.say(f"Going on to {config.rounds} rounds, and replacing their results: {names}")
+        app.say(f"Extending to {config.rounds} rounds, with new results: {names}")
     diverged = []
     with app.progress(config.rounds) as add_bar:
         if flags.FLAGS.vmap_seeds:
-            _run_seeds_together(comparison, add_bar)
+            _run_seeds_vectorized(comparison, add_bar)
         else:
             _run_one_by_one(comparison, add_bar)
     if jax.process_index() == 0:
@@ -154,7 +161,7 @@ def _compare(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None
     if diverged:
         raise DivergedError(
             f"Diverged: {', '.join(diverged)}; lower their learning rates or hyper-parameters, and "
-            "take another work directory for them. All other runs are kept."
+            "use another work directory for them. All other runs are kept."
         )
 
 
@@ -163,53 +170,53 @@ def _run_one_by_one(comparison: Comparison, add_bar) -> None:
         built = _build(comparison, run)
         bar = add_bar(f"{run[0]}, seed {run[1]}", built.task.score)
         try:
-            loop.run(built, comparison.place(run), resume=True, progress=bar)
+            loop.run(built, comparison.directory_of(run), resume=True, progress=bar)
         except DivergedError:
-            continue  # The run's result says why, and the table marks it.
+            continue  # The result contains the reason, and the table marks the run.
 
 
 def _build(comparison: Comparison, run: Run) -> experiment.Experiment:
     if comparison.on_host():
-        begun = workdir.clients_per_chunk(comparison.place(run))
-        return experiment.build(comparison.of(run), comparison.datasets[run[1]], None, begun)
+        chunk = workdir.clients_per_chunk(comparison.directory_of(run))
+        return experiment.build(comparison.config_of(run), comparison.datasets[run[1]], None, chunk)
     return comparison.build(run)
 
 
-def _run_seeds_together(comparison: Comparison, add_bar) -> None:
-    """Trains the seeds of each method in one program; those that stopped alike go on together."""
+def _run_seeds_vectorized(comparison: Comparison, add_bar) -> None:
+    """Trains the seeds of each method in one program, grouped by the round to resume from."""
     for name in dict.fromkeys(name for name, _ in comparison.to_do):
         runs = [run for run in comparison.to_do if run[0] == name]
-        for group in vectorized.group_by_round([comparison.place(run) for run in runs]):
+        for group in vectorized.group_by_round([comparison.directory_of(run) for run in runs]):
             own = [runs[number] for number in group]
-            # With the examples of the group's first seed, which a group of one has no others than.
-            alone = _build(comparison, own[0])
+            # Built with the examples of the first seed, the only ones in a group of one.
+            single = _build(comparison, own[0])
             datasets = [comparison.datasets[seed] for _, seed in own]
             share = all(dataset is datasets[0] for dataset in datasets)
             built = vectorized.build(
-                [comparison.of(run) for run in own],
-                alone,
+                [comparison.config_of(run) for run in own],
+                single,
                 None if share else datasets,
-                workdir.clients_per_chunk(comparison.place(own[0])),
+                workdir.clients_per_chunk(comparison.directory_of(own[0])),
             )
             try:
                 loop.run_vectorized(
                     built,
-                    [comparison.of(run) for run in own],
-                    [comparison.place(run) for run in own],
+                    [comparison.config_of(run) for run in own],
+                    [comparison.directory_of(run) for run in own],
                     datasets,
                     resume=True,
-                    progress=add_bar(f"{name}, {len(group)} seeds", alone.task.score),
+                    progress=add_bar(f"{name}, {len(group)} seeds", single.task.score),
                 )
             except DivergedError:
                 continue
 
 
 def _draw_partition(comparison: Comparison, title: str) -> list[str]:
-    """Draws what the clients have, unless that has been done; returns the pictures' names."""
+    """Draws the plots of the partition unless they exist; returns the names of the files."""
     directory, dataset = comparison.directory, next(iter(comparison.datasets.values()), None)
     if dataset is None and not (directory / partitions.SIZES).exists():
         run = (comparison.config.algorithms[0], comparison.config.seeds[0])
-        dataset = experiment.build_dataset(comparison.of(run))
+        dataset = experiment.build_dataset(comparison.config_of(run))
     if dataset is not None:
         found = statistics.measure(dataset)
         return partitions.draw(directory, found, title, dataset.num_unseen)
@@ -217,9 +224,9 @@ def _draw_partition(comparison: Comparison, title: str) -> list[str]:
 
 
 def _report(comparison: Comparison) -> list[str]:
-    """Writes and prints the comparison; returns the runs that diverged."""
+    """Writes and prints the comparison; returns the names of the runs that diverged."""
     config, directory = comparison.config, comparison.directory
-    runs, left_out = finished.collect(directory, config)
+    runs, omitted = finished.collect(directory, config)
     first = next(iter(runs.values()))[0].result
     clients = (
         f"{first['dataset']}, {first['num_clients']} clients, "
@@ -230,7 +237,7 @@ def _report(comparison: Comparison) -> list[str]:
         f"{clients}, {first['model']}, {config.rounds} rounds, {seeds} seed{'s' * (seeds > 1)}"
         + (" on one partition" if seeds > 1 and config.seeds_vary == "training" else "")
     )
-    notes = [*tables.notes(runs), *left_out]
+    notes = [*tables.notes(runs), *omitted]
     one_of_several = seeds > 1 and config.seeds_vary == "everything"
     drawn = f"{clients}, seed {config.seeds[0]}" if one_of_several else clients
     pictures = _draw_partition(comparison, drawn)

@@ -1,11 +1,11 @@
-r"""Shows what the clients of a study have, before anything is trained.
+r"""Shows the partition of a config: sizes, classes and heterogeneity of its clients.
 
     python experiments/partition.py --config=configs/quickstart.py --output=DIR \
         --config.data.partition=dirichlet --config.data.alpha=0.5
 
-Prints how many examples and classes clients have, how unequal they are, and how far their label
-distributions lie apart. With `--output` it also draws `partition_classes.png` (clients by classes),
-`partition_sizes.png` (how many clients have how many examples) and `partition_distances.png`.
+Prints the numbers of examples and classes per client, their imbalance, and the distances between
+label distributions. With `--output`, also draws `partition_classes.png` (clients by classes),
+`partition_sizes.png` (histogram of the client sizes) and `partition_distances.png`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pfljax.training.study import experiment
 def define_flags() -> None:
     """Defines the flags of this command."""
     app.define_config()
-    flags.DEFINE_string("output", None, "A directory for the pictures; none without it.")
+    flags.DEFINE_string("output", None, "Directory for the plots; without it, none are drawn.")
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
             names = partitions.draw(directory, found, title, dataset.num_unseen)
         except OSError as error:
             raise UserError(
-                f"The pictures cannot be written to {directory} ({error.strerror}); name another "
+                f"The plots cannot be written to {directory} ({error.strerror}); choose another "
                 "--output."
             ) from error
         app.say(f"{', '.join(names)} in {directory}")

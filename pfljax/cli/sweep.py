@@ -1,20 +1,20 @@
-r"""Tries values of a method's hyper-parameters, all in one program, and names the best.
+r"""Trains one method with several hyper-parameter values in one program, and selects the best.
 
     python experiments/sweep.py --config=configs/quickstart.py --workdir=WORKDIR \
         --config.algorithm=ditto --values=hparams.ditto.lam=0.01,0.1,1 \
         --values=client_optimizer.learning_rate=0.02,0.05
 
-`--every_method` does so for each of `config.algorithms` in turn, which gives all of them the same
-budget; the key `learning_rate` then stands for `learning_rates.METHOD`:
+`--every_method` does so for each of `config.algorithms`, with the same tuning budget for all of
+them; the key `learning_rate` then means `learning_rates.METHOD`:
 
     python experiments/sweep.py --config=configs/quickstart.py --workdir=WORKDIR --every_method \
         --values=learning_rate=0.01,0.03,0.1,0.3
 
-Every combination runs with every seed of `config.seeds`; a run of its own is left in
-`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best is chosen on validation examples: the score of
-the personalized models in the round where it is highest, averaged over the seeds; test examples
-only report. Finished runs are not repeated. At the end: the table, and `sweep_METHOD.csv`. All
-seeds run on the partition of `config.data.seed`.
+Every combination runs with every seed of `config.seeds`, each in a separate work directory,
+`WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best combination is selected on validation examples:
+the best score of the personalized models over all rounds, averaged over the seeds. Test examples
+are reported only. Finished runs are not repeated. The command prints the table and writes it to
+`sweep_METHOD.csv`. All seeds use the partition of `config.data.seed`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from pfljax.training.study import vectorized
 
 
 def parse(text: str, config) -> tuple[str, list]:
-    """Returns a key of the config and its values, in the type that the config has there.
+    """Returns a key of the config and its values, in the type of the config's own value.
 
     Raises:
-      UserError: there is no such key, or a value cannot be meant.
+      UserError: The key does not exist, or a value is invalid.
     """
     key, equals, values = text.partition("=")
     if key == "learning_rate":
@@ -55,24 +55,25 @@ def parse(text: str, config) -> tuple[str, list]:
         known = list(node) if hasattr(node, "keys") else []
         if name not in known:
             raise UserError(
-                f"--values names the key {key!r}, which no config has."
-                f"{config_lib.suggest(name, known)}"
+                f"--values has the unknown config key {key!r}.{config_lib.suggest(name, known)}"
             )
         node = node[name]
     if key == "client_optimizer.learning_rate" and config.learning_rates[config.algorithm]:
         raise UserError(
-            f"{config.algorithm} has a learning rate of its own here; sweep "
-            f"learning_rates.{config.algorithm}."
+            f"config.learning_rates sets a learning rate for {config.algorithm}; sweep "
+            f"learning_rates.{config.algorithm} instead."
         )
     kind = float if key.startswith("learning_rates.") else type(node)
     if kind not in (bool, int, float):
-        raise UserError(f"config.{key} is no number; only numbers can be swept.")
+        raise UserError(f"config.{key} is not a number; only numbers can be swept.")
     words = {"true": True, "false": False}
     try:
         return key, [words[v.lower()] if kind is bool else kind(v) for v in values.split(",")]
     except (ValueError, KeyError) as error:
         example = 0.05 if node is None else node
-        raise UserError(f"--values={text}: config.{key} takes values like {example!r}.") from error
+        raise UserError(
+            f"--values={text}: config.{key} takes values such as {example!r}."
+        ) from error
 
 
 def changed(config, settings: dict, seed: int):
@@ -83,7 +84,7 @@ def changed(config, settings: dict, seed: int):
 
 
 def name_of(settings: dict) -> str:
-    """Returns a folder's name, such as `lam=0.1,learning_rate=0.05`."""
+    """Returns the name of a directory, such as `lam=0.1,learning_rate=0.05`."""
     return ",".join(f"{key.split('.')[-1]}={value!r}" for key, value in settings.items())
 
 
@@ -91,10 +92,10 @@ class Best(NamedTuple):
     """The best setting of a method.
 
     Attributes:
-      settings: `{key: value}`.
-      validation: its best validation score, the mean over seeds.
-      test: the test score in the same round.
-      at_the_edge: the keys whose best value is the least or the greatest that was tried.
+      settings: The values of the setting, `{key: value}`.
+      validation: The best validation score over the rounds, averaged over the seeds.
+      test: The test score in the same round, averaged over the seeds.
+      at_the_edge: The keys whose best value is the smallest or the largest value tried.
     """
 
     settings: dict[str, Any]
@@ -107,10 +108,10 @@ def define_flags() -> None:
     """Defines the flags of this command."""
     app.define_study()
     flags.DEFINE_multi_string(
-        "values", [], "KEY=VALUE,VALUE,...; given several times, all combinations are tried."
+        "values", [], "KEY=VALUE,VALUE,...; repeat the flag to try all combinations."
     )
     flags.DEFINE_bool(
-        "every_method", False, "Sweep each of config.algorithms in turn, with the same values."
+        "every_method", False, "Sweep each of config.algorithms, with the same values."
     )
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     config, directory = app.study()
     config_lib.check(config)
     if not flags.FLAGS.values:
-        raise UserError("Name what to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
+        raise UserError("Pass the values to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
     found, diverged = {}, []
     for name in config.algorithms if flags.FLAGS.every_method else (config.algorithm,):
         own = changed(config, {"algorithm": name}, config.seed)
@@ -132,7 +133,7 @@ def main() -> None:
         for best in found.values():
             words = " ".join(f"--config.{key}={value!r}" for key, value in best.settings.items())
             edge = ", ".join(best.at_the_edge)
-            app.say(f"best: {words}{f' (at the edge of what was tried: {edge})' * bool(edge)}")
+            app.say(f"best: {words}{f' (at the edge of the values tried: {edge})' * bool(edge)}")
     if diverged:
         raise DivergedError(f"All values diverged for {', '.join(diverged)}; try lower ones.")
 
@@ -141,7 +142,7 @@ def sweep(config, directory: pathlib.Path) -> Best:
     """Runs all combinations of the values for a config's method, and reports them.
 
     Raises:
-      DivergedError: all runs diverged.
+      DivergedError: All runs diverged.
     """
     grid = dict(parse(text, config) for text in flags.FLAGS.values)
     settings = [
@@ -149,42 +150,42 @@ def sweep(config, directory: pathlib.Path) -> Best:
     ]
     runs = [(setting, seed) for setting in settings for seed in config.seeds]
     configs = [changed(config, *run) for run in runs]
-    places = [
+    directories = [
         directory / config.algorithm / name_of(setting) / f"seed_{seed}" for setting, seed in runs
     ]
     todo = [
         index
-        for index, place in enumerate(places)
-        if not workdir.is_finished(place, configs[index])
+        for index, run_directory in enumerate(directories)
+        if not workdir.is_finished(run_directory, configs[index])
     ]
     for index in todo:
-        workdir.check(places[index], configs[index], resume=True)
+        workdir.check(directories[index], configs[index], resume=True)
     if todo:
         built = None
         with app.progress(config.rounds) as add_bar:
-            for group in vectorized.group_by_round([places[index] for index in todo]):
+            for group in vectorized.group_by_round([directories[index] for index in todo]):
                 own = [todo[number] for number in group]
-                begun = workdir.clients_per_chunk(places[own[0]])
-                alone = [configs[index] for index in own]
-                built = vectorized.build(alone, built, None, begun)
-                with contextlib.suppress(DivergedError):  # The results say which diverged.
+                chunk = workdir.clients_per_chunk(directories[own[0]])
+                own_configs = [configs[index] for index in own]
+                built = vectorized.build(own_configs, built, None, chunk)
+                with contextlib.suppress(DivergedError):  # The results mark the diverged runs.
                     loop.run_vectorized(
                         built,
-                        alone,
-                        [places[index] for index in own],
+                        own_configs,
+                        [directories[index] for index in own],
                         resume=True,
                         progress=add_bar(f"{config.algorithm}, {len(own)} runs", built.task.score),
                     )
-    return _report(config.algorithm, directory, settings, list(zip(runs, places, strict=True)))
+    return _report(config.algorithm, directory, settings, list(zip(runs, directories, strict=True)))
 
 
-def scores(place: pathlib.Path) -> tuple[float, float]:
-    """Returns a run's best validation score and the test score then; NaN if it diverged."""
-    result = writers.read_json(place / "result.json")
+def scores(run_directory: pathlib.Path) -> tuple[float, float]:
+    """Returns a run's best validation score and its test score; NaN if the run diverged."""
+    result = writers.read_json(run_directory / "result.json")
     if "diverged" in result:
         return math.nan, math.nan
     score, sign = score_of(result)
-    rows = writers.read_rows(place / "metrics.jsonl")
+    rows = writers.read_rows(run_directory / "metrics.jsonl")
     validation, test = (
         [row.get(f"personal/{split}_{score}_weighted") for row in rows]
         for split in ("validation", "test")
@@ -196,14 +197,14 @@ def scores(place: pathlib.Path) -> tuple[float, float]:
 
 
 def score_of(result: dict[str, Any]) -> tuple[str, int]:
-    """Returns the metric of a run, and 1 if more of it is better, else -1."""
+    """Returns the metric of a run, and 1 if larger values are better, otherwise -1."""
     return result.get("score_name", "accuracy"), 1 if result.get("more_is_better", True) else -1
 
 
 def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
     lines = []
     for setting in settings:
-        own = [scores(place) for (used, _), place in runs if used == setting]
+        own = [scores(run_directory) for (used, _), run_directory in runs if used == setting]
         lines.append((setting, *(statistics.mean(column) for column in zip(*own, strict=True))))
     score, sign = score_of(writers.read_json(runs[0][1] / "result.json"))
     lines.sort(key=lambda line: -math.inf if math.isnan(line[1]) else sign * line[1], reverse=True)

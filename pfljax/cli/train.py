@@ -3,8 +3,8 @@ r"""Trains and evaluates one method.
     python experiments/train.py --config=configs/quickstart.py --workdir=WORKDIR \
         --config.algorithm=ditto --config.hparams.ditto.lam=0.5
 
-The work directory then holds `config.json`, `metrics.jsonl`, `clients.npz`, `checkpoints/`,
-`result.json` and TensorBoard events. The same command with `--resume` goes on after a preemption.
+The command writes `config.json`, `metrics.jsonl`, `clients.npz`, `checkpoints/`, `result.json` and
+TensorBoard events to the work directory. With `--resume` it continues after a preemption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pfljax.training.study import experiment
 def define_flags() -> None:
     """Defines the flags of this command."""
     app.define_study()
-    flags.DEFINE_bool("resume", False, "Go on from the newest good checkpoint, if there is one.")
+    flags.DEFINE_bool("resume", False, "Resume from the latest intact checkpoint, if any.")
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from pfljax.core.ranges import (
     at_least,
     between,
     check_hyperparameters,
+    checked,
     networks,
 )
 from pfljax.core.types import (
@@ -80,6 +81,7 @@ __all__ = [
     "at_least",
     "between",
     "check_hyperparameters",
+    "checked",
     "descend",
     "for_each_batch",
     "mean",

@@ -7,7 +7,7 @@ cohort uploaded, and last the context, or the key of a function that runs before
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -175,7 +175,10 @@ class Algorithm(NamedTuple):
       global_params: The global model; None for a method without one.
       download: What the server sends to a client; None for whatever `client_update` reads of the
         server's state.
-      exchange: What a client learns from the others of its cohort; None where they do not.
+      exchange: What a client learns from the others of its cohort; None where they do not. With an
+        aggregator `uploads.total` is `()`.
+      aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
+        which clients apply them; `aggregation.apply` adds one.
     """
 
     init_server: InitServer
@@ -187,6 +190,7 @@ class Algorithm(NamedTuple):
     global_params: GlobalParams | None = None
     download: Download | None = None
     exchange: Exchange | None = None
+    aggregators: tuple[Any, ...] = ()
 
     def update_client(
         self, server: PyTree, client: PyTree, data: ClientData, context: Context

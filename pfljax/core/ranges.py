@@ -1,14 +1,14 @@
 """What a method's hyper-parameters may be: declared in its signature, checked at once.
 
-    @checked
+    @core.checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
 
-With `checked` of `pfljax.algorithms` the factory then refuses `lam=-1` before anything is traced,
-and so does the check of a config.
+The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import typing
@@ -119,3 +119,18 @@ def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: 
             raise UserError(f"{prefix}{name} is {value}; it must be a whole number.")
         if not allowed.holds(value):
             raise UserError(f"{prefix}{name} is {value}; it must {allowed.rule()}.")
+
+
+def checked(factory: Callable) -> Callable:
+    """Returns the factory of a method with a check of its hyper-parameters before it.
+
+    Raises:
+      UserError: on a call, see `check_hyperparameters`.
+    """
+
+    @functools.wraps(factory)
+    def checking(*args, **hyperparameters):
+        check_hyperparameters(factory, hyperparameters, f"{factory.__name__}: ")
+        return factory(*args, **hyperparameters)
+
+    return checking

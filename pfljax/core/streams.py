@@ -20,6 +20,7 @@ next.
       0, 1, 2 ...                 `Context.child`, a method's own uses
       ORDER         epoch         the order of a client's examples
       STEP          step          a step of local training
+      AGGREGATION   stage         an aggregator, on the client or at the server
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import jax
 SERVER_INIT, CLIENT_INIT, CLIENT, COHORT, SERVER, UPDATE, EXCHANGE, EVALUATION = range(8)
 
 # The numbers below the key of a context that no method takes for a child of its own.
-ORDER, STEP = 2**32 - 1, 2**32 - 2
+ORDER, STEP, AGGREGATION = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
 def key_of(key: jax.Array, *path: jax.Array | int) -> jax.Array:

@@ -113,18 +113,21 @@ class ClientOutput(NamedTuple):
 
     Attributes:
       state: the client's next private state; never leaves the client.
-      sum: added up over the cohort; the server needs only the total, so that secure
-        aggregation and differential privacy could be added.
+      sum: added up over the cohort; the server needs only the total, so that every aggregator can
+        be used and secure aggregation could be added.
       each: one row per client, seen by the server: costs cohort x message and reveals
         individual messages; `()` unless the method compares clients.
       metrics: scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
         for a mean over those clients only that have something to report.
+      size: number of bits of what is uploaded, an `aggregation.Size`, where an aggregator decides
+        it; None where the shapes of `sum` and `each` tell it.
     """
 
     state: PyTree
     sum: PyTree = ()
     each: PyTree = ()
     metrics: dict[str, PyTree] = {}
+    size: PyTree = None
 
 
 class Task(NamedTuple):

@@ -17,7 +17,7 @@ class Weighted(NamedTuple):
 
     Attributes:
       value: `weight * tree`.
-      weight: `[]` float.
+      weight: `[]` float, or `[C]` for a tree of means of classes, whose leaves are `[C, ...]`.
     """
 
     value: PyTree
@@ -36,7 +36,7 @@ def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
 
 
 def mean(total: Weighted) -> PyTree:
-    """Returns `sum_k w_k x_k / sum_k w_k` from the cohort's total; zeros where no weight came."""
+    """Returns `sum_k w_k x_k / sum_k w_k` for scalar weights; zeros where no weight came."""
     # Without weight the value is zero too, so any divisor leaves it so.
     return tree_lib.divide(total.value, jnp.where(total.weight > 0, total.weight, 1))
 

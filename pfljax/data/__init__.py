@@ -1,10 +1,10 @@
-"""The host's side: where examples come from, who owns them, and how they are laid out.
+"""Federated data sets on the host: sources, partitions, splits and formats, in NumPy.
 
-`load` is the one entry that programs need: a source (`sources`) is dealt out to clients
-(`partition`) and each client's examples are split (`split`); or a data set whose clients are
-given is read from disk (`formats`), or made of arrays (`arrays`). All of them are checked in one
-place (`validate`). Then groups of clients may see it differently (`shift`). All of
-it is NumPy, and ends in a `FederatedDataset`.
+Programs call `load`. It reads a pool of examples (`sources`), partitions it among clients
+(`partition`) and splits the examples of each client (`split`); or it reads a data set with given
+clients from disk (`formats`). `from_arrays` (`arrays`) builds one from arrays. All of them are
+validated by the same code (`validate`) and result in a `FederatedDataset`. Shifts for groups of
+clients (`shift`) are applied last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
 from pfljax.data.natural import natural
 from pfljax.data.partition import PARTITIONS as _DEALT
-from pfljax.data.partition import deal, dirichlet, iid, pathological
+from pfljax.data.partition import dirichlet, iid, make_partition, pathological
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import assemble
@@ -42,7 +42,7 @@ __all__ = [
     "Split",
     "StoreWriter",
     "assemble",
-    "deal",
+    "make_partition",
     "describe",
     "dirichlet",
     "from_arrays",
@@ -61,7 +61,7 @@ __all__ = [
     "shift_features",
 ]
 
-# Data sets whose clients are given; all others are pools, which a partition deals out.
+# Data sets with given clients; all others are pools, which are partitioned.
 GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "pfllib": load_pfllib,
     "npz": load_npz,
@@ -99,38 +99,40 @@ def load(
     """Returns a federated data set by name.
 
     Args:
-      name: a key of `DATASETS`.
-      dir: a directory that holds its files, or a folder of its own name that does; for `npz` a
-        file. Not used for what is generated or comes with a package.
-      partition: one of `PARTITIONS`; `natural` where the examples have owners; `pfllib`, `npz` and
-        `store` keep their own clients whatever it says.
-      alpha: concentration of the four Dirichlet partitions.
-      classes_per_client: for `pathological` and `dirichlet_extended`.
-      balanced: whether `pathological` splits a class equally among its clients.
-      shards_per_client: for `shards`.
-      size_sigma: of the logarithms of sizes, for `quantity_log_normal`.
-      size_exponent: of the sizes over their ranks, for `quantity_power_law`.
-      num_groups: of clients, for the partition `groups` and for both shifts.
-      group_by: one of `GROUPINGS`: what `groups` deals out to a group, single classes or whole
-        superclasses.
-      feature_shift: one of `FEATURE_SHIFTS`, how the groups' examples look; copies the inputs.
-      shift_strength: of the shifts `contrast` and `noise`, from 0 to 1.
-      concept_shift: one of `CONCEPT_SHIFTS`, what the groups' labels mean; copies the targets.
-      num_clients: how many clients to deal the examples out to; `natural` takes all owners.
-      seed: decides the partition and the splits.
-      test_fraction: of each client's examples; `pfllib`, `npz` and `store` have their own.
-      validation_fraction: of each client's other examples; `npz` and `store` have their own.
-      unseen_fraction: of the clients, who never train; `npz` and `store` have their own.
-      min_size: examples that the Dirichlet partitions (but for the balanced one) and the quantities
-        must give every client, and without which `natural` leaves an owner out; None for their
-        rules.
-      options: of this data set alone, the keyword-only arguments of its loader in `SOURCES`.
+      name: A key of `DATASETS`.
+      dir: The directory of the files, or the parent of a directory with the data set's name; for
+        `npz` a file. Not used for generated data sets and for those that come with a package.
+      partition: A key of `PARTITIONS`; `natural` if the examples have owners. `pfllib`, `npz` and
+        `store` keep their own clients, whatever the partition.
+      alpha: The concentration of the four Dirichlet partitions.
+      classes_per_client: Number of classes of a client, for `pathological` and
+        `dirichlet_extended`.
+      balanced: Whether `pathological` splits a class equally among its clients.
+      shards_per_client: Number of shards of a client, for `shards`.
+      size_sigma: The standard deviation of the logarithms of sizes, for `quantity_log_normal`.
+      size_exponent: The exponent of the sizes over their ranks, for `quantity_power_law`.
+      num_groups: Number of groups of clients, for the partition `groups` and for both shifts.
+      group_by: One of `GROUPINGS`: whether `groups` assigns single classes or whole superclasses.
+      feature_shift: One of `FEATURE_SHIFTS`, the change of the groups' inputs; copies the inputs.
+      shift_strength: The strength of the shifts `contrast` and `noise`, from 0 to 1.
+      concept_shift: One of `CONCEPT_SHIFTS`, the change of the groups' labels; copies the targets.
+      num_clients: Number of clients of the partition; `natural` uses all owners.
+      seed: The seed of the partition and the splits.
+      test_fraction: The fraction of each client's examples that are test examples; `pfllib`, `npz`
+        and `store` have their own.
+      validation_fraction: The fraction of each client's other examples that are validation
+        examples; `npz` and `store` have their own.
+      unseen_fraction: The fraction of held-out clients; `npz` and `store` have their own.
+      min_size: The minimum number of examples of a client in the Dirichlet partitions (except the
+        balanced one) and the quantity partitions; `natural` drops owners with fewer. None selects
+        the defaults of the partitions.
+      options: Options of this data set, the keyword-only arguments of its loader in `SOURCES`.
 
     Returns:
       The federated data set.
 
     Raises:
-      UserError: an argument makes no sense, or the files are absent or damaged.
+      UserError: An argument is invalid, or files are missing or damaged.
 
     >>> data = load(name="digits", partition="iid", num_clients=10)
     >>> data.num_clients, len(data.targets)
@@ -159,7 +161,7 @@ def load(
         if partition == "natural":
             clients = natural(_owners(examples), min_size)
         else:
-            clients = deal(
+            clients = make_partition(
                 partition,
                 examples.labels,
                 num_clients,
@@ -189,13 +191,13 @@ def load(
 
 
 def _read(name: str, dir: str, **options: Any) -> Any:
-    """Returns what the data set's loader returns; what stands in its way costs one sentence."""
+    """Calls the loader of a data set; files that cannot be opened raise a `UserError`."""
     where = _where(name, dir)
     try:
         return DATASETS[name](dir, **options)
     except MemoryError as error:
         raise reading.too_large(where) from error
-    except OSError as error:  # such as a name that is too long, or a folder without permission
+    except OSError as error:  # such as a long name, or a directory without permission
         reason = error.strerror or error
         raise UserError(f"{where[:200]} cannot be read ({reason}): check data.dir.") from error
 
@@ -222,16 +224,16 @@ def _superclasses(examples: Examples, partition: str, group_by: str) -> np.ndarr
 
 
 def _options(name: str) -> list[str]:
-    """Returns the names of a data set's own options."""
+    """Returns the names of a data set's options."""
     parameters = inspect.signature(SOURCES[name]).parameters.values() if name in SOURCES else ()
     return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
 
 def describe(dataset: FederatedDataset) -> str:
-    """Returns a few lines of plain text about a data set, for logs.
+    """Returns a description of a data set for logs.
 
     Args:
-      dataset: the data set.
+      dataset: The data set.
 
     Returns:
       Its clients, examples and classes per client, without a final newline.

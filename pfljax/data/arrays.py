@@ -1,4 +1,4 @@
-"""A federated data set of the user's own arrays: inputs, targets, and each example's client."""
+"""Federated data sets from the user's arrays: inputs, targets, and the client of each example."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pfljax.data.sources.scale import mean_and_std
 from pfljax.data.split import assemble
 from pfljax.errors import UserError
 
-_FRACTIONS = "name task='regression' if these are no classes"
+_FRACTIONS = "pass task='regression' if these are not classes"
 
 
 def from_arrays(
@@ -31,34 +31,34 @@ def from_arrays(
     unseen_fraction: float = 0.0,
     seed: int = 0,
 ) -> FederatedDataset:
-    """Returns a federated data set made of arrays, each client's examples split for it.
+    """Returns a federated data set made of arrays, with each client's examples split.
 
     Args:
       inputs: `[n, ...]` numbers: features, images `[n, height, width, channels]`, or ids.
-      targets: `[n]` labels of any kind: whole numbers from 0 to C - 1, which stay as they are, or
-        others, such as strings or -1 and 1, which are numbered in their order; for the task
-        regression numbers; for next_token `[n, T]` ids.
-      clients: `[n]` whole numbers or strings, the client of each example. Clients are numbered in
-        the order of these.
-      name: how reports call it.
-      task: what the targets are, one of `TASKS`.
-      vocabulary: sizes of the id spaces where inputs are ids; see `FederatedDataset`.
-      in_time: whether each client's examples lie in the order of time, so that its test part is
-        the last of them and not a random one.
-      normalize: whether models see measured inputs, and targets of a regression, with mean 0 and
-        standard deviation 1, of each feature or channel over all examples.
-      test_fraction: the part of a client's examples that it is tested on, in (0, 1).
-      validation_fraction: the part of the other examples used to select models, in [0, 1).
-      unseen_fraction: the part of the clients that never train, in [0, 1).
-      seed: decides the splits.
+      targets: `[n]` labels of any kind: integers from 0 to C - 1, which are kept, or others, such
+        as strings or -1 and 1, which are numbered in sorted order; for the task regression,
+        numbers; for next_token, `[n, T]` ids.
+      clients: `[n]` integers or strings, the client of each example. Clients are numbered in
+        sorted order.
+      name: The name of the data set in reports.
+      task: The kind of targets, one of `TASKS`.
+      vocabulary: The sizes of the id spaces if inputs are ids; see `FederatedDataset`.
+      in_time: Whether each client's examples are in order of time, so that its last examples are
+        the test examples, instead of random ones.
+      normalize: Whether numeric inputs, and targets of a regression, are standardized to mean 0
+        and standard deviation 1, for each feature or channel over all examples.
+      test_fraction: The fraction of a client's examples that are test examples, in (0, 1).
+      validation_fraction: The fraction of the other examples that are used to select models, in
+        [0, 1).
+      unseen_fraction: The fraction of held-out clients, in [0, 1).
+      seed: The seed of the splits.
 
     Returns:
-      The federated data set, which remembers what labels and clients were called, in `class_names`
-      and `client_names`; `save_npz` writes it to a file that configs can name.
+      The federated data set, with the names of labels and clients in `class_names` and
+      `client_names`; `save_npz` writes it to a file for use in configs.
 
     Raises:
-      UserError: the arrays do not fit each other, a client has a single example, or a value makes
-        no sense.
+      UserError: The arrays do not match, a client has a single example, or a value is invalid.
 
     Example:
       >>> inputs = np.arange(12.0).reshape(6, 2)
@@ -73,7 +73,7 @@ def from_arrays(
         if array.shape[:1] != inputs.shape[:1] or not array.size:
             raise UserError(
                 f"{where} has inputs of shape {inputs.shape} and {what} of shape {array.shape}: "
-                "give one target and one client for each example."
+                "pass one target and one client for each example."
             )
     if inputs.ndim == 1:
         inputs = inputs[:, np.newaxis]
@@ -108,8 +108,8 @@ def from_arrays(
     if single is not None:
         called = client_names[single] if client_names else single
         raise UserError(
-            f"{where} has a single example of the client {called}, who needs one to train and one "
-            "to be tested on: leave that client out."
+            f"{where} has a single example of the client {called}, but a client needs one to train "
+            "and one to test on: remove that client."
         )
     return assemble(
         pool,
@@ -123,7 +123,7 @@ def from_arrays(
 
 
 def _classes(where: str, targets: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns names of classes, none where labels are numbers already, and the labels' numbers."""
+    """Returns the names of classes, none if labels are numbers already, and the numeric labels."""
     if targets.dtype.kind in "iuf" and targets.ndim == 1:
         targets = validate.whole(where, targets, "label", remedy=_FRACTIONS)
         if targets.min() >= 0 and targets.max() < len(targets):
@@ -132,14 +132,14 @@ def _classes(where: str, targets: np.ndarray) -> tuple[tuple[str, ...], np.ndarr
 
 
 def _numbered(where: str, what: str, values: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Numbers values in their order, and returns their names; no names where nothing changes."""
-    if values.dtype.kind == "O":  # how tables of other libraries hold strings
+    """Numbers values in sorted order; returns their names, none if nothing changed, and numbers."""
+    if values.dtype.kind == "O":  # strings of other libraries' tables
         kinds = {str if isinstance(value, str) else type(value) for value in values.flat}
         values = values.astype(kinds.pop()) if kinds in ({str}, {int}, {bool}) else values
     if values.ndim != 1 or values.dtype.kind not in "biufU":
         raise UserError(
-            f"{where} has {what}s of shape {values.shape} and dtype {values.dtype} where a string "
-            f"or a whole number for each example is expected: give a {what} for each."
+            f"{where} has {what}s of shape {values.shape} and dtype {values.dtype} instead of a "
+            f"string or a whole number for each example: pass a {what} for each."
         )
     if values.dtype.kind == "f":
         values = validate.whole(where, values, what)

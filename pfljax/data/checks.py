@@ -1,4 +1,4 @@
-"""What is asked of a user's arguments, and the sentence that refuses them."""
+"""Checks of the user's arguments, with one-line errors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pfljax.errors import UserError
 
 
 def whole(name: str, value: int, least: int, most: int | None = None) -> int:
-    """Returns `value` when it is a whole number of at least `least`.
+    """Returns `value` if it is a whole number of at least `least`.
 
     Args:
-      name: how the user calls the argument.
-      value: what the user gave.
-      least: the smallest value that makes sense.
-      most: the largest; None where there is none.
+      name: The name of the argument in error messages.
+      value: The user's value.
+      least: The smallest valid value.
+      most: The largest valid value; None for no limit.
 
     Returns:
       The value as a Python int.
 
     Raises:
-      UserError: it is not a whole number, too small or too large.
+      UserError: The value is not a whole number, or outside the range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}.")
@@ -33,18 +33,18 @@ def whole(name: str, value: int, least: int, most: int | None = None) -> int:
 
 
 def fraction(name: str, value: float, *, positive: bool = False) -> float:
-    """Returns `value` when it lies in [0, 1), or in (0, 1) if it must be `positive`.
+    """Returns `value` if it is in [0, 1), or in (0, 1) if it must be `positive`.
 
     Args:
-      name: how the user calls the argument.
-      value: what the user gave.
-      positive: whether 0 is refused too.
+      name: The name of the argument in error messages.
+      value: The user's value.
+      positive: Whether 0 is refused too.
 
     Returns:
       The value as a Python float.
 
     Raises:
-      UserError: it lies outside.
+      UserError: The value is outside the interval.
     """
     number = isinstance(value, numbers.Real) and math.isfinite(value)
     if not number or not 0 <= value < 1 or (positive and value == 0):
@@ -54,18 +54,18 @@ def fraction(name: str, value: float, *, positive: bool = False) -> float:
 
 
 def choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """Returns `value` when it is one of `allowed`, else suggests the nearest.
+    """Returns `value` if it is one of `allowed`; otherwise suggests the nearest one.
 
     Args:
-      name: how the user calls the argument.
-      value: what the user gave.
-      allowed: the values that exist.
+      name: The name of the argument in error messages.
+      value: The user's value.
+      allowed: The valid values.
 
     Returns:
       The value.
 
     Raises:
-      UserError: there is no such value.
+      UserError: The value is not valid.
     """
     allowed = list(allowed)
     if value in allowed:
@@ -76,19 +76,19 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> str:
 
 
 def number(name: str, value: float, least: float, most: float) -> float:
-    """Returns `value` when it is a number from `least` to `most`.
+    """Returns `value` if it is a number from `least` to `most`.
 
     Args:
-      name: how the user calls the argument.
-      value: what the user gave.
-      least: the smallest value that makes sense.
-      most: the largest.
+      name: The name of the argument in error messages.
+      value: The user's value.
+      least: The smallest valid value.
+      most: The largest valid value.
 
     Returns:
       The value as a Python float.
 
     Raises:
-      UserError: it is no number, or lies outside.
+      UserError: The value is not a number, or outside the range.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not least <= value <= most:

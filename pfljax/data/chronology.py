@@ -1,28 +1,28 @@
-"""Splits in time: what comes last is tested, and nothing that overlaps it is trained on."""
+"""Splits in time: the last examples are tested, and no overlapping ones are trained on."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def last_share(
+def last_fraction(
     labels: np.ndarray, fraction: float, gap: int, *, never_empty: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses the earlier and the later examples of every label.
+    """Splits examples into earlier and later ones, separately for every label.
 
-    Recordings of activities come in blocks, one label after the other: the last share of all of
-    them would be one or two labels. So each label is cut by itself.
+    Recordings of activities come in blocks of one label each: the last part of all examples would
+    contain only one or two labels. Therefore each label is split separately.
 
     Args:
-      labels: `[n]` integers, in the order of time.
-      fraction: how much of each label is later; rounded, but never all of it.
-      gap: how many examples of each label are left out at the cut.
-      never_empty: cut the whole at once where cutting each label leaves nothing later.
+      labels: `[n]` integers, the labels in order of time.
+      fraction: The fraction of each label that is later; rounded, but less than all of it.
+      gap: Number of examples of each label that are dropped between the parts.
+      never_empty: Whether to split all labels together if splitting each leaves no later example.
 
     Returns:
-      Positions in `[0, n)` of the earlier and of the later examples, ascending.
+      The positions in `[0, n)` of the earlier and of the later examples, ascending.
 
-    >>> earlier, later = last_share(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, gap=1)
+    >>> earlier, later = last_fraction(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, gap=1)
     >>> earlier.tolist(), later.tolist()
     ([0, 1, 4, 5], [3, 7])
     """
@@ -43,19 +43,19 @@ def last_share(
 def split_in_time(
     labels: np.ndarray, test_fraction: float, validation_fraction: float, gap: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts a client's examples into training, then validation, then test part.
+    """Splits a client's examples in time into training, validation and test examples.
 
     Args:
-      labels: `[n]` integers, in the order of time.
-      test_fraction: of all its examples, in (0, 1).
-      validation_fraction: of the others, in [0, 1).
-      gap: how many examples of each label are left out between two parts.
+      labels: `[n]` integers, the labels in order of time.
+      test_fraction: The fraction of test examples, in (0, 1).
+      validation_fraction: The fraction of validation examples among the others, in [0, 1).
+      gap: Number of examples of each label that are dropped between two parts.
 
     Returns:
-      Positions in `[0, n)` of each part, ascending; a test part of at least one where `n` allows.
+      The positions in `[0, n)` of each part, ascending; at least one test example if `n` allows.
     """
-    earlier, test = last_share(labels, test_fraction, gap, never_empty=True)
-    train, validation = last_share(labels[earlier], validation_fraction, gap)
+    earlier, test = last_fraction(labels, test_fraction, gap, never_empty=True)
+    train, validation = last_fraction(labels[earlier], validation_fraction, gap)
     return earlier[train], earlier[validation], test
 
 

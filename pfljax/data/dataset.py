@@ -1,4 +1,4 @@
-"""The one form that every federated data set takes before it reaches a device."""
+"""The data structure of all federated data sets on the host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ TASKS = ("classification", "regression", "next_token", "ranking")
 
 
 class Split(NamedTuple):
-    """Where each client's examples of one split lie in the flat arrays.
+    """The rows of each client's examples of one split in the flat arrays.
 
     Attributes:
       offsets: `[N]` int32, the row of the client's first example.
-      sizes: `[N]` int32, the number of its examples; they follow one another.
+      sizes: `[N]` int32, the number of the client's examples, which are in consecutive rows.
     """
 
     offsets: np.ndarray
@@ -22,32 +22,32 @@ class Split(NamedTuple):
 
 
 class FederatedDataset(NamedTuple):
-    """All clients' examples in two flat arrays, never padded.
+    """All clients' examples in two flat arrays without padding.
 
-    The rows of a client follow one another: training, then validation, then test. The last
-    `num_unseen` clients never take part in training.
+    The rows of a client are consecutive: training, then validation, then test examples. The last
+    `num_unseen` clients are held out and never train.
 
     Attributes:
-      name: how reports call it.
-      inputs: `[num_examples, ...]` in the dtype in which they are distributed (images stay uint8).
+      name: The name of the data set in reports.
+      inputs: `[num_examples, ...]` in the distributed dtype (images stay uint8).
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
-        int32 for next_token, 0 where there is no token; for ranking, where the inputs of an
-        example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
-      train: the training examples of each client.
-      validation: the validation examples of each client; sizes are 0 where there are none.
-      test: the test examples of each client.
-      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
-      mean: subtracted from the inputs inside the program, in stored units; one number, or an array
-        that fits the last axes of an example.
-      std: divides the inputs after that, in stored units; of the same kind.
-      num_unseen: how many clients, the last ones, are held out.
-      task: what the targets are, one of `TASKS`.
-      vocabulary: sizes of the id spaces of inputs that are ids: one for text, one for each column
-        of a table of ids; empty for inputs that are measured.
-      target_mean: of a regression, subtracted from its targets inside the program.
-      target_std: of a regression, divides its targets after that.
-      class_names: what the labels mean, `C` names; empty where they are numbers.
-      client_names: how the clients are called, `N` names; empty where they are numbers.
+        int32 for next_token, 0 for no token; for ranking, where the inputs of an example are a
+        chosen item and others that were not chosen, `[num_examples]` int32 zeros.
+      train: The training examples of each client.
+      validation: The validation examples of each client; sizes are 0 if there are none.
+      test: The test examples of each client.
+      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
+      mean: The value subtracted from the inputs in the compiled program, in stored units: one
+        number, or an array that broadcasts to the last axes of an example.
+      std: The value by which the inputs are then divided, in stored units; like `mean`.
+      num_unseen: Number of held-out clients, which are the last ones.
+      task: The kind of targets, one of `TASKS`.
+      vocabulary: The sizes of the id spaces of inputs that are ids: one for text, one for each
+        column of a table of ids; empty for numeric inputs.
+      target_mean: The value subtracted from the targets of a regression in the compiled program.
+      target_std: The value by which the targets of a regression are then divided.
+      class_names: The `C` names of the labels; empty if they are numbers.
+      client_names: The `N` names of the clients; empty if they are numbers.
     """
 
     name: str
@@ -69,18 +69,18 @@ class FederatedDataset(NamedTuple):
 
     @property
     def num_clients(self) -> int:
-        """All clients, the unseen ones included."""
+        """Number of all clients, including held-out ones."""
         return len(self.train.sizes)
 
     @property
     def num_participants(self) -> int:
-        """The clients that may be chosen for a round: ids `0 .. num_participants - 1`."""
+        """Number of clients that can be sampled: ids `0 .. num_participants - 1`."""
         return self.num_clients - self.num_unseen
 
     def class_counts(self) -> np.ndarray:
-        """Returns `[N, C]` int32, each client's training examples of each class.
+        """Returns `[N, C]` int32, the number of each client's training examples of each class.
 
-        For next_token they are each client's training tokens; for a regression `C` is 0.
+        For next_token, training tokens are counted; for a regression, `C` is 0.
         """
         counts = np.zeros((self.num_clients, self.num_classes), np.int32)
         if self.num_classes == 0:

@@ -1,4 +1,4 @@
-"""A pool of examples as a source reads it, before clients own rows of it."""
+"""A pool of examples as read by a source, before it is partitioned."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Into how many equally large groups partitions and splits sort targets that are no classes.
+# Number of equally large groups of targets that are not classes, for partitions and splits.
 _GROUPS_OF_TARGETS = 10
 
 
 class Examples(NamedTuple):
-    """A pool of examples in the host's memory, and what is known of it.
+    """A pool of examples in host memory, with its description.
 
     Attributes:
-      name: how reports call it.
-      inputs: `[n, ...]` in the dtype in which they are distributed; text and tables of ids int32.
+      name: The name of the data set in reports.
+      inputs: `[n, ...]` in the distributed dtype; int32 for text and tables of ids.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
-        int32 for next_token, each the token after that of the inputs, 0 where there is none;
-        `[n]` int32 zeros for ranking.
-      num_classes: `C`, for next_token the vocabulary's size; 0 for a regression or ranking.
-      mean: subtracted from the inputs on the device, in stored units; one number, or an array
-        that fits the last axes of an example.
-      std: divides the inputs after that, in stored units; of the same kind.
-      task: one of `dataset.TASKS`.
-      owners: `[n]` integers, the natural client of each example; None where there are none.
-      time_gap: None if the order of rows means nothing. Otherwise the rows of an owner lie in the
-        order of time, each client's test part is its last, and this many examples are left out
-        between two parts, because neighbours share measurements.
-      vocabulary: sizes of the id spaces of inputs that are ids: one for text, one for each column
-        of a table of ids; empty for inputs that are measured.
-      target_mean: of a regression, subtracted from its targets inside the program.
-      target_std: of a regression, divides its targets after that.
-      superclasses: `[C]` integers, the superclass of each class; None where there are none.
-      class_names: what the labels mean, `C` names; empty where they are numbers.
+        int32 for next_token, each the token after that of the inputs, 0 for none; `[n]` int32
+        zeros for ranking.
+      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
+      mean: The value subtracted from the inputs on the device, in stored units: one number, or an
+        array that broadcasts to the last axes of an example.
+      std: The value by which the inputs are then divided, in stored units; like `mean`.
+      task: One of `dataset.TASKS`.
+      owners: `[n]` integers, the natural client of each example; None if there are none.
+      time_gap: None if the order of rows has no meaning. Otherwise the rows of an owner are in
+        order of time, the test examples of a client are its last ones, and this number of examples
+        is dropped between two parts, because neighbours share measurements.
+      vocabulary: The sizes of the id spaces of inputs that are ids: one for text, one for each
+        column of a table of ids; empty for numeric inputs.
+      target_mean: The value subtracted from the targets of a regression in the compiled program.
+      target_std: The value by which the targets of a regression are then divided.
+      superclasses: `[C]` integers, the superclass of each class; None if there are none.
+      class_names: The `C` names of the labels; empty if they are numbers.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Examples(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
-        """What partitions and splits go by: `[n]` integers.
+        """Returns `[n]` integers, the labels used by partitions and splits.
 
-        The targets of a classification, the tenth in which a regression's target lies, and 0 for
-        every example of another task.
+        These are the targets of a classification, the decile of each target of a regression, and
+        0 for every example of another task.
 
         >>> pool = Examples("toy", np.zeros((4, 1)), np.float32([0, 1, 2, 9]), 0, task="regression")
         >>> pool.labels.tolist()

@@ -1,4 +1,4 @@
-"""Clients that the data themselves name: writers, speakers, subjects, domains."""
+"""The partition by natural clients: writers, speakers, subjects, domains."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _LEAST = 10
 
 
 def natural(owners: np.ndarray, min_size: int | None = None) -> list[np.ndarray]:
-    """Gives every owner its own examples, in the order in which they lie.
+    """Assigns every owner's examples to one client, in stored order.
 
     Args:
-      owners: `[n]` integers, whose each example is.
-      min_size: owners with fewer examples are left out; None means 10.
+      owners: `[n]` integers, the owner of each example.
+      min_size: The minimum number of examples; owners with fewer are dropped. None means 10.
 
     Returns:
-      One array of row numbers per owner who has enough, in the order of the owners' numbers.
+      One array of row indices for each remaining owner, in the order of the owners' numbers.
 
     Raises:
-      UserError: no owner has enough.
+      UserError: No owner has enough examples.
 
     >>> [rows.tolist() for rows in natural(np.array([7, 2, 7, 7, 2, 5]), min_size=2)]
     [[1, 4], [0, 2, 3]]
@@ -34,7 +34,7 @@ def natural(owners: np.ndarray, min_size: int | None = None) -> list[np.ndarray]
     if not enough:
         largest = max(map(len, clients))
         raise UserError(
-            f"No natural client has {min_size} examples, and the largest has {largest}: "
+            f"No natural client has {min_size} examples; the largest has {largest}: "
             f"use min_size={largest} or less."
         )
     return enough

@@ -1,4 +1,4 @@
-"""Pickles of arrays, read so that nothing in them can run."""
+"""Pickles of arrays, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-# Batches of CIFAR remember some 20,000 objects, one for each file name.
+# Batches of CIFAR memoize some 20,000 objects, one for each file name.
 _MOST_REMEMBERED = 2**20
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into a pickle that Python 2 can read; no other codec may be named.
+    """Decodes bytes in a pickle that Python 3 wrote for Python 2; other codecs are refused.
 
     Raises:
-      pickle.UnpicklingError: another one is.
+      pickle.UnpicklingError: The pickle names another codec.
     """
     if encoding != "latin1" or not isinstance(text, str):
         raise pickle.UnpicklingError(f"_codecs.encode with {encoding!r:.40}")
@@ -25,14 +25,14 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """How protocol 5 holds an array; NumPy refuses a dtype of objects here."""
+    """Rebuilds an array of protocol 5; NumPy refuses dtypes of objects."""
     return np.frombuffer(buffer, dtype).reshape(shape, order=order).copy()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """Rebuilds NumPy arrays and plain Python values, and can call nothing else.
 
-    The functions are handed out by reference instead of being imported by name, so that files
+    The functions are looked up in a fixed table instead of being imported by name, so that files
     written by an older or newer NumPy, whose modules have other names, are read as well.
     """
 
@@ -59,15 +59,15 @@ def load_arrays(content: bytes, **options: Any) -> Any:
     """Returns the arrays and plain Python values in a pickle.
 
     Args:
-      content: of the pickle.
-      **options: of `pickle.Unpickler`.
+      content: The content of the pickle.
+      **options: Options of `pickle.Unpickler`.
 
     Raises:
-      pickle.UnpicklingError: it names something that could run.
-      Exception: bytes that are no pickle fail in nearly every way there is.
+      pickle.UnpicklingError: The pickle names an object that could execute code.
+      Exception: The bytes are not a pickle; these fail in many ways.
     """
     for operation, argument, _ in pickletools.genops(content):
-        # The C reader allocates a slot for every number up to the largest.
+        # The C reader allocates a slot for every index up to the largest.
         if "PUT" in operation.name and int(argument) > _MOST_REMEMBERED:
             raise ValueError(f"object number {argument}")
     return _ArrayUnpickler(io.BytesIO(content), **options).load()

@@ -1,8 +1,8 @@
-"""Files that somebody else wrote, read within bounds whatever they claim to hold.
+"""Readers of untrusted files with limits on memory and time.
 
-A packed file of a megabyte can unpack to gigabytes, a header of a hundred bytes can ask for
-terabytes, and a pipe that has the name of an image never ends. Everything that opens a file of the
-user's does it here, so that each of these costs one sentence.
+A compressed file of a megabyte can unpack to gigabytes, a header of a hundred bytes can claim
+terabytes, and a pipe with the name of an image never ends. All files of the user are opened here,
+so that each of these cases gives a one-line error.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import numpy as np
 
 from pfljax.errors import UserError
 
-# A packed file may unpack to this many bytes, and a large one to this many times its own size:
-# images, texts and tables pack 2 to 50 times, and files made to exhaust memory 1000 times.
+# A compressed file may unpack to this many bytes, and a large one to this many times its own size:
+# images, texts and tables compress 2 to 50 times, files made to exhaust memory 1000 times.
 LARGEST_UNPACKED = 2**30
 LARGEST_RATIO = 200
 _GZIP_START = b"\x1f\x8b"
 _XZ_START = b"\xfd7zXZ\x00"
 _BLOCK = 2**20
 _ENCRYPTED = 0x1  # in the flags of a member of a zip file
-# What zip files raise, beside OSError, where they are damaged or packed in an unknown way.
+# The exceptions of zip files, besides OSError, for damaged or unsupported archives.
 _DAMAGED_ZIP = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError),
     *(RuntimeError, ValueError, KeyError, IndexError, OverflowError),
@@ -41,21 +41,21 @@ _DAMAGED_ZIP = (
 
 
 def most_bytes(packed: int) -> int:
-    """Returns how many bytes a file may unpack to.
+    """Returns the number of bytes that a file may unpack to.
 
     Args:
-      packed: its size.
+      packed: The size of the file in bytes.
     """
     return max(LARGEST_UNPACKED, LARGEST_RATIO * packed)
 
 
 def bomb(path: Path | str, limit: int, remedy: str) -> UserError:
-    """Returns the sentence for a file that unpacks to far more than it should.
+    """Returns the error for a file that unpacks to far more than it should.
 
     Args:
-      path: the file, and perhaps which part of it.
-      limit: bytes that it may unpack to.
-      remedy: what to do, as the end of a sentence.
+      path: The file, or a description of a part of it.
+      limit: Number of bytes that it may unpack to.
+      remedy: The advice that ends the error message.
     """
     return UserError(
         f"{path} unpacks to more than {limit:,} bytes, which no file of its size should: {remedy}."
@@ -63,35 +63,35 @@ def bomb(path: Path | str, limit: int, remedy: str) -> UserError:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read bytes, unless it is a pipe, a socket or a device, which may never end.
+    """Opens a file for reading, unless it is a pipe, a socket or a device, which may never end.
 
     Raises:
-      OSError: it cannot be opened, or is none of those that end.
+      OSError: The file cannot be opened, or is not a regular file.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-        reason = "it is a directory" if stat.S_ISDIR(mode) else "it is no regular file"
+        reason = "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file"
         raise OSError(code, reason, str(path))
     return path.open("rb")
 
 
 def content(path: Path, remedy: str) -> bytes:
-    """Returns a file's content, unpacked if it is gzip or xz.
+    """Returns the content of a file, decompressed if it is gzip or xz.
 
     Args:
-      path: the file.
-      remedy: what to do about a damaged one, as the end of a sentence.
+      path: The file.
+      remedy: The advice for a damaged file, which ends the error message.
 
     Raises:
-      UserError: the file cannot be read, is truncated, damaged or of a wrong checksum, or unpacks
+      UserError: The file cannot be read, is truncated or damaged, has a wrong checksum, or unpacks
         to far more than it should.
     """
     kind = "gzip"
     try:
         with open_regular(path) as file:
             packed = file.read()
-        # Browsers unpack some downloads silently, so the content decides and not the name.
+        # Browsers decompress some downloads silently, so the content decides, not the name.
         limit = most_bytes(len(packed))
         if packed.startswith(_GZIP_START):
             with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
@@ -114,12 +114,12 @@ def content(path: Path, remedy: str) -> bytes:
 
 
 def too_large(what: Path | str) -> UserError:
-    """Returns the sentence for something that asks for more memory than there is."""
-    return UserError(f"{what} needs more memory than there is: take less of it, or more memory.")
+    """Returns the error for data that need more memory than available."""
+    return UserError(f"{what} needs more memory than available: use fewer data, or more memory.")
 
 
 def _read_at_most(stream: Any, limit: int) -> bytes | None:
-    """Returns all of a stream; None where it is longer than `limit`."""
+    """Returns all of a stream; None if it is longer than `limit`."""
     pieces, total = [], 0
     while piece := stream.read(_BLOCK):
         total += len(piece)
@@ -133,11 +133,11 @@ def unpacked_size(packed: bytes, limit: int) -> int:
     """Counts the bytes that a zlib stream unpacks to, without keeping them.
 
     Args:
-      packed: the stream.
-      limit: the count ends above it.
+      packed: The stream.
+      limit: The count at which to stop.
 
     Raises:
-      zlib.error: it is damaged.
+      zlib.error: The stream is damaged.
     """
     stream, total = zlib.decompressobj(), 0
     while packed and not stream.eof and total <= limit:
@@ -149,15 +149,15 @@ def unpacked_size(packed: bytes, limit: int) -> int:
 def members(
     path: Path, wanted: Callable[[str], bool] | Iterable[str], remedy: str
 ) -> Iterator[tuple[str, bytes]]:
-    """Yields name and content of a zip archive's wanted members, in the order of their names.
+    """Yields name and content of the selected members of a zip archive, in the order of names.
 
     Args:
-      path: the archive.
-      wanted: the names, or whether to yield a member, by its name.
-      remedy: what to do about a damaged one, as the end of a sentence.
+      path: The archive.
+      wanted: The names of the members, or a predicate on names.
+      remedy: The advice for a damaged archive, which ends the error message.
 
     Raises:
-      UserError: the archive cannot be read, is truncated, damaged, encrypted or of a wrong
+      UserError: The archive cannot be read, is truncated, damaged or encrypted, has a wrong
         checksum, or unpacks to far more than it should.
     """
     chosen = wanted if callable(wanted) else frozenset(wanted).__contains__
@@ -170,10 +170,10 @@ def members(
             for name in sorted(infos):
                 if infos[name].flag_bits & _ENCRYPTED:
                     raise UserError(
-                        f"{path} is encrypted, {name} at least: unpack it with its password and "
-                        "pack it again without."
+                        f"{path} is encrypted (at least {name}): unpack it with its password and "
+                        "pack it again without one."
                     )
-                # No more is read than the member's header says, which was checked.
+                # At most the size in the member's header is read, which was checked above.
                 yield name, archive.read(infos[name])
     except _DAMAGED_ZIP as error:
         raise UserError(f"{path} is a truncated or damaged zip file: {remedy}.") from error
@@ -184,16 +184,16 @@ def members(
 
 
 def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Returns shape, whether columns come first, dtype, and where the numbers begin in an `.npy`.
+    """Returns shape, whether the order is Fortran's, dtype and data offset of an `.npy`.
 
     Args:
-      stream: at its beginning.
+      stream: The stream, at its start.
 
     Raises:
-      ValueError: it is damaged, or of another form.
+      ValueError: The header is damaged or unsupported.
     """
     try:
-        # Headers are Python literals, which warn or fail in nearly every way there is.
+        # Headers are Python literals, whose parser warns or fails in many ways.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if np.lib.format.read_magic(stream) == (1, 0):
@@ -209,13 +209,13 @@ def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
 
 
 def npy(content: bytes) -> np.ndarray:
-    """Returns the plain array in the content of an `.npy` file, of which nothing can run.
+    """Returns the plain array in the content of an `.npy` file, without executing anything.
 
     Args:
-      content: of the whole file; its length bounds what is allocated.
+      content: The whole file; its length bounds the allocation.
 
     Raises:
-      ValueError: it is damaged, holds objects, or its header promises other than follows.
+      ValueError: The file is damaged, contains objects, or its header contradicts its length.
     """
     stream = io.BytesIO(content)
     shape, fortran, dtype, start = npy_header(stream)
@@ -224,11 +224,11 @@ def npy(content: bytes) -> np.ndarray:
         raise ValueError("objects")
     if start + count * dtype.itemsize != len(content):
         raise ValueError(
-            f"{len(content) - start} bytes where its header promises {count * dtype.itemsize}"
+            f"{len(content) - start} bytes where its header claims {count * dtype.itemsize}"
         )
     if count * dtype.itemsize == 0:
         return np.zeros(shape, dtype)
-    # A copy, since an array of bytes cannot be written to.
+    # A copy, since an array on top of bytes is read-only.
     array = np.frombuffer(content, dtype, count, offset=start).copy()
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
@@ -237,23 +237,23 @@ def npy_map(path: Path) -> np.ndarray:
     """Returns the plain array in an `.npy` file, memory-mapped.
 
     Raises:
-      OSError: the file cannot be read.
-      ValueError: it is damaged, or its header promises other than follows.
+      OSError: The file cannot be read.
+      ValueError: The file is damaged, or its header contradicts its length.
     """
     with open_regular(path) as file:
         shape, fortran, dtype, start = npy_header(file)
     promised = start + math.prod(shape) * dtype.itemsize
     if dtype.hasobject or promised != path.stat().st_size:
-        raise ValueError(f"{path.stat().st_size} bytes where its header promises {promised}")
+        raise ValueError(f"{path.stat().st_size} bytes where its header claims {promised}")
     order = "F" if fortran else "C"
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order=order)
 
 
 def parse_json(text: str) -> Any:
-    """Returns what a JSON text holds.
+    """Returns the content of a JSON text.
 
     Raises:
-      ValueError: it is no JSON, or nested deeper than anybody writes.
+      ValueError: The text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)

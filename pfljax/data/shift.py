@@ -1,10 +1,10 @@
-"""Shifts by groups of clients: how examples look (features), or what they are called (labels).
+"""Shifts by groups of clients, of features or of labels (concept shift).
 
-A shift is applied to the stored examples of a federated data set, whatever dealt them out, and
-copies the array that it changes. Client k belongs to group k mod `num_groups`, after unseen clients
-were placed last, so that both kinds have clients of every group; group 0 keeps its examples as
-they are. No random number depends on another client's examples, so that the same seed
-gives the same arrays.
+A shift is applied to the stored examples of a federated data set, after any partition, and copies
+the array that it changes. Client k belongs to group k mod `num_groups`, counted after held-out
+clients were moved to the end, so that both kinds of clients have all groups; group 0 keeps its
+examples unchanged. The random numbers of a client do not depend on other clients' examples, and the
+same seed gives the same arrays.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def group_of_clients(num_clients: int, num_groups: int) -> np.ndarray:
     """Returns the group of each client, `[num_clients]` int64.
 
     Args:
-      num_clients: how many clients, the unseen ones included.
-      num_groups: how many groups; with fewer clients, some stay empty.
+      num_clients: Number of clients, including held-out ones.
+      num_groups: Number of groups; with fewer clients, some are empty.
 
     Raises:
-      UserError: `num_groups` makes no sense.
+      UserError: `num_groups` is invalid.
 
     >>> group_of_clients(5, 2).tolist()
     [0, 1, 0, 1, 0]
@@ -35,56 +35,56 @@ def group_of_clients(num_clients: int, num_groups: int) -> np.ndarray:
     return np.arange(num_clients) % checks.whole("num_groups", num_groups, 1)
 
 
-def rotate(images: np.ndarray, share: float, **_) -> np.ndarray:
-    """Turns images counter-clockwise by `share` of a full turn.
+def rotate(images: np.ndarray, amount: float, **_) -> np.ndarray:
+    """Rotates images counter-clockwise by the fraction `amount` of a full turn.
 
-    Quarter turns of square images are exact. Others interpolate between pixels, and continue the
-    border where the turned image does not reach.
+    Quarter turns of square images are exact. Others interpolate between pixels, and extend the
+    border into corners that the rotated image does not cover.
 
     Args:
-      images: `[n, height, width, channels]` of any numbers.
-      share: in [0, 1).
+      images: `[n, height, width, channels]` numbers.
+      amount: The fraction of a full turn, in [0, 1).
 
     Returns:
       Images of the same shape and dtype.
     """
-    turns = 4 * share
+    turns = 4 * amount
     if turns.is_integer() and images.shape[1] == images.shape[2]:
         return np.rot90(images, int(turns), axes=(1, 2))
-    return ndimage.rotate(images, 360 * share, axes=(2, 1), reshape=False, order=1, mode="nearest")
+    return ndimage.rotate(images, 360 * amount, axes=(2, 1), reshape=False, order=1, mode="nearest")
 
 
-def fade(images: np.ndarray, share: float, *, strength: float, **_) -> np.ndarray:
-    """Takes contrast away: each example moves towards its own mean, by `strength * share`.
+def fade(images: np.ndarray, amount: float, *, strength: float, **_) -> np.ndarray:
+    """Reduces contrast: moves each example towards its own mean, by `strength * amount`.
 
     Args:
-      images: `[n, ...]` of any numbers.
-      share: in [0, 1].
-      strength: in (0, 1]; at 1 and share 1 nothing but the mean is left.
+      images: `[n, ...]` numbers.
+      amount: The amount of the shift, in [0, 1].
+      strength: The strength of the shift, in (0, 1]; with 1 and amount 1, only the mean remains.
 
     Returns:
       `[n, ...]` float64.
     """
     mean = images.mean(axis=tuple(range(1, images.ndim)), keepdims=True)
-    return mean + (1 - strength * share) * (images - mean)
+    return mean + (1 - strength * amount) * (images - mean)
 
 
 def add_noise(
-    images: np.ndarray, share: float, *, strength: float, scale: float, rng: np.random.Generator
+    images: np.ndarray, amount: float, *, strength: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Adds normal noise of standard deviation `strength * share * scale`.
+    """Adds normal noise of standard deviation `strength * amount * scale`.
 
     Args:
-      images: `[n, ...]` of any numbers.
-      share: in [0, 1].
-      strength: of the noise, in units of `scale`.
-      scale: the data set's `std`, in stored units.
-      rng: what to draw with.
+      images: `[n, ...]` numbers.
+      amount: The amount of the shift, in [0, 1].
+      strength: The strength of the noise, in units of `scale`.
+      scale: The data set's `std`, in stored units.
+      rng: The random number generator.
 
     Returns:
       `[n, ...]` float64.
     """
-    return images + strength * share * scale * rng.standard_normal(images.shape)
+    return images + strength * amount * scale * rng.standard_normal(images.shape)
 
 
 _FEATURE_SHIFTS: dict[str, Callable[..., np.ndarray]] = {
@@ -99,21 +99,21 @@ CONCEPT_SHIFTS = ("none", "permutation")
 def shift_features(
     dataset: FederatedDataset, kind: str, *, num_groups: int, strength: float, seed: int
 ) -> FederatedDataset:
-    """Changes what the examples of each group of clients look like.
+    """Changes the inputs of each group of clients.
 
     Args:
-      dataset: numbers such as pixels, not ids of words; images are `[height, width, channels]`.
-      kind: `none`; `rotation`: group g is turned by g / num_groups of a full turn; `contrast` and
-        `noise`: see `fade` and `add_noise`, at the share g / (num_groups - 1).
-      num_groups: how many groups, at least 2.
-      strength: of the last group's loss of contrast or noise; not read for a rotation.
-      seed: whole number, decides the noise.
+      dataset: A data set with numeric inputs, not ids; images are `[height, width, channels]`.
+      kind: `none`; `rotation`: group g is rotated by g / num_groups of a full turn; `contrast` and
+        `noise`: `fade` and `add_noise` with the amount g / (num_groups - 1).
+      num_groups: Number of groups, at least 2.
+      strength: The loss of contrast, or the noise, of the last group; unused for a rotation.
+      seed: The seed of the noise.
 
     Returns:
-      The data set with inputs of the same dtype, a copy, within the range of the old ones.
+      The data set with a changed copy of the inputs, of the same dtype and within the same range.
 
     Raises:
-      UserError: an argument makes no sense, or the inputs are of another kind.
+      UserError: An argument is invalid, or the inputs have another kind.
     """
     checks.choice("feature_shift", kind, FEATURE_SHIFTS)
     if kind == "none":
@@ -143,22 +143,22 @@ def shift_features(
 def shift_concept(
     dataset: FederatedDataset, kind: str, *, num_groups: int, seed: int
 ) -> FederatedDataset:
-    """Changes what the examples of each group of clients are called.
+    """Permutes the labels of each group of clients.
 
-    The classes stand on a circle in random order, and group g calls each by the name of the class
-    g places further. So no two groups agree on any class.
+    The classes are ordered randomly on a circle, and group g replaces the label of each class by
+    that of the class g positions further. Thus no two groups agree on any class.
 
     Args:
-      dataset: has one label per example.
+      dataset: A data set with one label per example.
       kind: `none` or `permutation`.
-      num_groups: how many groups, from 2 to the number of classes.
-      seed: whole number, decides the order on the circle.
+      num_groups: Number of groups, from 2 to the number of classes.
+      seed: The seed of the order on the circle.
 
     Returns:
-      The data set with other targets, a copy.
+      The data set with a changed copy of the targets.
 
     Raises:
-      UserError: an argument makes no sense.
+      UserError: An argument is invalid.
     """
     checks.choice("concept_shift", kind, CONCEPT_SHIFTS)
     if kind == "none":
@@ -166,7 +166,7 @@ def shift_concept(
     _require_groups("concept_shift", num_groups)
     if dataset.task != "classification":
         raise UserError(
-            f"The targets of {dataset.name} are no labels, and cannot be permuted: use "
+            f"The targets of {dataset.name} are not labels and cannot be permuted: use "
             "concept_shift=none."
         )
     if num_groups > dataset.num_classes:
@@ -176,15 +176,15 @@ def shift_concept(
         )
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4,)))
     circle = rng.permutation(dataset.num_classes).astype(dataset.targets.dtype)
-    place = np.argsort(circle)
+    position = np.argsort(circle)
     targets = np.array(dataset.targets)
     for _, group, rows in _clients(dataset, num_groups):
-        targets[rows] = circle[(place[targets[rows]] + group) % dataset.num_classes]
+        targets[rows] = circle[(position[targets[rows]] + group) % dataset.num_classes]
     return dataset._replace(targets=targets)
 
 
 def _clients(dataset: FederatedDataset, num_groups: int) -> Iterator[tuple[int, int, slice]]:
-    """Yields each client, its group, and the rows of its examples, which follow one another."""
+    """Yields each client, its group, and the rows of its examples, which are consecutive."""
     ends = dataset.test.offsets + dataset.test.sizes
     groups = group_of_clients(dataset.num_clients, num_groups)
     for client, (group, start, end) in enumerate(

@@ -1,4 +1,4 @@
-"""Each client's examples become training, validation and test rows of one `FederatedDataset`."""
+"""Splits each client's examples into training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pfljax.errors import UserError
 
 
 class ClientRows(NamedTuple):
-    """Which rows of a pool of examples one client trains, validates and tests on."""
+    """The row indices of one client's training, validation and test examples in a pool."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -23,15 +23,15 @@ class ClientRows(NamedTuple):
 
 
 def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Chooses `count` examples so that each label keeps its share, to within one example.
+    """Chooses `count` examples so that each label keeps its fraction, to within one example.
 
     Args:
-      labels: `[n]` integers.
-      count: how many to choose, from 0 to n.
-      rng: decides which ones.
+      labels: `[n]` integers, the label of each example.
+      count: Number of examples to choose, from 0 to n.
+      rng: The random number generator.
 
     Returns:
-      `[n]` bool, True for the chosen ones.
+      `[n]` bool, True for the chosen examples.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1])
     >>> labels[stratified_choice(labels, 3, np.random.default_rng(0))].tolist()
@@ -42,25 +42,25 @@ def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) 
         return chosen
     _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     quota, remainders = np.divmod(sizes * count, len(labels))
-    # The places that rounding down left over go to the labels that lost most by it.
+    # The remainder of rounding down goes to the labels with the largest fractional parts.
     first = np.lexsort((rng.random(len(sizes)), -remainders))
     quota[first[: count - quota.sum()]] += 1
-    for label, places in enumerate(quota):
+    for label, size in enumerate(quota):
         rows = np.flatnonzero(inverse == label)
-        chosen[rng.choice(rows, places, replace=False)] = True
+        chosen[rng.choice(rows, size, replace=False)] = True
     return chosen
 
 
 def split_train(
     rows: np.ndarray, labels: np.ndarray, validation_fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a client's validation rows from its training rows, leaving at least one.
+    """Moves a fraction of a client's training rows to its validation rows, leaving at least one.
 
     Args:
-      rows: `[n]` row numbers, in the order in which they shall stay.
-      labels: `[n]` their labels.
-      validation_fraction: how much of them to take, in [0, 1).
-      rng: decides which ones.
+      rows: `[n]` row indices, whose order is kept.
+      labels: `[n]` integers, the labels of the rows.
+      validation_fraction: The fraction to move, in [0, 1).
+      rng: The random number generator.
 
     Returns:
       The training rows and the validation rows.
@@ -80,26 +80,27 @@ def assemble(
     seed: int,
     client_names: Sequence[str] = (),
 ) -> FederatedDataset:
-    """Splits every client's examples by label and lays them out client by client.
+    """Splits every client's examples by label and concatenates them client by client.
 
-    The test part is random, or the last in time where the pool has a `time_gap`.
+    The test examples are random, or the last ones if the pool has a `time_gap`.
 
     Args:
-      examples: the pool.
-      client_indices: one array of row numbers per client.
-      test_fraction: the part of a client's examples that it is tested on, in (0, 1); rounded,
-        but always at least one example and never all.
-      validation_fraction: the part of the other examples used to select models, in [0, 1).
-      unseen_fraction: the part of the clients that never train, in [0, 1); when it is not 0, at
-        least one client and never all. They are chosen by `seed` and placed last.
-      seed: whole number; the same seed gives the same data set.
-      client_names: how the clients are called; empty where they are numbers.
+      examples: The pool of examples.
+      client_indices: One array of row indices per client.
+      test_fraction: The fraction of a client's examples that are test examples, in (0, 1);
+        rounded, but at least one example and never all.
+      validation_fraction: The fraction of the other examples that are used to select models, in
+        [0, 1).
+      unseen_fraction: The fraction of held-out clients, in [0, 1); unless it is 0, at least one
+        client and never all. They are chosen by `seed` and moved to the end.
+      seed: A whole number; the same seed gives the same data set.
+      client_names: The names of the clients; empty if they are numbers.
 
     Returns:
       The federated data set.
 
     Raises:
-      UserError: an argument makes no sense, or a client has fewer than two examples.
+      UserError: An argument is invalid, or a client has fewer than two examples.
 
     >>> pool = Examples("toy", np.zeros((8, 1)), np.array([0, 1] * 4, np.int32), 2)
     >>> data = assemble(pool, [np.arange(4), np.arange(4, 8)], test_fraction=0.25,
@@ -114,10 +115,10 @@ def assemble(
     clients = []
     for client, indices in enumerate(client_indices):
         if len(indices) < 2 + gap:
-            apart = f", {gap} apart" if gap else ""
+            between = f", {gap} apart" if gap else ""
             raise UserError(
                 f"Client {client} has {len(indices)} examples but needs one to train and one to "
-                f"test on{apart}: use fewer clients or a larger `least`."
+                f"test on{between}: use fewer clients or a larger `min_size`."
             )
         if examples.time_gap is not None:
             classes = examples.targets if examples.task == "classification" else None
@@ -145,20 +146,20 @@ def lay_out(
     rng: np.random.Generator,
     client_names: Sequence[str] = (),
 ) -> FederatedDataset:
-    """Copies the clients' rows into flat arrays, the unseen clients last.
+    """Copies the clients' rows into flat arrays, held-out clients last.
 
     Args:
-      examples: the pool that the rows refer to.
-      clients: every client's rows.
-      unseen_fraction: the part of the clients that never train, in [0, 1).
-      rng: decides which ones.
-      client_names: how the clients are called; empty where they are numbers.
+      examples: The pool to which the rows refer.
+      clients: The rows of every client.
+      unseen_fraction: The fraction of held-out clients, in [0, 1).
+      rng: The random number generator.
+      client_names: The names of the clients; empty if they are numbers.
 
     Returns:
       The federated data set.
 
     Raises:
-      UserError: `unseen_fraction` leaves no client to train or makes no sense.
+      UserError: `unseen_fraction` is invalid or leaves no client to train.
     """
     num_unseen = _count_unseen(len(clients), unseen_fraction)
     unseen = np.zeros(len(clients), bool)
@@ -191,16 +192,13 @@ def lay_out(
 
 
 def generator(seed: int) -> np.random.Generator:
-    """Returns the splits' own stream of random numbers, independent of the partition's.
+    """Returns the random number generator of the splits, independent of the partition's.
 
     Args:
-      seed: whole number.
-
-    Returns:
-      A generator that the partition of the same seed does not share.
+      seed: A whole number.
 
     Raises:
-      UserError: the seed is not a whole number of at least 0.
+      UserError: The seed is not a whole number of at least 0.
     """
     checks.whole("seed", seed, 0)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))

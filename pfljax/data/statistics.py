@@ -1,4 +1,4 @@
-"""How a data set lies over its clients: how much each has of what, and how far apart they are."""
+"""Statistics of a data set's clients: sizes, class counts and distances between clients."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from scipy.spatial import distance
 
 from pfljax.data.dataset import FederatedDataset
 
-# All pairs of more clients take minutes and gigabytes.
+# For more clients, computing all pairs takes minutes and gigabytes.
 _MOST_COMPARED = 1000
 
 
 class Statistics(NamedTuple):
-    """What the clients have; `N` clients, the unseen ones last.
+    """Statistics of `N` clients, held-out ones last.
 
-    The distance is Jensen and Shannon's, the square root of their divergence in bits: 0 between
-    clients with the same shares of each class, 1 between clients without a common class.
+    Distances are Jensen-Shannon distances, the square root of the divergence in bits: 0 between
+    clients with equal label distributions, 1 between clients without a common class.
 
     Attributes:
-      sizes: `{split: [N] int64}` examples, for the splits train, validation and test.
-      counts: `[N, C]` int64, each client's examples of each class, all splits together; `C` is 0
-        where targets are no classes.
-      compared: `[M]` int64, the clients between which distances are known: all, or a thousand of
-        them at equal intervals; none where targets are no classes. Similar ones are neighbours.
-      distances: `[M, M]` float64, between the label distributions of those clients, in [0, 1].
-      to_pool: `[N]` float64, between each client's label distribution and that of all examples;
-        empty where targets are no classes.
+      sizes: `{split: [N] int64}`, numbers of examples, for the splits train, validation and test.
+      counts: `[N, C]` int64, the number of each client's examples of each class in all splits; `C`
+        is 0 if targets are not classes.
+      compared: `[M]` int64, the clients with known distances: all, or a thousand of them at equal
+        intervals; none if targets are not classes. Similar clients are neighbours.
+      distances: `[M, M]` float64, distances between these clients' label distributions, in [0, 1].
+      to_pool: `[N]` float64, distances between each client's label distribution and that of all
+        examples; empty if targets are not classes.
     """
 
     sizes: dict[str, np.ndarray]
@@ -39,21 +39,21 @@ class Statistics(NamedTuple):
 
     @property
     def totals(self) -> np.ndarray:
-        """`[N]` int64, each client's examples."""
+        """`[N]` int64, the number of each client's examples."""
         return sum(self.sizes.values())
 
     @property
     def mean_distance(self) -> float:
-        """The mean distance of two different clients; NaN where there are none."""
+        """The mean distance between two different clients; NaN if there are none."""
         pairs = len(self.compared) * (len(self.compared) - 1)
         return float(self.distances.sum() / pairs) if pairs else float("nan")
 
 
 def measure(dataset: FederatedDataset) -> Statistics:
-    """Counts what the clients have, and measures how far apart they are.
+    """Computes the statistics of a data set's clients.
 
     Args:
-      dataset: any; distances are measured where its targets are classes.
+      dataset: A federated data set; distances are computed if its targets are classes.
 
     Returns:
       The statistics.
@@ -82,7 +82,7 @@ def measure(dataset: FederatedDataset) -> Statistics:
 
 
 def _count(dataset: FederatedDataset) -> np.ndarray:
-    """Returns `[N, C]` int64 examples of each class; a client's rows follow one another."""
+    """Returns `[N, C]` int64 examples of each class; a client's rows are consecutive."""
     starts = dataset.train.offsets.astype(np.int64)
     ends = dataset.test.offsets.astype(np.int64) + dataset.test.sizes
     return np.array(
@@ -94,5 +94,5 @@ def _count(dataset: FederatedDataset) -> np.ndarray:
 
 
 def _in_bits(distances: np.ndarray) -> np.ndarray:
-    # Equal distributions differ by rounding, and the root of something below 0 is NaN.
+    # Rounding can make the divergence of equal distributions negative, with a NaN as its root.
     return np.clip(np.nan_to_num(distances / np.sqrt(np.log(2)), nan=0.0), 0, 1)

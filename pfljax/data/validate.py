@@ -1,10 +1,10 @@
-"""What is asked of examples before they reach a device, once, for every source and format.
+"""Validation of examples before they reach a device, in one module for all sources and formats.
 
-Devices compute in float32 and int32 and say nothing where a number does not fit: an id beyond the
-vocabulary reads another one's row, an integer beyond int32 wraps round, 1e39 becomes infinite. All
-of that is found here, on the host. Readers of single formats call `finite`, `whole`, `labels` and
-`pixels`, because they still know which file and which column a number comes from; `load` calls
-`examples` or `federated` on whatever they return.
+Devices compute in float32 and int32 and do not report numbers that do not fit: an id beyond the
+vocabulary reads another id's row, an integer beyond int32 overflows, and 1e39 becomes infinite. All
+of this is detected here, on the host. Readers of single formats call `finite`, `whole`, `labels`
+and `pixels`, because they still know the file and column of a number; `load` calls `examples` or
+`federated` on all data.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pfljax.data.examples import Examples
 from pfljax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-# So many are never meant, and what is counted for each class would take gigabytes.
+# More classes are implausible, and their per-class counts would take gigabytes.
 LARGEST_NUM_CLASSES = 2**20
-LARGEST_VOCABULARY = 2**26  # whose embeddings, 32 numbers wide, take 8 GiB
-_LARGEST_COUNTS = 2**32  # bytes of a count for each client and class
+LARGEST_VOCABULARY = 2**26  # embeddings of width 32 would take 8 GiB
+_LARGEST_COUNTS = 2**32  # bytes of the counts for each client and class
 _FLOAT32 = float(np.finfo(np.float32).max)
-_LARGEST_INTEGER = 2**62  # below it differences of two fit into int64
-_EXACT = 2**24  # up to here every integer is a float32
-# Of a memory-mapped array this many bytes are looked at, evenly spread, and of all others all.
+_LARGEST_INTEGER = 2**62  # below it, differences of two integers fit into int64
+_EXACT = 2**24  # up to here, every integer is a float32
+# Bytes of a memory-mapped array to check, evenly spread; other arrays are checked entirely.
 _LOOKED_AT = 2**30
 _BLOCK = 2**24
-# Rounding to float32 may move a value by this share of its column's standard deviation.
+# Rounding to float32 may change a value by this fraction of its column's standard deviation.
 _ROUNDING = 0.01
-_CORRECT = "correct the data, or leave out what is wrong"
+_CORRECT = "correct the data, or remove the invalid ones"
 
 
 def finite(
@@ -43,31 +43,31 @@ def finite(
     columns: Sequence[str] = (),
     row_name: Callable[[int], str] = "row {}".format,
 ) -> None:
-    """Refuses values that float32 cannot hold: not a number, infinite, or beyond its range.
+    """Refuses values that float32 cannot represent: NaN, infinite, or beyond its range.
 
     Args:
-      where: the file or data set, for the message.
+      where: The file or data set, for the error message.
       values: `[n, ...]` of any dtype; integers are always finite.
-      remedy: what to do, as the end of a sentence.
-      columns: names of the last axis; without them columns are numbered.
-      row_name: what the message calls a row.
+      remedy: The advice that ends the error message.
+      columns: The names of the last axis; without them, columns are numbered.
+      row_name: Formats a row index for the error message.
 
     Raises:
-      UserError: one is not; the message names its row and column.
+      UserError: A value cannot be represented; the message names its row and column.
     """
     if values.dtype.kind != "f":
         return
     for start, block in _blocks(values):
         with np.errstate(invalid="ignore"):
-            # Python's floats, because float16 would take the bound for infinite.
+            # Python floats, because in float16 the bound would be infinite.
             low, high = float(block.min(initial=0)), float(block.max(initial=0))
-        if -_FLOAT32 <= low and high <= _FLOAT32:  # false where there is a NaN
+        if -_FLOAT32 <= low and high <= _FLOAT32:  # false if there is a NaN
             continue
         with np.errstate(invalid="ignore"):
             block = block.astype(np.float64)
             index = tuple(np.argwhere(~(np.abs(block) <= _FLOAT32))[0].tolist())
         value = block[index]
-        reason = ", which float32 cannot hold" if np.isfinite(value) else ""
+        reason = ", which float32 cannot represent" if np.isfinite(value) else ""
         raise UserError(
             f"{where} has the value {value:g}{_column(index[1:], columns)} of "
             f"{row_name(start + index[0])}{reason}: {remedy}."
@@ -84,25 +84,25 @@ def whole(
     remedy: str = _CORRECT,
     row_name: Callable[[int], str] = "row {}".format,
 ) -> np.ndarray:
-    """Returns numbers as int32, having found them to be whole and in range.
+    """Returns numbers as int32, after checking that they are whole and in range.
 
     Args:
-      where: the file or data set, for the message.
-      values: of any dtype and shape.
-      what: one of them, such as 'label'.
-      least: the smallest that makes sense.
-      most: the largest.
-      remedy: what to do, as the end of a sentence.
-      row_name: what the message calls a row.
+      where: The file or data set, for the error message.
+      values: Numbers of any dtype and shape.
+      what: The noun for one of them, such as 'label'.
+      least: The smallest valid value.
+      most: The largest valid value.
+      remedy: The advice that ends the error message.
+      row_name: Formats a row index for the error message.
 
     Raises:
-      UserError: one is not a whole number, or outside.
+      UserError: A value is not a whole number, or outside the range.
     """
     values = np.asarray(values)
     if values.dtype.kind not in "biuf":
         raise UserError(
-            f"{where} holds a {what} that is no number (dtype {values.dtype}) where whole numbers "
-            f"are expected: {remedy}."
+            f"{where} has a {what} that is not a number (dtype {values.dtype}) instead of a whole "
+            f"number: {remedy}."
         )
     if values.dtype.kind == "b":
         values = values.astype(np.int32)
@@ -114,15 +114,15 @@ def whole(
     elif least <= int(values.min()) and int(values.max()) <= most:
         return values.astype(np.int32, copy=False)
     else:
-        # Python's integers, because no dtype holds both uint64 and negative numbers.
+        # Python integers, because no dtype contains both uint64 and negative numbers.
         wrong = np.array([not least <= int(value) <= most for value in values.flat])
         wrong = wrong.reshape(values.shape)
     if wrong.any():
         index = tuple(np.argwhere(wrong)[0].tolist())
         of_row = f" in {row_name(index[0])}" if index else ""
         raise UserError(
-            f"{where} holds the {what} {values[index]}{of_row} where whole numbers from {least} to "
-            f"{most} are expected: {remedy}."
+            f"{where} has the {what} {values[index]}{of_row} instead of a whole number from "
+            f"{least} to {most}: {remedy}."
         )
     return values.astype(np.int32)
 
@@ -134,28 +134,28 @@ def labels(
     *,
     remedy: str = "put the original file there",
 ) -> np.ndarray:
-    """Returns `[n]` labels as int32, having found them to be whole numbers in `[0, num_classes)`.
+    """Returns `[n]` labels as int32, after checking that they are integers in `[0, num_classes)`.
 
     Args:
-      where: the file, for the message.
-      values: the labels, of any dtype.
+      where: The file, for the error message.
+      values: The labels, of any dtype.
       num_classes: `C`.
-      remedy: what to do, as the end of a sentence.
+      remedy: The advice that ends the error message.
 
     Raises:
-      UserError: one is outside, or they are no numbers.
+      UserError: A label is outside the range, or not a number.
     """
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "biuf":
         raise UserError(
-            f"{where} holds labels of shape {values.shape} and dtype {values.dtype} where a number "
-            f"for each example is expected: {remedy}."
+            f"{where} has labels of shape {values.shape} and dtype {values.dtype} instead of a "
+            f"number for each example: {remedy}."
         )
     with np.errstate(invalid="ignore"):
         wrong = ~((values >= 0) & (values < num_classes) & (values == np.rint(values)))
     if wrong.any():
         raise UserError(
-            f"{where} holds the label {values[wrong][0]} where labels are whole numbers, 0 to "
+            f"{where} has the label {values[wrong][0]} instead of a whole number from 0 to "
             f"{num_classes - 1}: {remedy}."
         )
     return values.astype(np.int32)
@@ -169,32 +169,32 @@ def ids(
     remedy: str,
     row_name: Callable[[int], str] = "row {}".format,
 ) -> np.ndarray:
-    """Returns inputs that are ids, having found each below the size of its id space.
+    """Returns inputs that are ids, after checking that each is below the size of its id space.
 
     Args:
-      where: the file or data set, for the message.
-      inputs: `[n, ...]`.
-      vocabulary: the sizes, one for all or one for each column.
-      remedy: what to do, as the end of a sentence.
-      row_name: what the message calls a row.
+      where: The file or data set, for the error message.
+      inputs: `[n, ...]` ids.
+      vocabulary: The sizes, one for all columns or one for each.
+      remedy: The advice that ends the error message.
+      row_name: Formats a row index for the error message.
 
     Raises:
-      UserError: one is outside, or they are no integers.
+      UserError: An id is outside its range, or not an integer.
     """
     if inputs.dtype.kind not in "iu":
         raise UserError(
-            f"{where} has inputs of dtype {inputs.dtype} where a vocabulary says that they are "
-            f"ids, whole numbers such as int32: {remedy}."
+            f"{where} has inputs of dtype {inputs.dtype}, but its vocabulary requires ids, whole "
+            f"numbers such as int32: {remedy}."
         )
     if max(vocabulary) > LARGEST_VOCABULARY:
         raise UserError(
-            f"{where} has a vocabulary of {max(vocabulary)}, of which no more than "
-            f"{LARGEST_VOCABULARY} make sense: {remedy}."
+            f"{where} has a vocabulary of {max(vocabulary)}; at most {LARGEST_VOCABULARY} is "
+            f"allowed: {remedy}."
         )
     columns = 1 if len(vocabulary) == 1 else inputs.shape[-1]
     if columns != len(vocabulary) or min(vocabulary) < 1:
         raise UserError(
-            f"{where} has examples of shape {inputs.shape[1:]}, which do not fit the vocabulary "
+            f"{where} has examples of shape {inputs.shape[1:]}, which do not match the vocabulary "
             f"{vocabulary}: {remedy}."
         )
     for start, block in _blocks(inputs):
@@ -214,15 +214,15 @@ def ids(
 
 
 def pixels(where: Path | str, values: np.ndarray, *, remedy: str) -> np.ndarray:
-    """Returns counts or pixels as uint8, having found them to be whole numbers from 0 to 255.
+    """Returns counts or pixels as uint8, after checking that they are integers from 0 to 255.
 
     Args:
-      where: the file, for the message.
-      values: of any dtype.
-      remedy: what to do, as the end of a sentence.
+      where: The file, for the error message.
+      values: Numbers of any dtype.
+      remedy: The advice that ends the error message.
 
     Raises:
-      UserError: one is outside, such as where pixels from 0 to 1 were stored.
+      UserError: A value is outside the range, for example if pixels from 0 to 1 were stored.
     """
     if values.dtype == np.uint8:
         return values
@@ -230,19 +230,19 @@ def pixels(where: Path | str, values: np.ndarray, *, remedy: str) -> np.ndarray:
 
 
 def examples(pool: Examples, where: str, *, part_of_store: bool = False) -> Examples:
-    """Checks what a source returns, before clients get their examples.
+    """Validates the examples of a source before they are partitioned.
 
     Args:
-      pool: what it returns.
-      where: the data set and its directory, for messages.
-      part_of_store: whether these are one client's examples, to be written to disk as they are. How
-        a column rounds is then left to the check of the whole store.
+      pool: The result of the source.
+      where: The data set and its directory, for error messages.
+      part_of_store: Whether these are one client's examples, to be written to disk unchanged. The
+        rounding of columns is then checked for the whole store instead.
 
     Returns:
-      The pool, its inputs and targets perhaps in another dtype; see `federated`.
+      The pool; the dtypes of inputs and targets may have changed, see `federated`.
 
     Raises:
-      UserError: something in it has no meaning for its task, or no place in float32 or int32.
+      UserError: A value is invalid for its task, or does not fit into float32 or int32.
     """
 
     def example(row: int) -> str:
@@ -258,21 +258,21 @@ def examples(pool: Examples, where: str, *, part_of_store: bool = False) -> Exam
 def federated(
     dataset: FederatedDataset, where: Path | str = "", remedy: str = _CORRECT
 ) -> FederatedDataset:
-    """Checks a federated data set, from a file or made by the user's own code.
+    """Validates a federated data set, from a file or from the user's code.
 
     Args:
-      dataset: any.
-      where: the file, for messages; the data set's name without it.
-      remedy: what to do, as the end of a sentence.
+      dataset: The data set.
+      where: The file, for error messages; by default the name of the data set.
+      remedy: The advice that ends the error message.
 
     Returns:
-      The data set, with labels in int32 and targets of a regression in float32. Inputs in memory of
-      8 bytes are made float32 or int32, as a device does; integers beyond int32 become float32.
-      All other inputs are as they were.
+      The data set, with labels in int32 and targets of a regression in float32. Inputs of 8 bytes
+      in memory are converted to float32 or int32, as on a device; integers beyond int32 become
+      float32. All other inputs are unchanged.
 
     Raises:
-      UserError: parts of it contradict each other, or something has no meaning for its task, or no
-        place in float32 or int32; the message names the client and the row.
+      UserError: Parts of it contradict each other, or a value is invalid for its task, or does not
+        fit into float32 or int32; the message names the client and the row.
     """
     where = where or f"The data set {dataset.name}"
     fault = _contradiction(dataset)
@@ -296,24 +296,24 @@ def _values(
     remedy: str,
     part_of_store: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs and targets in dtypes that a device takes without loss."""
+    """Returns inputs and targets in dtypes that a device represents without loss."""
     inputs, targets = data.inputs, data.targets
 
     def refuse(fault: str) -> UserError:
         return UserError(f"{where} {fault}: {remedy}.")
 
     if data.task not in TASKS:
-        raise refuse(f"has the task {data.task!r}, which is none of {', '.join(TASKS)}")
+        raise refuse(f"has the task {data.task!r}, which is not one of {', '.join(TASKS)}")
     if inputs.dtype.kind not in "biuf":
-        raise refuse(f"has inputs of dtype {inputs.dtype} where numbers are expected")
+        raise refuse(f"has inputs of dtype {inputs.dtype} instead of numbers")
     if not len(targets) or len(inputs) != len(targets):
-        raise refuse(f"has {len(inputs)} inputs but {len(targets)} targets, or none of them")
+        raise refuse(f"has {len(inputs)} inputs but {len(targets)} targets, or no examples")
     if 0 in inputs.shape[1:]:
-        raise refuse(f"has examples of shape {inputs.shape[1:]}, which hold no number")
+        raise refuse(f"has examples of shape {inputs.shape[1:]}, which contain no number")
     _num_classes(data, refuse)
     if not inputs.dtype.isnative:
         if isinstance(inputs, np.memmap):
-            raise refuse("has inputs in the byte order of other machines")
+            raise refuse("has inputs in a foreign byte order")
         inputs = inputs.astype(inputs.dtype.newbyteorder("="))
     if data.vocabulary:
         inputs = ids(where, inputs, data.vocabulary, remedy=remedy, row_name=row_name)
@@ -326,7 +326,7 @@ def _values(
 def _num_classes(data: Examples | FederatedDataset, refuse: Callable[[str], UserError]) -> None:
     most, classes = LARGEST_NUM_CLASSES, data.num_classes
     if data.task in ("classification", "next_token") and not 1 <= classes <= most:
-        raise refuse(f"has {classes} classes where 1 to {most} make sense")
+        raise refuse(f"has {classes} classes; from 1 to {most} are allowed")
     if isinstance(data, FederatedDataset) and data.task == "classification":
         count = 4 * data.num_clients * classes
         if count > _LARGEST_COUNTS:
@@ -352,19 +352,19 @@ def _targets(
     )
     if not fits:
         raise refuse(
-            f"has targets of shape {targets.shape}, which do not fit inputs of shape "
+            f"has targets of shape {targets.shape}, which do not match inputs of shape "
             f"{inputs.shape} and the task {data.task}"
         )
     if targets.dtype.kind not in "biuf":
-        raise refuse(f"has targets of dtype {targets.dtype} where numbers are expected")
+        raise refuse(f"has targets of dtype {targets.dtype} instead of numbers")
     if data.task == "regression":
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
     if data.task == "ranking":
         if inputs.ndim < 2 or targets.any():
             raise refuse(
-                "has the task ranking, whose examples are [items, ...] with the chosen item first "
-                "and whose targets are all 0, and other targets or inputs"
+                "has the task ranking, which needs inputs [items, ...] with the chosen item first "
+                "and targets that are all 0, but other targets or inputs"
             )
         return targets.astype(np.int32, copy=False)
     return _labels(where, targets, data, row_name, refuse, remedy)
@@ -379,7 +379,7 @@ def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:
                 f"has the label {wrong} but {data.num_classes} classes, numbered from 0 "
                 "(pfljax.data.from_arrays numbers labels of any kind)"
             )
-        # A memory-mapped array that fits as it is stays on the disk.
+        # A memory-mapped array of the right dtype stays on disk.
         return targets if targets.dtype == np.int32 else targets.astype(np.int32)
     return whole(
         where,
@@ -395,7 +395,7 @@ def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:
 def _as_float32_holds(
     inputs: np.ndarray, refuse: Callable[[str], UserError], part_of_store: bool
 ) -> np.ndarray:
-    """Returns measured inputs that lose nothing that matters when a device makes them float32."""
+    """Returns numeric inputs, after checking that float32 represents them well enough."""
     integers = inputs.dtype.kind in "iu"
     if inputs.dtype.itemsize < 4 or inputs.dtype.kind == "b" or inputs.dtype == np.float32:
         return inputs
@@ -413,8 +413,8 @@ def _as_float32_holds(
         return inputs if stays else _narrow(inputs)
     if integers and largest.max() >= _LARGEST_INTEGER:
         raise refuse(f"has inputs of dtype {inputs.dtype} beyond 2**62; scale them first")
-    # Where even the smallest standard deviation that these extremes allow is large against the
-    # rounding, which is nearly everywhere, no second look is needed.
+    # If even the smallest standard deviation that these extremes allow is large relative to the
+    # rounding, as nearly always, the exact check is not needed.
     bound = _ROUNDING * (high - low) / math.sqrt(2 * len(inputs))
     in_doubt = varies & ((largest * 2.0**-24 > bound) | (largest < 1e-37))
     if not part_of_store:
@@ -423,13 +423,13 @@ def _as_float32_holds(
         return inputs if stays else _narrow(inputs)
     if stays:
         raise refuse(
-            f"has inputs of dtype {inputs.dtype} beyond those of int32; write them as float32"
+            f"has inputs of dtype {inputs.dtype} beyond the range of int32; write them as float32"
         )
     return inputs.astype(np.float32)
 
 
 def _narrow(inputs: np.ndarray) -> np.ndarray:
-    """Returns numbers in the dtype in which a device holds them; where they fit was checked."""
+    """Returns numbers in the dtype of devices; their range was checked before."""
     if inputs.dtype.kind == "f":
         return inputs if inputs.dtype.itemsize <= 4 else inputs.astype(np.float32)
     return inputs if np.can_cast(inputs.dtype, np.int32) else inputs.astype(np.int32)
@@ -438,10 +438,10 @@ def _narrow(inputs: np.ndarray) -> np.ndarray:
 def _round_well(
     inputs: np.ndarray, columns: np.ndarray, refuse: Callable[[str], UserError]
 ) -> None:
-    """Refuses columns whose values float32 moves by much of their standard deviation."""
+    """Refuses columns that rounding to float32 changes by much of their standard deviation."""
     if not len(columns):
         return
-    # Integers are compared as such: from 2^53 on float64 cannot tell them apart either.
+    # Integers are compared as such: from 2^53 on, float64 cannot distinguish them either.
     wide = np.int64 if inputs.dtype.kind in "iu" else np.float64
     error, total, squares = (np.zeros(len(columns)) for _ in range(3))
     count, first = 0, None
@@ -459,13 +459,13 @@ def _round_well(
         worst = int(np.argmax(bad))
         index = np.unravel_index(columns[worst], inputs.shape[1:]) if inputs.ndim > 1 else ()
         raise refuse(
-            f"has values{_column(tuple(map(int, index)), ())} like {first[worst]} that lie closer "
-            "together than float32 can tell apart; subtract an offset from them or scale them first"
+            f"has values{_column(tuple(map(int, index)), ())} like {first[worst]} that are too "
+            "close for float32 to distinguish; subtract an offset or scale them first"
         )
 
 
 def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields blocks of rows and their first row's number; of a large file on disk not all."""
+    """Yields blocks of rows with their first index; only some blocks of a large file on disk."""
     row_bytes = max(1, values.nbytes // max(1, len(values)))
     rows = max(1, _BLOCK // row_bytes)
     starts = range(0, len(values), rows)
@@ -477,7 +477,7 @@ def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _column(index: tuple[int, ...], columns: Sequence[str]) -> str:
-    """Returns where in an example a value stands, as a part of a sentence."""
+    """Returns the column of a value in an example, as part of a sentence."""
     if not index:
         return ""
     if columns:
@@ -486,7 +486,7 @@ def _column(index: tuple[int, ...], columns: Sequence[str]) -> str:
 
 
 def _contradiction(dataset: FederatedDataset) -> str | None:
-    """Returns how parts of a data set contradict each other; None where they do not."""
+    """Returns how parts of a data set contradict each other; None if they do not."""
     num_examples, num_clients = len(dataset.inputs), dataset.num_clients
     if len(dataset.targets) != num_examples:
         return f"has {num_examples} inputs but {len(dataset.targets)} targets"
@@ -501,13 +501,13 @@ def _contradiction(dataset: FederatedDataset) -> str | None:
             return "has a mean or std that is not finite, or a std not above 0"
     for statistic in (np.shape(dataset.mean), np.shape(dataset.std)):
         if statistic != dataset.inputs.shape[dataset.inputs.ndim - len(statistic) :]:
-            return f"has a mean or std of shape {statistic}, which fits no example"
+            return f"has a mean or std of shape {statistic}, which does not match its examples"
     for name, split in zip(SPLITS, splits, strict=True):
         offsets, sizes = (np.asarray(array).astype(np.int64) for array in split)
         outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > num_examples)
         if outside.any():
             client = int(np.argmax(outside))
-            return f"places {name} examples of client {client} outside its {num_examples} rows"
+            return f"has {name} examples of client {client} outside its {num_examples} rows"
         if name == "train" and not sizes.all():
             return f"has no {name} example for client {int(np.argmin(sizes))}"
         if name == "test" and not sizes[: dataset.num_participants].any():

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 
 from pfljax.core import streams, tree
 from pfljax.core.algorithm import Algorithm
-from pfljax.core.types import Cohort, Context, FederatedState, PyTree, Uploads
+from pfljax.core.types import (
+    ClientOutput,
+    Cohort,
+    Context,
+    FederatedState,
+    PyTree,
+    Uploads,
+)
 from pfljax.core.uploads import Weighted, mean, weighted
 from pfljax.engine import init, mapping, sampling
 from pfljax.engine.clients import migration
@@ -29,7 +36,7 @@ from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
 # What the engine itself reports of a round; a method's metrics have other names.
-METRICS = ("cohort", "examples", "slots", "not_finite")
+METRICS = ("cohort", "examples", "slots", "not_finite", "upload_bytes")
 
 # Values of the metric `not_finite` that are no client's id.
 ALL_FINITE, SERVER_NOT_FINITE = -2, -1
@@ -72,7 +79,7 @@ def train_cohort(
         )
         _require_other_names(output.metrics)
         present = client_id >= 0
-        uploaded = (output.sum, _as_weighted(output.metrics), jnp.ones((), jnp.int32))
+        uploaded = (output.sum, _as_weighted(_reported(output)), jnp.ones((), jnp.int32))
         uploaded = tree.where(present, uploaded, tree.zeros_like(uploaded))
         each = tree.where(present, output.each, tree.zeros_like(output.each))
         # A message that is not finite shows in the total, which costs one pass and not one for each
@@ -151,6 +158,13 @@ def client_context(
     return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
 
 
+def _reported(output: ClientOutput) -> dict[str, PyTree]:
+    """Returns a client's metrics, with the bytes of its upload where an aggregator decides them."""
+    if output.size is None:
+        return output.metrics
+    return {**output.metrics, "upload_bytes": output.size.bits / 8}
+
+
 def _as_weighted(metrics: dict[str, PyTree]) -> dict[str, Weighted]:
     """Returns a client's metrics as terms of means; a plain scalar counts once for each client."""
     return {
@@ -196,7 +210,8 @@ def one_round(
     Returns:
       The next state, the room for buffer, and the metrics: the means of the clients' (NaN where no
       client had anything to report), with the number of clients (`cohort`), their training examples
-      (`examples`), what these cost with padding (`slots`), and `not_finite`: the id of a client
+      (`examples`), what these cost with padding (`slots`), the mean of the bytes that clients send
+      where an aggregator decides them (`upload_bytes`), and `not_finite`: the id of a client
       whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum
       of the messages or the server's next state has one, else `ALL_FINITE`.
     """

@@ -10,13 +10,13 @@ import numpy as np
 
 
 class Summary(NamedTuple):
-    """One metric of one model, across clients.
+    """One metric of one model, summarized across clients.
 
     Attributes:
-      weighted: mean over all examples: clients count by their examples.
-      unweighted: mean over clients.
-      std: standard deviation over clients.
-      worst_decile: mean over the worst tenth of the clients, at least one.
+      weighted: The mean over clients, weighted by their examples.
+      unweighted: The mean over clients.
+      std: The standard deviation over clients.
+      worst_decile: The mean over the 10 % of clients with the worst values, at least one client.
     """
 
     weighted: float
@@ -28,15 +28,15 @@ class Summary(NamedTuple):
 def summarize(
     sums: np.ndarray, sizes: np.ndarray, *, more_is_better: bool = True
 ) -> Summary | None:
-    """Summarizes a metric.
+    """Summarizes a metric across clients.
 
     Args:
-      sums: `[n]`, each client's sum over its examples.
-      sizes: `[n]`, each client's number of examples; clients without any are left out.
-      more_is_better: whether the worst clients are those with the smallest means.
+      sums: `[n]`, the sum of the metric over each client's examples.
+      sizes: `[n]`, the number of examples of each client; clients without any are left out.
+      more_is_better: Whether the worst clients are those with the smallest means.
 
     Returns:
-      The summary; None where no client has an example.
+      The summary; None if no client has an example.
 
     Example:
       >>> summarize(np.array([9.0, 1.0, 0.0]), np.array([10, 2, 0]))
@@ -64,16 +64,16 @@ def over_rounds(
     *,
     more_is_better: bool = True,
 ) -> dict[str, float | None]:
-    """Summarizes a run, as `result.json` holds it.
+    """Summarizes a run across rounds, as in `result.json`.
 
-    The model is selected on validation examples; the best of all rounds on test examples is
-    kept only because other papers publish it.
+    The model is selected on validation examples. The best test score over all rounds is included
+    only because other papers report it.
 
     Args:
-      test: of the participating clients, one for each evaluation.
-      validation: likewise, None where there are no validation examples.
-      unseen: of the clients held out, on their test examples; None where there are none.
-      more_is_better: whether the best is the maximum over rounds, or the minimum.
+      test: The summaries of the participating clients on test examples, one per evaluation.
+      validation: The same on validation examples; None if there are none.
+      unseen: The summaries of the held-out clients on their test examples; None if there are none.
+      more_is_better: Whether the best round has the largest score, or the smallest.
 
     Returns:
       The scores; a round whose score is not finite is never the best one.

@@ -11,6 +11,7 @@ from pfljax.core import tree
 from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local_training import LocalTraining, for_each_batch
 from pfljax.core.types import Context, Params, Task
+from pfljax.core.uploads import Weighted
 
 
 class Prototypes(NamedTuple):
@@ -37,10 +38,17 @@ class ClassSums(NamedTuple):
         """`[C, d]`, zeros for a class without examples."""
         return self.sums / jnp.maximum(self.counts, 1)[:, None]
 
-    def weighted(self, by_size: bool) -> ClassSums:
-        """A client's term of the prototypes: by examples of a class, or all clients alike."""
+    def weighted(self, by_size: bool) -> Weighted:
+        """A client's means, with a weight for each class: its examples, or 1 for all clients alike.
+
+        Args:
+          by_size: whether the weights are numbers of examples.
+
+        Returns:
+          The term of the prototypes, for `ClientOutput.sum`; its weight is `[C]`.
+        """
         share = jnp.where(by_size, 1, 1 / jnp.maximum(self.counts, 1))
-        return ClassSums(share[:, None] * self.sums, share * self.counts)
+        return Weighted(share[:, None] * self.sums, share * self.counts)
 
 
 def none(num_classes: int, num_features: int, dtype: jnp.dtype) -> Prototypes:
@@ -93,10 +101,10 @@ def of_client(
     return for_each_batch(step, (nothing, squares), data, context, local)
 
 
-def renew(prototypes: Prototypes, total: ClassSums) -> Prototypes:
+def renew(prototypes: Prototypes, total: Weighted) -> Prototypes:
     """Returns the means of the cohort's weighted total; a class that it lacks keeps its own."""
-    here = total.counts > 0
-    means = total.sums / jnp.where(here, total.counts, 1)[:, None]
+    here = total.weight > 0
+    means = total.value / jnp.where(here, total.weight, 1)[:, None]
     return Prototypes(jnp.where(here[:, None], means, prototypes.means), prototypes.seen | here)
 
 

@@ -1,4 +1,4 @@
-"""Finished runs as they are read from their work directories, and which of them compare."""
+"""Finished runs, as read from their work directories."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Run(NamedTuple):
     """One finished run.
 
     Attributes:
-      result: the content of `result.json`.
-      rows: of `metrics.jsonl`.
-      clients: the arrays of `clients.npz`; empty for a run that diverged.
+      result: The content of `result.json`.
+      rows: The rows of `metrics.jsonl`.
+      clients: The arrays of `clients.npz`; empty for a run that diverged.
     """
 
     result: dict[str, Any]
@@ -27,12 +27,12 @@ class Run(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended because a state or a loss was not finite; it has no scores then."""
+        """Whether the run ended with a state or loss that is not finite; it then has no scores."""
         return "diverged" in self.result
 
 
 def read_run(directory: pathlib.Path) -> Run:
-    """Reads what a finished run left in its work directory."""
+    """Reads the results of a finished run from its work directory."""
     result, arrays = writers.read_json(directory / "result.json"), {}
     if "diverged" not in result:
         with np.load(directory / "clients.npz") as clients:
@@ -43,35 +43,35 @@ def read_run(directory: pathlib.Path) -> Run:
 def collect(
     directory: pathlib.Path, config: ml_collections.ConfigDict
 ) -> tuple[dict[str, list[Run]], list[str]]:
-    """Reads the runs of a comparison, and those of other methods that lie beside them.
+    """Reads the runs of a comparison, and comparable ones of other methods in the directory.
 
     Args:
-      directory: that holds `METHOD/seed_SEED`.
-      config: of the comparison, whose runs are all finished.
+      directory: The work directory of the comparison, with subdirectories `METHOD/seed_SEED`.
+      config: The config of the comparison; all its runs are finished.
 
     Returns:
-      `{method: [one run per seed]}`, and a sentence on each method that is left out, as its runs
-      are of other clients, rounds, models or seeds.
+      The runs, `{method: [one run per seed]}`, and a sentence on each method that is omitted
+      because its runs have other clients, rounds, models or seeds.
     """
     runs = {
         name: [read_run(directory / name / f"seed_{seed}") for seed in config.seeds]
         for name in config.algorithms
     }
-    like, left_out = next(iter(runs.values())), []
-    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
-        if folder.name in runs or not any(folder.glob("seed_*/result.json")):
+    like, omitted = next(iter(runs.values())), []
+    for subdirectory in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if subdirectory.name in runs or not any(subdirectory.glob("seed_*/result.json")):
             continue
-        places = [folder / f"seed_{seed}" for seed in config.seeds]
-        if not all((place / "result.json").exists() for place in places):
-            left_out.append(f"{folder.name} is not shown: it lacks some of these seeds.")
+        directories = [subdirectory / f"seed_{seed}" for seed in config.seeds]
+        if not all((run_directory / "result.json").exists() for run_directory in directories):
+            omitted.append(f"{subdirectory.name} is not shown: some of the seeds are missing.")
             continue
-        found = [read_run(place) for place in places]
+        found = [read_run(run_directory) for run_directory in directories]
         differs = _first_difference(like, found)
         if differs:
-            left_out.append(f"{folder.name} is not shown: its runs have {differs}.")
+            omitted.append(f"{subdirectory.name} is not shown: its runs have {differs}.")
         else:
-            runs[folder.name] = found
-    return _at_common_rounds(runs, left_out)
+            runs[subdirectory.name] = found
+    return _at_common_rounds(runs, omitted)
 
 
 _COMPARABLE = ("dataset", "partition", "num_clients", "model", "rounds", "data_seed", "score_name")
@@ -82,14 +82,14 @@ def _first_difference(like: Sequence[Run], found: Sequence[Run]) -> str | None:
         for key in _COMPARABLE:
             wanted, has = one.result.get(key), other.result.get(key)
             if wanted != has:
-                return f"{key} {has!r} in place of {wanted!r}"
+                return f"{key} {has!r} instead of {wanted!r}"
     return None
 
 
 def _at_common_rounds(
     runs: dict[str, list[Run]], notes: list[str]
 ) -> tuple[dict[str, list[Run]], list[str]]:
-    """Lets all runs choose among the same rounds, where they were evaluated at different ones."""
+    """Restricts runs that were evaluated at different rounds to the rounds that all share."""
     scored = [run for seeds in runs.values() for run in seeds if run.rows and not run.diverged]
     rounds = [{row["round"] for row in run.rows} for run in scored]
     common = set.intersection(*rounds) if rounds else set()
@@ -103,14 +103,14 @@ def _at_common_rounds(
         return Run(_chosen_again(run.result, rows), rows, run.clients)
 
     note = (
-        "The runs were evaluated at different rounds: the curves, and the round that validation "
-        f"examples choose, are taken from the {len(common)} that all have."
+        "The runs were evaluated at different rounds: curves and best validation rounds use the "
+        f"{len(common)} rounds that all runs share."
     )
     return {name: [of(run) for run in seeds] for name, seeds in runs.items()}, [*notes, note]
 
 
 def _chosen_again(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a result whose scores over rounds are those of some rows."""
+    """Returns a result whose scores over rounds are recomputed from some rows."""
     score, more = result.get("score_name", "accuracy"), result.get("more_is_better", True)
     best = max if more else min
     changed = dict(result)

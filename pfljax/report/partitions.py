@@ -1,4 +1,4 @@
-"""What the clients of a study have: a table, and three pictures."""
+"""Tables and plots of partitions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PICTURES = ("partition_classes.png", "partition_sizes.png", "partition_distances
 CLASSES, SIZES, DISTANCES = PICTURES
 
 _SEEN, _UNSEEN = "tab:blue", "tab:orange"
-_MOST_IN_PICTURE = 1000  # clients; a larger population is shown at equal intervals
+_MOST_IN_PICTURE = 1000  # clients; larger populations are subsampled at equal intervals
 _MOST_IN_ROW = 100
 _TALLEST = 14.0  # inches
 _TITLE = {"loc": "left", "fontsize": 10}
 
 
 def name_partition(config: ml_collections.ConfigDict) -> str:
-    """Returns how titles call the partition of `config.data`.
+    """Returns the name of the partition of `config.data` in titles.
 
     Example:
       >>> from pfljax.training.study.config import default_config
@@ -37,14 +37,14 @@ def name_partition(config: ml_collections.ConfigDict) -> str:
     if name == "dirichlet":
         words = f"Dirichlet({config.alpha:g})"
     elif name == "pathological":
-        shares = "" if config.balanced else " in unequal shares"
+        shares = "" if config.balanced else ", unequal fractions"
         words = f"{config.classes_per_client} classes each{shares}"
     elif name == "groups":
         words = f"{config.num_groups} groups by {config.group_by}"
     elif name in PARTITIONS:
         given = {key: config[key] for key in settings_of(name)}
-        told = [f"{key}={value}" for key, value in given.items() if value is not None]
-        words = f"{name} ({', '.join(told)})" if told else name
+        given_settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+        words = f"{name} ({', '.join(given_settings)})" if given_settings else name
     else:
         words = name
     shifts = [kind for kind in (config.feature_shift, config.concept_shift) if kind != "none"]
@@ -52,14 +52,14 @@ def name_partition(config: ml_collections.ConfigDict) -> str:
 
 
 def table(found: Statistics) -> rich.table.Table:
-    """Makes the table of a partition for a terminal.
+    """Returns the table of a partition for a terminal.
 
     Args:
-      found: of `data.statistics.measure`.
+      found: The result of `data.statistics.measure`.
     """
     view = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    view.add_column("of a client")
-    for column in ("least", "median", "mean", "most", "all clients"):
+    view.add_column("per client")
+    for column in ("min", "median", "mean", "max", "all clients"):
         view.add_column(column, justify="right", no_wrap=True)
 
     def add(name, values, spec, total=""):
@@ -80,13 +80,13 @@ def table(found: Statistics) -> rich.table.Table:
         add("classes", np.count_nonzero(found.counts, axis=1), whole, f"{held}")
         add("distance to the pool", found.to_pool, precise)
     if len(found.compared) > 1:
-        apart = found.distances[np.triu_indices(len(found.compared), 1)]
-        add("distance to another client", apart, precise)
+        pairwise = found.distances[np.triu_indices(len(found.compared), 1)]
+        add("distance to another client", pairwise, precise)
     return view
 
 
 def imbalance(found: Statistics) -> str:
-    """Returns a sentence or two on how unequal clients and classes are, and what distances are."""
+    """Returns sentences on the imbalance of clients and classes, and on the distance used."""
     totals = found.totals
     words = (
         f"The largest client has {totals.max() / totals.min():.3g} times the examples of the "
@@ -98,22 +98,22 @@ def imbalance(found: Statistics) -> str:
     classes = classes[classes > 0]
     return (
         f"{words}, the largest class {classes.max() / classes.min():.3g} times those of the "
-        "smallest. Distances are Jensen-Shannon distances between shares of classes: 0 for the "
-        "same shares, 1 for no common class."
+        "smallest. Distances are Jensen-Shannon distances between label distributions: 0 for equal "
+        "distributions, 1 for no common class."
     )
 
 
 def draw(directory: pathlib.Path, found: Statistics, title: str, num_unseen: int) -> list[str]:
-    """Draws the pictures of a partition: without classes, only that of the sizes.
+    """Draws the plots of a partition; for data without classes, only that of the sizes.
 
     Args:
-      directory: where they go; made if need be.
-      found: of `data.statistics.measure`.
-      title: above the pictures.
-      num_unseen: how many clients, the last ones, never train.
+      directory: The directory of the plots; created if missing.
+      found: The result of `data.statistics.measure`.
+      title: The title of the plots.
+      num_unseen: Number of held-out clients, which are the last ones.
 
     Returns:
-      The names of the files: `SIZES`, and where there are classes `CLASSES` and `DISTANCES`.
+      The names of the files: `SIZES`, and for data with classes `CLASSES` and `DISTANCES`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     plot_sizes(directory / SIZES, found, title)
@@ -125,7 +125,7 @@ def draw(directory: pathlib.Path, found: Statistics, title: str, num_unseen: int
 
 
 def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: int) -> None:
-    """Draws a bubble for each client and class, its area the number of examples."""
+    """Draws a bubble for each client and class; its area is the number of examples."""
     num_clients, num_classes = found.counts.shape
     number = min(num_clients, _MOST_IN_PICTURE)
     shown = np.arange(number) * num_clients // number
@@ -137,17 +137,17 @@ def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: 
         figsize=(width + 1.6, rows * (height + 0.35) + 0.9), layout="constrained"
     )
     all_axes = picture.subplots(rows, 1, squeeze=False)[:, 0]
-    # All but the largest few bubbles fit into their cells, and can still be seen.
+    # Scaled so that all but the largest 2 % fit into their cells, and small ones remain visible.
     diameter = max(72 * min(width / per_row, height / num_classes), 5.0)
     scale = diameter**2 / np.percentile(found.counts[found.counts > 0], 98)
     for row, axes in enumerate(all_axes):
-        places = np.arange(row * per_row, min((row + 1) * per_row, number))
-        client, label = np.nonzero(found.counts[shown[places]])
-        unseen = shown[places[client]] >= num_clients - num_unseen
+        columns = np.arange(row * per_row, min((row + 1) * per_row, number))
+        client, label = np.nonzero(found.counts[shown[columns]])
+        unseen = shown[columns[client]] >= num_clients - num_unseen
         axes.scatter(
-            places[client],
+            columns[client],
             label,
-            s=scale * found.counts[shown[places[client]], label],
+            s=scale * found.counts[shown[columns[client]], label],
             c=np.where(unseen, _UNSEEN, _SEEN),
             alpha=0.75,
             linewidths=0,
@@ -157,7 +157,7 @@ def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: 
         axes.yaxis.set_major_locator(_integers(int(height / 0.15)))
         axes.xaxis.set_major_locator(_integers(int(width / 0.28)))
         axes.xaxis.set_major_formatter(
-            lambda place, _: str(shown[int(place)]) if 0 <= place < number else ""
+            lambda column, _: str(shown[int(column)]) if 0 <= column < number else ""
         )
         axes.set_ylabel("class")
         axes.grid(alpha=0.25)
@@ -185,7 +185,7 @@ def _add_bubble_legend(picture, axes, largest: int, scale: float, num_unseen: in
 
 
 def _rounded(value: float) -> int:
-    """Returns a whole number of one significant digit, not above `value` but at least 1."""
+    """Returns `value` rounded down to one significant digit, but at least 1."""
     if value < 1:
         return 1
     digit = 10 ** int(np.log10(value))
@@ -201,7 +201,7 @@ def _integers(most: int) -> ticker.MaxNLocator:
 
 
 def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
-    """Draws how many clients have how many examples, training, validation and test together."""
+    """Draws a histogram of client sizes: training, validation and test examples together."""
     totals = found.totals
     picture = figure.Figure(figsize=(7.5, 4.0), layout="constrained")
     axes = picture.subplots()
@@ -213,7 +213,7 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
     else:
-        # Bins of equally many whole numbers: others would make waves that are not in the data.
+        # Bins of equally many integers; unequal ones would show artefacts.
         bins = min(30, max(8, int(2 * len(totals) ** 0.5)))
         width = -(-(high - low + 1) // bins)
         edges = np.arange(low, high + width + 1, width) - 0.5
@@ -222,7 +222,7 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
     median = np.median(totals)
     axes.axvline(median, color="black", linewidth=1.2, linestyle="--")
     axes.yaxis.set_major_locator(_integers(8))
-    axes.set_xlabel("examples of a client")
+    axes.set_xlabel("examples per client")
     axes.set_ylabel("clients")
     axes.set_title(_wrapped(f"{title}, median {median:,g} (dashed)"), **_TITLE)
     axes.grid(alpha=0.3, axis="y")
@@ -232,9 +232,9 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
 
 
 def plot_distances(path: pathlib.Path, found: Statistics, title: str) -> None:
-    """Draws the distance of every two clients, and of each to the pool, as colours."""
+    """Draws the distances between clients, and of each to the pool, as colors."""
     number = len(found.compared)
-    strip = max(1, number // 25)  # columns that show the pool, and half of that apart
+    strip = max(1, number // 25)  # width of the column of the pool, in cells
     gap = max(1, strip // 2)
     cells = np.full((number, number + gap + strip), np.nan)
     cells[:, :number] = found.distances
@@ -249,7 +249,7 @@ def plot_distances(path: pathlib.Path, found: Statistics, title: str) -> None:
     else:
         axes.set_xticks([pool], ["pool"], rotation=90, fontsize=8)
         axes.set_yticks([])
-    axes.set_xlabel(f"{number} clients, similar ones side by side")
+    axes.set_xlabel(f"{number} clients, ordered by similarity")
     axes.set_ylabel("the same clients")
     axes.set_title(_wrapped(f"{title}, mean distance {found.mean_distance:.2f}"), **_TITLE)
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Plots of finished runs: the score over the rounds, and the scores of all clients."""
+"""Plots of finished runs: learning curves, and the scores of all clients."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pfljax.report.finished import Run
 
 
 def _colors(count: int):
-    """Ten colors, again and again; the styles of lines tell them apart."""
+    """Returns colors that repeat after ten; line styles distinguish equal colors."""
     palette = matplotlib.colormaps["tab10"]
     return [palette(index % palette.N) for index in range(count)]
 
 
 def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
-    """Returns the score on an axis, the factor from stored to shown numbers, and their unit."""
+    """Returns the score of an axis, the factor from stored to plotted values, and the unit."""
     score = tables.score_of(runs)
     if score == "accuracy":
         return score, 100, " (%)"
     more = next(iter(runs.values()))[0].result.get("more_is_better", True)
-    return score, 1, "" if more else " (less is better)"
+    return score, 1, "" if more else " (lower is better)"
 
 
 def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
-    """The methods whose runs all have scores."""
+    """Returns the methods whose runs all have scores."""
     return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
 
 
@@ -37,7 +37,7 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     score, factor, unit = axis(runs)
     key = f"personal/test_{score}_weighted"
     runs = _scored(runs)
-    # The legend has a line for each method, in the order in which the lines end.
+    # The legend lists the methods in the order in which their lines end.
     height = max(4.5, 0.24 * len(runs))
     picture = figure.Figure(figsize=(7.5, height), layout="constrained")
     axes = picture.subplots()
@@ -65,13 +65,13 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
 
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws, for each method, one point per client and seed, and the quartiles across them."""
+    """Draws one point per client and seed for each method, and the quartiles across them."""
     score, factor, unit = axis(runs)
     runs = _scored(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
     scatter = np.random.default_rng(0)
-    for place, (seeds, color) in enumerate(
+    for position, (seeds, color) in enumerate(
         zip(runs.values(), _colors(len(runs)), strict=True), start=1
     ):
         key = f"personal_test_{score}"
@@ -79,13 +79,13 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
         values = values[np.isfinite(values)]
         axes.boxplot(
             values,
-            positions=[place],
+            positions=[position],
             widths=0.55,
             showfliers=False,
             medianprops={"color": "black"},
         )
-        places = place + scatter.uniform(-0.18, 0.18, len(values))
-        axes.plot(places, values, ".", color=color, alpha=0.6, markersize=5)
+        positions = position + scatter.uniform(-0.18, 0.18, len(values))
+        axes.plot(positions, values, ".", color=color, alpha=0.6, markersize=5)
     axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
     axes.set_ylabel(f"test {score} of each client{unit}")
     axes.set_title(title, loc="left", fontsize=10)

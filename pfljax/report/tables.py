@@ -1,4 +1,4 @@
-"""Tables of finished runs, side by side: what a comparison prints and writes."""
+"""Tables of finished runs, which comparisons print and write."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Column(NamedTuple):
     """A column of the comparison.
 
     Attributes:
-      title: its heading.
-      path: where the number stands in `result.json`.
-      unit: of the number shown, such as '%', 'ms' or 'kB'; for a score that is no accuracy, its
-        name.
-      scale: factor from the stored unit to the shown one.
+      title: The heading of the column.
+      path: The keys of the value in `result.json`.
+      unit: The unit of the value shown, such as '%', 'ms' or 'kB'; for a score other than
+        accuracy, the name of the score.
+      scale: The factor from the stored unit to the unit shown.
     """
 
     title: str
@@ -49,7 +49,7 @@ _COSTS = (
 )
 
 
-# Characters of a line of a heading, so that all columns fit into a terminal.
+# Maximum width of a heading in characters, so that all columns fit into a terminal.
 _HEADING_WIDTH = 12
 
 EXPLANATION = (
@@ -62,30 +62,30 @@ EXPLANATION = (
 
 
 def score_of(runs: dict[str, list[Run]]) -> str:
-    """Returns the metric by which runs are compared, which all of them share."""
+    """Returns the metric by which runs are compared, the same for all of them."""
     return next(iter(runs.values()))[0].result.get("score_name", "accuracy")
 
 
 def explanation(runs: dict[str, list[Run]]) -> str:
-    """Returns what the columns mean."""
+    """Returns the explanation of the columns."""
     score = score_of(runs)
-    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse, less is better)"}
+    names = {"accuracy": "accuracies", "mse": "mean squared errors (mse, lower is better)"}
     return EXPLANATION.replace("accuracies", names.get(score, score))
 
 
 def resolution(runs: dict[str, list[Run]]) -> float | None:
-    """Returns how far two accuracies must lie apart for their difference to mean something.
+    """Returns the smallest difference of two accuracies that exceeds their sampling error.
 
-    That is half the width of a 95 % interval for the difference of two proportions `p` of `n`
-    independent test examples, `1.96 sqrt(2 p (1 - p) / n)`: `p` the best mean of the personalized
-    models (no nearer to 1 than one example), `n` the test examples of one seed, the fewest.
+    This is half the width of a 95 % interval for the difference of two proportions `p` of `n`
+    independent test examples, `1.96 sqrt(2 p (1 - p) / n)`. Here `p` is the best mean accuracy of
+    personalized models, at most `1 - 1/n`, and `n` the smallest number of test examples of a seed.
 
     Args:
-      runs: `{method: [one run per seed]}`.
+      runs: The runs, `{method: [one run per seed]}`.
 
     Returns:
-      From 0 to 1; None where the score is no accuracy, or results do not say how many test
-      examples there were.
+      The difference, from 0 to 1; None if the score is not accuracy, or if a result lacks the
+      number of test examples.
     """
     found = [run.result.get("test_examples") for seeds in runs.values() for run in seeds]
     best = _best(runs)
@@ -97,22 +97,21 @@ def resolution(runs: dict[str, list[Run]]) -> float | None:
 
 
 def _best(runs: dict[str, list[Run]]) -> float | None:
-    """The best mean accuracy of personalized models; None where there is none."""
+    """Returns the best mean accuracy of personalized models; None if there is none."""
     column = Column("", ("personal_accuracy", "last"), "%", 100)
     means = [_values(seeds, column) for seeds in runs.values()]
     return max((float(np.mean(values)) for values in means if values is not None), default=None)
 
 
 def notes(runs: dict[str, list[Run]]) -> list[str]:
-    """Returns the sentences below a comparison: what its columns mean, what its differences mean,
-    and why runs diverged."""
+    """Returns the notes below a comparison: the columns, the sampling error, diverged runs."""
     lines = [explanation(runs)]
     found = resolution(runs)
     if found is not None:
         n = min(run.result["test_examples"] for seeds in runs.values() for run in seeds)
         lines.append(
             f"{n:,} test examples per seed: one is {100 / n:.2g} points, and differences below "
-            f"{100 * found:.2g} points are within their sampling error (95 %); {_LIKE_THE_BEST} "
+            f"{100 * found:.2g} points are within their sampling error (95 %); {_CLOSE_TO_BEST} "
             "marks methods that are no further from the best."
         )
     idle = {
@@ -132,7 +131,7 @@ def notes(runs: dict[str, list[Run]]) -> list[str]:
 
 
 def scores_of(result: dict[str, Any], model: str) -> dict[str, float | None] | None:
-    """Returns the scores in `result.json` of the 'personal' or 'global' model, if there is one."""
+    """Returns the scores of the 'personal' or 'global' model in `result.json`, if any."""
     return result.get(f"{model}_accuracy", result.get(f"{model}_score"))
 
 
@@ -159,7 +158,7 @@ def _values(runs: Sequence[Run], column: Column) -> list[float] | None:
 
 
 def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
-    """Returns the columns in which at least one method has a number."""
+    """Returns the columns in which at least one method has a value."""
     score = score_of(runs)
     key, unit, scale = ("accuracy", "%", 100) if score == "accuracy" else ("score", score, 1)
     scores = [
@@ -172,15 +171,15 @@ def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
     ]
 
 
-# Marks accuracies that differ from the best by less than the test examples can tell.
-_LIKE_THE_BEST = "≈"
+# Marks accuracies within the sampling error of the best one.
+_CLOSE_TO_BEST = "≈"
 
 
 def cell(runs: Sequence[Run], column: Column) -> str:
     """Returns a method's entry: the mean over seeds and, for scores, the standard deviation.
 
-    The deviation is the sample's (n - 1), for two seeds or more. Where runs diverged, the first
-    column of scores says so, and the others have no entry.
+    The deviation is the sample deviation (n - 1), for two or more seeds. If runs diverged, the
+    first column shows their number, and the other columns are empty.
     """
     diverged = sum(run.diverged for run in runs)
     if diverged:
@@ -193,19 +192,19 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     mean = np.mean(values) * column.scale
     if column in _COSTS:
         return f"{mean:.4g}"
-    places = 2 if column.unit == "%" else _places(mean)
+    decimals = 2 if column.unit == "%" else _decimals(mean)
     if len(values) == 1:
-        return f"{mean:.{places}f}"
-    return f"{mean:.{places}f} ± {np.std(values, ddof=1) * column.scale:.{places}f}"
+        return f"{mean:.{decimals}f}"
+    return f"{mean:.{decimals}f} ± {np.std(values, ddof=1) * column.scale:.{decimals}f}"
 
 
-def _places(mean: float) -> int:
-    """The decimal places that show four digits of a mean; its deviation is shown with as many."""
+def _decimals(mean: float) -> int:
+    """Returns the decimals that show four significant digits of a mean, also for its deviation."""
     return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean and math.isfinite(mean) else 3
 
 
 def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    """Returns the rows of the comparison: the method's name, and an entry for each column."""
+    """Returns the rows of the comparison: the name of the method and an entry per column."""
     within, best = resolution(runs), _best(runs)
     rows = []
     for method, seeds in runs.items():
@@ -214,13 +213,13 @@ def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[s
         if within is not None and values is not None and not any(run.diverged for run in seeds):
             gap = best - float(np.mean(values))
             if 0 < gap < within:
-                entries[0] += f" {_LIKE_THE_BEST}"
+                entries[0] += f" {_CLOSE_TO_BEST}"
         rows.append((method, *entries))
     return rows
 
 
 def heading(column: Column) -> str:
-    """Returns a column's title with its unit."""
+    """Returns the title of a column with its unit."""
     return f"{column.title} ({column.unit})"
 
 
@@ -228,14 +227,14 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
     """Returns the comparison as a table for a terminal.
 
     Args:
-      runs: `{method: [one run per seed]}`.
-      title: above the table.
+      runs: The runs, `{method: [one run per seed]}`.
+      title: The title above the table.
     """
     columns = columns_of(runs)
     view = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
-    # A narrow terminal shortens numbers, which comparison.md has, rather than what they are of.
+    # A narrow terminal truncates numbers, which are in comparison.md, and not method names.
     view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
         lines = [*textwrap.wrap(column.title, _HEADING_WIDTH), f"({column.unit})"]
@@ -255,11 +254,11 @@ def write_markdown(
     """Writes the comparison as a Markdown table.
 
     Args:
-      path: of the file.
-      runs: `{method: [one run per seed]}`.
-      title: its heading.
-      pictures: names of files beside it that it shows.
-      below: the sentences below the table, such as `notes`.
+      path: The path of the file.
+      runs: The runs, `{method: [one run per seed]}`.
+      title: The heading of the file.
+      pictures: The names of image files in the same directory to include.
+      below: The sentences below the table; by default `notes(runs)`.
     """
     columns = columns_of(runs)
     lines = [
@@ -275,7 +274,7 @@ def write_markdown(
 
 
 def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
-    """Writes one line per run, with every number of `result.json`, unrounded."""
+    """Writes one line per run, with every value of `result.json`, unrounded."""
 
     def flat(result, prefix=""):
         for key, value in result.items():

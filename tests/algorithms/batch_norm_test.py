@@ -488,7 +488,7 @@ def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
         local = LOCAL._replace(observe=observe, epochs=1)
         algorithm = ALGORITHMS["fedkd"](mentor, local, mentee=mentee, energy_start=1.0)
         server, _, output = one_client_update(algorithm, 1)
-        model = averaging.apply(server, output.sum, averaging.PLAIN).params
+        model = averaging.apply(server, output.sum.message, averaging.PLAIN).params
         wanted = plain.observed(server.params, jnp.float32(x))
         federation.assert_close(plain.statistics(model), wanted)
 
@@ -802,7 +802,7 @@ def test_weight_decay_and_clipping_leave_statistics_alone():
     federation.assert_close(trained(clipped, far, 0), trained(clipped, model, 0))
 
 
-def test_a_client_without_a_step_has_no_part_in_the_groups_of_fedcac():
+def test_a_client_without_a_step_is_excluded_from_the_groups_of_fedcac():
     local = LOCAL._replace(drop_remainder=True)  # clients of 3 and of 1 examples make no step
     everybody = sampling.CohortPlan(num_clients=8, size=8)
     algorithm = ALGORITHMS["fedcac"](federation.task(), local._replace(observe=None))

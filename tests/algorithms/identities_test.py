@@ -265,7 +265,7 @@ def test_fedcac_without_critical_entries_is_fedavg():
     assert federation.differ(other.scores["personal"], other.scores["global"])
 
 
-def test_beta_of_fedcac_decides_how_long_clients_share():
+def test_beta_of_fedcac_determines_how_long_clients_share():
     first, later, never = (run("fedcac", beta=b).clients.params for b in (0.1, 0.2, 100.0))
     federation.assert_close(first, later)
     assert federation.differ(first, never)
@@ -496,7 +496,7 @@ def test_an_unseen_client_of_apple_learns_relations():
     federation.assert_close(joined.each, last)
 
 
-def test_pfedhn_that_knows_nothing_of_its_clients_is_fedavg():
+def test_pfedhn_without_client_embeddings_is_fedavg():
     # Only the heads' biases then move, along the mean of clients of one size.
     options = {"data": twins(), "plan": sampling.CohortPlan(num_clients=5, size=5)}
     fixed = federation.task().init(jax.random.key(7))
@@ -549,7 +549,7 @@ def test_every_setting_of_pfedhn_counts():
     assert not federation.differ(*seen) and federation.differ(*unseen)  # joining_rounds, the last
 
 
-def test_the_first_models_of_pfedhn_are_near_the_tasks_own_start():
+def test_the_first_models_of_pfedhn_are_near_the_initialization_of_the_task():
     algorithm = ALGORITHMS["pfedhn"](federation.task(), federation.local_training(), spread=0.1)
     server = algorithm.init_server(federation.examples().population(), jax.random.key(3))
     models = hypernetwork.generate(server.network, server.embeddings)
@@ -577,10 +577,12 @@ def test_fedkd_without_distillation_is_local_training_beside_fedavg():
     fedkd = run("fedkd", weight_by_size=True, **apart)
     federation.assert_close(fedkd.server.params, run("fedavg").server.params)
     federation.assert_close(fedkd.clients.mentor, run("local").clients)
-    np.testing.assert_array_equal(fedkd.metrics["sent"], 1)
+    whole = 4 * (core.tree.size(fedkd.server.params) + 1)  # and the weight
+    np.testing.assert_array_equal(fedkd.metrics["upload_bytes"], whole)
     cut = run("fedkd", weight_by_size=True, **{**apart, "energy_start": 0.5})
     assert federation.differ(cut.server.params, fedkd.server.params)
-    assert np.all(cut.metrics["sent"][:-1] < 1) and cut.metrics["sent"][-1] == 1
+    sent = cut.metrics["upload_bytes"]
+    assert np.all(sent[:-1] < whole) and sent[-1] == whole
     for change in ({"distillation": 1.0}, {"hidden": 1.0}):
         other = run("fedkd", weight_by_size=True, **{**apart, **change})
         assert federation.differ(other.clients.mentor, fedkd.clients.mentor)

@@ -158,7 +158,7 @@ def cohorts() -> list[list[int]]:
 SEED = 2
 
 
-def test_clients_come_late_and_come_again():
+def test_clients_join_late_and_take_part_again():
     seen = [k for cohort in cohorts() for k in cohort]
     assert len(seen) == 6 and set(seen) == set(range(4))
     assert not set(seen[:2]) & set(seen[2:4]) or set(seen[2:4]) != set(seen[:2])

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core, models
+from pfljax import aggregation, core, models
+from pfljax.aggregation.low_rank import compress
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
 from pfljax.algorithms.fedpac import head_weights
@@ -28,7 +29,6 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
-from pfljax.ops import low_rank
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
@@ -544,18 +544,17 @@ def test_what_the_server_of_fedkd_sends():
         for round in range(settings["loop_iterations"]):
             moment = core.Context(jax.random.key(0), round, settings["global_rounds"])
             mentees = [
-                model_from(theirs, f"round{round}/client{i}/global_params/")
+                model_from(theirs, f"round{round}/client{i}/global_model/")
                 for i in range(settings["num_clients"])
             ]
             energy = theirs[f"round{round}/server/energy"]
-            sent = [
-                low_rank.compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees
-            ]
+            sent = [compress(jax.tree.map(jax.numpy.asarray, m), energy)[0] for m in mentees]
             mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *sent)
             for path, array in their_names(mean):
                 same(array, theirs[f"round{round}/global/{path}"])
-            change = core.weighted(core.tree.subtract(mean, server.params), 1)
-            server = algorithm.server_update(server, core.Uploads(change, ()), None, moment)
+            total = aggregation.Upload(core.weighted(mean, 1), aggregation.Public(()))
+            cohort = core.Cohort(jax.numpy.arange(1), jax.numpy.ones(1, int), 1)
+            server = algorithm.server_update(server, core.Uploads(total, ()), cohort, moment)
             again = truncated(theirs[f"round{round}/global/base/kernel"], energy)
             same(server.params["body"]["Dense_0"]["kernel"], again)
 

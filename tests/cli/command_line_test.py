@@ -87,5 +87,5 @@ def test_keys_that_there_are():
     known = ["data.alpha", "seeds[0]", "model.anything", "client_optimizer.b3", "engine.devices"]
     command_line.require_known_keys([f"--config.{key}=1" for key in known])
     command_line.require_known_keys(["--workdir=x", "--noconfig.drop_remainder", "config.lr"])
-    with pytest.raises(UserError, match="'qqq'. --print_config shows all keys"):
+    with pytest.raises(UserError, match="'qqq'. --print_config lists all keys"):
         command_line.require_known_keys(["--config.qqq=1"])

@@ -95,7 +95,7 @@ def test_a_number_of_steps_takes_as_many_epochs_as_it_needs(size, steps):
     assert seen == everything[: steps if size else 0]
 
 
-def test_descend_steps_along_the_rule_of_the_method_and_hands_its_carry_on():
+def test_descend_follows_the_rule_of_the_method_and_returns_its_carry():
     def gradient(model, carry, batch, key):
         return jnp.float32(3), {"w": model["w"] - 5}, carry + jnp.sum(batch.mask)
 
@@ -130,7 +130,7 @@ def test_an_order_has_every_number_once_and_the_others_at_the_end(length, size):
         assert abs(ascending - 0.5) < 5 * 0.5 / size**0.5
 
 
-def test_every_example_comes_at_every_place():
+def test_every_example_appears_at_every_position():
     counts = np.zeros((6, 6))
     for seed in range(60):
         for place, example in enumerate(sum(batches(6, local(), seed=seed), [])):

@@ -65,7 +65,7 @@ def test_replacing_a_part_keeps_all_else(model, data):
     assert paths(model) == everything
 
 
-def test_what_is_not_there_cannot_be_replaced():
+def test_a_missing_array_cannot_be_replaced():
     with pytest.raises(ValueError, match="no 'mean'"):
         params.replace_params({"body": {"w": 1}}, {"body": {"mean": 2}})
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS, checked
+from pfljax.algorithms import ALGORITHMS, registered
 from pfljax.core import ranges
 from pfljax.errors import UserError
 
 
-@checked
+@registered
 def method(
     task,
     local,
@@ -46,7 +46,7 @@ def method(
         ({"decay": 0.0}, "method: decay is 0.0; it must be positive and at most 1."),
     ],
 )
-def test_a_value_outside_its_range_costs_one_sentence(values, sentence):
+def test_a_value_outside_its_range_gives_a_one_line_error(values, sentence):
     with pytest.raises(UserError) as caught:
         method(None, None, **values)
     assert str(caught.value) == sentence

@@ -26,7 +26,7 @@ class Profile:
 
 def keys_of_a_context(context: Context):
     """What local training and a method's children draw from, two levels deep."""
-    for order in (streams.ORDER, streams.STEP):
+    for order in (streams.ORDER, streams.STEP, streams.AGGREGATION):
         yield from (streams.key_of(context.key, order, step) for step in range(STEPS))
     for child in range(CHILDREN):
         yield context.child(child).key
@@ -41,6 +41,11 @@ def test_no_two_uses_share_a_key():
     keys += [init_client(Keys, None, Profile(client), run) for client in range(CLIENTS)]
     keys += [cohort_key(run, round) for round in range(ROUNDS)]
     keys += [streams.key_of(run, streams.SERVER, round) for round in range(ROUNDS)]
+    keys += [
+        streams.key_of(run, streams.SERVER, round, streams.AGGREGATION, stage)
+        for round in range(ROUNDS)
+        for stage in range(STEPS)
+    ]
     of_clients = itertools.product(
         (streams.UPDATE, streams.EXCHANGE, streams.EVALUATION), range(ROUNDS), range(CLIENTS)
     )
@@ -54,7 +59,7 @@ def test_no_two_uses_share_a_key():
     assert len(data) == len(keys) > 1000
 
 
-def test_the_clients_own_key_stays_and_differs_between_runs_and_clients():
+def test_the_key_of_a_client_is_constant_and_differs_between_runs_and_clients():
     def own(seed, round, stream, client):
         key = client_context(jax.random.key(seed), round, 9, stream, client).client_key
         return tuple(np.asarray(jax.random.key_data(key)).tolist())

@@ -38,7 +38,7 @@ def test_a_cohort_counts_those_who_came():
     assert int(cohort.count) == 2
 
 
-def test_children_of_a_context_draw_apart():
+def test_children_of_a_context_are_independent():
     context = core.Context(jax.random.key(0), jnp.int32(2), jnp.int32(5))
     keys = [context.key, context.child(0).key, context.child(1).key, context.child(0).child(0).key]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4

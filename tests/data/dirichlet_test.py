@@ -57,7 +57,7 @@ def test_a_form_keeps_its_promise_or_refuses(form, labels, num_clients, alpha, s
 
 @fast
 @given(label_arrays, st.integers(1, 20), st.floats(1e-3, 1e3), st.integers(0, 2**32))
-def test_the_balanced_form_gives_everybody_the_same(labels, num_clients, alpha, seed):
+def test_the_balanced_form_gives_all_clients_equal_sizes(labels, num_clients, alpha, seed):
     if num_clients > len(labels):
         with pytest.raises(UserError, match="use at most"):
             partition.dirichlet_balanced(labels, num_clients, alpha, seed)
@@ -151,7 +151,7 @@ def draws(monkeypatch):
 
 @pytest.mark.parametrize("classes", [10, 100])
 @pytest.mark.parametrize("form", ALL_FORMS)
-def test_five_hundred_clients_are_served_in_few_draws(form, classes, draws):
+def test_five_hundred_clients_need_few_draws(form, classes, draws):
     """As many labels as the CIFAR subsets have; PFLlib's loop does not end here."""
     labels = np.repeat(np.arange(classes), 10_000 // classes)
     clients = ALL_FORMS[form](labels, 500, alpha=0.1, seed=0)

@@ -144,7 +144,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path, where, function)
     payload = pickle.dumps(attack if where == "array" else array, protocol=4)
     file = tmp_path / "train" / "1.npz"
     write_raw(file, payload)
-    with pytest.raises(UserError, match="could run programs") as refusal:
+    with pytest.raises(UserError, match="could execute code") as refusal:
         read_pfllib(tmp_path)
     assert str(file) in str(refusal.value)
     assert not proof.exists()
@@ -219,14 +219,14 @@ def missing_client(root):
 
 def stale_client(root):
     write_client(root / "train" / "3.npz", client(3))
-    return root, "files of 4 clients where 3"
+    return root, "files of 4 clients instead of 3"
 
 
 def missing_test_folder(root):
     for file in (root / "test").iterdir():
         file.unlink()
     (root / "test").rmdir()
-    return root, "no folder test"
+    return root, "no directory test"
 
 
 def bad_json(root):
@@ -246,7 +246,7 @@ def bad_count(root):
 
 def too_few_classes(root):
     (root / "config.json").write_text('{"num_classes": 2}')
-    return root, "promises 2 classes"
+    return root, "config.json has 2 classes"
 
 
 def changed(**replaced):
@@ -323,7 +323,7 @@ def test_a_wrong_pfllib_file_is_named(tmp_path, fault):
 def test_a_directory_without_files_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(UserError, match="0 clients where at least one"):
+    with pytest.raises(UserError, match="0 clients instead of at least one"):
         read_pfllib(tmp_path)
 
 
@@ -405,14 +405,14 @@ NPZ_FAULTS = [
     removed("std"),
     removed("validation_sizes"),
     replaced("targets", lambda a: a.astype(str), "from_arrays numbers labels of any kind"),
-    replaced("targets", lambda a: a + 0.5, "whole numbers from 0 to 9"),
+    replaced("targets", lambda a: a + 0.5, "whole number from 0 to 9"),
     replaced("targets", lambda a: a.astype(complex), "targets of dtype complex128"),
     replaced("targets", lambda a: a[:, None], "targets with 2 axes"),
     replaced("targets", lambda a: a[:-1], "60 inputs but 59 targets"),
     replaced("targets", with_value(3, 10), "label 10 but 10 classes"),
     replaced("targets", with_value(3, -1), "label -1"),
     replaced("inputs", lambda a: a.astype("S1"), "inputs of dtype |S1"),
-    replaced("inputs", lambda a: a.astype(object), "no plain array"),
+    replaced("inputs", lambda a: a.astype(object), "not a plain array"),
     replaced("inputs", lambda a: np.where(a > 0, np.nan, 0.0), "the value nan in column"),
     replaced("train_sizes", lambda a: a.astype(np.float64), "train_sizes of dtype float64"),
     replaced("train_sizes", with_value(2, 0), "no train example for client 2"),
@@ -421,7 +421,7 @@ NPZ_FAULTS = [
     replaced("train_offsets", with_value(0, -1), "client 0 outside"),
     replaced("train_offsets", with_value(1, 2**31 - 1), "client 1 outside"),
     replaced("validation_sizes", with_value(1, -1), "client 1 outside"),
-    replaced("validation_offsets", with_value(3, 0), "client 3 one after the other"),
+    replaced("validation_offsets", with_value(3, 0), "client 3 consecutively"),
     replaced("test_sizes", with_value(1, 4), "same rows to two clients"),
     replaced("test_sizes", lambda a: a[:-1], "different lengths"),
     replaced("num_unseen", lambda a: np.int32(6), "num_unseen 6 of 6"),

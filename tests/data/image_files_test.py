@@ -58,10 +58,10 @@ def test_a_folder_per_domain(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image_classes", "image_domains"])
-def test_an_own_directory_must_hold_images(tmp_path, name):
-    assert "name it in data.dir" in refusal(name, "")
-    assert "name it in data.dir" in refusal(name, tmp_path / "nowhere")
-    assert "holds no CLASS/IMAGE" in refusal(name, tmp_path)
+def test_a_user_directory_must_contain_images(tmp_path, name):
+    assert "set data.dir to it" in refusal(name, "")
+    assert "set data.dir to it" in refusal(name, tmp_path / "nowhere")
+    assert "has no CLASS/IMAGE" in refusal(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_an_own_directory_must_hold_images(tmp_path, name):
         ("kvasir", "kvasir-dataset-v2", [""], 8),
     ],
 )
-def test_trees_of_known_data_sets(tmp_path, name, folder, parts, classes):
+def test_directories_of_known_data_sets(tmp_path, name, folder, parts, classes):
     message = refusal(name, tmp_path)
-    assert "there, with the folder" in message and str(tmp_path) in message
+    assert "there, with the directory" in message and str(tmp_path) in message
     for number, part in enumerate(parts):
         for label in range(classes):
             inner = "images" if name == "tiny_imagenet" else ""
@@ -86,14 +86,14 @@ def test_trees_of_known_data_sets(tmp_path, name, folder, parts, classes):
     assert pool.targets.tolist() == list(range(classes)) * len(parts)
     assert colours(pool) == np.repeat(np.arange(len(parts)), classes).tolist()
     paint(tmp_path / folder / parts[0] / "zzz" / "1.png", 0)
-    assert f"{classes + 1} classes where {classes}" in refusal(name, tmp_path)
+    assert f"{classes + 1} classes instead of {classes}" in refusal(name, tmp_path)
 
 
 def test_parts_must_be_complete(tmp_path):
     paint(tmp_path / "train" / "AD" / "1.jpg", 0)
     assert "lacks the folders valid, test" in refusal("country211", tmp_path)
     paint(tmp_path / "clipart" / "bee" / "1.jpg", 0)
-    assert "lacks the folders infograph, painting" in refusal("domainnet", tmp_path)
+    assert "lacks the directories infograph, painting" in refusal("domainnet", tmp_path)
 
 
 def test_domainnet(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_domainnet(tmp_path, monkeypatch):
     for number, domain in enumerate(domains):
         paint(tmp_path / "domainnet" / domain / "bee" / "1.png", 10 * number)
         paint(tmp_path / "domainnet" / domain / "zebra" / "1.png", 10 * number)
-    assert "2 classes where 345" in refusal("domainnet", tmp_path)
+    assert "2 classes instead of 345" in refusal("domainnet", tmp_path)
     monkeypatch.setattr(image_trees, "_of_classes", lambda listing, root, classes: listing)
     pool = LOAD["domainnet"](str(tmp_path), side=8)
     assert pool.owners.tolist() == colours(pool) == np.repeat(np.arange(6), 2).tolist()
@@ -120,7 +120,7 @@ def test_flowers102(tmp_path):
     scipy.io.savemat(tmp_path / "102flowers" / "imagelabels.mat", {"labels": labels + 1})
     assert "label 102" in refusal("flowers102", tmp_path)
     (tmp_path / "102flowers" / "imagelabels.mat").write_bytes(b"MATLAB")
-    assert "no MATLAB file of labels" in refusal("flowers102", tmp_path)
+    assert "not a MATLAB file of labels" in refusal("flowers102", tmp_path)
 
 
 def test_stanford_cars(tmp_path):
@@ -155,9 +155,9 @@ def test_gtsrb(tmp_path):
     assert pool.targets.tolist() == [*range(43), 16, 1] and colours(pool) == [1] * 43 + [2] * 2
     assert pool.inputs.shape[1:] == (32, 32, 3)
     (root / "GT-final_test.csv").write_text(table.replace("ClassId", "Class"))
-    assert "no table with the columns Filename, ClassId" in refusal("gtsrb", tmp_path)
+    assert "not a table with the columns Filename, ClassId" in refusal("gtsrb", tmp_path)
     (root / "GT-final_test.csv").write_text(table + "00002.ppm;1;1;1;1;1;1;sixteen\n")
-    assert "ClassId that is no whole number" in refusal("gtsrb", tmp_path)
+    assert "ClassId that is not a whole number" in refusal("gtsrb", tmp_path)
     (root / "GT-final_test.csv").unlink()
     assert "GT-final_test.csv cannot be read" in refusal("gtsrb", tmp_path)
 
@@ -191,7 +191,7 @@ def test_camelyon17(tmp_path):
     assert pool.inputs.shape == (2, 96, 96, 3) and colours(pool) == [1, 2]
     assert pool.targets.tolist() == [1, 0] and pool.owners.tolist() == [0, 4]
     (root / "metadata.csv").write_text(table[:-20])
-    assert "truncated or no table" in refusal("camelyon17", tmp_path)
+    assert "truncated or not a table" in refusal("camelyon17", tmp_path)
 
 
 def test_iwildcam(tmp_path):

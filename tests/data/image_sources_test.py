@@ -118,18 +118,18 @@ def test_cifar_through_tfds(tmp_path, name, classes):
 
 def unsafe(folder):
     (folder / "data_batch_2").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    return folder / "data_batch_2", "could run programs"
+    return folder / "data_batch_2", "could execute code"
 
 
 def truncated(folder):
     path = folder / "data_batch_3"
     path.write_bytes(path.read_bytes()[:500])
-    return path, "damaged or no CIFAR batch"
+    return path, "damaged or not a CIFAR batch"
 
 
 def another_pickle(folder):
     (folder / "test_batch").write_bytes(pickle.dumps([1, 2], protocol=2))
-    return folder / "test_batch", "no CIFAR batch"
+    return folder / "test_batch", "not a CIFAR batch"
 
 
 def wrong_label(folder):
@@ -141,7 +141,7 @@ def wrong_label(folder):
 def fewer_labels(folder):
     batch = {"data": planes(PIXELS[:2]), "labels": [3]}
     (folder / "data_batch_1").write_bytes(python2_pickle(batch))
-    return folder / "data_batch_1", "no CIFAR batch"
+    return folder / "data_batch_1", "not a CIFAR batch"
 
 
 def missing(folder):
@@ -185,7 +185,7 @@ def test_wrong_arrays_and_records_are_named(tmp_path):
     write_cifar(tmp_path, "binary")
     path = tmp_path / "data_batch_1.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="no whole number of records"):
+    with pytest.raises(UserError, match="not a multiple of the record size"):
         sources.SOURCES["cifar10"](str(tmp_path))
     for path in tmp_path.iterdir():
         path.unlink()
@@ -196,10 +196,10 @@ def test_wrong_arrays_and_records_are_named(tmp_path):
     with pytest.raises(UserError, match="test_images.npy.xz is a truncated or damaged xz"):
         sources.SOURCES["cifar10"](str(tmp_path))
     packed.write_bytes(lzma.compress(b"no array"))
-    with pytest.raises(UserError, match="no .npy of numbers"):
+    with pytest.raises(UserError, match="not an .npy file of numbers"):
         sources.SOURCES["cifar10"](str(tmp_path))
     npy_xz(packed, PIXELS[:2, :16])
-    with pytest.raises(UserError, match="shape nx32x32x3 are expected"):
+    with pytest.raises(UserError, match="of shape nx32x32x3"):
         sources.SOURCES["cifar10"](str(tmp_path))
     npy_xz(packed, PIXELS[:1])
     with pytest.raises(UserError, match="holds 1 images but .* 2 labels"):
@@ -254,7 +254,7 @@ def test_femnist_files_that_are_wrong(tmp_path):
     npy_xz(tmp_path / "images.npy.xz", PIXELS[:3, :28, :28, 0])
     np.save(tmp_path / "labels.npy", np.array([1, 2, 62]))
     np.save(tmp_path / "writer.npy", np.array([1, 1, 0]))
-    with pytest.raises(UserError, match="labels.npy holds the label 62"):
+    with pytest.raises(UserError, match="labels.npy has the label 62"):
         sources.SOURCES["femnist"](str(tmp_path))
     np.save(tmp_path / "labels.npy", np.array([1, 2]))
     with pytest.raises(UserError, match="3 images but .* 2 entries"):
@@ -309,7 +309,7 @@ def test_omniglot_files_that_are_wrong(tmp_path):
         load(str(tmp_path))
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("Greek/readme.txt", "")
-    with pytest.raises(UserError, match="holds no ALPHABET"):
+    with pytest.raises(UserError, match="has no ALPHABET"):
         load(str(tmp_path))
 
 

@@ -54,7 +54,7 @@ def test_the_same_settings_give_the_same_data():
 
 
 @pytest.mark.parametrize("partition", data.PARTITIONS)
-def test_given_clients_stay_whatever_the_partition(tmp_path, partition):
+def test_given_clients_are_kept_whatever_the_partition(tmp_path, partition):
     original = data.load(name="digits", num_clients=7, partition="iid")
     file = str(tmp_path / "digits.npz")
     data.save_npz(file, original)

@@ -41,7 +41,7 @@ def test_owners_keep_their_rows_in_order(owners, min_size):
     st.floats(0, 0.99),
     st.integers(0, 3),
 )
-def test_a_split_in_time_keeps_the_parts_apart(labels, test_fraction, validation_fraction, gap):
+def test_a_split_in_time_separates_the_parts(labels, test_fraction, validation_fraction, gap):
     labels = np.array(labels)
     parts = chronology.split_in_time(labels, test_fraction, validation_fraction, gap)
     train, validation, test = parts
@@ -82,7 +82,7 @@ def test_text_and_regressions_are_cut_as_a_whole():
     assert loaded.task == "regression" and loaded.targets.dtype == np.float32
 
 
-def test_a_client_too_small_for_the_gap_is_named():
+def test_a_client_too_small_for_the_gap_is_reported():
     with pytest.raises(UserError, match="Client 0 has 2 examples .* 1 apart"):
         split.assemble(
             pool([0, 0], time_gap=1), [np.arange(2)], test_fraction=0.25, validation_fraction=0.0,
@@ -102,7 +102,7 @@ def named(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "toy", load_toy)
 
 
-def test_load_deals_examples_to_their_owners(named):
+def test_load_assigns_examples_to_their_owners(named):
     loaded = data.load(name="toy", partition="natural")
     assert loaded.num_clients == 3
     for client in range(3):
@@ -116,7 +116,7 @@ def test_load_deals_examples_to_their_owners(named):
 
 
 @pytest.mark.parametrize("partition", ["iid", "pathological", "dirichlet"])
-def test_owners_do_not_stand_in_the_way_of_other_partitions(named, partition):
+def test_owners_do_not_affect_other_partitions(named, partition):
     loaded = data.load(name="toy", partition=partition, num_clients=4, alpha=1.0, min_size=3)
     assert loaded.num_clients == 4 and len(loaded.targets) == 60
 
@@ -135,7 +135,7 @@ def test_labels_of_other_targets():
     assert text.labels.tolist() == [0, 0, 0]
 
 
-def test_describe_tells_the_kind_of_targets(named):
+def test_describe_includes_the_kind_of_targets(named):
     values = np.arange(40, dtype=np.float32)
     examples = pool(np.arange(40) % 2)._replace(
         targets=values, num_classes=0, task="regression", target_mean=19.5, target_std=11.5

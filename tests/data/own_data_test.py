@@ -90,11 +90,11 @@ def test_in_time_the_last_examples_are_tested():
         ({"clients": np.full(40, 1.5)}, "the client 1.5"),
         ({"clients": np.full(40, np.nan)}, "the client nan"),
         ({"clients": np.minimum(np.arange(40), 1)}, "single example of the client 0"),
-        ({"targets": np.full(40, 0.5)}, "label 0.5 .* task='regression' if these are no classes"),
+        ({"targets": np.full(40, 0.5)}, "label 0.5 .* task='regression' if these are not classes"),
         ({"targets": [["a"]] * 40}, "labels of shape .40, 1."),
         ({"inputs": np.where(INPUTS > 6, np.nan, INPUTS)}, "the value nan in column"),
         ({"inputs": np.array([["a"]] * 40)}, "inputs of dtype <U1"),
-        ({"inputs": np.zeros((0, 5)), "targets": [], "clients": []}, "give one target"),
+        ({"inputs": np.zeros((0, 5)), "targets": [], "clients": []}, "pass one target"),
         ({"task": "next_token"}, "0 classes"),
         ({"test_fraction": 0.0}, "test_fraction"),
     ],
@@ -145,7 +145,7 @@ def run(tmp_path, **settings):
     return loop.run(experiment.build(config), tmp_path)
 
 
-def test_a_client_without_test_examples_trains_and_is_scored_nowhere(tmp_path):
+def test_a_client_without_test_examples_trains_but_is_not_scored(tmp_path):
     without_test(tmp_path / "store")
     loaded = data.load(name="store", dir=str(tmp_path / "store"))
     assert loaded.test.sizes.tolist() == [4, 0, 3]
@@ -259,7 +259,7 @@ def test_a_class_may_be_called_train(tmp_path):
     paint(tmp_path / "train" / "steam" / "2.png")
     assert load(tmp_path).targets.tolist() == [0, 1, 1]
     (tmp_path / "train" / "1.png").unlink()
-    with pytest.raises(UserError, match="train, a folder of classes, beside bus"):
+    with pytest.raises(UserError, match="train, a directory of classes, beside bus"):
         load(tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_hidden_and_empty_folders_are_no_classes(tmp_path):
     assert loaded.class_names == ("cat", "dog")
 
 
-def test_images_without_a_suffix_are_known_by_their_content(tmp_path):
+def test_images_without_a_suffix_are_detected_by_their_content(tmp_path):
     paint(tmp_path / "cat" / "1.png")
     (tmp_path / "cat" / "1.png").rename(tmp_path / "cat" / "1")
     paint(tmp_path / "dog" / "1.jpg")
@@ -291,7 +291,7 @@ def test_images_without_a_suffix_are_known_by_their_content(tmp_path):
 def test_links_that_lead_nowhere_are_named(tmp_path):
     paint(tmp_path / "cat" / "1.png")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "cat" / "2.png")
-    with pytest.raises(UserError, match="2.png is no file of an image, but a pipe or a link"):
+    with pytest.raises(UserError, match="2.png is not a regular file"):
         load(tmp_path)
 
 

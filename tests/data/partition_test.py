@@ -33,7 +33,7 @@ def fingerprint(clients):
 
 @fast
 @given(label_arrays, st.integers(1, 20), st.integers(0, 2**32))
-def test_iid_deals_everything_evenly(labels, num_clients, seed):
+def test_iid_partitions_everything_evenly(labels, num_clients, seed):
     num_clients = min(num_clients, len(labels))
     clients = partition.iid(labels, num_clients, seed)
     assert len(clients) == num_clients
@@ -85,7 +85,7 @@ def test_pathological_unbalanced_differs_in_numbers_only(labels, num_clients, pe
         assert holders[0] == holders[1]
 
 
-def test_pathological_unbalanced_shares_are_unequal_but_no_lump():
+def test_pathological_unbalanced_fractions_are_unequal_but_not_extreme():
     labels = np.repeat(np.arange(10), 1000)
     clients = partition.pathological(labels, 100, 2, 0, balanced=False)
     shares = np.array([share for rows in clients for share in np.bincount(labels[rows]) if share])
@@ -120,12 +120,12 @@ def test_shards_are_equal_and_ordered_by_label(labels, num_clients, per_client, 
     st.integers(0, 2**32),
     st.one_of(st.none(), st.integers(1, 5)),
 )
-def test_quantities_keep_their_promise_or_refuse(labels, num_clients, spread, deal, seed, min_size):
+def test_quantities_reach_their_minimum_or_refuse(labels, num_clients, spread, by, seed, min_size):
     if num_clients * (min_size or 1) > len(labels):
         with pytest.raises(UserError, match="at most|use min_size"):
-            deal(labels, num_clients, spread, seed, min_size)
+            by(labels, num_clients, spread, seed, min_size)
         return
-    clients = deal(labels, num_clients, spread, seed, min_size)
+    clients = by(labels, num_clients, spread, seed, min_size)
     assert len(clients) == num_clients
     assert_partition(clients, labels)
     assert min(map(len, clients)) >= (min_size or 1)
@@ -215,7 +215,7 @@ def test_every_partition_has_a_golden():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_partitions_of_digits_never_change(name):
     """Published numbers depend on these: a new value here means a new name, not a new golden."""
-    clients = partition.deal(name, sources.load_digits().targets, 20, 0, **SETTINGS)
+    clients = partition.make_partition(name, sources.load_digits().targets, 20, 0, **SETTINGS)
     assert fingerprint(clients) == GOLDEN[name]
 
 
@@ -223,11 +223,13 @@ def test_partitions_of_digits_never_change(name):
 def test_the_seed_decides(name):
     labels = sources.load_digits().targets
 
-    def deal(seed):
-        return fingerprint(partition.deal(name, labels, 8, seed, **SETTINGS | {"alpha": 0.3}))
+    def fingerprint_of(seed):
+        return fingerprint(
+            partition.make_partition(name, labels, 8, seed, **SETTINGS | {"alpha": 0.3})
+        )
 
-    assert deal(3) == deal(3)
-    assert deal(3) != deal(4)
+    assert fingerprint_of(3) == fingerprint_of(3)
+    assert fingerprint_of(3) != fingerprint_of(4)
 
 
 LABELS = np.repeat(np.arange(4), 10)

@@ -132,11 +132,11 @@ def test_labels_are_permuted_by_group(digits):
         ),
         (
             lambda d: concept(d._replace(targets=d.targets.astype(np.float32), task="regression")),
-            "no labels",
+            "not labels",
         ),
     ],
 )
-def test_what_cannot_be_meant(digits, call, message):
+def test_invalid_values_are_refused(digits, call, message):
     with pytest.raises(UserError, match=message):
         call(digits)
 

@@ -40,7 +40,7 @@ def write_idx(folder, suffix=".gz", **replaced):
         (folder / f"{file}{suffix}").write_bytes(packed)
 
 
-def test_digits_are_the_packages_own():
+def test_digits_are_those_of_scikit_learn():
     digits = sources.load_digits()
     assert digits.inputs.shape == (1797, 8, 8, 1) and digits.inputs.dtype == np.uint8
     assert (digits.inputs.min(), digits.inputs.max()) == (0, 16)
@@ -102,19 +102,19 @@ def damaged_gzip(folder):
 def wrong_magic(folder):
     path = folder / f"{TRAIN_IMAGES}.gz"
     path.write_bytes(b"<html>not found</html>")
-    return path, "begins with"
+    return path, "starts with"
 
 
 def labels_in_place_of_images(folder):
     path = folder / f"{TRAIN_IMAGES}.gz"
     path.write_bytes((folder / f"{TRAIN_LABELS}.gz").read_bytes())
-    return path, "begins with 00000801"
+    return path, "starts with 00000801"
 
 
 def empty_file(folder):
     path = folder / f"{TEST_LABELS}.gz"
     path.write_bytes(b"")
-    return path, "begins with nothing"
+    return path, "starts with nothing"
 
 
 def short_header(folder):
@@ -126,13 +126,13 @@ def short_header(folder):
 def missing_bytes(folder):
     path = folder / f"{TEST_IMAGES}.gz"
     path.write_bytes(idx_bytes(images(3))[:-1])
-    return path, "promises 2352"
+    return path, "claims 2352"
 
 
 def surplus_bytes(folder):
     path = folder / f"{TEST_LABELS}.gz"
     path.write_bytes(idx_bytes(np.zeros(3, np.uint8)) + b"\0")
-    return path, "holds 4 bytes"
+    return path, "has 4 bytes"
 
 
 def unequal_counts(folder):

@@ -123,7 +123,7 @@ def test_an_unknown_argument_is_named(tmp_path):
         data.StoreWriter(str(tmp_path), name="made up", num_classes=2, sdt=3.0)
 
 
-def test_no_place_to_write(tmp_path):
+def test_no_writable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         data.StoreWriter(str(tmp_path / "file" / "inside"), name="made up", num_classes=2)

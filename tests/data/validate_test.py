@@ -89,8 +89,10 @@ def npz_arrays(inputs):
     ],
     ids=lambda inputs: inputs.dtype.name,
 )
-def test_what_float32_cannot_tell_apart_is_refused(inputs):
-    with pytest.raises(UserError, match="The data set made has values in column 0 like .* closer"):
+def test_values_equal_in_float32_are_refused(inputs):
+    with pytest.raises(
+        UserError, match="The data set made has values in column 0 like .* too close"
+    ):
         validate.federated(made(inputs))
     centred = inputs.astype(np.float64) - inputs[0].astype(np.float64)
     if centred.std() > 1e-30:
@@ -117,33 +119,33 @@ def test_a_value_that_is_rare_is_no_fault_of_rounding(rare):
     [
         ({"inputs": np.where(draw() > 2, np.nan, draw())}, "the value nan in column"),
         ({"inputs": np.full((40, 5), -np.inf)}, "the value -inf in column 0 of row 0 .client 0."),
-        ({"inputs": np.full((40, 5), 1e39)}, "float32 cannot hold"),
+        ({"inputs": np.full((40, 5), 1e39)}, "float32 cannot represent"),
         ({"inputs": draw().astype(complex)}, "inputs of dtype complex128"),
         ({"inputs": draw().astype(object)}, "inputs of dtype object"),
         ({"inputs": np.full((40, 5), 2**63, np.uint64)}, "beyond 2..62"),
-        ({"inputs": draw()[:, :0]}, "which hold no number"),
+        ({"inputs": draw()[:, :0]}, "which contain no number"),
         ({"inputs": draw()[:30]}, "30 inputs but 40 targets"),
         ({"targets": np.arange(40) % 3 - 1}, "the label -1 but 3 classes"),
         ({"targets": np.arange(40) % 4}, "the label 3 but 3 classes"),
         ({"targets": np.arange(40) / 2}, "the label 0.5 in row 1 .client 0."),
         ({"targets": np.array(["a", "b"] * 20)}, "targets of dtype <U1"),
         ({"targets": np.zeros((40, 5), int)}, "targets (of shape .40, 5.|with 2 axes)"),
-        ({"num_classes": 2_000_000_000}, "2000000000 classes where 1 to"),
-        ({"num_classes": 0}, "0 classes where 1 to"),
-        ({"task": "sorting"}, "none of classification, regression"),
+        ({"num_classes": 2_000_000_000}, "2000000000 classes; from 1 to"),
+        ({"num_classes": 0}, "0 classes; from 1 to"),
+        ({"task": "sorting"}, "not one of classification, regression"),
         (
             {"task": "regression", "targets": np.full(40, np.nan)},
             "in its targets, has",
         ),
-        ({"task": "ranking"}, "whose targets are all 0"),
+        ({"task": "ranking"}, "targets that are all 0"),
         ({"std": 0.0}, "std not above 0"),
-        ({"mean": np.zeros(4)}, "which fits no example"),
+        ({"mean": np.zeros(4)}, "which does not match its examples"),
         ({"num_unseen": 2}, "num_unseen 2 of 2"),
         ({"test": TWO["test"]._replace(sizes=np.int32([6, 7]))}, "client 1 outside its 40 rows"),
         ({"train": TWO["train"]._replace(sizes=np.int32([12, 0]))}, "no train example for client"),
     ],
 )
-def test_a_data_set_of_the_users_own_is_checked_before_a_run(changes, message):
+def test_a_user_data_set_is_validated_before_a_run(changes, message):
     dataset = made(**({"inputs": draw()} | changes))
     for check in (lambda: experiment.build(default_config(), dataset), lambda: save(dataset)):
         with pytest.raises(UserError, match=message) as refused:
@@ -176,7 +178,7 @@ def test_ids_beyond_a_vocabulary_that_the_config_names(vocabulary, more):
     if more:
         with pytest.raises(UserError, match="the id 5 of row 1 but a vocabulary of 5: raise conf"):
             task.build_task(config, made(ids))
-        with pytest.raises(UserError, match="dtype float32 .* a model that reads measurements"):
+        with pytest.raises(UserError, match="dtype float32.* a model for numeric inputs"):
             task.build_task(config, made(ids.astype(np.float32)))
     else:
         make, frozen = task.build_task(config, made(ids))

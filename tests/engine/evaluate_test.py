@@ -111,7 +111,7 @@ def test_sums_equal_a_plain_loop(name, devices):
     federation.assert_close(engine(name, devices).scores, expected(name), tolerance=2e-5)
 
 
-def test_only_personal_models_answer_in_the_methods_own_way():
+def test_only_personalized_models_use_the_predict_of_the_method():
     """FedAvg's two models are one, so that only the answers can differ."""
 
     def upside_down(model, inputs, key):

@@ -104,7 +104,9 @@ def test_exchange_equals_the_plain_loop():
 
 @pytest.mark.parametrize("join", ["current", "initial"])
 @pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 2)])
-def test_clients_begin_with_the_servers_state_of_the_round_they_join(join, devices, chunk):
+def test_clients_are_initialized_from_the_servers_state_of_the_round_they_join(
+    join, devices, chunk
+):
     """A server that counts rounds; a client that keeps the count with which it began."""
     algorithm = core.Algorithm(
         init_server=lambda population, key: jnp.int32(0),
@@ -256,7 +258,7 @@ def communication(name, devices):
     return count(step, state, placed, np.int32(3), np.int32(3))
 
 
-def test_what_devices_send_does_not_grow_with_them_but_for_parcels_of_guests():
+def test_communication_per_device_grows_only_with_migrated_clients():
     model = 4 * (5 * 4 + 4 + 4 * 3 + 3)
     # The weight of the update, the loss and its weight, and the number of clients.
     head, scalars = 4 * (4 * 3 + 3), 4 * 4

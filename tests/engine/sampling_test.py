@@ -15,7 +15,7 @@ def draws(plan, count):
     return np.asarray(jax.vmap(lambda key: sampling.sample(plan, key))(keys))
 
 
-def test_full_participation_takes_everybody():
+def test_full_participation_includes_all_clients():
     ids = sampling.sample(sampling.CohortPlan(num_clients=7, size=7), jax.random.key(0))
     np.testing.assert_array_equal(np.sort(ids), np.arange(7))
 
@@ -41,7 +41,7 @@ def test_poisson_cohorts_have_the_right_size_and_independent_members():
     np.testing.assert_allclose(together, 0.25**2, atol=0.02)
 
 
-def test_dropout_empties_places():
+def test_dropout_replaces_clients_by_padding():
     ids = draws(sampling.CohortPlan(num_clients=10, size=10, dropout=0.3), 1000)
     np.testing.assert_allclose((ids < 0).mean(), 0.3, atol=0.03)
 
@@ -70,7 +70,7 @@ def test_assignment_keeps_every_client_and_balances_the_load(sizes, devices, chu
 
 
 @pytest.mark.parametrize(("devices", "gap"), [(2, 2), (4, 362)])
-def test_a_few_clients_are_dealt_nearly_level(devices, gap):
+def test_the_loads_of_small_cohorts_are_balanced(devices, gap):
     """Given back and forth, the largest hand would have 776 examples more, of four hands 952."""
     sizes = [1972, 374, 1222, 1905, 1437, 4641, 942, 951, 2700, 3004]
     sizes = np.array([*sizes, 2337, 2829, 2709, 1600, 4297, 4086, 2721, 4239, 3949, 4577])
@@ -81,7 +81,7 @@ def test_a_few_clients_are_dealt_nearly_level(devices, gap):
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_most_clients_train_where_they_live(devices):
+def test_most_clients_train_on_the_device_that_owns_them(devices):
     """Of a hundred for each device; none moves where all homes are as full in every size."""
 
     def guests(ids, sizes):
@@ -106,7 +106,7 @@ def test_most_clients_train_where_they_live(devices):
 
 
 @pytest.mark.parametrize("size", [1, 3, 19])
-def test_poisson_places_hold_nearly_every_draw(size):
+def test_the_capacity_holds_nearly_every_poisson_draw(size):
     plan = sampling.CohortPlan(num_clients=20, size=size, sampling="poisson")
     assert size <= plan.capacity <= 20
 

@@ -171,7 +171,7 @@ def test_the_fastest_setting_of_an_opponent_counts(monkeypatch):
     assert peer.Work(**json.loads(json.dumps(works[0]))).cohorts == [[0, 1, 2]] * 3
 
 
-def test_cohorts_of_an_opponent_are_drawn_without_replacement(monkeypatch):
+def test_cohorts_of_a_baseline_are_drawn_without_replacement(monkeypatch):
     works = []
 
     def answer(name, work, python):
@@ -199,7 +199,7 @@ def test_an_opponent_does_not_inherit_what_pfljax_sets_for_itself(monkeypatch):
     assert [env.get("NPROC") for env in environments] == [None, "1", "1"]
 
 
-def test_an_opponent_that_fails_is_told():
+def test_a_baseline_that_fails_is_reported():
     workload = WORKLOADS["r1"]._replace(sizes=[10] * 50)
     with pytest.raises(UserError, match="baseline drjax with 'one device' did not run: .*drjax"):
         baselines.run("drjax", workload, 1, sys.executable)
@@ -258,7 +258,7 @@ def test_an_opponent_trains_and_answers():
     assert len(answer["seconds"]) == len(answer["processor_seconds"]) == 2
 
 
-def test_examples_of_an_opponent_are_those_of_clients_that_take_part():
+def test_examples_of_a_baseline_are_those_of_clients_that_take_part():
     work = work_of(NETWORKS["mlp"], (4, 4, 1), 5, sizes=[3, 2, 1], cohorts=[[2], [0]])
     clients = peer.examples(work)
     assert {client: len(labels) for client, (_, labels) in clients.items()} == {0: 3, 2: 1}

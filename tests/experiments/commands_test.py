@@ -122,7 +122,7 @@ def test_a_method_added_costs_only_itself(comparison):
     assert {name: last[name] for name in comparison.times} == comparison.times
 
 
-def test_the_comparison_stands_in_files(comparison):
+def test_the_comparison_is_written_to_files(comparison):
     lines = (comparison.place / "comparison.md").read_text().splitlines()
     methods = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert methods == ["method", "local", "fedavg", "ditto"]
@@ -146,7 +146,7 @@ def test_seeds_in_one_program_give_what_seeds_one_by_one_give(comparison, tmp_pa
     assert succeed(*command, *options, "--quiet").stdout == ""
 
 
-def test_seeds_that_stopped_apart_go_on_with_their_own_data(comparison, tmp_path):
+def test_seeds_that_stopped_at_different_rounds_resume_with_their_own_data(comparison, tmp_path):
     command = [
         word for word in comparison.command if not word.startswith(("--workdir", "--config.seeds"))
     ]
@@ -161,7 +161,7 @@ def test_seeds_that_stopped_apart_go_on_with_their_own_data(comparison, tmp_path
             np.testing.assert_allclose(*(each[key] for each in clients), atol=1e-6)
 
 
-def test_seeds_on_one_partition_or_on_partitions_of_their_own(comparison, tmp_path):
+def test_seeds_on_one_partition_or_on_separate_partitions(comparison, tmp_path):
     command = [word for word in comparison.command if not word.startswith("--workdir")]
     methods = "--config.algorithms=('local',)"
     done = succeed(*command, methods, "--config.seeds_vary=training", f"--workdir={tmp_path}")
@@ -177,7 +177,7 @@ def test_seeds_on_one_partition_or_on_partitions_of_their_own(comparison, tmp_pa
     assert same[0] == same[1] == own[0] != own[1]
 
 
-def test_a_method_that_diverges_is_marked_and_the_others_go_on(comparison, tmp_path):
+def test_a_method_that_diverges_is_marked_and_the_others_continue(comparison, tmp_path):
     command = ["experiments/compare.py", *SMALL, f"--workdir={tmp_path}"]
     command.append("--config.algorithms=('local','fedavg','fedper')")
     command += ["--config.learning_rates.fedavg=1e30", "--config.seeds=(0,)"]
@@ -194,7 +194,7 @@ def test_a_method_that_diverges_is_marked_and_the_others_go_on(comparison, tmp_p
     assert "lower config.learning_rates.fedavg" in result["diverged"]["reason"]
 
 
-def test_a_comparison_shows_what_lies_beside_it_and_takes_other_rounds_to_evaluate(comparison):
+def test_a_comparison_includes_finished_runs_evaluated_at_other_rounds(comparison):
     done = succeed(
         *comparison.command,
         "--config.algorithms=('fedper',)",
@@ -459,7 +459,7 @@ def outcomes(tmp_path_factory, trained):
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_in_one_line(outcomes, name):
+def test_a_user_error_prints_one_line(outcomes, name):
     outcome = outcomes[name]
     assert outcome["stderr"].startswith("error: ") and outcome["stderr"].count("\n") == 1
     assert MISTAKES[name][1] in outcome["stderr"]
@@ -498,7 +498,7 @@ def test_an_argument_of_the_model_counts(outcomes):
 
 
 @pytest.mark.parametrize("residence", ["device", "host"])
-def test_a_disk_without_space_is_one_sentence(tmp_path, residence):
+def test_a_full_disk_gives_a_one_line_error(tmp_path, residence):
     """A limit on the length of files stands for it."""
     words = [sys.executable, "experiments/train.py", QUICK, "--config.algorithm=ditto", "--quiet"]
     words += [f"--config.engine.residence={residence}", "--config.checkpoint_every=2"]

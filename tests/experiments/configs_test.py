@@ -24,7 +24,7 @@ def study(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_study_says_how_to_run_it(name):
+def test_a_config_documents_its_command(name):
     module, config = study(name)
     config_lib.check(config)
     assert f"--config=configs/{name}.py" in module.__doc__

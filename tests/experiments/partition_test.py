@@ -56,7 +56,7 @@ def test_the_table_and_the_pictures(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_one_line(tmp_path, arguments, message):
+def test_a_user_error_prints_one_line(tmp_path, arguments, message):
     (tmp_path / "file").write_text("")
     done = run(*(argument.format(file=tmp_path / "file") for argument in arguments))
     assert done.returncode == 2

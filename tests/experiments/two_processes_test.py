@@ -195,7 +195,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_round(tmp_path):
     assert rounds == {str(checkpoint.latest_round(tmp_path / "run"))}
 
 
-def test_a_process_that_is_left_alone_says_so(tmp_path):
+def test_a_process_whose_peer_dies_reports_it(tmp_path):
     both = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", *LONG]
     processes = [train(tmp_path / "run", 100_000, *both, f"--process_id={i}") for i in (0, 1)]
     try:

@@ -67,7 +67,7 @@ def test_parameter_counts_of_model_and_head(name, shape, outputs, arguments, tot
         assert not any(other[: len(path)] == path for other in model.layers if other != path)
 
 
-def test_every_model_has_a_count_which_its_docstring_tells():
+def test_every_model_has_a_count_that_its_docstring_gives():
     assert {row[0] for row in COUNTS} == set(models.MODELS)
     for name, factory in models.MODELS.items():
         counts = [f"{row[4]:,}" for row in COUNTS if row[0] == name]
@@ -310,7 +310,7 @@ class Normalized(nn.Module):
         return self.last(name="last")(x)
 
 
-def test_a_model_knows_its_normalization_by_type_and_the_order_of_its_layers():
+def test_a_model_lists_its_normalization_by_type_and_its_layers_in_order():
     model = models.from_flax(Normalized(nn.LayerNorm), BatchNorm(), (5,))
     assert model.layers == (("body", "batch_norm"), ("body", "first"), ("body", "last"), ("head",))
     parameters = model.init(jax.random.key(0))

@@ -38,7 +38,7 @@ def score(task, batch):
     return losses, loss, task.metrics(task.predict(parameters, batch.inputs), batch)
 
 
-def test_regression_is_in_standard_units_and_told_in_the_targets_own():
+def test_regression_trains_in_standard_units_and_reports_in_those_of_the_targets():
     task = models.regression(identity((1,)), mean=1.0, std=2.0, target_mean=10.0, target_std=5.0)
     inputs = jnp.array([[3.0], [1.0], [7.0]])  # standardized: 1, 0, 3, meaning 15, 10, 25
     batch = Batch(inputs, jnp.array([20.0, 10.0, 0.0]), jnp.array([True, True, False]))
@@ -71,7 +71,7 @@ def test_a_text_without_targets_costs_nothing():
     assert loss == 0 and gradient["head"]["scale"] == 0
 
 
-def test_labels_are_told_one_by_one():
+def test_invalid_labels_are_reported_individually():
     task = models.multi_label(identity((4,)))
     inputs = jnp.array([[2.0, -1.0, 3.0, -4.0], [1.0, 1.0, 1.0, 1.0]])
     batch = Batch(inputs, jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]]), jnp.array([True, False]))
@@ -133,7 +133,7 @@ def test_inputs_are_standardized_column_by_column_and_ids_not_at_all():
     np.testing.assert_allclose(outputs, vectors @ user["vector"] + biases + user["bias"], rtol=1e-5)
 
 
-def test_a_table_of_users_tells_users_apart():
+def test_a_table_of_users_distinguishes_users():
     arguments = {"vocabulary": (3, 5), "width": 2, "user_table": True}
     model = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
     parameters = model.init(jax.random.key(0))

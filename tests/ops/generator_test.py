@@ -8,7 +8,7 @@ import optax
 from pfljax.ops import generator
 
 
-def test_no_label_is_drawn_that_nobody_has():
+def test_no_label_is_drawn_that_no_client_has():
     shares = jnp.array([0.25, 0.0, 0.75])
     labels, noise = generator.draw(jax.random.key(0), shares, 400, 2, True)
     counts = np.bincount(labels, minlength=3)

@@ -17,23 +17,23 @@ def test_the_mean_of_each_class_leaves_padding_out():
     total = prototypes.add_batch(prototypes.no_sums(none), FEATURES, BATCH)
     np.testing.assert_array_equal(total.counts, [2, 0, 1])
     np.testing.assert_array_equal(total.means, [[3, 4], [0, 0], [3, 4]])
-    renewed = prototypes.renew(none, total)
+    renewed = prototypes.renew(none, total.weighted(True))
     np.testing.assert_array_equal(renewed.seen, [True, False, True])
     np.testing.assert_array_equal(renewed.means, total.means)
 
 
 def test_weights_by_examples_or_alike():
     total = prototypes.ClassSums(jnp.array([[6.0], [0.0]]), jnp.array([3.0, 0.0]))
-    np.testing.assert_array_equal(total.weighted(True).counts, [3, 0])
+    np.testing.assert_array_equal(total.weighted(True).weight, [3, 0])
     alike = total.weighted(False)
-    np.testing.assert_allclose(alike.counts, [1, 0])
-    np.testing.assert_allclose(alike.sums, [[2], [0]])
+    np.testing.assert_allclose(alike.weight, [1, 0])
+    np.testing.assert_allclose(alike.value, [[2], [0]])
 
 
 def test_a_class_that_is_lacking_keeps_its_prototype():
     before = prototypes.Prototypes(jnp.array([[1.0], [2.0], [0.0]]), jnp.array([True, True, False]))
     total = prototypes.ClassSums(jnp.array([[8.0], [0.0], [0.0]]), jnp.array([2.0, 0.0, 0.0]))
-    after = prototypes.renew(before, total)
+    after = prototypes.renew(before, total.weighted(True))
     np.testing.assert_array_equal(after.means, [[4], [2], [0]])
     np.testing.assert_array_equal(after.seen, [True, True, False])
 

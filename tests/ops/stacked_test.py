@@ -28,7 +28,7 @@ def test_mixing_keeps_the_dtype_of_each_leaf():
     np.testing.assert_array_equal(mixed["single"], 2)
 
 
-def test_an_empty_place_writes_nothing():
+def test_a_padding_slot_writes_nothing():
     cohort = core.Cohort(jnp.array([2, -1, 0]), jnp.array([5, 0, 5]), 3)
     new = {"a": jnp.array([[1.0], [2.0], [3.0]])}
     written = stacked.update_rows({"a": jnp.zeros((3, 1))}, cohort, new)

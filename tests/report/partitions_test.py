@@ -15,7 +15,7 @@ def found_in(num_clients, num_classes, examples=10_000, partition="dirichlet"):
     labels = np.random.default_rng(0).integers(0, num_classes, examples).astype(np.int32)
     pool = data.Examples("pool", np.zeros((examples, 1), np.uint8), labels, num_classes)
     settings = dict(alpha=0.1, min_size=2, size_exponent=2.0)
-    clients = data.deal(partition, labels, num_clients, 0, **settings)
+    clients = data.make_partition(partition, labels, num_clients, 0, **settings)
     return statistics.measure(
         data.assemble(
             pool, clients, test_fraction=0.25, validation_fraction=0.1,
@@ -100,7 +100,7 @@ def test_targets_that_are_no_classes_have_one_picture(tmp_path):
         ({"partition": "iid"}, "iid"),
         ({"partition": "pathological"}, "2 classes each"),
         ({"partition": "shards"}, "shards (shards_per_client=2)"),
-        ({"partition": "pathological", "balanced": False}, "2 classes each in unequal shares"),
+        ({"partition": "pathological", "balanced": False}, "2 classes each, unequal fractions"),
         ({"partition": "groups"}, "4 groups by class"),
         (
             {"partition": "dirichlet_by_client", "min_size": 7},

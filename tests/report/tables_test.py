@@ -70,7 +70,7 @@ def test_cells(runs):
     assert tables.cell(runs["local"][:1], by_title["personalized"]) == "70.00"
 
 
-def test_errors_show_their_deviation_to_the_same_place(tmp_path):
+def test_errors_show_their_deviation_with_the_same_decimals(tmp_path):
     def run(error):
         result = {"score_name": "mse", "more_is_better": False, "personal_score": {"last": error}}
         return finished.Run(result, [], {})
@@ -81,11 +81,11 @@ def test_errors_show_their_deviation_to_the_same_place(tmp_path):
     assert tables.cell(runs["local"], column) == "341.4 ± 4.6"
     assert tables.cell(runs["fedper"], column) == "0.8375 ± 0.0006"
     assert tables.cell([run(0.0)], column) == "0.000"
-    assert "less is better" in tables.explanation(runs)
-    assert plots.axis(runs) == ("mse", 1, " (less is better)")
+    assert "lower is better" in tables.explanation(runs)
+    assert plots.axis(runs) == ("mse", 1, " (lower is better)")
 
 
-def test_a_column_that_nobody_fills_is_left_out(runs, tmp_path):
+def test_a_column_without_values_is_omitted(runs, tmp_path):
     assert "unseen" not in columns(runs)
     write_run(tmp_path / "unseen" / "fedavg", seed=0, last=0.5, global_last=0.5, unseen=0.25)
     runs["fedavg"] = [finished.read_run(tmp_path / "unseen" / "fedavg")]
@@ -158,7 +158,7 @@ def with_examples(runs, count):
     return runs
 
 
-def test_what_test_examples_cannot_tell_apart_is_marked(runs):
+def test_differences_within_the_sampling_error_are_marked(runs):
     best = 0.81  # ditto's mean; local has 0.70
     for count, marked in ((20, True), (2000, False)):
         found = tables.resolution(with_examples(runs, count))
@@ -197,12 +197,12 @@ def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
     runs, left_out = comparison(tmp_path)
     assert list(runs) == ["ditto", "fedper"]
     assert left_out == [
-        "fedrep is not shown: its runs have rounds 20 in place of 10.",
-        "local is not shown: it lacks some of these seeds.",
+        "fedrep is not shown: its runs have rounds 20 instead of 10.",
+        "local is not shown: some of the seeds are missing.",
     ]
 
 
-def test_runs_evaluated_at_different_rounds_choose_among_those_they_share(tmp_path):
+def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_path):
     for name, rounds in (("ditto", (0, 5, 10)), ("local", (0, 2, 4, 6, 8, 10))):
         place = tmp_path / name / "seed_0"
         write_run(place, seed=0, last=0.5, global_last=None)
@@ -221,5 +221,8 @@ def test_runs_evaluated_at_different_rounds_choose_among_those_they_share(tmp_pa
     for name in ("ditto", "local"):
         scores = runs[name][0].result["personal_accuracy"]
         assert scores["at_best_validation"] == 0.10 and scores["max_over_rounds"] == 0.10
-    assert "evaluated at different rounds" in notes[0] and "the 2 that all have" in notes[0]
+    assert (
+        "evaluated at different rounds" in notes[0]
+        and "the 2 rounds that all runs share" in notes[0]
+    )
     plots.plot_curves(tmp_path / "curves.png", runs, "A title")

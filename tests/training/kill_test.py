@@ -86,4 +86,4 @@ def test_runs_that_end_at_any_moment(tmp_path, signal, residence, every, capsys)
         assert set(ended) <= {143, -15, 0} and ended[143]
     for outcome in outcomes:
         for status, said in zip(outcome["ended"], outcome["stderr"], strict=False):
-            assert status != 143 or "the same command goes on from there" in said
+            assert status != 143 or "the same command resumes from there" in said

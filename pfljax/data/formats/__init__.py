@@ -1,4 +1,4 @@
-"""Federated data sets on disk whose clients are given: PFLlib's directories, pfljax's own."""
+"""Federated data sets on disk with given clients: PFLlib's directories and pfljax's formats."""
 
 from __future__ import annotations
 

@@ -1,25 +1,25 @@
-"""The keys of pfljax's own formats, and what they must hold.
+"""The arrays of pfljax's own formats, and their validation.
 
     name                                     [] str
-    inputs                                   [num_examples, ...] any numbers, as stored
+    inputs                                   [num_examples, ...] numbers, as stored
     targets                                  [num_examples] int32 labels, or float32 for a
                                              regression, or [num_examples, T] int32 tokens
-    train_offsets, train_sizes               [N] int32, the client's first training row, how many
-    validation_offsets, validation_sizes     [N] int32, right after them; a size may be 0
-    test_offsets, test_sizes                 [N] int32, right after those
+    train_offsets, train_sizes               [N] int32, first row and number of training examples
+    validation_offsets, validation_sizes     [N] int32, directly after these; sizes may be 0
+    test_offsets, test_sizes                 [N] int32, directly after those
     num_classes, num_unseen                  [] int32; the last num_unseen clients never train
-    mean, std                                float64, (inputs - mean) / std is what models see;
-                                             [], or what fits the last axes of an example
+    mean, std                                float64, models use (inputs - mean) / std; [], or a
+                                             shape that broadcasts to the last axes of an example
 
-and perhaps these, which a classification of measured inputs does without:
+Optional arrays:
 
     task                                     [] str, one of dataset.TASKS
     vocabulary                               [columns or 1] int32, sizes of the inputs' id spaces
     target_mean, target_std                  [] float64, the same for targets of a regression
-    class_names                              [num_classes] str, what the labels mean
-    client_names                             [N] str, how the clients are called
+    class_names                              [num_classes] str, the names of the labels
+    client_names                             [N] str, the names of the clients
 
-`N` are the clients. Integers of other sizes are read as well where int32 holds their values.
+`N` is the number of clients. Integers of other sizes are accepted if their values fit into int32.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _STATISTICS = ("mean", "std", "target_mean", "target_std")
 _PARTS = ("_offsets", "_sizes")
 
 
-# The keys of somebody else's arrays, which tell that a file was never written by pfljax.
+# Keys of other libraries' files, which show that a file was not written by pfljax.
 _OTHERS = ("x", "X", "data", "train_data", "images", "features")
 
 
 def read(file: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Returns those arrays of an `.npz` whose keys stand above.
+    """Returns the arrays of an `.npz` whose keys are listed above.
 
     Raises:
-      UserError: the file is absent or damaged, unpacks to far more than it should, or holds other
-        things than plain arrays.
+      UserError: The file is missing or damaged, unpacks to far more than it should, or contains
+        anything but plain arrays.
     """
     wanted = {f"{key}.npy": key for key in (*REQUIRED, *OPTIONAL, *_OTHERS)}
     arrays: dict[str, np.ndarray] = {}
@@ -63,14 +63,14 @@ def read(file: Path, remedy: str) -> dict[str, np.ndarray]:
             arrays[wanted[member]] = reading.npy(content)
         except ValueError as error:
             raise UserError(
-                f"{file} holds {member}, which is truncated, damaged or no plain array "
+                f"{file} contains {member}, which is truncated, damaged or not a plain array "
                 f"({error}): {remedy}."
             ) from error
     return arrays
 
 
 def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
-    """Returns a data set by the keys above."""
+    """Returns a data set as a dict with the keys above."""
     arrays: dict[str, Any] = {
         "name": np.array(dataset.name, dtype=str),
         "inputs": dataset.inputs,
@@ -94,7 +94,7 @@ def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
 
 
 def _int32(values: Any) -> np.ndarray:
-    """Returns integers as int32 where it holds them; `from_arrays` refuses the others."""
+    """Returns integers as int32 if they fit; `from_arrays` refuses the others."""
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         return array
@@ -104,25 +104,25 @@ def _int32(values: Any) -> np.ndarray:
 def from_arrays(
     file: Path | str, arrays: Mapping[str, np.ndarray], remedy: str
 ) -> FederatedDataset:
-    """The inverse of `to_arrays`, for arrays that somebody else may have written.
+    """Returns the data set of a dict with the keys above, the inverse of `to_arrays`.
 
     Args:
-      file: where they come from, for messages.
-      arrays: all the required keys.
-      remedy: what to do about a fault.
+      file: The origin of the arrays, for error messages.
+      arrays: The arrays, with all required keys; they may come from other programs.
+      remedy: The advice that ends the error message.
 
     Raises:
-      UserError: something is missing, has another form, contradicts another part, or holds a value
-        that makes no sense; see `validate.federated`.
+      UserError: An array is missing, has the wrong shape or dtype, contradicts another one, or
+        contains an invalid value; see `validate.federated`.
     """
     missing = sorted(set(REQUIRED) - set(arrays))
     if missing:
         if len(missing) > len(REQUIRED) // 2:
-            remedy = "make it of inputs, labels and clients with pfljax.data.from_arrays, save_npz"
+            remedy = "create it with pfljax.data.from_arrays and save_npz"
         raise refusals.faulty(file, f"lacks {', '.join(missing)}", remedy)
     arrays = {"task": np.array("classification"), **arrays}
     if arrays["task"].dtype.kind != "U" or str(arrays["task"]) not in TASKS:
-        fault = f"has a task that is none of {', '.join(TASKS)}"
+        fault = f"has a task that is not one of {', '.join(TASKS)}"
         raise refusals.faulty(file, fault, remedy)
     for key, array in arrays.items():
         fault = _fault_of_form(key, array, str(arrays["task"]))
@@ -163,10 +163,10 @@ def _is_whole(key: str) -> bool:
 
 
 def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
-    """Returns what is wrong with an array's dtype or number of axes; None for nothing."""
+    """Returns what is wrong with an array's dtype or number of axes; None if nothing is."""
     if key == "inputs":
         if array.dtype.kind not in "biuf" or array.ndim == 0:
-            return f"has inputs of dtype {array.dtype} where numbers are expected"
+            return f"has inputs of dtype {array.dtype} instead of numbers"
         return None
     if key in ("name", "task", *NAMES):
         fits, expected = array.dtype.kind == "U", "str"
@@ -181,33 +181,33 @@ def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
         hint = ""
         if key == "targets" and array.dtype.kind in "USb":
             hint = " (pfljax.data.from_arrays numbers labels of any kind)"
-        return f"has {key} of dtype {array.dtype} where {expected} is expected{hint}"
+        return f"has {key} of dtype {array.dtype} instead of {expected}{hint}"
     if key in ("mean", "std"):
         return None
     axes = 1 if key in ("targets", "vocabulary", *NAMES) or key.endswith(_PARTS) else 0
     if key == "targets" and task == "next_token":
         axes = array.ndim if array.ndim in (1, 2) else 2
     if array.ndim != axes:
-        return f"has {key} with {array.ndim} axes where {axes} are expected"
+        return f"has {key} with {array.ndim} axes instead of {axes}"
     return None
 
 
 def _arrangement(dataset: FederatedDataset) -> str | None:
-    """Returns how the clients' rows lie otherwise than one client after the other."""
+    """Returns how the order of the clients' rows is wrong; None if it is right."""
     train, validation, test = (
         Split(*(array.astype(np.int64) for array in getattr(dataset, name)))
         for name in validate.SPLITS
     )
-    apart = (train.offsets + train.sizes != validation.offsets) | (
+    gaps = (train.offsets + train.sizes != validation.offsets) | (
         validation.offsets + validation.sizes != test.offsets
     )
-    if apart.any():
-        client = int(np.argmax(apart))
-        return f"does not hold the rows of client {client} one after the other"
+    if gaps.any():
+        client = int(np.argmax(gaps))
+        return f"does not store the rows of client {client} consecutively"
     by_row = np.argsort(train.offsets)
     if np.any((test.offsets + test.sizes)[by_row][:-1] > train.offsets[by_row][1:]):
-        return "gives the same rows to two clients"
+        return "assigns the same rows to two clients"
     for key, count in (("class_names", dataset.num_classes), ("client_names", dataset.num_clients)):
         if len(getattr(dataset, key)) not in (0, count):
-            return f"has {len(getattr(dataset, key))} {key} where {count} are expected"
+            return f"has {len(getattr(dataset, key))} {key} instead of {count}"
     return None

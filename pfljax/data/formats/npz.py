@@ -1,4 +1,4 @@
-"""pfljax's own file of a federated data set: a compressed `.npz` with the keys of `layout.py`."""
+"""Files of federated data sets: compressed `.npz` with the keys of `layout.py`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _CORRECT = "correct these arrays and write the file again with save_npz"
 
 
 def save_npz(path: str, dataset: FederatedDataset) -> None:
-    """Writes a federated data set as one compressed file that `load_npz` reads back.
+    """Writes a federated data set to one compressed file that `load_npz` reads.
 
     Args:
-      path: the file to write, its name used as it is; an existing one is replaced.
-      dataset: what to write; numbers of 8 bytes become float32 or int32, in which devices compute,
-        and all else stays as it is.
+      path: The file to write, with exactly this name; an existing one is replaced.
+      dataset: The data set; numbers of 8 bytes are converted to float32 or int32, in which devices
+        compute.
 
     Raises:
-      UserError: the file cannot be written, or `load_npz` would refuse it: see `layout.py`.
+      UserError: The file cannot be written, or `load_npz` would refuse it: see `layout.py`.
     """
-    remedy = "correct the data set before it is saved"
+    remedy = "correct the data set before saving it"
     where = f"The data set {dataset.name}"
     arrays = layout.to_arrays(layout.from_arrays(where, layout.to_arrays(dataset), remedy))
     try:
-        # An open file keeps NumPy from adding a suffix to the name the user gave.
+        # With an open file, NumPy does not add a suffix to the name.
         with refusals.given(path, "a file to write").open("wb") as file:
             np.savez_compressed(file, **arrays)
             packed = file.tell()
             if sum(array.nbytes for array in arrays.values()) > reading.most_bytes(packed):
-                # Nearly all zeros: packed, it would look like a file made to exhaust memory.
+                # Nearly all zeros: compressed, it would look like a file made to exhaust memory.
                 file.seek(0)
                 file.truncate()
                 np.savez(file, **arrays)
@@ -44,16 +44,16 @@ def save_npz(path: str, dataset: FederatedDataset) -> None:
 
 
 def load_npz(path: str) -> FederatedDataset:
-    """Returns the federated data set in a file of pfljax's own layout.
+    """Returns the federated data set in a file of pfljax's format.
 
     Args:
-      path: a file that `save_npz` wrote, or another of the same keys.
+      path: A file written by `save_npz`, or another one with the same keys.
 
     Returns:
       The federated data set.
 
     Raises:
-      UserError: the file is absent, damaged or inconsistent.
+      UserError: The file is missing, damaged or inconsistent.
     """
-    file = refusals.given(path, "an .npz file in pfljax's layout")
+    file = refusals.given(path, "an .npz file in pfljax's format")
     return layout.from_arrays(file, layout.read(file, _WRITE_AGAIN), _CORRECT)

@@ -1,9 +1,9 @@
-"""Directories in PFLlib's layout.
+"""Directories in PFLlib's format.
 
-That is a directory with `train/ID.npz` and `test/ID.npz` for each client, ID counted
-from 0, and beside them perhaps a `config.json`. Each file has one key, `data`, a pickled
-dictionary `{"x": float32 [n, ...], "y": int64 [n]}` of normalized values, images channels first.
-Integer `x` in all files are ids of words, or measured all the same: which, the model decides.
+Such a directory has `train/ID.npz` and `test/ID.npz` for each client, with ID counted from 0, and
+optionally a `config.json`. Each file has one key, `data`, a pickled dictionary
+`{"x": float32 [n, ...], "y": int64 [n]}` of normalized values, images with channels first. If `x`
+contains integers in all files, these are word ids or numeric features, depending on the model.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _REMEDY = "generate the directory again"
 def load_pfllib(
     path: str, *, validation_fraction: float, unseen_fraction: float, seed: int
 ) -> FederatedDataset:
-    """Returns the clients of a directory in PFLlib's layout, with their given test examples.
+    """Returns the clients of a directory in PFLlib's format, with their given test examples.
 
     Args:
-      path: the directory that holds `train` and `test`.
-      validation_fraction: the part of each client's training examples used to select models.
-      unseen_fraction: the part of the clients that never train, in [0, 1).
-      seed: decides which examples and clients these are.
+      path: The directory that contains `train` and `test`.
+      validation_fraction: The fraction of each client's training examples that are used to select
+        models.
+      unseen_fraction: The fraction of held-out clients, in [0, 1).
+      seed: The seed of the choice of validation examples and held-out clients.
 
     Returns:
-      The federated data set; its inputs are float32, or integers where all files hold integers,
-      images `[n, height, width, channels]`. A client whose test file holds no example is scored
-      nowhere.
+      The federated data set; its inputs are float32, or integers if all files contain integers,
+      images `[n, height, width, channels]`. A client without test examples is not scored.
 
     Raises:
-      UserError: a file is absent, damaged, unsafe or inconsistent.
+      UserError: A file is missing, damaged, unsafe or inconsistent.
     """
     checks.fraction("validation_fraction", validation_fraction)
-    root = refusals.given(path, "a directory in PFLlib's layout")
+    root = refusals.given(path, "a directory in PFLlib's format")
     config = _read_config(root / "config.json")
     num_clients = _count_clients(root, config)
     rng = generator(seed)
@@ -59,7 +59,7 @@ def load_pfllib(
                 split_inputs = split_inputs[:0].reshape(0, *inputs[0].shape[1:])
             elif inputs and split_inputs.shape[1:] != inputs[0].shape[1:]:
                 raise UserError(
-                    f"{file} holds examples of shape {split_inputs.shape[1:]} where client 0 has "
+                    f"{file} has examples of shape {split_inputs.shape[1:]}, but client 0 has "
                     f"{inputs[0].shape[1:]}: generate the directory again."
                 )
             inputs.append(split_inputs)
@@ -74,12 +74,12 @@ def load_pfllib(
     num_classes = config.get("num_classes", int(labels.max()) + 1)
     if "num_classes" not in config and num_classes > len(labels):
         raise UserError(
-            f"{root} holds the label {labels.max()} in only {len(labels)} examples: number labels "
-            "from 0 without gaps, or name num_classes in config.json."
+            f"{root} has the label {labels.max()} in only {len(labels)} examples: number labels "
+            "from 0 without gaps, or set num_classes in config.json."
         )
     if labels.max() >= num_classes:
         raise UserError(
-            f"{root} holds the label {labels.max()} but its config.json promises {num_classes} "
+            f"{root} has the label {labels.max()}, but its config.json has {num_classes} "
             "classes: correct num_classes there."
         )
     if any(each.dtype.kind == "f" for each in inputs):
@@ -90,7 +90,7 @@ def load_pfllib(
 
 
 def _read_config(file: Path) -> dict[str, int]:
-    """Returns the numbers of clients and classes that config.json names, if there are any."""
+    """Returns the numbers of clients and classes in config.json, if any."""
     if not file.exists():
         return {}
     try:
@@ -106,44 +106,44 @@ def _read_config(file: Path) -> dict[str, int]:
 
 
 def _count_clients(root: Path, config: dict[str, int]) -> int:
-    """Returns the number of clients, having found a file for each in both folders."""
+    """Returns the number of clients, after checking that each has a file in both directories."""
     present = {}
     for split in ("train", "test"):
         folder = root / split
         if not folder.is_dir():
             raise UserError(
-                f"{root} has no folder {split}: name the directory that holds train and test."
+                f"{root} has no directory {split}: pass the directory that contains train and test."
             )
         present[split] = {file.stem for file in folder.glob("*.npz")}
     files = len(present["train"] | present["test"])
     num_clients = config.get("num_clients", files)
     if files == 0 or files > num_clients:
         raise UserError(
-            f"{root} has files of {files} clients where {num_clients or 'at least one'} is "
-            "expected: remove stale files, or correct num_clients in config.json."
+            f"{root} has files of {files} clients instead of {num_clients or 'at least one'}: "
+            "remove stale files, or correct num_clients in config.json."
         )
     for split, stems in present.items():
         for client in range(num_clients):
             if str(client) not in stems:
                 raise UserError(
-                    f"{root / split / f'{client}.npz'} is missing, clients being numbered from 0: "
+                    f"{root / split / f'{client}.npz'} is missing (clients are numbered from 0): "
                     "generate the directory again."
                 )
     return num_clients
 
 
 def _read_pfllib_client(file: Path, may_be_empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a client's inputs, integers or float32 and channels last, and its int32 labels."""
+    """Returns a client's inputs, integers or float32, channels last, and its int32 labels."""
     data = _read_pickled_dict(file)
     inputs, targets = data.get("x"), data.get("y")
     if not isinstance(inputs, np.ndarray) or not isinstance(targets, np.ndarray):
-        raise UserError(f"{file} does not hold the arrays x and y: {_REMEDY}.")
+        raise UserError(f"{file} does not contain the arrays x and y: {_REMEDY}.")
     if targets.shape == (0,) and len(inputs) == 0 and may_be_empty:
         return np.zeros((0, 1), np.uint8), np.zeros(0, np.int32)
     if inputs.dtype.kind not in "biuf" or inputs.ndim < 2:
         raise UserError(
-            f"{file} has an x of shape {inputs.shape} and dtype {inputs.dtype} where examples of "
-            "numbers are expected: texts must be ids, all of one length."
+            f"{file} has an x of shape {inputs.shape} and dtype {inputs.dtype} instead of "
+            "numeric examples: texts must be ids of one length."
         )
     if targets.dtype.kind not in "iu" or targets.shape != inputs.shape[:1]:
         raise UserError(
@@ -151,7 +151,7 @@ def _read_pfllib_client(file: Path, may_be_empty: bool) -> tuple[np.ndarray, np.
             f"{targets.dtype}: {_REMEDY}."
         )
     if len(targets) == 0:
-        raise UserError(f"{file} has no example, but every client needs one: {_REMEDY}.")
+        raise UserError(f"{file} has no examples, but every client needs one: {_REMEDY}.")
     targets = validate.labels(file, targets, validate.LARGEST_NUM_CLASSES, remedy=_REMEDY)
     validate.finite(file, inputs, remedy=_REMEDY)
     if inputs.ndim == 4:
@@ -162,25 +162,25 @@ def _read_pfllib_client(file: Path, may_be_empty: bool) -> tuple[np.ndarray, np.
 
 
 def _read_pickled_dict(file: Path) -> dict[str, Any]:
-    """Returns what the key `data` of the file holds, and trusts nothing in it."""
+    """Returns the content of the key `data` of a file, without trusting it."""
     value = None
     for _, content in reading.members(file, ["data.npy"], _REMEDY):
         try:
             value = _unpickle_array(content)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{file} is damaged or holds other things than arrays ({error}), which could run "
-                f"programs: get it from a source you trust, or {_REMEDY}."
+                f"{file} is damaged or contains objects other than arrays ({error}), which could "
+                f"execute code: get it from a source you trust, or {_REMEDY}."
             ) from error
-        except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
+        except Exception as error:  # Bytes that are not a pickle fail in many ways.
             raise UserError(f"{file} is truncated or damaged: {_REMEDY}.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{file} does not hold a dictionary of x and y as data: {_REMEDY}.")
+        raise UserError(f"{file} does not contain a dictionary of x and y as data: {_REMEDY}.")
     return value
 
 
 def _unpickle_array(content: bytes) -> Any:
-    """Returns the one object in data.npy, or None if it is not an array of one object."""
+    """Returns the single object in data.npy, or None if it is not an array of one object."""
     *_, dtype, start = reading.npy_header(io.BytesIO(content))
     if dtype != np.dtype(object):
         return None

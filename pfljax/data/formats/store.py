@@ -1,9 +1,9 @@
-"""A federated data set that need not fit into memory: a directory whose examples stay on disk.
+"""Federated data sets larger than memory: directories whose examples stay on disk.
 
     inputs.npy, targets.npy     the examples, memory-mapped
     clients.npz                 all other keys of `layout.py`
 
-With `config.engine.residence='host'` only the rows of a cohort are read; with 'device' all of them.
+With `config.engine.residence='host'` only the rows of a cohort are read; with 'device' all rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMEDY = "write it again with StoreWriter"
 
 
 class _Rows:
-    """An `.npy` file that grows; NumPy leaves room in its header for the number of rows."""
+    """An `.npy` file that grows; its header is large enough for any number of rows."""
 
     def __init__(self, file: Path):
         self._path, self._file, self._form, self.count = file, None, None, 0
@@ -40,8 +40,8 @@ class _Rows:
         if form != self._form:
             shape, dtype = self._form
             raise UserError(
-                f"{self._path} holds examples of shape {shape} and dtype {dtype}, and one of shape "
-                f"{form[0]} and dtype {form[1]} was added; give all the same form."
+                f"{self._path} has examples of shape {shape} and dtype {dtype}, but one of shape "
+                f"{form[0]} and dtype {form[1]} was added; give all examples the same."
             )
         self._file.write(np.ascontiguousarray(rows).tobytes())
         self.count += len(rows)
@@ -60,13 +60,13 @@ class _Rows:
 
 
 class StoreWriter:
-    """Writes a federated data set client by client, of which only one need be in memory.
+    """Writes a federated data set client by client, with one client in memory at a time.
 
     Args:
-      path: a directory, made where it does not exist.
-      name: how reports call the data set.
+      path: A directory; created if missing.
+      name: The name of the data set in reports.
       num_classes: `C`; 0 for a regression.
-      num_unseen: how many clients, the last ones, never train.
+      num_unseen: Number of held-out clients, which are the last ones.
       **others: `mean`, `std`, `task`, `vocabulary`, `target_mean`, `target_std`, `class_names`,
         `client_names` of a `FederatedDataset`.
 
@@ -92,7 +92,7 @@ class StoreWriter:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}): choose another directory."
             ) from error
-        # An interrupted writer leaves no file that says which rows are whose.
+        # Removed first, so that an interrupted writer does not leave a stale index.
         (self._directory / _CLIENTS).unlink(missing_ok=True)
         self._rows = {key: _Rows(self._directory / f"{key}.npy") for key in _EXAMPLES}
         self._about = {"name": name, "num_classes": num_classes, "num_unseen": num_unseen, **others}
@@ -104,22 +104,22 @@ class StoreWriter:
         """Adds a client.
 
         Args:
-          inputs: `[n, ...]`, its training examples first, then those for validation, then for test.
-          targets: `[n, ...]`.
-          train: how many are for training.
-          validation: how many for validation; the others are for testing. A client without any
-            is trained, and scored nowhere.
+          inputs: `[n, ...]`, its training examples, then its validation and its test examples.
+          targets: `[n, ...]`, the targets of these examples.
+          train: Number of training examples.
+          validation: Number of validation examples; the others are test examples. A client without
+            test examples is trained, but not scored.
 
         Raises:
-          UserError: the examples do not fit each other, those of other clients or the task; the
+          UserError: The examples do not match each other, those of other clients or the task; the
             client is then not added.
         """
         rest = len(inputs) - train - validation
         if len(inputs) != len(targets) or train < 1 or min(validation, rest) < 0:
             raise UserError(
                 f"Client {len(self._sizes)} has {len(inputs)} inputs and {len(targets)} targets, "
-                f"{train} for training and {validation} for validation; give as many of both, with "
-                "at least one for training."
+                f"{train} for training and {validation} for validation; pass as many inputs as "
+                "targets, with at least one for training."
             )
         about = {key: self._about[key] for key in ("task", "vocabulary") if key in self._about}
         pool = validate.examples(
@@ -138,13 +138,13 @@ class StoreWriter:
         self._sizes.append((train, validation, rest))
 
     def close(self) -> None:
-        """Writes what tells whose the rows are; without it the directory is no data set."""
+        """Writes the index of the clients; without it the directory is not a valid data set."""
         for rows in self._rows.values():
             rows.close()
         sizes = np.array(self._sizes, np.int64).reshape(-1, 3)
         ends = np.cumsum(sizes.ravel()).reshape(-1, 3)
         if len(ends) and ends[-1, -1] >= 2**31:
-            raise UserError(f"{self._directory} has {ends[-1, -1]} rows; 2**31 - 1 are the most.")
+            raise UserError(f"{self._directory} has {ends[-1, -1]} rows; at most 2**31 - 1 fit.")
         offsets = (ends - sizes).astype(np.int32)
         splits = {
             f"{split}_{part}": column
@@ -172,19 +172,19 @@ class StoreWriter:
 
 
 def load_store(path: str) -> FederatedDataset:
-    """Returns the federated data set in a directory, its examples memory-mapped.
+    """Returns the federated data set in a directory, with memory-mapped examples.
 
     Args:
-      path: a directory that `StoreWriter` wrote.
+      path: A directory written by `StoreWriter`.
 
     Returns:
-      The federated data set, its inputs and targets on disk. Inputs that are no bytes were read
-      once to be checked, of those beyond a gigabyte a sample.
+      The federated data set, with inputs and targets on disk. Inputs other than bytes are read
+      once to be validated; beyond a gigabyte, a sample of them.
 
     Raises:
-      UserError: a file is absent, damaged or contradicts another.
+      UserError: A file is missing, damaged or contradicts another one.
     """
-    directory = refusals.given(path, "a directory in pfljax's layout")
+    directory = refusals.given(path, "a directory in pfljax's format")
     arrays = layout.read(directory / _CLIENTS, _REMEDY)
     for key in _EXAMPLES:
         file = directory / f"{key}.npy"

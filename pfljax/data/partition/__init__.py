@@ -1,9 +1,9 @@
-"""How a pool of examples is dealt out to clients: pure functions of the labels and a seed.
+"""Partitions of a pool of examples among clients: pure functions of the labels and a seed.
 
-Each returns one array of row numbers per client, in ascending order; every example goes to
-exactly one client. Each ends: what cannot be met is refused, with numbers that can. `deal` calls
-one by name. Shifts of what a client's examples look like or are called are no partitions; they
-stand in `pfljax/data/shift.py` and go with any of these.
+Each function returns one array of row indices per client, in ascending order; every example is
+assigned to exactly one client. All functions terminate; infeasible arguments are refused, with
+values that work. `make_partition` calls one by name. Feature and concept shifts are not partitions:
+see `pfljax/data/shift.py`; they can be combined with any of these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pfljax.data.partition.quantity_skew import iid, quantity_log_normal, quanti
 
 __all__ = [
     "PARTITIONS",
-    "deal",
+    "make_partition",
     "dirichlet",
     "dirichlet_balanced",
     "dirichlet_by_client",
@@ -53,10 +53,10 @@ PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
 
 
 def settings_of(name: str) -> tuple[str, ...]:
-    """Returns the settings that a partition reads, beside the labels, the clients and the seed.
+    """Returns the settings of a partition, other than labels, number of clients and seed.
 
     Args:
-      name: a key of `PARTITIONS`.
+      name: A key of `PARTITIONS`.
 
     >>> settings_of("dirichlet")
     ('alpha', 'min_size')
@@ -66,26 +66,26 @@ def settings_of(name: str) -> tuple[str, ...]:
     return tuple(setting for setting in parameters if setting not in common)
 
 
-def deal(
+def make_partition(
     name: str, labels: np.ndarray, num_clients: int, seed: int, **settings: object
 ) -> list[np.ndarray]:
-    """Deals examples out by the partition of a name.
+    """Partitions examples by the name of a partition.
 
     Args:
-      name: a key of `PARTITIONS`.
-      labels: `[n]` integers.
-      num_clients: how many clients.
-      seed: whole number; the same seed gives the same partition.
-      **settings: at least those of `settings_of(name)`; others are ignored.
+      name: A key of `PARTITIONS`.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      seed: A whole number; the same seed gives the same partition.
+      **settings: The settings of `settings_of(name)`; others are ignored.
 
     Returns:
-      `num_clients` arrays of row numbers, int64.
+      `num_clients` arrays of row indices, int64.
 
     Raises:
-      UserError: the partition refuses its arguments.
+      UserError: The partition refuses its arguments.
 
     >>> labels = np.repeat(np.arange(4), 5)
-    >>> clients = deal("shards", labels, 5, 0, shards_per_client=2, alpha=0.1)
+    >>> clients = make_partition("shards", labels, 5, 0, shards_per_client=2, alpha=0.1)
     >>> [len(rows) for rows in clients]
     [4, 4, 4, 4, 4]
     """

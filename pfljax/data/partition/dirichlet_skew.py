@@ -1,8 +1,8 @@
-"""Label skew drawn from Dirichlet distributions: four forms, each of which ends.
+"""Label skew drawn from Dirichlet distributions, in four forms, which all terminate.
 
-`dirichlet` and `dirichlet_extended` draw, for each class, how it is spread over the clients;
-`dirichlet_by_client` and `dirichlet_balanced` draw, for each client, its mixture of classes. How
-their draws reach a minimum size is in `drawing.py`.
+`dirichlet` and `dirichlet_extended` draw, for each class, its distribution over the clients;
+`dirichlet_by_client` and `dirichlet_balanced` draw, for each client, its mixture of classes.
+`drawing.py` makes the draws satisfy a minimum size.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import numpy as np
 
 from pfljax.data import checks
 from pfljax.data.partition import drawing
-from pfljax.data.partition.label_skew import hand_out_classes
+from pfljax.data.partition.label_skew import assign_classes
 from pfljax.data.partition.pool import gather, members_by_class
 from pfljax.errors import UserError
 
-_LARGEST_ALPHA = 1e9  # gamma draws overflow far above; long before, the shares are equal
+_LARGEST_ALPHA = 1e9  # gamma draws overflow far above; the fractions are equal long before
 _PASSES = 10  # of the balanced partition, over all clients
 
 
@@ -24,23 +24,24 @@ def dirichlet(
 ) -> list[np.ndarray]:
     """Splits each class over the clients in proportions drawn from a symmetric Dirichlet.
 
-    A client that already holds its even share of all examples gets none of the following
-    classes. The draw is repeated until every client has `min_size` examples; after a thousand draws
-    only the clients that have less draw again, and not for ever.
+    A client that has reached its quota, an equal fraction of all examples, gets none of the
+    following classes. The draw is repeated until every client has `min_size` examples; after a
+    thousand draws, only clients with fewer examples are redrawn, a bounded number of times.
 
     Args:
-      labels: `[n]` integers.
-      num_clients: how many clients.
-      alpha: the concentration; the smaller, the fewer classes a client has.
-      seed: whole number; the same seed gives the same partition.
-      min_size: what every client must have; None means 10, or half an even share if that is less.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      alpha: The concentration; with smaller values, clients have fewer classes.
+      seed: A whole number; the same seed gives the same partition.
+      min_size: The minimum number of examples of a client; None means 10, or half of an equal
+        fraction of all examples if that is less.
 
     Returns:
-      `num_clients` arrays of row numbers, int64.
+      `num_clients` arrays of row indices, int64.
 
     Raises:
-      UserError: an argument makes no sense, or no draw gave every client `min_size` examples; the
-        sentence then names values that do.
+      UserError: An argument is invalid, or no draw gave every client `min_size` examples; the
+        message suggests values that work.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> clients = dirichlet(labels, num_clients=5, alpha=0.1, seed=0)
@@ -55,7 +56,7 @@ def dirichlet(
         def log_weights(redrawn, stream):
             return drawing.log_gamma(np.full((len(sizes), len(redrawn)), concentration), stream)
 
-        # A trial leaves the stream alone, in which the choice of rows follows the real draw.
+        # A trial uses a separate generator, since the rows are drawn after the real draw.
         own = rng if budget is drawing.FULL else np.random.default_rng(seed)
         drawn = drawing.draw_counts(sizes, clients, concentration, own, wanted, budget.attempts)
         if drawn[1] >= wanted:
@@ -72,26 +73,27 @@ def dirichlet(
 def dirichlet_by_client(
     labels: np.ndarray, num_clients: int, alpha: float, seed: int, min_size: int | None = None
 ) -> list[np.ndarray]:
-    """Draws each client's mixture of classes from a Dirichlet, and shares each class out by it.
+    """Splits each class in proportion to the clients' Dirichlet mixtures of classes.
 
-    Client k draws q_k from Dirichlet(alpha C p), p being the shares of the C classes in the pool;
-    class c is split in proportion to q_kc, so that every example is dealt out and a client's size
-    depends on how many others want its classes. Clients with less than `min_size` examples draw
-    again, but not for ever.
+    Client k draws q_k from Dirichlet(alpha C p), where p are the fractions of the C classes in the
+    pool; class c is split in proportion to q_kc. Thus every example is assigned, and the size of a
+    client depends on the mixtures of the others. Clients with fewer than `min_size` examples are
+    redrawn, a bounded number of times.
 
     Args:
-      labels: `[n]` integers.
-      num_clients: how many clients.
-      alpha: the concentration; the smaller, the fewer classes a client has.
-      seed: whole number; the same seed gives the same partition.
-      min_size: what every client must have; None means 10, or half an even share if that is less.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      alpha: The concentration; with smaller values, clients have fewer classes.
+      seed: A whole number; the same seed gives the same partition.
+      min_size: The minimum number of examples of a client; None means 10, or half of an equal
+        fraction of all examples if that is less.
 
     Returns:
-      `num_clients` arrays of row numbers, int64.
+      `num_clients` arrays of row indices, int64.
 
     Raises:
-      UserError: an argument makes no sense, or no draw gave every client `min_size` examples; the
-        sentence then names values that do.
+      UserError: An argument is invalid, or no draw gave every client `min_size` examples; the
+        message suggests values that work.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> clients = dirichlet_by_client(labels, num_clients=5, alpha=0.1, seed=0)
@@ -123,27 +125,28 @@ def dirichlet_extended(
     seed: int,
     min_size: int | None = None,
 ) -> list[np.ndarray]:
-    """Gives every client `classes_per_client` classes, and splits each over them by a Dirichlet.
+    """Assigns `classes_per_client` classes to each client, and splits each class by a Dirichlet.
 
     After Li and Lyu, "Convergence Analysis of Sequential Federated Learning on Heterogeneous
-    Data", 2023, https://arxiv.org/abs/2311.03154. As in `pathological`, every class is
-    held by equally many clients (to one). Clients with less than `min_size` examples draw again, a
-    limited number of times. A share may be rounded to no example at all.
+    Data", 2023, https://arxiv.org/abs/2311.03154. As in `pathological`, every class is assigned to
+    the same number of clients, to within one. Clients with fewer than `min_size` examples are
+    redrawn, a bounded number of times. A fraction may be rounded to no example.
 
     Args:
-      labels: `[n]` integers.
-      num_clients: how many clients.
-      alpha: the concentration; the smaller, the more unequal a class is split.
-      classes_per_client: from 1 to the number of classes.
-      seed: whole number; the same seed gives the same partition.
-      min_size: what every client must have; None means 10, or half an even share if that is less.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      alpha: The concentration; with smaller values, a class is split more unequally.
+      classes_per_client: Number of classes of a client, at most the number of classes.
+      seed: A whole number; the same seed gives the same partition.
+      min_size: The minimum number of examples of a client; None means 10, or half of an equal
+        fraction of all examples if that is less.
 
     Returns:
-      `num_clients` arrays of row numbers, int64.
+      `num_clients` arrays of row indices, int64.
 
     Raises:
-      UserError: an argument makes no sense, some class would go to nobody, or no draw gave every
-        client `min_size` examples; the sentence then names values that do.
+      UserError: An argument is invalid, some class would be assigned to no client, or no draw gave
+        every client `min_size` examples; the message suggests values that work.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> clients = dirichlet_extended(labels, 5, alpha=1.0, classes_per_client=4, seed=0)
@@ -155,7 +158,7 @@ def dirichlet_extended(
 
     def draw(clients, concentration, wanted, budget):
         stream = np.random.default_rng(seed)
-        holders = hand_out_classes(classes, members, clients, classes_per_client, stream)
+        holders = assign_classes(classes, members, clients, classes_per_client, stream)
         held = np.zeros((len(classes), clients), bool)
         for label, own in enumerate(holders):
             held[label, own] = True
@@ -174,26 +177,26 @@ def dirichlet_extended(
 def dirichlet_balanced(
     labels: np.ndarray, num_clients: int, alpha: float, seed: int
 ) -> list[np.ndarray]:
-    """Draws each client's mixture of classes from a Dirichlet; all clients get equally much.
+    """Draws examples by each client's Dirichlet mixture of classes; all clients have equal sizes.
 
-    Client k draws q_k from Dirichlet(alpha C p), p being the shares of the C classes in the pool,
-    and then examples by it, as in Hsu et al., "Measuring the Effects of Non-Identical Data
-    Distribution for Federated Visual Classification", 2019, https://arxiv.org/abs/1909.06335
-    (whose concentration is alpha C here). A class that has run out is left out of the mixtures.
-    The clients draw by turns, a tenth of their examples each time, so that this does not fall on
-    the last ones alone.
+    Client k draws q_k from Dirichlet(alpha C p), where p are the fractions of the C classes in the
+    pool, and then its examples by q_k, as in Hsu et al., "Measuring the Effects of Non-Identical
+    Data Distribution for Federated Visual Classification", 2019, https://arxiv.org/abs/1909.06335
+    (whose concentration is alpha C here). Exhausted classes are removed from the mixtures. The
+    clients take turns, a tenth of their examples at a time, so that exhausted classes do not affect
+    only the last clients.
 
     Args:
-      labels: `[n]` integers.
-      num_clients: how many clients.
-      alpha: the concentration; the smaller, the fewer classes a client has.
-      seed: whole number; the same seed gives the same partition.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      alpha: The concentration; with smaller values, clients have fewer classes.
+      seed: A whole number; the same seed gives the same partition.
 
     Returns:
-      `num_clients` arrays of row numbers, int64.
+      `num_clients` arrays of row indices, int64.
 
     Raises:
-      UserError: an argument makes no sense, or there are more clients than examples.
+      UserError: An argument is invalid, or there are more clients than examples.
 
     >>> labels = np.repeat(np.arange(10), 100)
     >>> [len(rows) for rows in dirichlet_balanced(labels, num_clients=4, alpha=0.1, seed=0)]
@@ -210,11 +213,11 @@ def dirichlet_balanced(
     for turn in range(1, _PASSES + 1):
         for client in rng.permutation(num_clients):
             missing = wanted[client] * turn // _PASSES - counts[:, client].sum()
-            # Each pass either meets the need or uses a class up, so that it ends.
+            # Each pass either satisfies the need or exhausts a class, so the loop terminates.
             while missing > 0:
                 weights = np.where(left > 0, mixtures[:, client], -np.inf)
-                shares = np.exp(weights - weights.max())
-                taken = np.minimum(rng.multinomial(missing, shares / shares.sum()), left)
+                fractions = np.exp(weights - weights.max())
+                taken = np.minimum(rng.multinomial(missing, fractions / fractions.sum()), left)
                 counts[:, client] += taken
                 left -= taken
                 missing -= taken.sum()

@@ -1,8 +1,8 @@
-"""Random numbers of examples for all clients, so that each has enough of them, in bounded time.
+"""Draws of example counts for all clients that satisfy a minimum size, in bounded time.
 
-Only numbers are drawn here, no rows are moved, so that a thousand attempts are cheap. Weights are
-handled as logarithms: with a small concentration they underflow, and what is then left of them is
-no random choice any more.
+Only counts are drawn here, and no rows are moved, so that a thousand attempts are cheap. Weights
+are represented by their logarithms: with a small concentration they underflow, and the remaining
+ones would not be a random choice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pfljax.errors import UserError
 
 
 class Request(NamedTuple):
-    """What the user asked for.
+    """The user's request.
 
     Attributes:
-      total: examples in the pool.
-      num_clients: that they are for.
-      alpha: the concentration.
-      min_size: what every client must have; None for the rule of `required_size`.
+      total: Number of examples in the pool.
+      num_clients: Number of clients.
+      alpha: The concentration.
+      min_size: The minimum number of examples of a client; None for the rule of `required_size`.
     """
 
     total: int
@@ -33,11 +33,11 @@ class Request(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How often may be drawn.
+    """The maximum number of draws.
 
     Attributes:
-      attempts: for all clients at once.
-      redraws: for the clients that have too few.
+      attempts: Number of draws for all clients at once.
+      redraws: Number of draws for the clients with too few examples.
     """
 
     attempts: int
@@ -45,7 +45,7 @@ class Budget(NamedTuple):
 
 
 FULL = Budget(attempts=1000, redraws=300)
-# A trial uses the same random numbers and ends sooner, so that what it finds holds.
+# A trial uses a prefix of the same random numbers, so that its result holds for a full draw.
 _TRIAL = Budget(attempts=30, redraws=50)
 
 # `(num_clients, alpha, min_size, budget) -> counts [C, num_clients], size of the smallest client`.
@@ -53,17 +53,18 @@ Draw = Callable[[int, float, int, Budget], tuple[np.ndarray, int]]
 
 
 def counts_or_refusal(request: Request, draw: Draw) -> np.ndarray:
-    """Draws, and refuses with advice where the draw did not give every client enough.
+    """Draws counts, and refuses with advice if a client has too few examples.
 
     Args:
-      request: what the user asked for.
-      draw: what is tried.
+      request: The user's request.
+      draw: The draw of the partition.
 
     Returns:
       `[C, num_clients]` int64.
 
     Raises:
-      UserError: the smallest client has too few examples; names values that were tried and work.
+      UserError: The smallest client has too few examples; the message suggests values that were
+        tried and work.
     """
     total, num_clients, alpha, min_size = request
     wanted = required_size(total, num_clients, min_size)
@@ -72,12 +73,12 @@ def counts_or_refusal(request: Request, draw: Draw) -> np.ndarray:
         return counts
     raise UserError(
         f"No Dirichlet draw with alpha={alpha:g} gave each of {num_clients} clients {wanted} "
-        f"examples; the best left one with {reached}: use {_advice(request, draw, reached)}."
+        f"examples; in the best, one had {reached}: use {_advice(request, draw, reached)}."
     )
 
 
 def _advice(request: Request, draw: Draw, reached: int) -> str:
-    """Returns the nearest settings that were tried and found to work."""
+    """Returns the nearest settings that were tried and work."""
     total, num_clients, alpha, min_size = request
 
     def works(clients: int, concentration: float, min_size: int | None) -> bool:
@@ -87,10 +88,10 @@ def _advice(request: Request, draw: Draw, reached: int) -> str:
         except UserError:
             return False
 
-    # Rounded as the sentence prints them, so that what was tried is what the user will type.
+    # Rounded as in the message, so that the value tried is the one that the user enters.
     alphas = (float(f"{alpha * 2**doubling:g}") for doubling in range(1, 15))
     populations = (num_clients >> halving for halving in range(1, num_clients.bit_length()))
-    # With fewer than two examples, a client cannot both train and be tested.
+    # With fewer than two examples, a client cannot have both training and test examples.
     wanted = required_size(total, num_clients, min_size)
     halves = {wanted >> halving for halving in range(1, wanted.bit_length())}
     smaller = (value for value in sorted(halves | {reached}, reverse=True) if value >= 2)
@@ -110,35 +111,35 @@ def draw_counts(
     min_size: int,
     attempts: int,
 ) -> tuple[np.ndarray, int]:
-    """Spreads each class over the clients that still have room, until all have `min_size` examples.
+    """Splits each class over the clients below their quota, until all have `min_size` examples.
 
     Args:
-      sizes: of the `C` classes.
-      num_clients: how many clients.
-      alpha: the concentration of the symmetric Dirichlet.
-      rng: what to draw with.
-      min_size: what every client should have.
-      attempts: how often to draw, at most.
+      sizes: The sizes of the `C` classes.
+      num_clients: Number of clients.
+      alpha: The concentration of the symmetric Dirichlet.
+      rng: The random number generator.
+      min_size: The minimum number of examples of a client.
+      attempts: The maximum number of draws.
 
     Returns:
-      The best draw `[C, num_clients]`, and the smallest client's size in it: below `min_size` if
+      The best draw `[C, num_clients]`, and the size of its smallest client: below `min_size` if
       every attempt failed.
     """
-    even_share = sum(sizes) / num_clients
+    quota = sum(sizes) / num_clients
     best, best_smallest = np.zeros((len(sizes), num_clients), np.int64), -1
     for _ in range(attempts):
         counts = np.zeros_like(best)
         held = np.zeros(num_clients, np.int64)
         for label, size in enumerate(sizes):
-            # Drawing over the clients that still have room is the same as drawing over all,
-            # zeroing the full ones and renormalizing, but never divides by zero. Somebody has
-            # room: otherwise all examples would be dealt out already.
-            room = np.flatnonzero(held < even_share)
-            shares = rng.dirichlet(np.full(len(room), float(alpha)))
-            # Rounding down gives what is left over to the last client. Published partitions
-            # depend on it; `_cut` rounds to the nearest.
-            edges = np.minimum(np.cumsum(shares)[:-1] * size, size).astype(np.int64)
-            counts[label, room] = np.diff(edges, prepend=0, append=size)
+            # Drawing over the clients below their quota is the same as drawing over all, zeroing
+            # the others and renormalizing, but never divides by zero. There is such a client,
+            # because otherwise all examples would have been assigned.
+            unfilled = np.flatnonzero(held < quota)
+            fractions = rng.dirichlet(np.full(len(unfilled), float(alpha)))
+            # Rounding down gives the remainder to the last client. Published partitions depend on
+            # it; `_cut` rounds to the nearest.
+            edges = np.minimum(np.cumsum(fractions)[:-1] * size, size).astype(np.int64)
+            counts[label, unfilled] = np.diff(edges, prepend=0, append=size)
             held += counts[label]
         if held.min() > best_smallest:
             best, best_smallest = counts, int(held.min())
@@ -157,24 +158,23 @@ def redraw_small(
     *,
     capped: bool = False,
 ) -> tuple[np.ndarray, int]:
-    """Spreads each class in proportion to weights; clients with too few examples draw theirs anew.
+    """Splits each class in proportion to weights, redrawn for clients with too few examples.
 
-    Where many clients must all have enough, one of them nearly always has not, and drawing for
-    all of them again would never end. Clients draw independently, so it is enough to draw again
-    for those that failed.
+    With many clients, at least one of them nearly always has too few examples, and redrawing all
+    would never succeed. Clients draw independently, so it is enough to redraw those that failed.
 
     Args:
-      sizes: of the `C` classes.
-      log_weights: `(clients [k], rng) -> [C, k]` logarithms of weights; minus infinity for none.
-      num_clients: how many clients.
-      min_size: what every client should have.
-      seed: of the partition; the stream of random numbers is one of its own.
-      redraws: how often to draw, at most.
-      capped: whether a client that holds its even share gets none of the following classes.
+      sizes: The sizes of the `C` classes.
+      log_weights: `(clients [k], rng) -> [C, k]`, logarithms of weights; minus infinity for none.
+      num_clients: Number of clients.
+      min_size: The minimum number of examples of a client.
+      seed: The seed of the partition; a separate stream of random numbers is derived from it.
+      redraws: The maximum number of draws.
+      capped: Whether a client that has reached its quota gets none of the following classes.
 
     Returns:
-      The best draw `[C, num_clients]`, and the smallest client's size in it: below `min_size` if
-      that was not enough.
+      The best draw `[C, num_clients]`, and the size of its smallest client: below `min_size` if
+      the redraws did not suffice.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
     weights = log_weights(np.arange(num_clients), rng)
@@ -192,21 +192,21 @@ def redraw_small(
 
 
 def _spread_capped(sizes: Sequence[int], weights: np.ndarray) -> np.ndarray:
-    """Spreads one class after the other over the clients that still have room."""
-    even_share = sum(sizes) / weights.shape[1]
+    """Splits one class after the other over the clients that are below their quota."""
+    quota = sum(sizes) / weights.shape[1]
     counts = np.zeros(weights.shape, np.int64)
     held = np.zeros(weights.shape[1], np.int64)
     for label, size in enumerate(sizes):
-        room = np.flatnonzero(held < even_share)
-        counts[label, room] = _cut(np.array([size]), weights[label : label + 1, room])[0]
+        unfilled = np.flatnonzero(held < quota)
+        counts[label, unfilled] = _cut(np.array([size]), weights[label : label + 1, unfilled])[0]
         held += counts[label]
     return counts
 
 
 def _cut(sizes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cuts each class in proportion to weights `[C, k]`, given as logarithms, to within one."""
-    shares = np.exp(weights - weights.max(axis=1, keepdims=True))
-    edges = np.cumsum(shares, axis=1)
+    """Splits each class in proportion to `exp(weights)` `[C, k]`, to within one example."""
+    fractions = np.exp(weights - weights.max(axis=1, keepdims=True))
+    edges = np.cumsum(fractions, axis=1)
     edges = np.rint(edges / edges[:, -1:] * sizes[:, np.newaxis]).astype(np.int64)
     return np.diff(edges, prepend=0)
 
@@ -215,8 +215,8 @@ def log_gamma(alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws logarithms of gamma variables of shapes `alpha`, however small these are.
 
     Args:
-      alpha: positive shape parameters, an array of any shape.
-      rng: what to draw with.
+      alpha: Positive shape parameters, an array of any shape.
+      rng: The random number generator.
 
     Returns:
       Finite float64 of the same shape.
@@ -227,10 +227,10 @@ def log_gamma(alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def log_sum(weights: np.ndarray) -> np.ndarray:
-    """Returns the logarithm of the sum over the first axis of exponentials.
+    """Returns the logarithm of the sum of exponentials over the first axis.
 
     Args:
-      weights: `[C, k]`, at least one of each column finite.
+      weights: `[C, k]`, with at least one finite entry in each column.
     """
     largest = weights.max(axis=0)
     return largest + np.log(np.exp(weights - largest).sum(axis=0))

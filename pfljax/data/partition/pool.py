@@ -1,4 +1,4 @@
-"""What all partitions share: the labels looked over, and whole numbers of examples dealt out."""
+"""Functions that all partitions share: checks of the labels, and integer splits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pfljax.errors import UserError
 def members_by_class(
     labels: np.ndarray, num_clients: int, seed: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns the classes there are, and the rows of each, once the arguments make sense.
+    """Returns the classes and the rows of each, after checking the arguments.
 
     Args:
-      labels: `[n]` integers.
-      num_clients: how many clients the rows are for.
-      seed: of the partition.
+      labels: `[n]` integers, the label of each example.
+      num_clients: Number of clients.
+      seed: The seed of the partition.
 
     Returns:
-      `[C]` the classes that have examples, ascending; and for each its row numbers, ascending.
+      `[C]` the classes that have examples, ascending, and the row indices of each, ascending.
 
     Raises:
-      UserError: the labels are none, or there are more clients than examples.
+      UserError: The labels are invalid, or there are more clients than examples.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -33,7 +33,7 @@ def members_by_class(
     checks.whole("seed", seed, 0)
     if checks.whole("num_clients", num_clients, 1) > len(labels):
         raise UserError(
-            f"{len(labels)} examples cannot be dealt out to {num_clients} clients: "
+            f"{len(labels)} examples cannot be partitioned among {num_clients} clients: "
             f"use at most {len(labels)} clients."
         )
     classes, inverse = np.unique(labels, return_inverse=True)
@@ -41,15 +41,16 @@ def members_by_class(
 
 
 def required_size(num_examples: int, num_clients: int, min_size: int | None) -> int:
-    """Returns how many examples every client must have, once that many are there.
+    """Returns the minimum number of examples of a client, after checking that it is feasible.
 
     Args:
-      num_examples: of the pool.
-      num_clients: how many clients.
-      min_size: what the user asked for; None means 10, or half an even share if that is less.
+      num_examples: Number of examples in the pool.
+      num_clients: Number of clients.
+      min_size: The user's minimum; None means 10, or half of an equal fraction of all examples if
+        that is less.
 
     Raises:
-      UserError: `min_size` makes no sense, or there are not as many examples.
+      UserError: `min_size` is invalid, or there are too few examples.
 
     >>> required_size(1000, 5, None), required_size(30, 5, None), required_size(30, 5, 6)
     (10, 3, 6)
@@ -67,12 +68,12 @@ def required_size(num_examples: int, num_clients: int, min_size: int | None) -> 
 
 
 def apportion(total: int, weights: np.ndarray, min_size: int) -> np.ndarray:
-    """Splits `total` into whole numbers: `min_size` for everybody, the rest in proportion.
+    """Splits `total` into integers: `min_size` for each weight, the rest in proportion.
 
     Args:
-      total: at least `min_size` for each weight.
+      total: The sum, at least `min_size` for each weight.
       weights: `[k]` non-negative and finite, not all 0.
-      min_size: what everybody gets.
+      min_size: The smallest allowed part.
 
     Returns:
       `[k]` int64 that sum to `total`.
@@ -83,22 +84,23 @@ def apportion(total: int, weights: np.ndarray, min_size: int) -> np.ndarray:
     rest = total - min_size * len(weights)
     exact = rest * (weights / weights.sum())
     sizes = np.floor(exact).astype(np.int64)
-    # What rounding down left over goes to those who lost most by it.
+    # The remainder of rounding down goes to the weights with the largest fractional parts.
     first = np.argsort(sizes - exact, kind="stable")
     sizes[first[: rest - sizes.sum()]] += 1
     return sizes + min_size
 
 
 def gather(members: list[np.ndarray], counts: np.ndarray, rng: np.random.Generator):
-    """Turns numbers of examples into rows, chosen at random within each class.
+    """Draws rows for given numbers of examples, uniformly within each class.
 
     Args:
-      members: the rows of each of `C` classes.
-      counts: `[C, num_clients]`, how many of them go to each client; all of them in all.
-      rng: decides which ones.
+      members: The rows of each of `C` classes.
+      counts: `[C, num_clients]`, the number of examples of each class and client; each row sums to
+        the size of the class.
+      rng: The random number generator.
 
     Returns:
-      `num_clients` arrays of row numbers, int64, ascending.
+      `num_clients` arrays of row indices, int64, ascending.
     """
     pieces = []
     for rows, row_counts in zip(members, counts, strict=True):

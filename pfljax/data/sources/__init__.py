@@ -1,7 +1,7 @@
-"""Sources: each reads one data set into `Examples`, a pool that belongs to no client yet.
+"""Sources: each reads one data set into `Examples`, a pool that is not partitioned yet.
 
-Each loader takes the directory the user gave; its keyword-only arguments are the data set's own
-options (`config.data.options.NAME`). Nothing is downloaded.
+Each loader takes the user's directory; its keyword-only arguments are the options of the data set
+(`config.data.options.NAME`). Nothing is downloaded.
 """
 
 from __future__ import annotations

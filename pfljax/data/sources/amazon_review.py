@@ -19,15 +19,15 @@ def load_amazon_review(data_dir: str = "") -> Examples:
     """Returns reviews as counts of 5,000 words and pairs of words; the domains are the clients.
 
     Args:
-      data_dir: holds `DOMAIN_train.svmlight` and `DOMAIN_test.svmlight` (plain or packed as .gz)
-        for books, dvd, electronics and kitchen, or a folder `amazon-reviews` or `amazon_review`
-        that does.
+      data_dir: A directory with `DOMAIN_train.svmlight` and `DOMAIN_test.svmlight` (plain or
+        compressed as .gz) for books, dvd, electronics and kitchen, or with a directory
+        `amazon-reviews` or `amazon_review` of them.
 
     Returns:
       Examples with inputs `[n, 5000]` uint8; class 1 is a positive review.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Blitzer, Dredze, Pereira, "Biographies, Bollywood, Boom-boxes and Blenders: Domain Adaptation
@@ -37,13 +37,13 @@ def load_amazon_review(data_dir: str = "") -> Examples:
     """
     from sklearn import datasets  # slow to import
 
-    places = files.directories(data_dir, ("amazon-reviews", "amazon_review"))
+    searched = files.directories(data_dir, ("amazon-reviews", "amazon_review"))
     names = [f"{domain}_{part}.svmlight" for domain in DOMAINS for part in ("train", "test")]
-    paths = files.find(places, names)
+    paths = files.find(searched, names)
     if paths is None:
         raise files.absent(
             "amazon_review",
-            places,
+            searched,
             f"put {names[0]}, {names[1]} and those of {', '.join(DOMAINS[1:])} there",
         )
     inputs, labels, owners = [], [], []
@@ -56,14 +56,14 @@ def load_amazon_review(data_dir: str = "") -> Examples:
             if b"_" in content:
                 raise ValueError("an underscore")
             if not len(signs):
-                raise ValueError("no row")
+                raise ValueError("no rows")
             if not np.isin(signs, (-1, 1)).all():
                 raise ValueError("labels that are not -1 or 1")
         except Exception as error:  # Damaged files fail in several ways.
             reason = error if isinstance(error, ValueError) else type(error).__name__
             raise UserError(
-                f"{path} is damaged or no svmlight file of {_WORDS} counts and labels of -1 and 1 "
-                f"({reason}): {files.FETCH_AGAIN}."
+                f"{path} is damaged or not an svmlight file of {_WORDS} counts and labels of -1 and "
+                f"1 ({reason}): {files.FETCH_AGAIN}."
             ) from error
         counts.data = validate.pixels(path, counts.data, remedy=files.FETCH_AGAIN)
         inputs.append(counts.astype(np.uint8).toarray())

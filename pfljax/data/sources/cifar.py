@@ -26,15 +26,15 @@ def load_cifar10(data_dir: str = "") -> Examples:
     """Returns CIFAR-10's 50,000 training images followed by its 10,000 test images.
 
     Args:
-      data_dir: holds the six batches of the python or the binary version, or `train_images.npy`,
-        `train_labels.npy` and the same of `test` (plain or packed as .xz), or a folder of a usual
-        name that does, or TFDS's prepared data.
+      data_dir: A directory with the six batches of the python or the binary version, or
+        `train_images.npy`, `train_labels.npy` and the same of `test` (plain or compressed as .xz),
+        or with a directory of a usual name of these, or TFDS's prepared data.
 
     Returns:
       Examples with inputs `[60000, 32, 32, 3]` uint8.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     images, (labels,) = _load(10, data_dir, ("labels",))
     return Examples("cifar10", images, labels, 10, mean=127.5, std=127.5)
@@ -44,18 +44,18 @@ def load_cifar100(data_dir: str = "", *, labels: str = "fine") -> Examples:
     """Returns CIFAR-100's 50,000 training images followed by its 10,000 test images.
 
     Args:
-      data_dir: holds `train` and `test` of the python version or `train.bin` and `test.bin` of the
-        binary one, or `train_images.npy`, `train_fine_labels.npy`, `train_coarse_labels.npy` and
-        the same of `test` (plain or packed as .xz), or a folder of a usual name that does, or
-        TFDS's prepared data.
-      labels: `fine` for 100 classes, `coarse` for the 20 superclasses.
+      data_dir: A directory with `train` and `test` of the python version or `train.bin` and
+        `test.bin` of the binary one, or `train_images.npy`, `train_fine_labels.npy`,
+        `train_coarse_labels.npy` and the same of `test` (plain or compressed as .xz), or with a
+        directory of a usual name of these, or TFDS's prepared data.
+      labels: `fine` for 100 classes, or `coarse` for the 20 superclasses.
 
     Returns:
-      Examples with inputs `[60000, 32, 32, 3]` uint8; with fine labels each superclass is the
-      owner of its examples, and known to the partition `groups`.
+      Examples with inputs `[60000, 32, 32, 3]` uint8; with fine labels, superclasses are the owners
+      of their examples, and are used by the partition `groups`.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     checks.choice("data.options.cifar100.labels", labels, ("fine", "coarse"))
     images, (fine, coarse) = _load(100, data_dir, ("fine_labels", "coarse_labels"))
@@ -71,16 +71,16 @@ def load_cifar100(data_dir: str = "", *, labels: str = "fine") -> Examples:
 def _load(
     num_classes: int, data_dir: str, kinds: tuple[str, ...]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns images and, for each kind of label, the labels."""
+    """Returns images, and the labels of each kind."""
     bounds = dict(zip(kinds, (num_classes, _SUPERCLASSES), strict=False))
-    places = files.directories(data_dir, _FOLDERS[num_classes])
+    searched = files.directories(data_dir, _FOLDERS[num_classes])
     names = _BATCHES if num_classes == 10 else ("train", "test")
     arrays = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", *kinds)]
-    if paths := files.find(places, names):
+    if paths := files.find(searched, names):
         parts = [_read_pickle(path, kinds) for path in paths]
-    elif paths := files.find(places, [f"{name}.bin" for name in names]):
+    elif paths := files.find(searched, [f"{name}.bin" for name in names]):
         parts = [_read_binary(path, kinds) for path in paths]
-    elif paths := files.find(places, [f"{array}.npy" for array in arrays]):
+    elif paths := files.find(searched, [f"{array}.npy" for array in arrays]):
         width = 1 + len(kinds)
         parts = [_read_arrays(paths[start : start + width]) for start in (0, width)]
         paths = paths[::width]
@@ -91,7 +91,7 @@ def _load(
             data_dir,
             splits=("train", "test"),
             take=lambda example: (example["image"], *(example[field] for field in fields)),
-            searched=places,
+            searched=searched,
             files=f"{', '.join(names)} of the python version",
         )
         return images, [each.astype(np.int32) for each in labels]
@@ -106,16 +106,16 @@ def _load(
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """`[n, 3072]`, a channel after the other, becomes `[n, 32, 32, 3]`."""
+    """Returns `[n, 3072]` pixels, stored channel by channel, as `[n, 32, 32, 3]`."""
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _read_pickle(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Reads a batch that Python 2 or 3 pickled, and trusts nothing in it."""
+    """Reads a batch pickled by Python 2 or 3, without trusting it."""
     content = files.read(path)
     try:
         batch = pickles.load_arrays(content, encoding="latin1")
-        # Python 3 wrote the keys as bytes where it had read them as bytes.
+        # Python 3 writes the keys as bytes if it read them as bytes.
         batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
         pixels = batch["data"]
         labels = [_flat(batch[kind]) for kind in kinds]
@@ -127,29 +127,29 @@ def _read_pickle(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[n
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged or holds other things than arrays ({error}), which could run "
-            f"programs: get it from a source you trust, or {files.FETCH_AGAIN}."
+            f"{path} is damaged or contains objects other than arrays ({error}), which could "
+            f"execute code: get it from a source you trust, or {files.FETCH_AGAIN}."
         ) from error
-    except Exception as error:  # Bytes that are no pickle fail in nearly every way there is.
-        raise UserError(f"{path} is damaged or no CIFAR batch: {files.FETCH_AGAIN}.") from error
+    except Exception as error:  # Bytes that are not a pickle fail in many ways.
+        raise UserError(f"{path} is damaged or not a CIFAR batch: {files.FETCH_AGAIN}.") from error
     return _channels_last(pixels), labels
 
 
 def _flat(labels: list[int] | np.ndarray) -> np.ndarray:
-    """Returns labels as an array; lists within lists could ask for any amount of memory."""
+    """Returns labels as an array; nested lists, which could exhaust the memory, are refused."""
     if isinstance(labels, list) and not all(
         isinstance(label, int | np.integer) for label in labels
     ):
-        raise ValueError("labels that are no numbers")
+        raise ValueError("labels that are not numbers")
     return np.array(labels)
 
 
 def _read_binary(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Reads records of the labels, the coarse one first, and the pixels."""
+    """Reads records of the labels, coarse before fine, and the pixels."""
     content, width = files.read(path), len(kinds) + _PIXELS
     if not content or len(content) % width:
         raise UserError(
-            f"{path} holds {len(content)} bytes, which are no whole number of records of {width}: "
+            f"{path} has {len(content)} bytes, which is not a multiple of the record size {width}: "
             f"{files.FETCH_AGAIN}."
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, width)

@@ -1,4 +1,4 @@
-"""The digits inside scikit-learn: a real data set without a download."""
+"""The digits of scikit-learn, a real data set that needs no download."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pfljax.data.examples import Examples
 
 
 def load_digits(data_dir: str = "") -> Examples:
-    """Returns the 1,797 handwritten digits that scikit-learn carries with it.
+    """Returns the 1,797 handwritten digits of scikit-learn.
 
     Args:
-      data_dir: ignored, since the digits come with the package.
+      data_dir: Ignored, as the digits come with the package.
 
     Returns:
-      Examples with inputs `[1797, 8, 8, 1]` uint8, their values 0 to 16.
+      Examples with inputs `[1797, 8, 8, 1]` uint8, with values from 0 to 16.
 
     >>> load_digits().inputs.shape
     (1797, 8, 8, 1)
     """
-    from sklearn import datasets  # slow to import, and only this loader needs it
+    from sklearn import datasets  # slow to import, used by this loader only
 
     digits = datasets.load_digits()
     return Examples(

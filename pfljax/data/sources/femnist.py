@@ -1,4 +1,4 @@
-"""FEMNIST: handwritten digits and letters, whose writers are the clients."""
+"""FEMNIST: handwritten digits and letters; the writers are the clients."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ def load_femnist(data_dir: str = "") -> Examples:
     """Returns 62 classes of characters, 0-9, A-Z, a-z, dark on white, owned by their writers.
 
     Args:
-      data_dir: holds `images.npy`, `labels.npy` and `writer.npy` (plain or packed as .xz), or
-        LEAF's JSON files in `all_data`, or a folder `femnist` or `femnist-500` that does.
+      data_dir: A directory with `images.npy`, `labels.npy` and `writer.npy` (plain or compressed as
+        .xz), or LEAF's JSON files in `all_data`, or with a directory `femnist` or `femnist-500` of
+        them.
 
     Returns:
       Examples with inputs `[n, 28, 28, 1]` uint8.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Caldas, Duddu, Wu, Li, Konecny, McMahan, Smith, Talwalkar, "LEAF: A Benchmark for Federated
       Settings", 2018, https://arxiv.org/abs/1812.01097.
     """
-    places = files.directories(data_dir, ("femnist", "femnist-500"))
-    if paths := files.find(places, _ARRAYS):
+    searched = files.directories(data_dir, ("femnist", "femnist-500"))
+    if paths := files.find(searched, _ARRAYS):
         images, labels, writers = _read_arrays(paths)
-    elif paths := find_leaf(places):
+    elif paths := find_leaf(searched):
         images, labels, writers = _read_leaf_users(paths)
     else:
         raise files.absent(
             "femnist",
-            places,
-            f"name in data.dir a directory that holds {', '.join(_ARRAYS)}, or the folder all_data "
-            "that LEAF's preprocessing of femnist writes",
+            searched,
+            f"set data.dir to a directory with {', '.join(_ARRAYS)}, or the directory "
+            "all_data written by LEAF's preprocessing of femnist",
         )
     return Examples("femnist", images, labels, _CLASSES, mean=127.5, std=127.5, owners=writers)
 
@@ -81,18 +82,18 @@ def _read_leaf_users(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndar
         images.append(np.rint(pixels * 255).astype(np.uint8).reshape(-1, _SIDE, _SIDE, 1))
         classes = _numbers(targets)
         if classes.shape != (len(targets),):
-            raise UserError(f"{path} has labels of {user} that are no numbers: {_AGAIN}.")
+            raise UserError(f"{path} has labels of {user} that are not numbers: {_AGAIN}.")
         labels.append(validate.labels(path, classes, _CLASSES, remedy=_AGAIN))
         writers.append(np.full(len(targets), number, np.int32))
     if not images:
-        raise UserError(f"{paths[0].parent} holds no example of any user: {_AGAIN}.")
+        raise UserError(f"{paths[0].parent} has no example of any user: {_AGAIN}.")
     return np.concatenate(images), np.concatenate(labels), np.concatenate(writers)
 
 
 def _numbers(values: list) -> np.ndarray:
-    """Returns nested lists as an array of numbers; one without an element if they are none."""
+    """Returns nested lists as an array of numbers; an empty one if they are not numbers."""
     try:
-        array = np.array(values)  # no dtype: strings and nulls would become numbers
+        array = np.array(values)  # no dtype, which would convert strings and nulls
     except ValueError:  # lists of several lengths
         return np.zeros(0)
     return array if array.dtype.kind in "iuf" else np.zeros(0)

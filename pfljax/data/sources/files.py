@@ -1,4 +1,4 @@
-"""Where a data set's files lie, and what is inside them; whatever is wrong costs one sentence."""
+"""Finds and reads the files of a data set, with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from pfljax.errors import UserError
 
 _PACKED = ("", ".gz", ".xz")
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
-# Of a MATLAB file: its header, and the number that marks packed elements.
+# The header size of a MATLAB file, and the type of compressed elements.
 _MATLAB_HEADER, _MATLAB_PACKED = 128, 15
-FETCH_AGAIN = "fetch the file again"
+FETCH_AGAIN = "download the file again"
 
 
 def directories(data_dir: str, folders: Sequence[str]) -> list[Path]:
-    """Returns where to look: folders of the data set's own name first, then `data_dir` itself.
+    """Returns the directories to search: those with a name of the data set, then `data_dir`.
 
-    Its own folder comes first because file names often do not tell one data set from another.
+    Directories with a name of the data set come first, because several data sets have files of the
+    same names.
 
     Args:
-      data_dir: the user's; empty for nowhere.
-      folders: names under which the data set is known to be unpacked.
+      data_dir: The user's directory; empty for none.
+      folders: The usual names of the data set's directory.
     """
     root = Path(data_dir).expanduser()
     return [root / folder for folder in folders] + [root] if data_dir else []
 
 
-def find(places: Sequence[Path], files: Sequence[str]) -> list[Path] | None:
-    """Returns the first place's `files`, each plain or packed as .gz or .xz.
+def find(searched: Sequence[Path], files: Sequence[str]) -> list[Path] | None:
+    """Returns the files of the first directory that has them, plain or compressed as .gz or .xz.
 
     Args:
-      places: directories to look into, in this order.
-      files: names without the suffix of a packer; all of them are needed.
+      searched: The directories to search, in this order.
+      files: The names without the suffix of a compression; all of them are needed.
 
     Returns:
-      Their paths, in the order of `files`; None if no place holds any of them.
+      The paths, in the order of `files`; None if no directory has any of them.
 
     Raises:
-      UserError: a place holds some of them but not all.
+      UserError: A directory has some of the files, but not all.
     """
-    for directory in places:
+    for directory in searched:
         candidates = [[directory / f"{file}{end}" for end in _PACKED] for file in files]
         paths = [next(filter(Path.is_file, each), None) for each in candidates]
         missing = [file for file, path in zip(files, paths, strict=True) if path is None]
@@ -54,40 +55,40 @@ def find(places: Sequence[Path], files: Sequence[str]) -> list[Path] | None:
             return [path for path in paths if path is not None]
         if len(missing) < len(files):
             raise UserError(
-                f"{directory} lacks {', '.join(missing)} (plain or packed as .gz or .xz): put all "
-                f"{len(files)} files there."
+                f"{directory} lacks {', '.join(missing)} (plain or compressed as .gz or .xz): put "
+                f"all {len(files)} files there."
             )
     return None
 
 
-def absent(name: str, places: Sequence[Path], remedy: str) -> UserError:
-    """Returns the sentence for a data set that no place holds.
+def absent(name: str, searched: Sequence[Path], remedy: str) -> UserError:
+    """Returns the error for a data set that no directory contains.
 
     Args:
-      name: of the data set.
-      places: that were looked into.
-      remedy: what to do, as the end of a sentence.
+      name: The name of the data set.
+      searched: The directories that were searched.
+      remedy: The advice that ends the error message.
     """
-    where = " or ".join(map(str, places)) or "data.dir, which is empty"
+    where = " or ".join(map(str, searched)) or "data.dir, which is empty"
     return UserError(f"No {name} in {where}: {remedy}.")
 
 
 def read(path: Path) -> bytes:
-    """Returns a file's content, unpacked if it is gzip or xz.
+    """Returns the content of a file, decompressed if it is gzip or xz.
 
     Raises:
-      UserError: the file cannot be read, is truncated, damaged or of a wrong checksum, or unpacks
+      UserError: The file cannot be read, is truncated or damaged, has a wrong checksum, or unpacks
         to far more than it should.
     """
     return reading.content(path, FETCH_AGAIN)
 
 
 def load_matlab(path: Path) -> dict[str, np.ndarray]:
-    """Returns all of a MATLAB file.
+    """Returns all arrays of a MATLAB file.
 
     Raises:
-      UserError: the file cannot be read, or unpacks to far more than it should.
-      Exception: damaged files fail in nearly every way there is.
+      UserError: The file cannot be read, or unpacks to far more than it should.
+      Exception: Damaged files fail in many ways.
     """
     content = read(path)
     limit, total, start = reading.most_bytes(len(content)), 0, _MATLAB_HEADER
@@ -107,7 +108,7 @@ def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
     """Returns arrays of a MATLAB file by their names.
 
     Raises:
-      UserError: it is damaged, or lacks one of them.
+      UserError: The file is damaged, or lacks an array.
     """
     try:
         content = load_matlab(path)
@@ -116,46 +117,46 @@ def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
             raise TypeError("a sparse matrix")
     except UserError:
         raise
-    except Exception as error:  # Damaged files fail in nearly every way there is.
+    except Exception as error:  # Damaged files fail in many ways.
         raise UserError(
-            f"{path} is damaged or no MATLAB file of {' and '.join(keys)}: {FETCH_AGAIN}."
+            f"{path} is damaged or not a MATLAB file of {' and '.join(keys)}: {FETCH_AGAIN}."
         ) from error
     return arrays
 
 
 def numbers(path: Path | str, array: np.ndarray, what: str) -> np.ndarray:
-    """Returns an array of numbers that float32 holds.
+    """Returns an array of numbers, after checking that float32 represents them.
 
     Args:
-      path: the file, for messages.
-      array: of any dtype.
-      what: what it holds.
+      path: The file, for error messages.
+      array: An array of any dtype.
+      what: The noun for its values.
 
     Raises:
-      UserError: they are strings or complex, or one is infinite or not a number.
+      UserError: The values are strings or complex, or one is infinite or NaN.
     """
     if array.dtype.kind not in "biuf":
         raise UserError(
-            f"{path} holds {what} of dtype {array.dtype} where numbers are expected: {FETCH_AGAIN}."
+            f"{path} has {what} of dtype {array.dtype} instead of numbers: {FETCH_AGAIN}."
         )
     validate.finite(path, array, remedy=FETCH_AGAIN)
     return array
 
 
 def read_text(path: Path) -> str:
-    """Returns a text file's content, unpacked if it is gzip or xz.
+    """Returns the content of a text file, decompressed if it is gzip or xz.
 
     Raises:
-      UserError: the file cannot be read, or is no text in UTF-8.
+      UserError: The file cannot be read, or is not text in UTF-8.
     """
     return decode(path, read(path))
 
 
 def decode(path: Path, content: bytes) -> str:
-    """Returns the text in a file's content.
+    """Decodes the content of a text file.
 
     Raises:
-      UserError: it is no text in UTF-8.
+      UserError: The content is not text in UTF-8.
     """
     try:
         text = content.decode("utf-8")
@@ -163,25 +164,24 @@ def decode(path: Path, content: bytes) -> str:
         raise UserError(f"{path} is not text in UTF-8: {FETCH_AGAIN}.") from error
     if "\0" in text:
         raise UserError(
-            f"{path} holds a NUL character, which no text does, at {text.index(chr(0))}: "
-            f"{FETCH_AGAIN}."
+            f"{path} has a NUL character at {text.index(chr(0))} and is not text: {FETCH_AGAIN}."
         )
     return text
 
 
 def row_of_table(row: int) -> str:
-    """Returns what messages call a row of a text table, counted from 1 below its header."""
+    """Returns the name of a row of a text table in messages, counted from 1 below the header."""
     return f"data row {row + 1}"
 
 
 def whole_number(text: str) -> int:
-    """Returns the whole number that a cell of a table holds, written in digits alone.
+    """Returns the whole number in a cell of a table, written in digits only.
 
     Raises:
-      ValueError: it holds another thing, such as `1_000`, which Python would read.
+      ValueError: The cell is not such a number, for example `1_000`, which Python would accept.
     """
     if not _WHOLE.fullmatch(text):
-        raise ValueError(f"{text[:20]!r} is no whole number")
+        raise ValueError(f"{text[:20]!r} is not a whole number")
     return int(text)
 
 
@@ -189,29 +189,29 @@ def table(text: str, delimiter: str | None = None) -> np.ndarray:
     """Returns rows of numbers, `[rows, columns]` float64.
 
     Raises:
-      ValueError: a cell is no number, rows are of several lengths, or there is none.
+      ValueError: A cell is not a number, rows have different lengths, or there are no rows.
     """
     if not text.strip():
-        raise ValueError("no row")
-    # Without comments: a damaged byte would otherwise make a row one.
+        raise ValueError("no rows")
+    # Comments are disabled: otherwise a damaged byte could turn a row into one.
     return np.loadtxt(io.StringIO(text), delimiter=delimiter, ndmin=2, comments=None)
 
 
 def read_array(path: Path, *shapes: tuple[int | None, ...]) -> np.ndarray:
-    """Returns the array of numbers in an .npy file, packed or plain.
+    """Returns the array of numbers in an .npy file, compressed or plain.
 
     Args:
-      path: the file.
-      *shapes: of which it must have one; None where any length will do.
+      path: The file.
+      *shapes: The allowed shapes; None stands for any length.
 
     Raises:
-      UserError: the file cannot be read, is damaged, or holds another kind of array.
+      UserError: The file cannot be read, is damaged, or contains another kind of array.
     """
     try:
         array = reading.npy(read(path))
     except ValueError as error:
         raise UserError(
-            f"{path} is truncated, damaged or no .npy of numbers ({error}): {FETCH_AGAIN}."
+            f"{path} is truncated, damaged or not an .npy file of numbers ({error}): {FETCH_AGAIN}."
         ) from error
     fits = any(
         len(array.shape) == len(shape)
@@ -223,44 +223,44 @@ def read_array(path: Path, *shapes: tuple[int | None, ...]) -> np.ndarray:
             "x".join("n" if length is None else str(length) for length in shape) for shape in shapes
         )
         raise UserError(
-            f"{path} holds an array of shape {array.shape} and dtype {array.dtype} where numbers "
-            f"of shape {wanted} are expected: {FETCH_AGAIN}."
+            f"{path} has an array of shape {array.shape} and dtype {array.dtype} instead of "
+            f"numbers of shape {wanted}: {FETCH_AGAIN}."
         )
     validate.finite(path, array, remedy=FETCH_AGAIN)
     return array
 
 
 def owners(path: Path, values: np.ndarray) -> np.ndarray:
-    """Returns the numbers of owners as int32, having found them to be whole.
+    """Returns the numbers of owners as int32, after checking that they are integers.
 
     Raises:
-      UserError: one is not.
+      UserError: A number is not an integer.
     """
     return validate.whole(path, values, "owner", remedy=FETCH_AGAIN)
 
 
 def same_length(**paths_and_arrays: tuple[Path, np.ndarray]) -> None:
-    """Refuses arrays that should tell about the same examples and do not.
+    """Refuses arrays of different lengths that should describe the same examples.
 
     Args:
-      **paths_and_arrays: by what they are, such as images and labels, the file and the array.
+      **paths_and_arrays: The file and the array of each content, such as images and labels.
 
     Raises:
-      UserError: their numbers differ.
+      UserError: The lengths differ.
     """
     (first, (path, array)), *others = paths_and_arrays.items()
     for what, (other_path, other) in others:
         if len(other) != len(array):
             raise UserError(
-                f"{path} holds {len(array)} {first} but {other_path} {len(other)} {what}: "
-                "fetch both files again from one source."
+                f"{path} has {len(array)} {first} but {other_path} {len(other)} {what}: "
+                "download both files again from one source."
             )
 
 
 def labels_below(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns labels as int32, having found them to be whole numbers in `[0, num_classes)`.
+    """Returns labels as int32, after checking that they are integers in `[0, num_classes)`.
 
     Raises:
-      UserError: one is outside.
+      UserError: A label is outside the range.
     """
     return validate.labels(path, labels, num_classes)

@@ -16,22 +16,22 @@ _FOLDERS = ("UCI HAR Dataset", "uci-har", "uci_har", "har")
 _CHANNELS = [f"{kind}_{axis}" for kind in ("body_acc", "body_gyro", "total_acc") for axis in "xyz"]
 _TIMES = 128
 _CLASSES = 6
-# Windows overlap by half: with one left out between two parts, they share no measurement.
+# Windows overlap by half: with a gap of one window, two parts share no measurement.
 _GAP = 1
 
 
 def load_har(data_dir: str = "", *, inputs: str = "inertial") -> Examples:
-    """Returns windows of 2.56 s at 50 Hz, owned by their subjects, in the order of time.
+    """Returns windows of 2.56 s at 50 Hz, owned by their subjects, in order of time.
 
     Classes: walking, upstairs, downstairs, sitting, standing, laying.
 
     Args:
-      data_dir: holds `train` and `test` of the original distribution, or `inertial_f16.npy`,
-        `inertial_labels.npy` and `inertial_subjects.npy` (the first `[9, n, 128]` or
-        `[n, 128, 9]`; plain or packed as .xz), or a folder
-        `UCI HAR Dataset`, `uci-har` or `har` that does.
-      inputs: `inertial` for the signals, `features` for the 561 features derived from them; the
-        plain arrays of those are `features561_f16.npy`, `_labels.npy` and `_subjects.npy`,
+      data_dir: A directory with `train` and `test` of the original distribution, or
+        `inertial_f16.npy`, `inertial_labels.npy` and `inertial_subjects.npy` (the first `[9, n,
+        128]` or `[n, 128, 9]`; plain or compressed as .xz), or with a directory `UCI HAR Dataset`,
+        `uci-har` or `har` of them.
+      inputs: `inertial` for the signals, or `features` for the 561 features derived from them; the
+        plain arrays of the features are `features561_f16.npy`, `_labels.npy` and `_subjects.npy`,
         the first `[561, n]` or `[n, 561]`.
 
     Returns:
@@ -39,27 +39,27 @@ def load_har(data_dir: str = "", *, inputs: str = "inertial") -> Examples:
       total acceleration, each x, y, z), or `[n, 561]`; a `time_gap` of 1, since windows overlap.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Anguita, Ghio, Oneto, Parra, Reyes-Ortiz, "A Public Domain Dataset for Human Activity
       Recognition Using Smartphones", 2013.
     """
     checks.choice("data.options.har.inputs", inputs, ("inertial", "features"))
-    places = files.directories(data_dir, _FOLDERS)
+    searched = files.directories(data_dir, _FOLDERS)
     form = "inertial" if inputs == "inertial" else "features561"
     arrays = [f"{form}_f16.npy", f"{form}_labels.npy", f"{form}_subjects.npy"]
     official = _official_files(inputs)
-    if paths := files.find(places, [name for part in official for name in part]):
+    if paths := files.find(searched, [name for part in official for name in part]):
         width = len(paths) // 2
         parts = [_read_official(paths[start : start + width]) for start in (0, width)]
         values, labels, subjects = (np.concatenate(each) for each in zip(*parts, strict=True))
-    elif paths := files.find(places, arrays):
+    elif paths := files.find(searched, arrays):
         values, labels, subjects = _read_arrays(paths, inputs)
     else:
         raise files.absent(
             "har",
-            places,
+            searched,
             "unpack `UCI HAR Dataset.zip` of the UCI repository there, or put "
             f"{', '.join(arrays)} there",
         )
@@ -77,7 +77,7 @@ def load_har(data_dir: str = "", *, inputs: str = "inertial") -> Examples:
 
 
 def _official_files(inputs: str) -> list[list[str]]:
-    """Names relative to the directory, labels and subjects first, for train and for test."""
+    """Returns relative file names, labels and subjects first, for train and for test."""
     parts = []
     for part in ("train", "test"):
         names = [f"{part}/y_{part}.txt", f"{part}/subject_{part}.txt"]
@@ -106,7 +106,7 @@ def _read_numbers(path: Path, columns: int) -> np.ndarray:
     try:
         values = files.table(files.read_text(path))
     except ValueError as error:
-        raise UserError(f"{path} is no table of numbers: {files.FETCH_AGAIN}.") from error
+        raise UserError(f"{path} is not a table of numbers: {files.FETCH_AGAIN}.") from error
     if values.shape[1:] != (columns,):
         raise UserError(
             f"{path} has rows of {values.shape[1]} numbers where {columns} are expected: "
@@ -120,7 +120,7 @@ def _read_arrays(paths: list[Path], inputs: str) -> tuple[np.ndarray, np.ndarray
         channels = len(_CHANNELS)
         shapes = (channels, None, _TIMES), (None, _TIMES, channels)
         values = files.read_array(paths[0], *shapes)
-        if values.shape[2] == _TIMES:  # a channel after the other
+        if values.shape[2] == _TIMES:  # stored channel by channel
             values = values.transpose(1, 2, 0)
     else:
         values = files.read_array(paths[0], (561, None), (None, 561))

@@ -1,4 +1,4 @@
-"""MNIST and those that look like it: idx files of 28x28 images, or TFDS."""
+"""MNIST and data sets of the same format: idx files of 28x28 images, or TFDS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 _IDX_UNSIGNED_BYTES = 0x08
-# Classes of EMNIST's parts, and the label of the first.
+# The number of classes of EMNIST's parts, and the first label.
 _EMNIST_PARTS = {
     "digits": (10, 0),
     "mnist": (10, 0),
@@ -36,14 +36,14 @@ def load_mnist(data_dir: str = "") -> Examples:
     """Returns MNIST's 60,000 training images followed by its 10,000 test images.
 
     Args:
-      data_dir: holds the four idx files, or a folder `mnist` that does, or TFDS's prepared data;
-        empty means TFDS's own default directory.
+      data_dir: A directory with the four idx files, or with a directory `mnist` of them, or TFDS's
+        prepared data; empty means TFDS's own default directory.
 
     Returns:
       Examples with inputs `[70000, 28, 28, 1]` uint8.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     return _load_idx_or_tfds("mnist", ("mnist",), data_dir)
 
@@ -52,14 +52,14 @@ def load_fashion_mnist(data_dir: str = "") -> Examples:
     """Returns Fashion-MNIST's 60,000 training images followed by its 10,000 test images.
 
     Args:
-      data_dir: holds the four idx files, or a folder `fashion-mnist` or `fashion_mnist` that
-        does, or TFDS's prepared data; empty means TFDS's own default directory.
+      data_dir: A directory with the four idx files, or with a directory `fashion-mnist` or
+        `fashion_mnist` of them, or TFDS's prepared data; empty means TFDS's own default directory.
 
     Returns:
       Examples with inputs `[70000, 28, 28, 1]` uint8.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     return _load_idx_or_tfds("fashion_mnist", ("fashion-mnist", "fashion_mnist"), data_dir)
 
@@ -68,8 +68,8 @@ def load_emnist(data_dir: str = "", *, part: str = "digits") -> Examples:
     """Returns the training images of a part of EMNIST, then its test images, upright.
 
     Args:
-      data_dir: holds `emnist-PART-train-images-idx3-ubyte.gz` and the other three, or a folder
-        `emnist` or `gzip` that does, or TFDS's prepared data.
+      data_dir: A directory with `emnist-PART-train-images-idx3-ubyte.gz` and the other three, or
+        with a directory `emnist` or `gzip` of them, or TFDS's prepared data.
       part: `digits` (280,000 in 10 classes), `mnist`, `letters` (26), `balanced` (47), `bymerge`
         (47) or `byclass` (62).
 
@@ -77,7 +77,7 @@ def load_emnist(data_dir: str = "", *, part: str = "digits") -> Examples:
       Examples with inputs `[n, 28, 28, 1]` uint8.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     checks.choice("data.options.emnist.part", part, _EMNIST_PARTS)
     num_classes, first_label = _EMNIST_PARTS[part]
@@ -86,14 +86,14 @@ def load_emnist(data_dir: str = "", *, part: str = "digits") -> Examples:
         for split in ("train", "test")
         for kind in ("images-idx3", "labels-idx1")
     )
-    places = files.directories(data_dir, ("emnist", "gzip"))
-    found = files.find(places, expected)
+    searched = files.directories(data_dir, ("emnist", "gzip"))
+    found = files.find(searched, expected)
     if found is None:
-        images, labels = _read_prepared(f"emnist/{part}", data_dir, places, expected)
+        images, labels = _read_prepared(f"emnist/{part}", data_dir, searched, expected)
         labels -= first_label
     else:
         images, labels = _read_pairs(found, num_classes, first_label)
-    # Both forms hold the images mirrored at their diagonal.
+    # Both formats store the images transposed.
     upright = np.ascontiguousarray(images.swapaxes(1, 2))
     return Examples(f"emnist_{part}", upright, labels, num_classes, mean=127.5, std=127.5)
 
@@ -102,21 +102,21 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Returns the array of unsigned bytes in an idx file, gzipped or plain.
 
     Args:
-      path: the file.
-      dimensions: how many axes it must have: 3 for images, 1 for labels.
+      path: The file.
+      dimensions: The required number of axes: 3 for images, 1 for labels.
 
     Returns:
       A read-only uint8 array.
 
     Raises:
-      UserError: the file cannot be read, or is not the idx file it should be.
+      UserError: The file cannot be read, or is not such an idx file.
     """
     content = files.read(path)
     magic = bytes([0, 0, _IDX_UNSIGNED_BYTES, dimensions])
     if content[:4] != magic:
         raise UserError(
-            f"{path} begins with {content[:4].hex() or 'nothing'} where an idx file of "
-            f"{dimensions}-dimensional bytes begins with {magic.hex()}: {files.FETCH_AGAIN}."
+            f"{path} starts with {content[:4].hex() or 'nothing'}, but an idx file of "
+            f"{dimensions}-dimensional bytes starts with {magic.hex()}: {files.FETCH_AGAIN}."
         )
     start = 4 + 4 * dimensions
     if len(content) < start:
@@ -124,32 +124,32 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     shape = tuple(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
     if len(content) - start != math.prod(shape):
         raise UserError(
-            f"{path} holds {len(content) - start} bytes where its header {shape} promises "
+            f"{path} has {len(content) - start} bytes where its header {shape} claims "
             f"{math.prod(shape)}: {files.FETCH_AGAIN}."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _load_idx_or_tfds(name: str, folders: tuple[str, ...], data_dir: str) -> Examples:
-    """Returns 28x28 images of 10 classes from idx files, or else as TFDS prepared them."""
-    places = files.directories(data_dir, folders)
-    found = files.find(places, IDX_FILES)
+    """Returns 28x28 images of 10 classes from idx files, or else from TFDS's prepared data."""
+    searched = files.directories(data_dir, folders)
+    found = files.find(searched, IDX_FILES)
     if found is None:
-        images, labels = _read_prepared(name, data_dir, places, IDX_FILES)
+        images, labels = _read_prepared(name, data_dir, searched, IDX_FILES)
     else:
         images, labels = _read_pairs(found, num_classes=10)
     return Examples(name, images, labels, num_classes=10, mean=127.5, std=127.5)
 
 
 def _read_prepared(
-    builder: str, data_dir: str, places: list[Path], expected: tuple[str, ...]
+    builder: str, data_dir: str, searched: list[Path], expected: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     images, labels = read_prepared(
         builder,
         data_dir,
         splits=("train", "test"),
         take=lambda example: (example["image"], example["label"]),
-        searched=places,
+        searched=searched,
         files=", ".join(f"{file}.gz" for file in expected),
     )
     return images, labels.astype(np.int32)
@@ -158,13 +158,13 @@ def _read_prepared(
 def _read_pairs(
     paths: list[Path], num_classes: int, first_label: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images `[n, 28, 28, 1]` and labels `[n]` of pairs of files that fit each other."""
+    """Returns images `[n, 28, 28, 1]` and labels `[n]` of matching pairs of files."""
     all_images, all_labels = [], []
     for images_path, labels_path in zip(paths[::2], paths[1::2], strict=True):
         images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
         if images.shape[1:] != (28, 28):
             raise UserError(
-                f"{images_path} holds images of {images.shape[1]}x{images.shape[2]} pixels where "
+                f"{images_path} has images of {images.shape[1]}x{images.shape[2]} pixels where "
                 "28x28 are expected: put the original file there."
             )
         files.same_length(images=(images_path, images), labels=(labels_path, labels))
@@ -172,7 +172,7 @@ def _read_pairs(
         outside = (labels < first_label) | (labels > last)
         if outside.any():
             raise UserError(
-                f"{labels_path} holds the label {labels[outside][0]} where labels are "
+                f"{labels_path} has the label {labels[outside][0]} where labels are "
                 f"{first_label} to {last}: put the original file there."
             )
         all_images.append(images[..., np.newaxis])

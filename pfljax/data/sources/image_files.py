@@ -1,4 +1,4 @@
-"""Data sets that are folders or lists of image files of any size."""
+"""Data sets that are directories or lists of image files of any size."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".webp"),
     *(".tif", ".tiff", ".gif", ".jp2", ".j2k", ".tga"),
 }
-# By content, whatever the name says: some of Pillow's other formats would start programs.
+# Detected by content, not by name: some of Pillow's other formats would start programs.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "TGA")
-# Kinds of images that have no media type everywhere, and that Pillow does not read.
+# Image formats without a media type on some systems, and formats that Pillow does not read.
 _OTHER_KINDS = {
     *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".dcm", ".raw", ".dng"),
     *(".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
 }
-# How files without a suffix begin where they are images: PNG, JPEG, GIF, TIFF.
+# The first bytes of images without a suffix: PNG, JPEG, GIF, TIFF.
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
-# Folders of these names hold parts of a data set where they hold only folders, each of a class.
+# Directories of these names are parts of a data set if they contain only directories of classes.
 _PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
-_DEEP_GREY = 257  # 65535 / 255: a pixel of 16 bits is this many times one of 8
+_DEEP_GREY = 257  # 65535 / 255: the factor from 8-bit to 16-bit pixels
 
 
 class Listing(NamedTuple):
-    """Which image files there are, and whose.
+    """A list of image files with their labels and owners.
 
     Attributes:
-      paths: `n` files.
-      labels: `n` whole numbers in `[0, num_classes)`.
+      paths: The `n` files.
+      labels: `n` integers in `[0, num_classes)`.
       num_classes: `C`.
-      owners: `n` whole numbers, the natural client of each; None where there are none.
-      class_names: `C` names; empty where classes are numbers.
+      owners: `n` integers, the natural client of each image; None if there are none.
+      class_names: The `C` names of the classes; empty if they are numbers.
     """
 
     paths: list[Path]
@@ -56,16 +56,16 @@ class Listing(NamedTuple):
 def class_tree(roots: Sequence[Path]) -> Listing:
     """Lists the images in `ROOT/CLASS/`, or anywhere below, for each root in turn.
 
-    Hidden folders and folders without an image are no classes. A root that holds nothing but parts,
-    such as `train` and `test`, each with folders of classes, counts as all of its parts.
+    Hidden directories and directories without an image are not classes. A root that contains only
+    parts, such as `train` and `test`, each with directories of classes, is the union of its parts.
 
     Args:
-      roots: directories, such as one for training and one for testing; a class has the same name
-        in each, and classes are numbered in the order of their names.
+      roots: The directories, such as one for training and one for testing; a class has the same
+        name in each, and classes are numbered in the order of their names.
 
     Raises:
-      UserError: there is no image, there are parts beside classes, or a file is an image of a kind
-        that is not read, or no file that ends.
+      UserError: There is no image, there are parts beside classes, or a file is an image of an
+        unsupported format, or not a regular file.
     """
     found = {
         folder: images
@@ -78,8 +78,8 @@ def class_tree(roots: Sequence[Path]) -> Listing:
     numbers = {name: number for number, name in enumerate(names)}
     if not found:
         raise UserError(
-            f"{' and '.join(map(str, roots))} holds no CLASS/IMAGE of the kinds "
-            f"{', '.join(sorted(_SUFFIXES))}: name the directory that holds a folder per class."
+            f"{' and '.join(map(str, roots))} has no CLASS/IMAGE of the formats "
+            f"{', '.join(sorted(_SUFFIXES))}: pass a directory with one directory per class."
         )
     paths = [path for images in found.values() for path in images]
     labels = [numbers[folder.name] for folder, images in found.items() for _ in images]
@@ -90,36 +90,36 @@ def domain_tree(root: Path, domains: Sequence[str] | None = None) -> Listing:
     """Lists the images in `ROOT/DOMAIN/CLASS/`, owned by their domains.
 
     Args:
-      root: the directory.
-      domains: names of the folders; None for all there are, in the order of their names.
+      root: The directory.
+      domains: The names of the domains' directories; None for all, in the order of their names.
 
     Raises:
-      UserError: there is no image, or a domain is missing.
+      UserError: There is no image, or a domain is missing.
     """
     folders = _folders(root) if domains is None else [root / domain for domain in domains]
     missing = [folder.name for folder in folders if not folder.is_dir()]
     if missing:
-        raise UserError(f"{root} lacks the folders {', '.join(missing)}: unpack them there.")
-    together = class_tree(folders)
+        raise UserError(f"{root} lacks the directories {', '.join(missing)}: unpack them there.")
+    listing = class_tree(folders)
     numbers = {folder: number for number, folder in enumerate(folders)}
     depth = len(root.parts) + 1
-    owners = [numbers[Path(*path.parts[:depth])] for path in together.paths]
-    return together._replace(owners=owners)
+    owners = [numbers[Path(*path.parts[:depth])] for path in listing.paths]
+    return listing._replace(owners=owners)
 
 
 def load_listing(name: str, listing: Listing, side: int) -> Examples:
-    """Returns listed images as squares of one size, in three colours.
+    """Returns listed images as squares of one size, with three channels.
 
     Args:
-      name: how reports call the data set.
-      listing: which files.
-      side: of the squares; images are shrunk or stretched to it.
+      name: The name of the data set in reports.
+      listing: The image files.
+      side: The side length of the squares; images are resized to it.
 
     Returns:
       Examples with inputs `[n, side, side, 3]` uint8.
 
     Raises:
-      UserError: a file is absent or no image.
+      UserError: A file is missing or not an image.
     """
     checks.whole(f"data.options.{name}.side", side, 1, LARGEST_SIDE)
     needed = len(listing.paths) * side * side * 3
@@ -152,17 +152,16 @@ def load_listing(name: str, listing: Listing, side: int) -> Examples:
 
 
 def read_image(where: Path | str, file: BinaryIO, side: int, *, grey: bool = False) -> np.ndarray:
-    """Returns the image in a file as a square; of several in one file the first.
+    """Returns the first image in a file, resized to a square.
 
     Args:
-      where: the file, for messages.
-      file: its content.
-      side: of the square.
-      grey: whether to return `[side, side]`, averaged over what each pixel covers, and not
-        `[side, side, 3]`.
+      where: The file, for error messages.
+      file: The content of the file.
+      side: The side length of the square.
+      grey: Whether to return grey values `[side, side]` instead of `[side, side, 3]`.
 
     Raises:
-      UserError: it is truncated, damaged, no image, or too large to be meant.
+      UserError: The file is truncated, damaged, not an image, or implausibly large.
     """
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -175,37 +174,37 @@ def read_image(where: Path | str, file: BinaryIO, side: int, *, grey: bool = Fal
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{where} claims more pixels than any photograph has ({str(error).split(',')[0]}): "
+            f"{where} claims an implausible number of pixels ({str(error).split(',')[0]}): "
             "remove it, or reduce its size."
         ) from error
     except MemoryError as error:
         raise reading.too_large(where) from error
-    except Exception as error:  # Damaged images fail in nearly every way there is.
+    except Exception as error:  # Damaged images fail in many ways.
         raise UserError(
-            f"{where} is truncated, damaged or no image: {files.FETCH_AGAIN}."
+            f"{where} is truncated, damaged or not an image: {files.FETCH_AGAIN}."
         ) from error
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:
-    """Returns an image as `[side, side, 3]` uint8, averaged over what each pixel covers."""
+    """Returns an image as `[side, side, 3]` uint8, averaged over the area of each pixel."""
     return np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _eight_bits(where: Path | str, image: Image.Image) -> Image.Image:
-    """Returns an image of 8 bits for each channel; Pillow itself would cut 16 bits off at 255."""
+    """Returns an image with 8 bits per channel; Pillow itself would clip 16 bits at 255."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise UserError(
             f"{where} has pixels from {values.min():g} to {values.max():g} (mode {image.mode}), "
-            "which do not say what is white: save it with 8 or 16 bits."
+            "which do not define white: save it with 8 or 16 bits."
         )
     return Image.fromarray(np.rint(values / _DEEP_GREY).astype(np.uint8))
 
 
 def _memory() -> float:
-    """Returns the bytes of this machine's memory; infinite where the system does not say."""
+    """Returns the memory of this machine in bytes; infinite if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -213,17 +212,17 @@ def _memory() -> float:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Returns the folders in a directory, in the order of their names; no hidden ones."""
+    """Returns the directories in a directory in the order of their names, without hidden ones."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
 def _parts(root: Path) -> list[Path]:
-    """Returns a root's parts, such as train and test, or the root itself where it has none.
+    """Returns the parts of a root, such as train and test, or the root itself if it has none.
 
     Raises:
-      UserError: there are folders of classes beside them.
+      UserError: There are directories of classes beside the parts.
     """
     folders = _folders(root)
     parts = [
@@ -234,24 +233,24 @@ def _parts(root: Path) -> list[Path]:
     others = [folder for folder in folders if parts and folder not in parts and _images(folder)]
     if others:
         raise UserError(
-            f"{root} holds {parts[0].name}, a folder of classes, beside {others[0].name}, which is "
-            "none: name a directory of folders of classes, or of parts such as train and test."
+            f"{root} has {parts[0].name}, a directory of classes, beside {others[0].name}, which "
+            "is not: pass a directory of classes, or of parts such as train and test."
         )
     return parts or [root]
 
 
 def _images(folder: Path, deeply: bool = True) -> list[Path]:
-    """Returns the image files in a folder, or anywhere below, in the order of their names.
+    """Returns the image files in a directory, or anywhere below, in the order of their names.
 
     Raises:
-      OSError: a folder cannot be read.
-      UserError: a file there is an image of a kind that is not read, or no file that ends.
+      OSError: A directory cannot be read.
+      UserError: A file is an image of an unsupported format, or not a regular file.
     """
     images = []
-    for place, folders, names in os.walk(folder, onerror=_raise):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if deeply and not _hidden(name)]
         for name in names:
-            if not _hidden(name) and _is_image(path := Path(place, name)):
+            if not _hidden(name) and _is_image(path := Path(parent, name)):
                 images.append(path)
     return sorted(images)
 
@@ -260,7 +259,9 @@ def _is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in _SUFFIXES:
         if not path.is_file():
-            raise UserError(f"{path} is no file of an image, but a pipe or a link: remove it.")
+            raise UserError(
+                f"{path} is not a regular file, but has the name of an image: remove it."
+            )
         return True
     if not suffix and path.is_file():
         with path.open("rb") as file:
@@ -268,13 +269,13 @@ def _is_image(path: Path) -> bool:
     media = mimetypes.guess_type(path.name)[0] or ""
     if suffix in _OTHER_KINDS or media.startswith("image/"):
         raise UserError(
-            f"{path} is an image of a kind that is not read: convert it to PNG, or remove it."
+            f"{path} is an image of an unsupported format: convert it to PNG, or remove it."
         )
     return False
 
 
 def _hidden(name: str) -> bool:
-    # macOS packs a folder of the second name into its zip files.
+    # macOS adds a directory of the second name to its zip files.
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -1,4 +1,4 @@
-"""The JSON files that LEAF's scripts write: examples by user."""
+"""The JSON files written by LEAF's scripts, with examples by user."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pfljax.data import reading
 from pfljax.data.sources import files
 from pfljax.errors import UserError
 
-# Either everything in one folder, or what LEAF's split left in two.
+# Either everything in one directory, or the two directories of LEAF's split.
 _LAYOUTS = (("all_data",), ("data/all_data",), ("train", "test"), ("data/train", "data/test"))
 
 
-def find_leaf(places: Sequence[Path]) -> list[Path]:
-    """Returns LEAF's JSON files, in the order of their names; none if no place holds any."""
-    for place in places:
+def find_leaf(searched: Sequence[Path]) -> list[Path]:
+    """Returns LEAF's JSON files, in the order of their names; none if no directory has any."""
+    for directory in searched:
         for folders in _LAYOUTS:
             found = [
-                sorted((place / folder).glob("*.json"), key=lambda path: (len(path.name), path))
+                sorted((directory / folder).glob("*.json"), key=lambda path: (len(path.name), path))
                 for folder in folders
             ]
             if all(found):
@@ -28,10 +28,10 @@ def find_leaf(places: Sequence[Path]) -> list[Path]:
 
 
 def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[Path, str, list[Any], list[Any]]]:
-    """Yields file, user's name, inputs and targets, once for every file that has examples of it.
+    """Yields file, name of the user, inputs and targets, for every file and each of its users.
 
     Raises:
-      UserError: a file is damaged or not LEAF's.
+      UserError: A file is damaged or not LEAF's.
     """
     for path in paths:
         try:
@@ -39,13 +39,13 @@ def read_leaf(paths: Sequence[Path]) -> Iterator[tuple[Path, str, list[Any], lis
             users = [(user, content["user_data"][user]) for user in content["users"]]
             users = [(user, data["x"], data["y"]) for user, data in users]
             if not all(isinstance(each, list) for _, *both in users for each in both):
-                raise TypeError("inputs or targets that are no list")
-            # A user listed twice would count twice, and one that is not listed would be lost.
+                raise TypeError("inputs or targets that are not a list")
+            # Duplicate users would count twice, and unlisted ones would be lost.
             if sorted(content["users"]) != sorted(content["user_data"]):
-                raise ValueError("users that are not those of the data")
+                raise ValueError("users that do not match the data")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is truncated or not in LEAF's form: run LEAF's preprocessing again."
+                f"{path} is truncated or not in LEAF's format: run LEAF's preprocessing again."
             ) from error
         for user, inputs, targets in users:
             if len(inputs) != len(targets):

@@ -1,4 +1,4 @@
-"""Long-tailed versions of balanced data sets: each class is rarer than the one before."""
+"""Long-tailed versions of balanced data sets: each class is rarer than the previous one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pfljax.errors import UserError
 
 
 def long_tail(examples: Examples, imbalance: float) -> Examples:
-    """Keeps fewer and fewer examples of each class, the first of them in the pool's order.
+    """Keeps a decreasing number of examples of each class, the first ones of the pool.
 
         n_c = n_0 imbalance^(-c / (C - 1))
 
     Args:
-      examples: a classification; `n_0` is the size of its smallest class.
-      imbalance: how many times more frequent class 0 is than class `C - 1`, at least 1.
+      examples: The examples of a classification; `n_0` is the size of the smallest class.
+      imbalance: The ratio of the frequencies of class 0 and class `C - 1`, at least 1.
 
     Returns:
-      The remaining examples in their old order, test examples thinned as training ones are.
+      The remaining examples in their order; test examples are reduced like training examples.
 
     Raises:
-      UserError: `imbalance` is below 1, or would leave a class without an example.
+      UserError: `imbalance` is below 1, or would leave a class without examples.
 
     References:
       Cui, Jia, Lin, Song, Belongie, "Class-Balanced Loss Based on Effective Number of Samples",
@@ -39,7 +39,7 @@ def long_tail(examples: Examples, imbalance: float) -> Examples:
             f"{examples.name}, not {imbalance!r}."
         )
     shares = imbalance ** -np.linspace(0, 1, examples.num_classes)
-    # The small addend keeps an exact power, such as 10 / 10, from being rounded to one less.
+    # The small addend prevents an exact power, such as 10 / 10, from being rounded down.
     sizes = (counts.min() * shares + 1e-9).astype(int)
     kept = [np.flatnonzero(examples.targets == c)[:size] for c, size in enumerate(sizes)]
     rows = np.sort(np.concatenate(kept))

@@ -23,14 +23,14 @@ def load_office_caltech(data_dir: str = "") -> Examples:
     projector.
 
     Args:
-      data_dir: holds `DOMAIN_SURF_L10.mat` for amazon, caltech, dslr and webcam, or a folder
-        `office-caltech10` or `office_caltech` that does.
+      data_dir: A directory with `DOMAIN_SURF_L10.mat` for amazon, caltech, dslr and webcam, or with
+        a directory `office-caltech10` or `office_caltech` of them.
 
     Returns:
       Examples with inputs `[2533, 800]` uint8 in 10 classes.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Gong, Shi, Sha, Grauman, "Geodesic Flow Kernel for Unsupervised Domain Adaptation", 2012,
@@ -43,8 +43,8 @@ def load_office_caltech(data_dir: str = "") -> Examples:
         counts, classes = files.read_matlab(path, "fts", "labels")
         if counts.ndim != 2 or counts.shape[1] != _WORDS or len(classes.ravel()) != len(counts):
             raise UserError(
-                f"{path} holds features of shape {counts.shape} and labels of shape "
-                f"{classes.shape} where [n, {_WORDS}] and [n, 1] are expected: {files.FETCH_AGAIN}."
+                f"{path} has features of shape {counts.shape} and labels of shape "
+                f"{classes.shape} instead of [n, {_WORDS}] and [n, 1]: {files.FETCH_AGAIN}."
             )
         inputs.append(validate.pixels(path, counts, remedy=files.FETCH_AGAIN))
         classes = files.numbers(path, classes, "labels").ravel() - 1.0
@@ -54,17 +54,17 @@ def load_office_caltech(data_dir: str = "") -> Examples:
 
 
 def load_school(data_dir: str = "") -> Examples:
-    """Returns exam scores of London's pupils, 1985 to 1987; the 139 schools are the clients.
+    """Returns exam scores of pupils in London, 1985 to 1987; the 139 schools are the clients.
 
     Args:
-      data_dir: holds `school.mat`, or a folder `school` or `tabular` that does.
+      data_dir: A directory with `school.mat`, or with a directory `school` or `tabular` of them.
 
     Returns:
-      Examples for a regression: inputs `[15362, 28]` uint8 of school and pupil, the last of them
+      Examples for a regression: inputs `[15362, 28]` uint8 of school and pupil, the last one
       constant; targets `[15362]` float32 scores.
 
     Raises:
-      UserError: the file is absent or damaged.
+      UserError: The file is missing or damaged.
 
     References:
       Goldstein, "Multilevel Modelling of Survey Data", 1991.
@@ -83,16 +83,17 @@ def load_school(data_dir: str = "") -> Examples:
 
 
 def load_landmine(data_dir: str = "") -> Examples:
-    """Returns radar features of spots in 29 fields, the clients; class 1 is a mine, 6 in 100.
+    """Returns radar features of spots in 29 fields, the clients; class 1, 6 %, is a mine.
 
     Args:
-      data_dir: holds `LandmineData.mat`, or a folder `landmine` or `tabular` that does.
+      data_dir: A directory with `LandmineData.mat`, or with a directory `landmine` or `tabular` of
+        them.
 
     Returns:
       Examples with inputs `[14820, 9]` float32 in 2 classes.
 
     Raises:
-      UserError: the file is absent or damaged.
+      UserError: The file is missing or damaged.
 
     References:
       Xue, Liao, Carin, Krishnapuram, "Multi-Task Learning for Classification with Dirichlet Process
@@ -119,17 +120,17 @@ def _examples(
 
 
 def _find(name: str, data_dir: str, folders: tuple[str, ...], names: list[str]) -> list[Path]:
-    places = files.directories(data_dir, folders)
-    paths = files.find(places, names)
+    searched = files.directories(data_dir, folders)
+    paths = files.find(searched, names)
     if paths is None:
-        raise files.absent(name, places, f"put {', '.join(names)} there")
+        raise files.absent(name, searched, f"put {', '.join(names)} there")
     return paths
 
 
 def _read_tasks(
     path: Path, inputs_key: str, targets_key: str
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Reads cell arrays of a matrix and a column per task: inputs, flat targets, owners."""
+    """Reads cell arrays with a matrix and a column per task: inputs, flat targets, owners."""
     inputs, targets = (
         list(cells.ravel()) for cells in files.read_matlab(path, inputs_key, targets_key)
     )
@@ -137,7 +138,7 @@ def _read_tasks(
     cells = [*inputs, *targets]
     if not cells or not all(isinstance(each, np.ndarray) for each in cells):
         raise UserError(
-            f"{path} has {inputs_key} and {targets_key} that are no cells of matrices: "
+            f"{path} has {inputs_key} and {targets_key} that are not cells of matrices: "
             f"{files.FETCH_AGAIN}."
         )
     fits = len(inputs) == len(targets) and all(
@@ -146,8 +147,7 @@ def _read_tasks(
     )
     if not fits:
         raise UserError(
-            f"{path} has {inputs_key} and {targets_key} that do not fit each other: "
-            f"{files.FETCH_AGAIN}."
+            f"{path} has {inputs_key} and {targets_key} that do not match: {files.FETCH_AGAIN}."
         )
     for task, (matrix, column) in enumerate(zip(inputs, targets, strict=True)):
         for key, each in ((inputs_key, matrix), (targets_key, column)):

@@ -1,4 +1,4 @@
-"""MovieLens: ratings of films, or which films were rated at all; the users are the clients."""
+"""MovieLens: ratings of films, or implicit feedback; the users are the clients."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ _FEEDBACKS = ("ratings", "implicit")
 def load_movielens(
     data_dir: str = "", *, feedback: str = "ratings", num_others: int = 99
 ) -> Examples:
-    """Returns ratings from 0.5 to 5, owned by their users, in the order of time.
+    """Returns ratings from 0.5 to 5, owned by their users, in order of time.
 
     Args:
-      data_dir: holds `ml-latest-small.zip` or a `ratings.csv` of its columns, or a folder
-        `movielens` or `ml-latest-small` that does.
-      feedback: 'ratings', or 'implicit' for which films a user rated, whatever the rating.
-      num_others: for 'implicit', how many films that the user never rated stand beside each that it
-        did, drawn with replacement, once and always the same.
+      data_dir: A directory with `ml-latest-small.zip` or a `ratings.csv` of its columns, or with a
+        directory `movielens` or `ml-latest-small` of them.
+      feedback: 'ratings', or 'implicit' for the films that a user rated, whatever the rating.
+      num_others: For 'implicit', the number of negative samples for each rated film: films that the
+        user never rated, drawn with replacement, once and always the same.
 
     Returns:
-      Examples for a regression: inputs `[n, 2]` int32, numbers of user and film in the order of
-      MovieLens' own; targets `[n]` float32. Or for ranking: inputs `[n, 1 + num_others, 2]` int32,
-      the film that was rated first. Each user's last ratings are tested.
+      Examples for a regression: inputs `[n, 2]` int32, indices of user and film in the order of
+      MovieLens' ids; targets `[n]` float32. Or for ranking: inputs `[n, 1 + num_others, 2]` int32,
+      with the rated film first. Each user's last ratings are tested.
 
     Raises:
-      UserError: the files are absent or damaged, or an option makes no sense.
+      UserError: The files are missing or damaged, or an option is invalid.
 
     References:
       Harper, Konstan, "The MovieLens Datasets: History and Context", 2015,
       https://doi.org/10.1145/2827872.
     """
     checks.choice("data.options.movielens.feedback", feedback, _FEEDBACKS)
-    places = files.directories(data_dir, _FOLDERS)
-    if paths := files.find(places, [_TABLE]):
+    searched = files.directories(data_dir, _FOLDERS)
+    if paths := files.find(searched, [_TABLE]):
         path, text = paths[0], files.read_text(paths[0])
-    elif paths := files.find(places, [_ARCHIVE]):
+    elif paths := files.find(searched, [_ARCHIVE]):
         path = paths[0]
         in_folder = f"/{_TABLE}"
         found = list(reading.members(path, lambda name: name.endswith(in_folder), _AGAIN))
         if not found:
-            raise UserError(f"{path} has no {_TABLE} inside: {files.FETCH_AGAIN}.")
+            raise UserError(f"{path} does not contain {_TABLE}: {files.FETCH_AGAIN}.")
         text = files.decode(path, found[0][1])
     else:
-        raise files.absent("movielens", places, f"put {_ARCHIVE} of GroupLens there")
+        raise files.absent("movielens", searched, f"put {_ARCHIVE} of GroupLens there")
     header, _, rows = text.partition("\n")
     try:
         if header.strip() != _HEADER:
@@ -61,7 +61,7 @@ def load_movielens(
         users, films, ratings, times = files.table(rows, ",").T
     except ValueError as error:
         raise UserError(
-            f"{path} is no table of the columns {_HEADER}: {files.FETCH_AGAIN}."
+            f"{path} is not a table of the columns {_HEADER}: {files.FETCH_AGAIN}."
         ) from error
     for column, values in zip(("userId", "movieId"), (users, films), strict=True):
         about = {"least": 0, "remedy": _AGAIN, "row_name": files.row_of_table}
@@ -71,7 +71,7 @@ def load_movielens(
     if wrong.any():
         row = files.row_of_table(int(np.argmax(wrong)))
         raise UserError(
-            f"{path} holds the rating {ratings[wrong][0]:g} in {row} where ratings are above 0 and "
+            f"{path} has the rating {ratings[wrong][0]:g} in {row}; ratings must be above 0 and "
             f"at most {_BEST}: {_AGAIN}."
         )
     names, users = np.unique(users, return_inverse=True)

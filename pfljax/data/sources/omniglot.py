@@ -26,23 +26,23 @@ _DRAWING = re.compile(r"([^/]+)/(character\d+)/\d+_(\d+)\.png$")
 def load_omniglot(
     data_dir: str = "", *, owners: str = "drawer", labels: str = "alphabet", side: int = 28
 ) -> Examples:
-    """Returns the drawings in the official archives that are there.
+    """Returns the drawings in the official archives found.
 
     Args:
-      data_dir: holds one or more of `images_background.zip`, `images_evaluation.zip`,
-        `images_background_small1.zip` and `images_background_small2.zip`, or a folder `omniglot`
-        that does. What is in two archives is taken once.
-      owners: `drawer` for the 20 people of every alphabet (number 1 of one alphabet need not be
-        number 1 of another), or `alphabet`.
+      data_dir: A directory with one or more of `images_background.zip`, `images_evaluation.zip`,
+        `images_background_small1.zip` and `images_background_small2.zip`, or with a directory
+        `omniglot` of them. Drawings in two archives are used once.
+      owners: `drawer` for the 20 people of every alphabet (the same index in two alphabets may be
+        different people), or `alphabet`.
       labels: `alphabet`, or `character`; a drawer has one drawing of each character.
-      side: of the images, which are reduced from 105x105.
+      side: The side length of the images, which are reduced from 105x105.
 
     Returns:
       Examples with inputs `[n, side, side, 1]` uint8, dark on white; alphabets, and characters in
       them, in the order of their names.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Lake, Salakhutdinov, Tenenbaum, "Human-level Concept Learning through Probabilistic Program
@@ -51,10 +51,10 @@ def load_omniglot(
     checks.choice("data.options.omniglot.owners", owners, ("drawer", "alphabet"))
     checks.choice("data.options.omniglot.labels", labels, ("alphabet", "character"))
     checks.whole("data.options.omniglot.side", side, 1, image_files.LARGEST_SIDE)
-    places = files.directories(data_dir, ("omniglot",))
-    there = [place / name for place in places for name in _ARCHIVES if (place / name).is_file()]
+    searched = files.directories(data_dir, ("omniglot",))
+    there = [root / name for root in searched for name in _ARCHIVES if (root / name).is_file()]
     if not there:
-        raise files.absent("omniglot", places, f"put {_ARCHIVES[0]} or another of its zips there")
+        raise files.absent("omniglot", searched, f"put {_ARCHIVES[0]} or another of its zips there")
     drawings: dict[tuple[str, str, int], np.ndarray] = {}
     for path in there:
         content = reading.members(path, lambda name: name.endswith(".png"), files.FETCH_AGAIN)
@@ -63,16 +63,14 @@ def load_omniglot(
                 alphabet, character, drawer = found.groups()
                 if len(drawer) > _DIGITS:
                     raise UserError(
-                        f"{path} holds {name[:80]}, whose number is that of no drawer: "
+                        f"{path} has {name[:80]}, whose number is not that of a drawer: "
                         f"{files.FETCH_AGAIN}."
                     )
                 drawings[alphabet, character, int(drawer)] = image_files.read_image(
                     f"{path}, in {name},", io.BytesIO(drawing), side, grey=True
                 )
     if not drawings:
-        raise UserError(
-            f"{there[0]} holds no ALPHABET/characterNN/NNNN_NN.png: {files.FETCH_AGAIN}."
-        )
+        raise UserError(f"{there[0]} has no ALPHABET/characterNN/NNNN_NN.png: {files.FETCH_AGAIN}.")
     keys = sorted(drawings)
     alphabets = _numbered([alphabet for alphabet, _, _ in keys])
     characters = _numbered([(alphabet, character) for alphabet, character, _ in keys])
@@ -90,6 +88,6 @@ def load_omniglot(
 
 
 def _numbered(names: list) -> np.ndarray:
-    """Numbers names in their order: `[n]` int32."""
+    """Numbers names in sorted order: `[n]` int32."""
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     return np.array([numbers[name] for name in names], np.int32)

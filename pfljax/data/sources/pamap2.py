@@ -15,9 +15,9 @@ from pfljax.errors import UserError
 _SUBJECTS = range(101, 110)
 _COLUMNS = 54
 # Lying, sitting, standing, walking, running, cycling, Nordic walking, stairs up and down, vacuum
-# cleaning, ironing, rope jumping; 0 is in between.
+# cleaning, ironing, rope jumping; 0 is transient.
 ACTIVITIES = (1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 24)
-# Of each sensor's 17 columns: acceleration up to 16 g, rotation, magnetic field.
+# The columns used of each sensor's 17: acceleration up to 16 g, rotation, magnetic field.
 _CHANNELS = [
     start + offset
     for start in (3, 20, 37)
@@ -26,19 +26,21 @@ _CHANNELS = [
 
 
 def load_pamap2(data_dir: str = "", *, length: int = 256) -> Examples:
-    """Returns windows of 2.56 s at 100 Hz, owned by their subjects, in the order of time.
+    """Returns windows of 2.56 s at 100 Hz, owned by their subjects, in order of time.
 
     Args:
-      data_dir: holds `subject101.dat` to `subject109.dat` of the folder `Protocol`, or that folder,
-        or a folder `PAMAP2_Dataset/Protocol`, `PAMAP2_Dataset` or `pamap2` that does.
-      length: measurements of a window, `T`; windows overlap by half and never mix activities.
+      data_dir: A directory with `subject101.dat` to `subject109.dat` of the directory `Protocol`,
+        or with that directory, or with a directory `PAMAP2_Dataset/Protocol`, `PAMAP2_Dataset` or
+        `pamap2` of them.
+      length: Number of measurements of a window, `T`; windows overlap by half and never mix
+        activities.
 
     Returns:
-      Examples with inputs `[n, T, 27]` float32 in 12 classes. Single measurements that were lost
-      are interpolated in time. `time_gap` is 1, since windows overlap.
+      Examples with inputs `[n, T, 27]` float32 in 12 classes. Missing measurements are
+      interpolated in time. `time_gap` is 1, since windows overlap.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
 
     References:
       Reiss, Stricker, "Introducing a New Benchmarked Dataset for Activity Monitoring", 2012,
@@ -46,10 +48,10 @@ def load_pamap2(data_dir: str = "", *, length: int = 256) -> Examples:
     """
     checks.whole("data.options.pamap2.length", length, 2, 100_000)
     folders = ("PAMAP2_Dataset/Protocol", "Protocol", "PAMAP2_Dataset", "pamap2")
-    places = files.directories(data_dir, folders)
-    paths = files.find(places, [f"subject{subject}.dat" for subject in _SUBJECTS])
+    searched = files.directories(data_dir, folders)
+    paths = files.find(searched, [f"subject{subject}.dat" for subject in _SUBJECTS])
     if paths is None:
-        raise files.absent("pamap2", places, "put subject101.dat to subject109.dat there")
+        raise files.absent("pamap2", searched, "put subject101.dat to subject109.dat there")
     inputs, labels, owners = [], [], []
     for subject, path in zip(_SUBJECTS, paths, strict=True):
         activities, signals = _read(path)
@@ -86,7 +88,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError(f"{table.shape[1]} columns")
     except ValueError as error:
         raise UserError(
-            f"{path} is truncated or no table of {_COLUMNS} columns ({error}): {files.FETCH_AGAIN}."
+            f"{path} is truncated or not a table of {_COLUMNS} columns ({error}): "
+            f"{files.FETCH_AGAIN}."
         ) from error
     signals = table[:, _CHANNELS]
     times = np.arange(len(table))
@@ -101,7 +104,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
-    """Returns where each run of equal values starts and ends.
+    """Returns start and end of each run of equal values.
 
     >>> _runs(np.array([4, 4, 0, 4]))
     [(0, 2), (2, 3), (3, 4)]

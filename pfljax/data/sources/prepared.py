@@ -22,25 +22,25 @@ def read_prepared(
 ) -> list[np.ndarray]:
     """Returns fields of all examples of a prepared data set, stacked.
 
-    They come in TFDS's order, which is not that of the files as they are distributed: the same
-    seed deals them out differently.
+    They are in TFDS's order, which is not that of the distributed files: the same seed partitions
+    them differently.
 
     Args:
-      builder: TFDS's name, with a config where there are several, such as 'emnist/digits'.
-      data_dir: where TFDS keeps its data; empty means its own default.
-      splits: of the data set, which are read one after the other.
-      take: what to keep of an example, as a tuple of arrays and numbers of fixed shape.
-      searched: where other forms of the data set were looked for, to tell the user.
-      files: which other form would have done, to tell the user.
+      builder: The name in TFDS, with a config if there are several, such as 'emnist/digits'.
+      data_dir: The data directory of TFDS; empty means its default.
+      splits: The splits of the data set, which are read in this order.
+      take: Extracts a tuple of arrays and numbers of fixed shape from an example.
+      searched: The directories searched for other formats of the data set, for error messages.
+      files: The files of the other format, for error messages.
 
     Returns:
       One array for each entry of the tuple, `[n, ...]`.
 
     Raises:
-      UserError: TFDS does not find it, or cannot read it.
+      UserError: TFDS does not find the data set, or cannot read it.
     """
     try:
-        import tensorflow_datasets as tfds  # slow to import, and only this function needs it
+        import tensorflow_datasets as tfds  # slow to import, used by this function only
 
         rows = []
         for split in splits:
@@ -49,11 +49,11 @@ def read_prepared(
             )
             rows += [take(source[index]) for index in range(len(source))]
         return [np.stack(column) for column in zip(*rows, strict=True)]
-    except Exception as error:  # TFDS raises a different type for each thing that is missing.
+    except Exception as error:  # TFDS raises different types for different missing parts.
         where = " or ".join(map(str, searched)) or "data.dir, which is empty"
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         option = f" --data_dir={data_dir}" if data_dir else ""
-        form = f"name in data.dir a directory that holds {files}, or, where" if files else "where"
+        form = f"set data.dir to a directory with {files}, or, where" if files else "where"
         raise UserError(
             f"No {builder} in {where}: {form} TensorFlow is installed, "
             f"run `tfds build {builder} --file_format=array_record{option}` "

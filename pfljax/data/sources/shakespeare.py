@@ -1,4 +1,4 @@
-"""Shakespeare's plays: the next character, and the speaking roles as clients."""
+"""Shakespeare's plays: next-character prediction; the speaking roles are the clients."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ _PADDING = 0
 
 
 def load_shakespeare(data_dir: str = "", *, length: int = 80) -> Examples:
-    """Returns what each role says, cut into windows that follow one another without overlap.
+    """Returns the text of each role, split into consecutive windows without overlap.
 
     Args:
-      data_dir: holds `input.txt` of Tiny Shakespeare, or LEAF's JSON files in `all_data`, or a
-        folder `shakespeare` that does.
-      length: characters of a window, `T`.
+      data_dir: A directory with `input.txt` of Tiny Shakespeare, or LEAF's JSON files in
+        `all_data`, or with a directory `shakespeare` of them.
+      length: Number of characters of a window, `T`.
 
     Returns:
       Examples for next_token: inputs `[n, T]` int32 ids, targets `[n, T]` int32, the ids one
       character later. 0 pads the last window of a role; characters are numbered from 1 in the
-      order of their code points. Each role's windows lie in the order of the plays.
+      order of their code points. Each role's windows are in the order of the plays.
 
     Raises:
-      UserError: the files are absent or damaged.
+      UserError: The files are missing or damaged.
     """
     checks.whole("data.options.shakespeare.length", length, 1, 100_000)
-    places = files.directories(data_dir, ("shakespeare",))
-    if paths := files.find(places, [_FILE]):
+    searched = files.directories(data_dir, ("shakespeare",))
+    if paths := files.find(searched, [_FILE]):
         speeches = speeches_by_role(files.read_text(paths[0]))
-    elif paths := find_leaf(places):
+    elif paths := find_leaf(searched):
         speeches = _leaf_texts(paths)
     else:
         raise files.absent(
             "shakespeare",
-            places,
-            f"name in data.dir a directory that holds Tiny Shakespeare's {_FILE}, or the folder "
-            "all_data that LEAF's preprocessing of shakespeare writes",
+            searched,
+            f"set data.dir to a directory with Tiny Shakespeare's {_FILE}, or the directory "
+            "all_data written by LEAF's preprocessing of shakespeare",
         )
     ids = {character: number for number, character in enumerate(_alphabet(speeches), 1)}
     inputs, targets, owners = [], [], []
@@ -60,7 +60,7 @@ def load_shakespeare(data_dir: str = "", *, length: int = 80) -> Examples:
         owners.append(np.full(windows, role, np.int32))
     if not inputs:
         raise UserError(
-            f"{paths[0]} holds no speech of two characters of any role: {files.FETCH_AGAIN}."
+            f"{paths[0]} has no speech of at least two characters: {files.FETCH_AGAIN}."
         )
     size = len(ids) + 1
     return Examples(
@@ -76,13 +76,13 @@ def load_shakespeare(data_dir: str = "", *, length: int = 80) -> Examples:
 
 
 def speeches_by_role(text: str) -> dict[str, str]:
-    """Returns all that each role says, from blocks of a line `ROLE:` and a speech.
+    """Returns the text of each role, from blocks of a line `ROLE:` and a speech.
 
     Args:
-      text: blocks with blank lines between them.
+      text: The blocks, separated by blank lines.
 
     Returns:
-      `{role: speeches, each ending in a newline}`, roles in the order of their first word.
+      `{role: speeches, each ending in a newline}`, roles in the order of their first speech.
 
     >>> speeches_by_role("All:\\nSpeak, speak.\\n\\nNurse:\\nHow now?\\n\\nAll:\\nResolved.\\n")
     {'All': 'Speak, speak.\\nResolved.\\n', 'Nurse': 'How now?\\n'}
@@ -96,16 +96,16 @@ def speeches_by_role(text: str) -> dict[str, str]:
 
 
 def _leaf_texts(paths) -> dict[str, str]:
-    """Joins LEAF's windows, which begin at every character, into each role's text again."""
+    """Joins LEAF's windows, which start at every character, to the text of each role."""
     texts: dict[str, str] = {}
     for path, user, windows, following in read_leaf(paths):
         if not all(isinstance(text, str) for text in (*windows, *following)):
             raise UserError(
-                f"{path} has windows of {user} that are no texts: run LEAF's preprocessing of "
+                f"{path} has windows of {user} that are not texts: run LEAF's preprocessing of "
                 "shakespeare again."
             )
         if windows:
-            # The characters that follow are the text itself, from the first window's end on.
+            # The targets are the text itself, from the end of the first window on.
             texts[user] = texts.get(user, "") + windows[0] + "".join(following)
     return texts
 

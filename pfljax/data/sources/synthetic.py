@@ -1,4 +1,4 @@
-"""Synthetic(alpha, beta) of FedProx's paper: logistic models and inputs that differ by client."""
+"""Synthetic(alpha, beta) of the FedProx paper: logistic models and inputs that differ by client."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ def load_synthetic(
     identical: bool = False,
     seed: int = 0,
 ) -> Examples:
-    """Returns generated clients with models, inputs and sizes of their own.
+    """Returns generated clients with different models, inputs and sizes.
 
         y = argmax softmax(W_k x + b_k),  x ~ N(v_k, S),  S_jj = j^-1.2
         W_k, b_k ~ N(u_k, 1),  u_k ~ N(0, alpha);  v_k ~ N(B_k, 1),  B_k ~ N(0, beta)
 
     Args:
-      data_dir: ignored.
-      alpha: variance between the clients' models; at 0 their means agree.
-      beta: variance between the means of the clients' inputs.
-      clients: how many.
-      identical: one model and one distribution of inputs for all, the paper's Synthetic_IID.
-      seed: decides everything that is drawn.
+      data_dir: Ignored.
+      alpha: The variance between the clients' models; with 0, their means agree.
+      beta: The variance between the means of the clients' inputs.
+      clients: Number of clients.
+      identical: Whether all clients have the same model and input distribution, the paper's
+        Synthetic_IID.
+      seed: The seed of all random numbers.
 
     Returns:
-      Examples with inputs `[n, 60]` float32 in 10 classes. A client has 50 examples and a
-      log-normal number more, `exp(4 + 2 N(0, 1))`.
+      Examples with inputs `[n, 60]` float32 in 10 classes. A client has 50 examples plus a
+      log-normal number of further ones, `exp(4 + 2 N(0, 1))`.
 
     Raises:
-      UserError: an option makes no sense.
+      UserError: an option is invalid.
 
     Notes:
-      N(0, alpha) is read as a variance, as it is written. Code that hands alpha to NumPy's normal
-      takes it for a standard deviation; at 0 and 1 it is the same. The sizes, which the paper calls
-      a power law, are those that are in use with it.
+      In N(0, alpha), alpha is the variance, as in the paper. Code that passes alpha to NumPy's
+      normal uses it as a standard deviation; for 0 and 1 there is no difference. The sizes, which
+      the paper calls a power law, are those of common implementations.
 
     References:
       Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, "Federated Optimization in Heterogeneous

@@ -23,16 +23,16 @@ def load_wisdm(data_dir: str = "") -> Examples:
     """Returns statistics of 10 s of acceleration, owned by 36 users, in six activities.
 
     Args:
-      data_dir: holds `WISDM_ar_v1.1_transformed.arff`, or a folder `wisdm`, `WISDM_ar_v1.1` or
-        `tabular` that does.
+      data_dir: A directory with `WISDM_ar_v1.1_transformed.arff`, or with a directory `wisdm`,
+        `WISDM_ar_v1.1` or `tabular` of them.
 
     Returns:
-      Examples with inputs `[5418, 43]` float32; a missing value is given its column's mean. Each
-      user's windows lie in the order of their numbers, and the last of each activity are tested,
-      because neighbouring ones are of the same walk.
+      Examples with inputs `[5418, 43]` float32; a missing value is replaced by its column's mean.
+      Each user's windows are in the order of their numbers, and the last of each activity are
+      tested, because neighbouring ones belong to the same walk.
 
     Raises:
-      UserError: the file is absent or damaged.
+      UserError: The file is missing or damaged.
 
     References:
       Kwapisz, Weiss, Moore, "Activity Recognition using Cell Phone Accelerometers", 2010,
@@ -44,9 +44,9 @@ def load_wisdm(data_dir: str = "") -> Examples:
     names = {name.lower(): number for number, name in enumerate(ACTIVITIES)}
     try:
         if not rows or any(len(row) != _WISDM_COLUMNS for row in rows):
-            raise ValueError("rows of another length")
+            raise ValueError("rows of different lengths")
         labels = np.array([names[row[-1]] for row in rows], np.int32)
-        if "_" in body:  # which Python reads as a part of a number
+        if "_" in body:  # which Python accepts in numbers
             raise ValueError("an underscore")
         missing = np.array([[cell == "?" for cell in row[:-1]] for row in rows])
         if missing[:, :2].any():
@@ -82,17 +82,18 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
     """Returns voice measurements at home and the severity of Parkinson's, owned by 42 subjects.
 
     Args:
-      data_dir: holds `parkinsons_updrs.data`, or a folder `parkinsons` or `tabular` that does.
-      target: `total` for the whole UPDRS score, `motor` for its part on movement.
+      data_dir: A directory with `parkinsons_updrs.data`, or with a directory `parkinsons` or
+        `tabular` of them.
+      target: `total` for the total UPDRS score, or `motor` for the motor score.
 
     Returns:
       Examples for a regression: inputs `[5875, 19]` float32, age, sex, day and 16 measures of the
-      voice; targets `[5875]` float32. Each subject's recordings lie in the order of days and the
-      last are tested, because those of one day are alike and the scores between two visits were
-      interpolated.
+      voice; targets `[5875]` float32. Each subject's recordings are in the order of days and the
+      last are tested, because those of one day are similar and the scores between two recordings
+      were interpolated.
 
     Raises:
-      UserError: the file is absent or damaged.
+      UserError: The file is missing or damaged.
 
     References:
       Tsanas, Little, McSharry, Ramig, "Accurate Telemonitoring of Parkinson's Disease Progression
@@ -103,7 +104,7 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
     header, _, body = files.read_text(path).partition("\n")
     try:
         if not header.startswith(_PARKINSONS_START):
-            raise ValueError("another header")
+            raise ValueError("a wrong header")
         table = files.table(body, ",")
         if table.shape[1] != 22:
             raise ValueError(f"{table.shape[1]} columns")
@@ -136,8 +137,8 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
 
 
 def _find(name: str, data_dir: str, folders: tuple[str, ...], file: str) -> Path:
-    places = files.directories(data_dir, folders)
-    paths = files.find(places, [file])
+    searched = files.directories(data_dir, folders)
+    paths = files.find(searched, [file])
     if paths is None:
-        raise files.absent(name, places, f"put {file} there")
+        raise files.absent(name, searched, f"put {file} there")
     return paths[0]

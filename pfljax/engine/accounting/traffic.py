@@ -18,7 +18,8 @@ class Traffic(NamedTuple):
     """Bytes of one client in one round.
 
     Attributes:
-      upload: of `ClientOutput.sum` and `ClientOutput.each`.
+      upload: of `ClientOutput.sum` and `ClientOutput.each`, as their shapes tell it; where an
+        aggregator sends less, the metric `upload_bytes` of a round says how much.
       download: of those arrays of what the server sends that `client_update` reads (without
         `Algorithm.download` that is the server's state), and of those of the client's state that
         `exchange` makes of what others sent.

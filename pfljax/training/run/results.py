@@ -17,6 +17,7 @@ from pfljax.engine import init
 from pfljax.engine.accounting import traffic
 from pfljax.training.run import runtime
 from pfljax.training.run.clock import Clock
+from pfljax.training.study import aggregation
 from pfljax.training.study.config import planned_rounds
 from pfljax.training.study.experiment import Experiment, clients_without_a_step
 
@@ -160,11 +161,17 @@ def summarize(
             experiment.devices, [experiment.programs.run_rounds, experiment.programs.evaluate]
         ),
         "peak_host_bytes": runtime.peak_host_bytes(),
-        "upload_bytes": bytes_of.upload,
+        "upload_bytes": _mean_over_rows(rows, "train/upload_bytes", bytes_of.upload),
         "download_bytes": bytes_of.download,
         "compilations": clock.round_compilations,
         "compilations_after_first_round": clock.later_compilations,
     }
+
+
+def _mean_over_rows(rows: list[dict[str, Any]], name: str, otherwise: float) -> float:
+    """Returns the mean of a metric over the rows that have it, or what is counted from shapes."""
+    known = [row[name] for row in rows if row.get(name) is not None]
+    return sum(known) / len(known) if known else otherwise
 
 
 def of_diverged(experiment: Experiment, round: int, reason: str) -> dict[str, Any]:
@@ -186,6 +193,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     return {
         "algorithm": config.algorithm,
         "hyperparameters": config.hparams[config.algorithm].to_dict(),
+        "aggregation": aggregation.hyperparameters(config),
         "learning_rate": config.learning_rates[config.algorithm]
         or config.client_optimizer.learning_rate,
         "dataset": dataset.name,

@@ -40,6 +40,8 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     content["planned_rounds"] = planned_rounds(config)
     for key in ("hparams", "learning_rates"):
         content[key] = {config.algorithm: content[key][config.algorithm]}
+    used = ("stages", "metrics", *config.aggregation.stages)
+    content["aggregation"] = {key: content["aggregation"][key] for key in used}
     return content
 
 

@@ -12,6 +12,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from pfljax import core
+from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.data import SOURCES
 from pfljax.engine import init
@@ -116,6 +117,13 @@ def default_config() -> ml_collections.ConfigDict:
     # that of the round in which it first takes part or is scored, 'initial' for that before the
     # first round.
     config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
+
+    # stages: aggregators that the clients' messages pass through before the server, in the order in
+    # which clients apply them; () for the plain mean; metrics: 'public' reports the mean of the
+    # clients' training metrics, which no aggregator protects; 'none' reports none of them.
+    config.aggregation = {"stages": (), "metrics": "public"}
+    for name, factory in AGGREGATORS.items():
+        config.aggregation[name] = hyperparameters(factory)
 
     config.data = {
         "name": "digits",  # the data set

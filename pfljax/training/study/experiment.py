@@ -26,7 +26,7 @@ from pfljax.engine.clients.store import ClientStore, Options, Programs
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime, writers
-from pfljax.training.study import adapters, autotune, optimizers, placement
+from pfljax.training.study import adapters, aggregation, autotune, optimizers, placement
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import task as task_lib
 
@@ -152,16 +152,21 @@ def build_local_training(
 def build_algorithm(
     config: ml_collections.ConfigDict,
     task: Task,
+    dataset: FederatedDataset,
     largest: int = config_lib.MOST,
     networks: Mapping[str, Task] = MappingProxyType({}),
 ) -> Algorithm:
-    """Makes the config's method with its hyper-parameters, the numbers of which may be traced.
+    """Makes the config's method and aggregation, whose hyper-parameters may be traced.
 
     Args:
       config: of the run.
       task: of the run.
+      dataset: The data set of the run, of which only shapes are read.
       largest: as in `build_local_training`.
       networks: What `build_networks` made of the config.
+
+    Raises:
+      UserError: the method's messages cannot pass through the config's aggregators.
     """
     factory = ALGORITHMS[config.algorithm].factory
     arguments = dict(config.hparams[config.algorithm])
@@ -170,7 +175,8 @@ def build_algorithm(
     server_optimizer = optimizers.make(config.server_optimizer)
     if "server_optimizer" in inspect.signature(factory).parameters:
         arguments["server_optimizer"] = server_optimizer
-    return factory(task, build_local_training(config, task, largest), **arguments)
+    algorithm = factory(task, build_local_training(config, task, largest), **arguments)
+    return aggregation.aggregated(config, algorithm, dataset)
 
 
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
@@ -235,6 +241,7 @@ def clients_without_a_step(
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a config that cannot be meant, before any data is read."""
     config_lib.check(config)
+    aggregation.check(config)
     decay = config.client_optimizer.decay
     if not 0 < decay <= 1:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
@@ -352,7 +359,8 @@ def build_method(
     def make(frozen, values):
         own = with_values(config, values)
         task = build_task(frozen)
-        return programs.Method(build_algorithm(own, task, bounds.train, networks), task)
+        algorithm = build_algorithm(own, task, dataset, bounds.train, networks)
+        return programs.Method(algorithm, task)
 
     return make, mapping.replicate(programs.Inputs(frozen), devices)
 

@@ -57,13 +57,16 @@ def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> di
     if data_vary:
         values.pop("data.seed", None)
     own = configs[0].algorithm
-    allowed = (f"hparams.{own}.", f"learning_rates.{own}", *(f"{name}." for name in _OPTIMIZERS))
+    aggregators = (f"aggregation.{name}." for name in configs[0].aggregation.stages)
+    optimizers = (f"{name}." for name in _OPTIMIZERS)
+    allowed = (f"hparams.{own}.", f"learning_rates.{own}", *aggregators, *optimizers)
     for key, found in values.items():
         numbers = all(isinstance(v, bool | int | float) for v in found)
         if not key.startswith(allowed) or key.endswith(".decay") or not numbers:
             raise UserError(
                 f"config.{key} cannot differ between runs of one program; only numbers of the "
-                "method and its optimizers can. Run it in a work directory of its own."
+                "method, its aggregation and its optimizers can. Run it in a work directory of its "
+                "own."
             )
     return {key: jnp.asarray(found) for key, found in values.items()}
 

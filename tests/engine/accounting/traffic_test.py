@@ -51,7 +51,7 @@ def test_the_servers_optimizer_stays_at_the_server():
     assert adam == count(federation.make("fedavg"))
 
 
-def test_rows_of_their_own_count_and_what_is_passed_on_is_read():
+def test_only_used_rows_and_carried_values_are_counted():
     def client_update(server, client, data, context):
         return core.ClientOutput((), sum=server["passed_on"], each=jnp.zeros(3, jnp.float16))
 
@@ -74,7 +74,7 @@ def test_only_what_is_sent_to_the_client_is_downloaded():
     assert sent == traffic.Traffic(16, 16)
 
 
-def test_what_others_made_of_the_clients_state_is_downloaded():
+def test_what_other_clients_computed_from_the_state_is_downloaded():
     def client_update(server, client, data, context):
         return core.ClientOutput(client, each=client["mixed"])
 

@@ -9,7 +9,7 @@ from pfljax.engine.clients import by_process
 
 @pytest.mark.parametrize("num_clients, size", [(8, 5), (40, 30), (9, 9), (5000, 60)])
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_every_cohort_has_its_places(num_clients, size, num_processes):
+def test_the_capacity_holds_every_cohort(num_clients, size, num_processes):
     plan = sampling.CohortPlan(num_clients, size)
     capacity = by_process.capacity(plan, num_processes)
     even = -(-size // num_processes)
@@ -25,7 +25,7 @@ def test_every_cohort_has_its_places(num_clients, size, num_processes):
             assert np.all(own[own >= 0] % num_processes == process)
 
 
-def test_clients_beyond_the_places_are_left_out():
+def test_clients_beyond_the_capacity_are_dropped():
     kept = by_process.group_by_process(np.array([0, 2, 4, -1, 1]), 2, 2)
     np.testing.assert_array_equal(kept, [[0, 2], [1, -1]])
 

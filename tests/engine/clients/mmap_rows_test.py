@@ -91,7 +91,7 @@ def test_rows_of_forgotten_snapshots_are_used_again(file):
     assert max(int(snapshot.max()) for snapshot in kept) < 4 * len(ids)
 
 
-def test_an_earlier_runs_snapshots_stay_until_they_are_known_to_be_old(tmp_path):
+def test_snapshots_of_an_earlier_run_are_kept_until_they_are_known_to_be_old(tmp_path):
     path, ids, table = tmp_path / "rows", np.arange(3), new_table(3)
     file = RowFile(path, ROW, snapshots=2, anew=True)
     file.write(table, ids, states(ids))
@@ -128,7 +128,7 @@ def test_states_without_arrays_take_no_file(tmp_path):
     assert not file.damaged(kept).size
 
 
-def test_a_resumption_goes_on_where_the_rows_in_use_end(tmp_path):
+def test_a_resumed_run_appends_after_the_rows_in_use(tmp_path):
     """Twenty kills, each a round after a checkpoint: the file does not grow with them."""
     path, ids, table = tmp_path / "rows", np.arange(50), new_table(50)
     file = RowFile(path, ROW, snapshots=3, anew=True)
@@ -171,7 +171,7 @@ def test_space_is_reserved_before_rows_are_written(file, tmp_path):
     assert found.st_blocks * 512 >= found.st_size >= 3000 * 23
 
 
-def test_a_full_disk_is_one_sentence(file, tmp_path, monkeypatch):
+def test_a_full_disk_gives_a_one_line_error(file, tmp_path, monkeypatch):
     table, ids = new_table(8), np.arange(4)
     file.write(table, ids, states(ids))
     kept = file.snapshot(table)

@@ -54,7 +54,7 @@ def trip(devices, share, chunk):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("devices, share", [(1, 6), (2, 72), (4, 6)])
-def test_states_are_read_and_written_wherever_they_live(devices, share, who, chunk):
+def test_states_are_read_and_written_on_any_device(devices, share, who, chunk):
     draw = np.random.default_rng(share)
     chosen = WHO[who](devices * share, devices).astype(np.int32)
     chosen[draw.choice(chosen.size, chosen.size // 6, replace=False)] = -1

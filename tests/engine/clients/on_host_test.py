@@ -153,13 +153,13 @@ def test_what_the_devices_need_does_not_depend_on_the_population():
     assert needs[0] == needs[1]
 
 
-def test_the_room_holds_any_share():
+def test_the_capacity_holds_any_shard():
     examples = on_host()
     assert examples.capacity(2, ("train",)) == 16 + 11
     assert examples.capacity(100, ("train", "test")) == 2 * federation.SIZES.sum()
 
 
-def test_a_shares_examples_are_the_clients_own():
+def test_the_examples_of_a_shard_are_those_of_its_clients():
     ids, given = np.array([4, -1, 0]), federation.examples()
     share = on_host().shard(ids, ("train", "test"), capacity=60)
     for place, client in enumerate(ids):
@@ -174,7 +174,7 @@ def test_a_shares_examples_are_the_clients_own():
         np.testing.assert_array_equal(share.class_counts[place], counts)
 
 
-def test_a_shares_tokens_are_counted_as_on_the_devices():
+def test_the_tokens_of_a_shard_are_counted_as_on_the_devices():
     """Targets of next_token have two axes; padding, token 0, is counted like any other."""
     draw = np.random.default_rng(0)
     rows = len(federation.examples().targets)

@@ -10,7 +10,7 @@ from pfljax.training.run import locks
 
 _HOLD = """
 import pathlib, sys
-from pfljax.training import locks
+from pfljax.training.run import locks
 with locks.hold(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

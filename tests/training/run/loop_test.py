@@ -175,7 +175,7 @@ def test_divergence_in_the_first_round(tmp_path):
     assert result["diverged"]["round"] <= 1 and "personal_accuracy" not in result
 
 
-def test_a_model_that_only_evaluation_shows_to_be_bad_is_not_scored(built, tmp_path):
+def test_a_model_with_a_loss_that_is_not_finite_is_not_scored(built, tmp_path):
     def evaluate(*args):
         scores = built.programs.evaluate(*args)
         losses = np.array(scores["personal"]["test"]["loss"])
@@ -184,7 +184,7 @@ def test_a_model_that_only_evaluation_shows_to_be_bad_is_not_scored(built, tmp_p
         return scores
 
     evaluate.compile_seconds = 1
-    broken = built._replace(evaluate=evaluate)
+    broken = built._replace(programs=built.programs._replace(evaluate=evaluate))
     with pytest.raises(DivergedError, match="test loss of the personalized model of client 2 is"):
         loop.run(broken, tmp_path)
     assert not writers.read_rows(tmp_path / "metrics.jsonl")
@@ -202,7 +202,7 @@ def test_rounds_without_a_client_are_no_loss_of_zero(tmp_path):
     assert all(row["train/loss"] > 0.5 for row in rows if row["train/cohort"] > 0)
 
 
-def test_going_on_beyond_the_plan_is_told_where_the_method_reads_it(tmp_path):
+def test_extending_a_run_is_refused_if_the_method_uses_its_length(tmp_path):
     settings = {"algorithm": "apple", "eval_every": 2, "data.unseen_fraction": 0.0}
     settings["cohort.size"] = 5
     apple, longer = (config(**settings, rounds=rounds) for rounds in (2, 4))
@@ -223,7 +223,7 @@ def test_no_array_of_the_caller_is_lost(built, straight):
     assert tree.num_bytes(built.examples.inputs) == 1797 * 64
 
 
-def test_losses_of_held_out_clients_stand_apart(straight):
+def test_losses_of_held_out_clients_are_separate(straight):
     directory, _, _ = straight
     row, clients = (
         writers.read_rows(directory / "metrics.jsonl")[-1],
@@ -288,7 +288,7 @@ ROW = '{"round": 3, "personal/test_accuracy_weighted": 0.75}\n'
 
 
 @pytest.mark.parametrize("content", [None, ROW.encode(), b"[]\n5\n", b"\xff\xfe\n"])
-def test_rows_are_written_anew_from_the_checkpoint(straight, built, copied, content):
+def test_rows_are_rewritten_from_the_checkpoint(straight, built, copied, content):
     if content is None:
         (copied / "metrics.jsonl").unlink()
     else:

@@ -13,7 +13,7 @@ from pfljax.training.run import runtime
 _PROGRAM = """
 import os
 from pfljax.errors import UserError
-from pfljax.training import runtime
+from pfljax.training.run import runtime
 runtime.start(devices=2)
 import jax
 print(os.environ.get("XLA_FLAGS", ""), os.environ.get("NPROC"), jax.device_count(), sep=";")
@@ -56,7 +56,9 @@ def test_a_system_without_the_resource_module(monkeypatch):
     """Windows has none."""
     program = (
         "import sys; sys.modules['resource'] = None\n"
-        "from pfljax.training import experiment, runtime; print(runtime.peak_host_bytes())"
+        "from pfljax.training.run import runtime\n"
+        "from pfljax.training.study import experiment\n"
+        "print(runtime.peak_host_bytes())"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -76,7 +78,7 @@ def test_a_user_without_a_home_directory_has_no_cache(monkeypatch, tmp_path):
     assert runtime._cache_directory() == tmp_path / "pfljax"
 
 
-def test_a_lost_process_is_one_sentence(monkeypatch):
+def test_a_lost_process_gives_a_one_line_error(monkeypatch):
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     with pytest.raises(jax.errors.JaxRuntimeError), runtime.one_sentence_for_lost_processes():
         raise lost

@@ -37,7 +37,7 @@ def test_the_second_signal_ends_the_process(number):
         assert process.stderr.read().startswith(f"{number.name}: stopping after the rounds")
 
 
-def test_handlers_come_back():
+def test_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequests() as stop:
         assert not stop.signal_number()

@@ -42,7 +42,7 @@ def test_a_run_that_never_saved_may_begin_again(tmp_path):
     workdir.claim(tmp_path, config(), resume=False)
 
 
-def test_a_run_with_checkpoints_goes_on_only_when_asked(tmp_path):
+def test_a_run_with_checkpoints_resumes_only_on_request(tmp_path):
     workdir.claim(tmp_path, config(), resume=False)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match="add --resume"):
@@ -113,7 +113,7 @@ def test_a_config_cut_short(tmp_path):
         workdir.claim(tmp_path, config(), resume=False)
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written .*another --workdir"):
         workdir.claim(tmp_path / "file" / "inside", config(), resume=False)

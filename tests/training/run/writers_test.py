@@ -72,7 +72,7 @@ def test_rows_of_two_runs_in_turn_are_no_run(tmp_path):
         writers.read_rows(path)
 
 
-def test_a_seal_knows_every_byte(tmp_path):
+def test_a_checksum_covers_every_byte(tmp_path):
     beside = tmp_path / "metrics.jsonl"
     beside.write_bytes(lines(ROWS))
     path = tmp_path / "result.json"

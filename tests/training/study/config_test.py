@@ -20,7 +20,7 @@ def made_task(config, dataset):
     return make(frozen)
 
 
-def test_hyperparameters_stand_in_the_signature():
+def test_hyperparameters_are_read_from_the_signature():
     def method(task, local, *, lam=0.5, steps=3, exact=True, kind="soft", server_optimizer=None):
         pass
 
@@ -35,7 +35,7 @@ def test_every_method_has_its_hyperparameters_in_the_config():
         assert config.hparams[name].to_dict() == config_lib.hyperparameters(row.factory)
 
 
-def test_the_default_can_be_meant():
+def test_the_default_is_valid():
     config_lib.check(config_lib.default_config())
 
 
@@ -71,7 +71,7 @@ def test_batches_of_an_evaluation_are_no_larger_than_clients():
         assert experiment.eval_batch_size(config, experiment.bounds_of([clients])) == batch
 
 
-def test_a_config_by_which_no_client_would_train_is_refused():
+def test_a_config_with_which_no_client_trains_is_refused():
     config = changed(drop_remainder=True, batch_size=500)
     with pytest.raises(UserError, match="No client would train.*config.batch_size is 500"):
         experiment.build(config)
@@ -88,7 +88,7 @@ def test_a_batch_is_no_larger_than_the_largest_client():
     assert experiment.build_local_training(config, task, largest).batch_size == largest
 
 
-def test_a_method_may_have_a_learning_rate_of_its_own():
+def test_a_method_can_have_its_own_learning_rate():
     config = changed(**{"client_optimizer.learning_rate": 0.1, "learning_rates.ditto": 0.5})
     task = made_task(config, experiment.build_dataset(config))
     for name, rate in (("fedavg", 0.1), ("ditto", 0.5)):
@@ -143,7 +143,7 @@ def changed(**changes):
         ("data.alhpa", 1.0, "Nothing reads the key config.data.alhpa. Did you mean 'alpha'?"),
     ],
 )
-def test_what_cannot_be_meant(key, value, message):
+def test_invalid_values_are_refused(key, value, message):
     with pytest.raises(UserError, match=message):
         config_lib.check(changed(**{key: value}))
 
@@ -164,7 +164,7 @@ def test_a_value_in_place_of_keys():
 
 
 @pytest.mark.parametrize("chunk", ["auto", "1", "12"])
-def test_chunks_that_can_be_meant(chunk):
+def test_valid_chunks(chunk):
     config_lib.check(changed(**{"engine.clients_per_chunk": chunk}))
 
 
@@ -210,7 +210,7 @@ def test_arguments_reach_optax():
         (dict(momentum=float("nan")), "momentum is nan"),
     ],
 )
-def test_optimizers_that_cannot_be_meant(arguments, message):
+def test_invalid_optimizers_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         optimizer(**arguments)
 
@@ -234,7 +234,7 @@ def test_optimizers_that_cannot_be_meant(arguments, message):
         ({"algorithm": "fedrep", "model.name": "logistic"}, "FedRep needs a body"),
     ],
 )
-def test_an_experiment_that_cannot_be_meant(changes, message):
+def test_an_invalid_experiment_is_refused(changes, message):
     data = {"data.num_clients": 10, "data.partition": "iid", "data.unseen_fraction": 0.2}
     config = changed(**data)
     for key, value in changes.items():

@@ -66,7 +66,8 @@ def ids(*shape):
     ],
 )
 def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, model, outputs):
-    task = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
+    make, frozen = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
+    task = make(frozen)
 
     out = jax.eval_shape(lambda key: task.predict(task.init(key), inputs[:2]), jax.random.key(0))
     assert out.shape == (2, *outputs)
@@ -90,7 +91,9 @@ def test_models_that_do_not_answer_the_question(kind, inputs, targets, classes, 
 
 
 def test_a_vocabulary_may_be_named_where_the_data_set_has_none():
-    task = build_task(config_of("lstm", vocabulary=7), dataset("classification", ids(5), ids(), 9))
+    given = dataset("classification", ids(5), ids(), 9)
+    make, frozen = build_task(config_of("lstm", vocabulary=7), given)
+    task = make(frozen)
     assert task.num_classes == 9
 
 

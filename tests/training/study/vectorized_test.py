@@ -61,7 +61,7 @@ def close(ours, theirs):
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_each_leaves_the_files_of_a_run_of_its_own(number, finished, tmp_path):
+def test_each_writes_the_files_of_a_separate_run(number, finished, tmp_path):
     places, results = finished
     own = configs()[number]
     alone = loop.run(experiment.build(own), tmp_path)
@@ -79,7 +79,7 @@ def test_each_leaves_the_files_of_a_run_of_its_own(number, finished, tmp_path):
     assert results[number]["compilations_after_first_round"] == 0
 
 
-def test_they_go_on_together_from_their_checkpoints(finished, built, tmp_path):
+def test_they_are_resumed_together_from_their_checkpoints(finished, built, tmp_path):
     places, results = finished
     new = [tmp_path / str(number) for number in range(3)]
     stopped = [c for c in configs(rounds=4)]
@@ -89,14 +89,14 @@ def test_they_go_on_together_from_their_checkpoints(finished, built, tmp_path):
         assert ours["personal_accuracy"] == theirs["personal_accuracy"]
 
 
-def test_a_variant_of_its_own_can_be_resumed_alone(finished):
+def test_one_run_of_a_vectorized_program_can_be_resumed_alone(finished):
     places, results = finished
     own = configs(rounds=8)[1]
     result = loop.run(experiment.build(own), places[1], resume=True)
     assert result["rounds"] == 8
 
 
-def test_runs_that_stopped_apart_do_not_go_on_together(built, tmp_path):
+def test_runs_that_stopped_at_different_rounds_are_not_resumed_together(built, tmp_path):
     places = [tmp_path / str(number) for number in range(3)]
     first = configs(rounds=4)[0]
     loop.run(experiment.build(first), places[0])
@@ -147,7 +147,7 @@ def test_a_learning_rate_of_the_method_may_differ():
     assert vectorized.build(rates).num_variants == 2
 
 
-def test_runs_that_stopped_alike_can_go_on_together(tmp_path):
+def test_runs_that_stopped_at_the_same_round_can_be_resumed_together(tmp_path):
     for number, rounds in enumerate(((2, 4), (), (4,), (2,), ())):
         for done in rounds:
             (tmp_path / str(number) / "checkpoints" / str(done)).mkdir(parents=True)
@@ -167,7 +167,7 @@ def test_every_method_can_be_built_for_several_seeds(name):
     assert vectorized.build(both).num_variants == 2
 
 
-def test_seeds_on_partitions_of_their_own_share_a_program(tmp_path):
+def test_seeds_on_separate_partitions_share_a_program(tmp_path):
     seeds = [config(**{"seed": seed, "data.seed": seed}) for seed in (0, 1)]
     datasets = [experiment.build_dataset(one) for one in seeds]
     assert datasets[0].train.sizes.max() != datasets[1].train.sizes.max()
@@ -190,7 +190,7 @@ def test_data_sets_of_different_forms_share_no_program():
         vectorized.build(seeds, datasets=datasets)
 
 
-def test_runs_go_on_with_as_many_clients_together_as_they_began_with(tmp_path):
+def test_resumed_runs_keep_their_client_batch_size(tmp_path):
     for number, chunk in enumerate((1, 4, 1)):
         (tmp_path / str(number)).mkdir()
         writers.write_json(tmp_path / str(number) / "engine.json", {"clients_per_chunk": chunk})
