@@ -124,7 +124,7 @@ def test_every_method_with_a_sum_keeps_its_form(name):
             key, client_id = jax.random.key(0), jnp.int32(0)
             context = core.Context(key, jnp.int32(0), jnp.int32(3), client_id, key)
             profile, data = examples.profile(client_id), examples.of_client(client_id)
-            server = made.init_server(key, examples.population())
+            server = made.init_server(examples.population(), key)
             client = made.init_client(server, profile, key)
             output = made.update_client(server, client, data, context)
             each = jax.tree.map(lambda leaf: leaf[None], output.each)
