@@ -2,7 +2,7 @@
 
     python experiments/methods.py [--write=README.md]
 
-Year and family are read from the rows of the registry, the states of server and client from the
+Year and family come from the rows of the registry, the states of server and client from the
 docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 and 20 clients
 with 10 classes. "sum only" marks methods whose server needs only the sum of the client updates, so
 that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could be added.
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS, TAGS
 from pfljax.cli import app
 from pfljax.engine.accounting import traffic
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 def row(name: str) -> Row:
-    """Returns the row of a method, read from registry and docstring and counted from shapes."""
+    """Returns the row of a method, read from the registry and docstring and counted from shapes."""
     method = ALGORITHMS[name]
     module = sys.modules[method.factory.__module__]
     holds = re.search(r"^Server: (.+?)\.\s+Client:\s+(.+?)\.(?:\s|$)", module.__doc__, re.S | re.M)
@@ -68,7 +68,7 @@ def count(name: str) -> tuple[int, int, bool]:
     """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
-        task = models.classification(network, num_classes=_NUM_CLASSES)
+        task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
             algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
         except UserError:

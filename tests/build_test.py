@@ -15,6 +15,7 @@ LAYERS = (
     {"core"},
     {"ops", "aggregation"},
     {"data", "models", "algorithms", "metrics", "engine"},
+    {"tasks"},
     {"training"},
     {"report"},
     {"cli"},

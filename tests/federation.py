@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
@@ -63,7 +63,7 @@ def examples() -> Examples:
 def task(model: str = "mlp") -> core.Task:
     """A 5-4-3 MLP; 'mlp_bn' has batch normalization too."""
     network = models.MODELS[model]((NUM_FEATURES,), NUM_CLASSES, widths=(4,))
-    return models.classification(network, num_classes=NUM_CLASSES)
+    return tasks.classification(network, num_classes=NUM_CLASSES)
 
 
 @functools.cache
@@ -132,6 +132,7 @@ def run(
     score: core.Task | None = None,
     seed: int = 0,
     join: str = "current",
+    eval_ids: np.ndarray | None = None,
 ) -> Outcome:
     """Runs rounds in the engine and gathers everything on the host."""
     used = jax.devices()[:devices]
@@ -144,7 +145,12 @@ def run(
         algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
     )
     evaluate = build_evaluation(
-        algorithm, score or task(), batch_size=4, clients_per_chunk=chunk, devices=used
+        algorithm,
+        score or task(),
+        batch_size=4,
+        clients_per_chunk=chunk,
+        eval_ids=eval_ids,
+        devices=used,
     )
     state, metrics = step(start(), placed, num_rounds, num_rounds)
     return Outcome(

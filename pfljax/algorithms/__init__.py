@@ -5,6 +5,6 @@ arguments, from whose names and defaults the configs are made. Importing this pa
 method.
 """
 
-from pfljax.algorithms.registry import ALGORITHMS, TAGS, Method, registered
+from pfljax.algorithms.registry import ALGORITHMS, TAGS, Method, checked
 
-__all__ = ["ALGORITHMS", "TAGS", "Method", "registered"]
+__all__ = ["ALGORITHMS", "TAGS", "Method", "checked"]

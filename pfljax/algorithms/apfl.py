@@ -19,7 +19,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params, split_params
 from pfljax.ops import averaging
@@ -63,7 +63,7 @@ def mixture(
     return replace_params(jax.tree.map(one, own, common), statistics)
 
 
-@registered
+@checked
 def apfl(
     task: core.Task,
     local: core.LocalTraining,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import stacked
 
@@ -44,7 +44,7 @@ def annealing(
     return jnp.where(round < last, jnp.where(exponential, epsilon**done, cosine), 0)
 
 
-@registered
+@checked
 def apple(
     task: core.Task,
     local: core.LocalTraining,

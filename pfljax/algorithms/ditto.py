@@ -17,11 +17,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def ditto(
     task: core.Task,
     local: core.LocalTraining,

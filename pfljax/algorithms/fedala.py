@@ -20,7 +20,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
@@ -41,7 +41,7 @@ class FedAlaClient(NamedTuple):
     started: jax.Array
 
 
-@registered
+@checked
 def fedala(
     task: core.Task,
     local: core.LocalTraining,

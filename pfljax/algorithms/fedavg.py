@@ -20,12 +20,12 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def fedavg(
     task: core.Task,
     local: core.LocalTraining,

@@ -20,11 +20,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def fedavg_ft(
     task: core.Task,
     local: core.LocalTraining,

@@ -17,13 +17,13 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def fedbabu(
     task: core.Task,
     local: core.LocalTraining,

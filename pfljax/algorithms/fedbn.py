@@ -15,11 +15,11 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def fedbn(
     task: core.Task,
     local: core.LocalTraining,

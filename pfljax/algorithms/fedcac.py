@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params, split_params
 from pfljax.ops import averaging, masks, stacked
@@ -50,7 +50,7 @@ class FedCacClient(NamedTuple):
     critical: core.PyTree
 
 
-@registered
+@checked
 def fedcac(
     task: core.Task,
     local: core.LocalTraining,

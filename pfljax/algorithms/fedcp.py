@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, discrepancy, policy
@@ -27,7 +27,7 @@ from pfljax.ops import averaging, discrepancy, policy
 draw = jax.random.gumbel  # (key, shape, dtype) -> noise
 
 
-@registered
+@checked
 def fedcp(
     task: core.Task,
     local: core.LocalTraining,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging, stacked
 
@@ -35,7 +35,7 @@ class FedEMServer(NamedTuple):
     examples: jax.Array
 
 
-@registered
+@checked
 def fedem(
     task: core.Task,
     local: core.LocalTraining,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
 from pfljax.ops import stacked
@@ -54,7 +54,7 @@ class FedFomoClient(NamedTuple):
     before: core.Params
 
 
-@registered
+@checked
 def fedfomo(
     task: core.Task,
     local: core.LocalTraining,

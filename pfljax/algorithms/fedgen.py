@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
@@ -43,7 +43,7 @@ class FedGenServer(NamedTuple):
     label_shares: jax.Array
 
 
-@registered
+@checked
 def fedgen(
     task: core.Task,
     local: core.LocalTraining,

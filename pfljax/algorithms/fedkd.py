@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import aggregation, core
-from pfljax.algorithms.registry import ALGORITHMS, registered
+from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
 from pfljax.ops import averaging, linear
 from pfljax.ops.distillation import distance, divergence
@@ -35,7 +35,7 @@ class FedKDClient(NamedTuple):
     bridge: jax.Array
 
 
-@registered
+@checked
 def fedkd(
     task: core.Task,
     local: core.LocalTraining,

@@ -21,7 +21,7 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.fedrep import head_then_body
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, prototypes, simplex, stacked
@@ -66,7 +66,7 @@ def head_weights(
     return simplex.minimize(gaps @ gaps.T + jnp.diag(offers.variance), present, least)
 
 
-@registered
+@checked
 def fedpac(
     task: core.Task,
     local: core.LocalTraining,

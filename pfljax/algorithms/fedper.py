@@ -15,7 +15,7 @@ from typing import NamedTuple
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
@@ -31,7 +31,7 @@ class BodyServer(NamedTuple):
     initial_head: core.Params
 
 
-@registered
+@checked
 def fedper(
     task: core.Task,
     local: core.LocalTraining,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import prototypes
 
@@ -32,7 +32,7 @@ class FedProtoServer(NamedTuple):
     prototypes: prototypes.Prototypes
 
 
-@registered
+@checked
 def fedproto(
     task: core.Task,
     local: core.LocalTraining,

@@ -17,12 +17,12 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
 
-@registered
+@checked
 def fedprox(
     task: core.Task,
     local: core.LocalTraining,

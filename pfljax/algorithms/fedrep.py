@@ -16,7 +16,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedper import fedper
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
@@ -57,7 +57,7 @@ def head_then_body(
     return trained._replace(metrics=metrics)
 
 
-@registered
+@checked
 def fedrep(
     task: core.Task,
     local: core.LocalTraining,

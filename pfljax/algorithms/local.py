@@ -7,10 +7,10 @@ Down and up: nothing. Cost per client and round: one local training.
 from __future__ import annotations
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 
 
-@registered
+@checked
 def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
     """Local training without communication.
 

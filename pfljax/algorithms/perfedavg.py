@@ -21,7 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params
 from pfljax.errors import UserError
@@ -36,13 +36,13 @@ def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     size = jnp.sum(batch.mask, dtype=jnp.int32)
     start, end = index * size // parts, (index + 1) * size // parts
     rows = start + jnp.arange(-(-batch.mask.shape[0] // parts), dtype=jnp.int32)
-    inputs, targets = (
-        jnp.take(leaf, rows, axis=0, mode="clip") for leaf in (batch.inputs, batch.targets)
+    inputs, targets = jax.tree.map(
+        lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), (batch.inputs, batch.targets)
     )
     return core.Batch(inputs, targets, rows < end)
 
 
-@registered
+@checked
 def perfedavg(
     task: core.Task,
     local: core.LocalTraining,

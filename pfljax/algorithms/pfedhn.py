@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import hypernetwork, stacked
 
@@ -37,7 +37,7 @@ class HyperServer(NamedTuple):
     optimizer_state: core.PyTree
 
 
-@registered
+@checked
 def pfedhn(
     task: core.Task,
     local: core.LocalTraining,

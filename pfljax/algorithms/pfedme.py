@@ -20,12 +20,12 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import replace_params
 
 
-@registered
+@checked
 def pfedme(
     task: core.Task,
     local: core.LocalTraining,

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 
 from pfljax.algorithms.requirements import NEEDS, Setting, require
-from pfljax.core import Algorithm, LocalTraining, Task, checked
+from pfljax.core import Algorithm, LocalTraining, Task, check_hyperparameters
 
 # What methods make personal, and how; a method may have several tags, and stands under the first
 # in tables, which have this order.
@@ -82,14 +82,15 @@ class Method:
         require(title, self.needs, Setting(task, full_participation))
 
     def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
-        """Makes the method; `registered` says what it refuses."""
+        """Makes the method; `checked` says what it refuses."""
         return self.factory(task, local, **hyperparameters)
 
 
-def registered(factory: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
-    """Returns the factory of a method with the checks of `core.checked` and of its row before it.
+def checked(factory: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
+    """Returns the factory of a method with checks before it.
 
-    A factory that is imported from its own module so refuses the same in the same words as its row.
+    The ranges of the hyper-parameters, which the signature declares, and the needs of the method's
+    row, so that a factory that is imported from its own module refuses the same in the same words.
 
     Args:
       factory: `(task, local, *, hyper-parameters) -> Algorithm`.
@@ -98,14 +99,13 @@ def registered(factory: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
       UserError: On a call: a value is not in its range, or a need is not met.
     """
 
-    in_range = checked(factory)
-
     @functools.wraps(factory)
     def checking(task, local, **hyperparameters):
+        check_hyperparameters(factory, hyperparameters, f"{factory.__name__}: ")
         row = ALGORITHMS.get(factory.__name__)
         if row is not None and row.source in (factory.__module__, checking):
             row.require_usable(task)
-        return in_range(task, local, **hyperparameters)
+        return factory(task, local, **hyperparameters)
 
     return checking
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
-from pfljax.algorithms.registry import registered
+from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 
@@ -41,7 +41,7 @@ def sum_of_gradients() -> optax.GradientTransformation:
     )
 
 
-@registered
+@checked
 def scaffold(
     task: core.Task,
     local: core.LocalTraining,

@@ -93,9 +93,18 @@ class Comparison:
         return found
 
     def _same_form(self, seed: int) -> list[int]:
-        """Returns the seeds whose data sets have the shapes of this one's, including this seed."""
-        own = self.datasets[seed]
-        return [one for one, other in self.datasets.items() if experiment.same_form(own, other)]
+        """Returns the seeds whose runs share programs with this seed's, including this seed."""
+        own, method = self.datasets[seed], self.to_do[0][0]
+
+        def choice(seed):
+            return self.config_of((method, seed)), self.datasets[seed]
+
+        return [
+            one
+            for one, other in self.datasets.items()
+            if experiment.same_form(own, other)
+            and experiment.same_choice(choice(seed), choice(one))
+        ]
 
     def build(self, run: Run) -> experiment.Experiment:
         """Returns the experiment of a run; runs of a method share programs where possible."""
@@ -111,14 +120,18 @@ class Comparison:
                 chunk,
                 bounds,
             )
-            self._examples[id(self.datasets[same[0]])] = self._built[key].examples
+            # Without class counts, which only some methods use.
+            self._examples[id(self.datasets[same[0]])] = placement.with_class_counts(
+                self._built[key].examples, self.datasets[same[0]], (), False
+            )
         built, dataset = self._built[key], self.datasets[seed]
         if id(dataset) not in self._examples:
             bounds = experiment.bounds_of([self.datasets[one] for one in same])
             self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds.train)
-        return built._replace(
-            config=self.config_of(run), dataset=dataset, examples=self._examples[id(dataset)]
+        examples = placement.with_class_counts(
+            self._examples[id(dataset)], dataset, built.devices, built.uses_class_counts
         )
+        return built._replace(config=self.config_of(run), dataset=dataset, examples=examples)
 
     def on_host(self) -> bool:
         """Whether populations are stored on the host, where runs share nothing."""

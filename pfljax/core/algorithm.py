@@ -171,7 +171,8 @@ class Algorithm(NamedTuple):
       client_update: A client's part of a round.
       server_update: The server's part of a round.
       personalize: The model that a client would deploy now.
-      predict: The outputs of a deployed model; None for those of `Task.predict`.
+      predict: The outputs of a deployed model, which `Task.metrics` scores; None where
+        `Task.evaluate` scores the model.
       global_params: The global model; None for a method without one.
       download: What the server sends to a client; None for whatever `client_update` reads of the
         server's state.

@@ -6,7 +6,7 @@ Shapes in the docstrings: `C` classes, `B` examples in a batch, `[]` a scalar.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,13 @@ class Batch(NamedTuple):
     """Some examples of one client; rows whose mask is False are padding.
 
     Attributes:
-      inputs: `[B, ...]` in the dtype in which the examples are stored.
+      inputs: `[B, ...]` in the dtype in which the examples are stored; one array, or a tree of
+        arrays such as `{'user': [B], 'item': [B]}`.
       targets: `[B, ...]`.
       mask: `[B]` bool, True for a real example.
     """
 
-    inputs: jax.Array
+    inputs: Any
     targets: jax.Array
     mask: jax.Array
 
@@ -65,20 +66,22 @@ class ClientData:
     """A view of ONE client's examples; the arrays are shared by all clients.
 
     Attributes:
-      inputs: `[num_examples, ...]`, every client's examples, in stored dtype.
+      inputs: `[num_examples, ...]`, every client's examples, in stored dtype; one array, or a tree
+        of arrays.
       targets: `[num_examples, ...]`.
       offset: `[]` int32, the row where this client's examples begin.
       size: `[]` int32, how many they are.
-      class_counts: `[C]` int32, how many of them carry each label.
+      class_counts: `[C]` int32, how many of them carry each label; None where no function of the
+        method reads them.
       max_size: the largest `size` in the population (static).
       order: `[max_size]` int32, which example stands in each row; None for the stored order.
     """
 
-    inputs: jax.Array
+    inputs: Any
     targets: jax.Array
     offset: jax.Array
     size: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
     max_size: int = dataclasses.field(metadata={"static": True})
     order: jax.Array | None = None
 
@@ -87,7 +90,8 @@ class ClientData:
         mask = (indices >= 0) & (indices < self.size)
         rows = jnp.where(mask, indices, 0)
         rows = self.offset + (rows if self.order is None else self.order[rows])
-        return Batch(_rows(self.inputs, rows), _rows(self.targets, rows), mask)
+        inputs = jax.tree.map(lambda array: _rows(array, rows), self.inputs)
+        return Batch(inputs, _rows(self.targets, rows), mask)
 
     def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:
         """Returns a view of the examples `start` to `stop` only; both lie in `[0, size]`.

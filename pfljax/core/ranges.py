@@ -122,10 +122,13 @@ def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: 
 
 
 def checked(factory: Callable) -> Callable:
-    """Returns the factory of a method with a check of its hyper-parameters before it.
+    """Returns a factory that checks the ranges of its hyper-parameters first.
+
+    Args:
+      factory: A function with keyword-only hyper-parameters, whose ranges its signature declares.
 
     Raises:
-      UserError: on a call, see `check_hyperparameters`.
+      UserError: On a call: a value is not in its range, see `check_hyperparameters`.
     """
 
     @functools.wraps(factory)

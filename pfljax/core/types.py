@@ -29,12 +29,13 @@ class ClientProfile(NamedTuple):
     Attributes:
       id: `[]` int32.
       size: `[]` int32, training examples.
-      class_counts: `[C]` int32, training examples of each label.
+      class_counts: `[C]` int32, training examples of each label; None where no function of the
+        method reads them.
     """
 
     id: jax.Array
     size: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
 
 class Population(NamedTuple):
@@ -42,11 +43,11 @@ class Population(NamedTuple):
 
     Attributes:
       sizes: `[N]` int32.
-      class_counts: `[N, C]` int32.
+      class_counts: `[N, C]` int32; None where no function of the method reads them.
     """
 
     sizes: jax.Array
-    class_counts: jax.Array
+    class_counts: jax.Array | None
 
     @property
     def num_clients(self) -> int:
@@ -150,6 +151,8 @@ class Task(NamedTuple):
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or where there is a metric 'count', over what that counts, such as tokens.
+        They score outputs that a method computes itself (`Algorithm.predict`), and in `evaluate`
+        those of `predict`. None for a task whose outputs do not give its metrics.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not rows of numbers.
       layers: where the layers stand in a model, in the order in which inputs pass them.
@@ -162,6 +165,9 @@ class Task(NamedTuple):
         makes a `LocalTraining` hands it on, so that training keeps them.
       score: the metric by which models are selected and compared.
       more_is_better: whether a larger score is a better one.
+      params_metrics: `(params, batch, key) -> {name: []}`, the same sums where `evaluate` shall not
+        compute them from the outputs of a whole batch: because a loss draws random numbers, or
+        because the outputs would not fit into memory. None computes them from the outputs.
     """
 
     init: Callable[[jax.Array], Params]
@@ -171,7 +177,7 @@ class Task(NamedTuple):
     features: Callable[..., jax.Array]
     head: Callable[..., jax.Array]
     is_head: Callable[[Path], bool]
-    metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]]
+    metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]] | None
     num_classes: int
     num_features: int = 0
     layers: tuple[Path, ...] = ()
@@ -180,6 +186,22 @@ class Task(NamedTuple):
     observe: Callable[[Params, Batch], Params] | None = None
     score: str = "accuracy"
     more_is_better: bool = True
+    params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+
+    def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Returns the metrics of a model on a batch.
+
+        Args:
+          params: Weights of the model.
+          batch: `B` examples of one client.
+          key: Typed PRNG key, of which tasks draw whose losses are random.
+
+        Returns:
+          `{name: []}`, sums over the batch's real examples, as `metrics` returns them.
+        """
+        if self.params_metrics is not None:
+            return self.params_metrics(params, batch, key)
+        return self.metrics(self.predict(params, batch.inputs), batch)
 
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""

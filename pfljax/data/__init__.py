@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks, reading, validate
+from pfljax.data import checks, input_arrays, reading, validate
 from pfljax.data.arrays import from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
@@ -245,21 +245,23 @@ def describe(dataset: FederatedDataset) -> str:
     """
     splits = (dataset.train, dataset.validation, dataset.test)
     training, validation, test = (int(split.sizes.sum()) for split in splits)
-    shape = "x".join(map(str, dataset.inputs.shape[1:])) or "scalar"
     examples = _spread(sum(split.sizes for split in splits))
+    first = next(iter(input_arrays.by_name(dataset.inputs).values()))
     kinds = {
         "classification": f"in {dataset.num_classes} classes",
         "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
         "next_token": f"of {dataset.num_classes} tokens",
-        "ranking": f"of {dataset.inputs.shape[1:2]} items",
+        "ranking": f"of {first.shape[1:2]} items",
     }
     classes = ""
     if dataset.task == "classification":
-        spread = _spread((dataset.class_counts() > 0).sum(axis=1))
+        rows = zip(*dataset.train, strict=True)
+        held = [len(np.unique(dataset.targets[start : start + size])) for start, size in rows]
+        spread = _spread(np.array(held))
         classes = f", training classes per client {spread}"
     return (
         f"{dataset.name}: {dataset.num_clients} clients ({dataset.num_unseen} unseen), "
-        f"{len(dataset.targets)} examples of shape {shape} ({dataset.inputs.dtype}) "
+        f"{len(dataset.targets)} examples of shape {input_arrays.describe(dataset.inputs)} "
         f"{kinds[dataset.task]}\n"
         f"training {training}, validation {validation}, test {test} examples\n"
         f"examples per client {examples}{classes} (min/median/max)"

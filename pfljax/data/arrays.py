@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pfljax.data import validate
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
+from pfljax.data.input_arrays import by_name, map_inputs, of_name
 from pfljax.data.sources.scale import mean_and_std
 from pfljax.data.split import assemble
 from pfljax.errors import UserError
@@ -17,13 +18,13 @@ _FRACTIONS = "pass task='regression' if these are not classes"
 
 
 def from_arrays(
-    inputs: np.ndarray,
+    inputs: np.ndarray | Mapping[str, np.ndarray],
     targets: np.ndarray | Sequence,
     clients: np.ndarray | Sequence,
     *,
     name: str = "own",
     task: str = "classification",
-    vocabulary: Sequence[int] = (),
+    vocabulary: Sequence[int] | Mapping[str, int | Sequence[int]] = (),
     in_time: bool = False,
     normalize: bool = True,
     test_fraction: float = 0.25,
@@ -34,7 +35,8 @@ def from_arrays(
     """Returns a federated data set made of arrays, with each client's examples split.
 
     Args:
-      inputs: `[n, ...]` numbers: features, images `[n, height, width, channels]`, or ids.
+      inputs: `[n, ...]` numbers: features, images `[n, height, width, channels]`, or ids; or a dict
+        of such arrays by name, if an example consists of several.
       targets: `[n]` labels of any kind: integers from 0 to C - 1, which are kept, or others, such
         as strings or -1 and 1, which are numbered in sorted order; for the task regression,
         numbers; for next_token, `[n, T]` ids.
@@ -42,7 +44,8 @@ def from_arrays(
         sorted order.
       name: The name of the data set in reports.
       task: The kind of targets, one of `TASKS`.
-      vocabulary: The sizes of the id spaces if inputs are ids; see `FederatedDataset`.
+      vocabulary: The sizes of the id spaces if inputs are ids; see `FederatedDataset`. For a dict
+        of inputs, a dict by the names of those that are ids.
       in_time: Whether each client's examples are in order of time, so that its last examples are
         the test examples, instead of random ones.
       normalize: Whether numeric inputs, and targets of a regression, are standardized to mean 0
@@ -68,15 +71,25 @@ def from_arrays(
       (('cat', 'dog'), ('ann', 'bob'), [1, 1])
     """
     where = f"The data set {name}"
-    inputs, targets, clients = np.asarray(inputs), np.asarray(targets), np.asarray(clients)
-    for what, array in (("inputs", inputs), ("targets", targets), ("clients", clients)):
-        if array.shape[:1] != inputs.shape[:1] or not array.size:
+    inputs, targets, clients = (
+        map_inputs(np.asarray, inputs),
+        np.asarray(targets),
+        np.asarray(clients),
+    )
+    given = {f"inputs {name}".strip(): array for name, array in by_name(inputs).items()}
+    first = next(iter(given.values()), np.empty(0))
+    for what, array in {**given, "targets": targets, "clients": clients}.items():
+        if array.shape[:1] != first.shape[:1] or not array.size:
             raise UserError(
-                f"{where} has inputs of shape {inputs.shape} and {what} of shape {array.shape}: "
+                f"{where} has inputs of shape {first.shape} and {what} of shape {array.shape}: "
                 "pass one target and one client for each example."
             )
-    if inputs.ndim == 1:
-        inputs = inputs[:, np.newaxis]
+    if isinstance(vocabulary, Mapping):
+        vocabulary = {name: _sizes(size) for name, size in vocabulary.items()}
+    else:
+        vocabulary = _sizes(vocabulary)
+        if not isinstance(inputs, Mapping) and inputs.ndim == 1:
+            inputs = inputs[:, np.newaxis]
     client_names, owners = _numbered(where, "client", clients)
     class_names: tuple[str, ...] = ()
     num_classes = 0
@@ -84,7 +97,7 @@ def from_arrays(
         class_names, targets = _classes(where, targets)
         num_classes = len(class_names) or int(targets.max()) + 1
     elif task == "next_token":
-        num_classes = int(vocabulary[0]) if len(vocabulary) else 0
+        num_classes = next((sizes[0] for sizes in by_name(vocabulary).values() if sizes), 0)
     pool = Examples(
         name=name,
         inputs=inputs,
@@ -93,13 +106,12 @@ def from_arrays(
         task=task,
         owners=owners,
         time_gap=0 if in_time else None,
-        vocabulary=tuple(int(size) for size in vocabulary),
+        vocabulary=vocabulary,
         class_names=class_names,
     )
     pool = validate.examples(pool, where)
-    if normalize and not vocabulary:
-        mean, std = mean_and_std(pool.inputs)
-        pool = pool._replace(mean=mean, std=std)
+    if normalize:
+        pool = _normalized(pool)
     if normalize and task == "regression":
         (mean,), (std,) = mean_and_std(pool.targets[:, np.newaxis])
         pool = pool._replace(target_mean=float(mean), target_std=float(std))
@@ -119,6 +131,34 @@ def from_arrays(
         unseen_fraction=unseen_fraction,
         seed=seed,
         client_names=client_names,
+    )
+
+
+def _sizes(vocabulary: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns the sizes of the id spaces of one array."""
+    return tuple(int(size) for size in np.atleast_1d(np.asarray(vocabulary, int)))
+
+
+def _normalized(pool: Examples) -> Examples:
+    """Returns a pool with the mean and the standard deviation of its measured inputs."""
+    found = {
+        name: mean_and_std(array[:, np.newaxis] if array.ndim == 1 else array)
+        for name, array in by_name(pool.inputs).items()
+        if not of_name(pool.vocabulary, name, ())
+    }
+    if not found:
+        return pool
+    if not isinstance(pool.inputs, Mapping):
+        mean, std = found[""]
+        return pool._replace(mean=mean, std=std)
+    # A scalar for each example has a scalar mean.
+    fitting = {
+        name: [value[0] if pool.inputs[name].ndim == 1 else value for value in statistics]
+        for name, statistics in found.items()
+    }
+    return pool._replace(
+        mean={name: mean for name, (mean, _) in fitting.items()},
+        std={name: std for name, (_, std) in fitting.items()},
     )
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary
+
 TASKS = ("classification", "regression", "next_token", "ranking")
 
 
@@ -29,7 +31,8 @@ class FederatedDataset(NamedTuple):
 
     Attributes:
       name: The name of the data set in reports.
-      inputs: `[num_examples, ...]` in the distributed dtype (images stay uint8).
+      inputs: `[num_examples, ...]` in the distributed dtype (images stay uint8); one array,
+        or a dict of arrays by name, such as the ids of users and items.
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
         int32 for next_token, 0 for no token; for ranking, where the inputs of an example are a
         chosen item and others that were not chosen, `[num_examples]` int32 zeros.
@@ -38,12 +41,14 @@ class FederatedDataset(NamedTuple):
       test: The test examples of each client.
       num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
       mean: The value subtracted from the inputs in the compiled program, in stored units: one
-        number, or an array that broadcasts to the last axes of an example.
+        number, or an array that broadcasts to the last axes of an example; by name if inputs are
+        a dict.
       std: The value by which the inputs are then divided, in stored units; like `mean`.
       num_unseen: Number of held-out clients, which are the last ones.
       task: The kind of targets, one of `TASKS`.
       vocabulary: The sizes of the id spaces of inputs that are ids: one for text, one for each
-        column of a table of ids; empty for numeric inputs.
+        column of a table of ids; empty for numeric inputs. If inputs are a dict, a dict by the
+        names of those that are ids.
       target_mean: The value subtracted from the targets of a regression in the compiled program.
       target_std: The value by which the targets of a regression are then divided.
       class_names: The `C` names of the labels; empty if they are numbers.
@@ -51,17 +56,17 @@ class FederatedDataset(NamedTuple):
     """
 
     name: str
-    inputs: np.ndarray
+    inputs: Inputs
     targets: np.ndarray
     train: Split
     validation: Split
     test: Split
     num_classes: int
-    mean: float | np.ndarray = 0.0
-    std: float | np.ndarray = 1.0
+    mean: Statistic = 0.0
+    std: Statistic = 1.0
     num_unseen: int = 0
     task: str = "classification"
-    vocabulary: tuple[int, ...] = ()
+    vocabulary: Vocabulary = ()
     target_mean: float = 0.0
     target_std: float = 1.0
     class_names: tuple[str, ...] = ()

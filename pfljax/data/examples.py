@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary
+
 # Number of equally large groups of targets that are not classes, for partitions and splits.
 _GROUPS_OF_TARGETS = 10
 
@@ -15,13 +17,14 @@ class Examples(NamedTuple):
 
     Attributes:
       name: The name of the data set in reports.
-      inputs: `[n, ...]` in the distributed dtype; int32 for text and tables of ids.
+      inputs: `[n, ...]` in the distributed dtype; int32 for text and tables of ids; one array, or a
+        dict of arrays by name.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
         int32 for next_token, each the token after that of the inputs, 0 for none; `[n]` int32
         zeros for ranking.
       num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
       mean: The value subtracted from the inputs on the device, in stored units: one number, or an
-        array that broadcasts to the last axes of an example.
+        array that broadcasts to the last axes of an example; by name if inputs are a dict.
       std: The value by which the inputs are then divided, in stored units; like `mean`.
       task: One of `dataset.TASKS`.
       owners: `[n]` integers, the natural client of each example; None if there are none.
@@ -29,7 +32,8 @@ class Examples(NamedTuple):
         order of time, the test examples of a client are its last ones, and this number of examples
         is dropped between two parts, because neighbours share measurements.
       vocabulary: The sizes of the id spaces of inputs that are ids: one for text, one for each
-        column of a table of ids; empty for numeric inputs.
+        column of a table of ids; empty for numeric inputs. If inputs are a dict, a dict by the
+        names of those that are ids.
       target_mean: The value subtracted from the targets of a regression in the compiled program.
       target_std: The value by which the targets of a regression are then divided.
       superclasses: `[C]` integers, the superclass of each class; None if there are none.
@@ -37,15 +41,15 @@ class Examples(NamedTuple):
     """
 
     name: str
-    inputs: np.ndarray
+    inputs: Inputs
     targets: np.ndarray
     num_classes: int
-    mean: float | np.ndarray = 0.0
-    std: float | np.ndarray = 1.0
+    mean: Statistic = 0.0
+    std: Statistic = 1.0
     task: str = "classification"
     owners: np.ndarray | None = None
     time_gap: int | None = None
-    vocabulary: tuple[int, ...] = ()
+    vocabulary: Vocabulary = ()
     target_mean: float = 0.0
     target_std: float = 1.0
     superclasses: np.ndarray | None = None

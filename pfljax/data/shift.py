@@ -9,7 +9,7 @@ same seed gives the same arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -200,6 +200,11 @@ def _require_groups(name: str, num_groups: int) -> None:
 
 def _require_pixels(dataset: FederatedDataset, kind: str) -> None:
     inputs = dataset.inputs
+    if isinstance(inputs, Mapping):
+        raise UserError(
+            f"feature_shift={kind} changes one array, and the inputs of {dataset.name} are "
+            f"{', '.join(inputs)}: use feature_shift=none."
+        )
     numbers = not dataset.vocabulary and (inputs.dtype == np.uint8 or inputs.dtype.kind == "f")
     if not numbers or (kind == "rotation" and inputs.ndim != 4):
         wanted = "images [height, width, channels]" if kind == "rotation" else "pixels or floats"

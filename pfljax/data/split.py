@@ -11,6 +11,7 @@ from pfljax.data import checks
 from pfljax.data.chronology import split_in_time
 from pfljax.data.dataset import FederatedDataset, Split
 from pfljax.data.examples import Examples
+from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
 
 
@@ -175,7 +176,7 @@ def lay_out(
     ]
     return FederatedDataset(
         examples.name,
-        examples.inputs[order],
+        map_inputs(lambda array: array[order], examples.inputs),
         examples.targets[order],
         *splits,
         num_classes=examples.num_classes,

@@ -10,13 +10,16 @@ and `pixels`, because they still know the file and column of a number; `load` ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
+from pfljax.data.input_arrays import Inputs, by_name, map_inputs, of_name
 from pfljax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -295,32 +298,89 @@ def _values(
     row_name: Callable[[int], str],
     remedy: str,
     part_of_store: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Inputs, np.ndarray]:
     """Returns inputs and targets in dtypes that a device represents without loss."""
-    inputs, targets = data.inputs, data.targets
+    targets = data.targets
 
     def refuse(fault: str) -> UserError:
         return UserError(f"{where} {fault}: {remedy}.")
 
     if data.task not in TASKS:
         raise refuse(f"has the task {data.task!r}, which is not one of {', '.join(TASKS)}")
-    if inputs.dtype.kind not in "biuf":
-        raise refuse(f"has inputs of dtype {inputs.dtype} instead of numbers")
-    if not len(targets) or len(inputs) != len(targets):
-        raise refuse(f"has {len(inputs)} inputs but {len(targets)} targets, or no examples")
-    if 0 in inputs.shape[1:]:
-        raise refuse(f"has examples of shape {inputs.shape[1:]}, which contain no number")
+    if fault := _names(data):
+        raise refuse(fault)
+    arrays = by_name(data.inputs)
+    for name, inputs in arrays.items():
+        whose = _whose(name)
+        if inputs.dtype.kind not in "biuf":
+            raise refuse(f"has inputs{whose} of dtype {inputs.dtype} instead of numbers")
+        if not len(targets) or len(inputs) != len(targets):
+            raise refuse(
+                f"has {len(inputs)} inputs{whose} but {len(targets)} targets, or no examples"
+            )
+        if 0 in inputs.shape[1:]:
+            raise refuse(
+                f"has examples{whose} of shape {inputs.shape[1:]}, which contain no number"
+            )
     _num_classes(data, refuse)
-    if not inputs.dtype.isnative:
-        if isinstance(inputs, np.memmap):
-            raise refuse("has inputs in a foreign byte order")
-        inputs = inputs.astype(inputs.dtype.newbyteorder("="))
-    if data.vocabulary:
-        inputs = ids(where, inputs, data.vocabulary, remedy=remedy, row_name=row_name)
-    else:
-        finite(where, inputs, remedy=remedy, row_name=row_name)
-        inputs = _as_float32_holds(inputs, refuse, part_of_store)
-    return inputs, _targets(where, data, row_name, refuse, remedy)
+    for name, inputs in arrays.items():
+        at = f"{where}, in its inputs{_whose(name)}," if name else where
+
+        def refuse_inputs(fault: str, at: str | Path = at) -> UserError:
+            return UserError(f"{at} {fault}: {remedy}.")
+
+        if not inputs.dtype.isnative:
+            if isinstance(inputs, np.memmap):
+                raise refuse_inputs("has inputs in a foreign byte order")
+            inputs = inputs.astype(inputs.dtype.newbyteorder("="))
+        vocabulary = of_name(data.vocabulary, name, ())
+        if vocabulary:
+            arrays[name] = ids(at, inputs, vocabulary, remedy=remedy, row_name=row_name)
+        else:
+            finite(at, inputs, remedy=remedy, row_name=row_name)
+            arrays[name] = _as_float32_holds(inputs, refuse_inputs, part_of_store)
+    checked = arrays if isinstance(data.inputs, Mapping) else arrays[""]
+    return checked, _targets(where, data, row_name, refuse, remedy)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _whose(name: str) -> str:
+    """Returns which array of inputs is meant, as a part of a sentence; '' for a single one."""
+    return f" {name!r}" if name else ""
+
+
+def _names(data: Examples | FederatedDataset) -> str | None:
+    """Returns what is wrong with the names of inputs that are a dict; None for nothing."""
+    statistics = {"mean": data.mean, "std": data.std, "vocabulary": data.vocabulary}
+    for sizes in by_name(data.vocabulary).values():
+        if not isinstance(sizes, tuple | list) or not all(map(_is_whole, sizes)):
+            return f"has the vocabulary {sizes!r} where a tuple of whole numbers is expected"
+    if not isinstance(data.inputs, Mapping):
+        named = [key for key, value in statistics.items() if isinstance(value, Mapping)]
+        return f"has a {named[0]} by name, but its inputs are a single array" if named else None
+    if not data.inputs:
+        return "has inputs that are an empty dict"
+    for name, array in data.inputs.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            return f"has inputs of the name {name!r} where names of letters and digits are expected"
+        if not isinstance(array, np.ndarray) or array.ndim < 1:
+            return f"has inputs {name!r} that are no array with an axis of examples"
+    if data.vocabulary and not isinstance(data.vocabulary, Mapping):
+        return (
+            "has inputs that are a dict, and a vocabulary that does not say which of them are ids"
+        )
+    for key, value in statistics.items():
+        if not isinstance(value, Mapping):
+            continue
+        if other := sorted(set(value) - set(data.inputs)):
+            return f"has a {key} of {other[0]!r}, which its inputs lack"
+        measured = set(data.inputs) - set(data.vocabulary or ())
+        if key != "vocabulary" and (missing := sorted(measured - set(value))):
+            return f"has a {key} by name, but none of the measured inputs {missing[0]!r}"
+    return None
 
 
 def _num_classes(data: Examples | FederatedDataset, refuse: Callable[[str], UserError]) -> None:
@@ -344,16 +404,14 @@ def _targets(
     remedy: str,
 ) -> np.ndarray:
     """Returns the targets in the dtype of their task."""
-    inputs, targets = data.inputs, data.targets
-    fits = (
-        (targets.ndim == 1 or targets.shape == inputs.shape[:2])
-        if data.task == "next_token"
-        else targets.ndim == 1
-    )
+    arrays, targets = list(by_name(data.inputs).values()), data.targets
+    texts = [array.shape[:2] for array in arrays]
+    fits = targets.ndim == 1 or (data.task == "next_token" and targets.shape in texts)
     if not fits:
+        shapes = map_inputs(lambda array: array.shape, data.inputs)
         raise refuse(
             f"has targets of shape {targets.shape}, which do not match inputs of shape "
-            f"{inputs.shape} and the task {data.task}"
+            f"{shapes} and the task {data.task}"
         )
     if targets.dtype.kind not in "biuf":
         raise refuse(f"has targets of dtype {targets.dtype} instead of numbers")
@@ -361,7 +419,8 @@ def _targets(
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
     if data.task == "ranking":
-        if inputs.ndim < 2 or targets.any():
+        items = {array.shape[1:2] for array in arrays}
+        if items == {()} or len(items) > 1 or targets.any():
             raise refuse(
                 "has the task ranking, which needs inputs [items, ...] with the chosen item first "
                 "and targets that are all 0, but other targets or inputs"
@@ -487,21 +546,29 @@ def _column(index: tuple[int, ...], columns: Sequence[str]) -> str:
 
 def _contradiction(dataset: FederatedDataset) -> str | None:
     """Returns how parts of a data set contradict each other; None if they do not."""
-    num_examples, num_clients = len(dataset.inputs), dataset.num_clients
-    if len(dataset.targets) != num_examples:
-        return f"has {num_examples} inputs but {len(dataset.targets)} targets"
+    if fault := _names(dataset):
+        return fault
+    num_examples, num_clients = len(dataset.targets), dataset.num_clients
+    for name, array in by_name(dataset.inputs).items():
+        if len(array) != num_examples:
+            return f"has {len(array)} inputs{_whose(name)} but {num_examples} targets"
     splits: list[Split] = [getattr(dataset, name) for name in SPLITS]
     lengths = {len(array) for split in splits for array in split}
     if len(lengths) != 1 or num_clients == 0:
         return "has offsets and sizes that are empty or of different lengths"
     if not 0 <= dataset.num_unseen < num_clients:
         return f"has num_unseen {dataset.num_unseen} of {num_clients} clients"
-    for mean, std in ((dataset.mean, dataset.std), (dataset.target_mean, dataset.target_std)):
+    statistics = [
+        (of_name(dataset.mean, name, 0.0), of_name(dataset.std, name, 1.0), array)
+        for name, array in by_name(dataset.inputs).items()
+    ]
+    for mean, std, *_ in [*statistics, (dataset.target_mean, dataset.target_std)]:
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and np.all(std > 0)):
             return "has a mean or std that is not finite, or a std not above 0"
-    for statistic in (np.shape(dataset.mean), np.shape(dataset.std)):
-        if statistic != dataset.inputs.shape[dataset.inputs.ndim - len(statistic) :]:
-            return f"has a mean or std of shape {statistic}, which does not match its examples"
+    for mean, std, array in statistics:
+        for statistic in (np.shape(mean), np.shape(std)):
+            if statistic != array.shape[array.ndim - len(statistic) :]:
+                return f"has a mean or std of shape {statistic}, which does not match its examples"
     for name, split in zip(SPLITS, splits, strict=True):
         offsets, sizes = (np.asarray(array).astype(np.int64) for array in split)
         outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > num_examples)

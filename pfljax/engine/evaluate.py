@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pfljax.core import streams, tree
 from pfljax.core.algorithm import Algorithm
@@ -14,6 +16,7 @@ from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context
+from pfljax.errors import UserError
 
 SPLITS = ("test", "validation")
 
@@ -59,7 +62,8 @@ def evaluate_client(
     models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
     if algorithm.global_params is not None:
         models["global"] = algorithm.global_params(server)
-    predict = algorithm.predict or (lambda params, inputs, key: task.predict(params, inputs))
+    # The predictions of a global model are the task's; only those of personal ones may differ.
+    evaluate_model = {"personal": personal_metrics(algorithm, task), "global": task.evaluate}
 
     def score(split):
         data = examples.of_client(row, split)
@@ -68,14 +72,7 @@ def evaluate_client(
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
             key = context.child(2 + SPLITS.index(split)).child(number).key
             return {
-                name: task.metrics(
-                    # A global model answers as the task does; only personal ones may differ.
-                    predict(params, batch.inputs, key)
-                    if name == "personal"
-                    else task.predict(params, batch.inputs),
-                    batch,
-                )
-                for name, params in models.items()
+                name: evaluate_model[name](params, batch, key) for name, params in models.items()
             }
 
         zeros = tree.zeros_like(jax.eval_shape(batch_scores, jnp.zeros((), jnp.int32)))
@@ -88,6 +85,26 @@ def evaluate_client(
 
     scores = {split: score(split) for split in SPLITS}
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
+
+
+def personal_metrics(algorithm: Algorithm, task: Task) -> Callable:
+    """Returns `(params, batch, key) -> {name: []}`, the metrics of a method's personalized models.
+
+    Raises:
+      UserError: The method computes outputs itself, and the task does not score outputs.
+    """
+    if algorithm.predict is None:
+        return task.evaluate
+    if task.metrics is None:
+        raise UserError(
+            "The method combines the outputs of several models, and the metrics of this task are "
+            "not computed from outputs; name a method with one personalized model, such as ditto."
+        )
+
+    def metrics(params, batch, key):
+        return task.metrics(algorithm.predict(params, batch.inputs, key), batch)
+
+    return metrics
 
 
 def evaluate_rows(
@@ -150,9 +167,17 @@ def evaluate(
     state: FederatedState,
     examples: Examples,
     num_rounds: jax.Array,
+    eval_ids: np.ndarray | None = None,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores all clients, each on the device that owns it; see `build_evaluation`."""
-    ids, count = on_device.owned_ids(examples.num_clients), examples.num_clients
+    """Scores clients, each on the device that owns it; see `build_evaluation`."""
+    count = examples.num_clients
+    if eval_ids is None:
+        ids = on_device.owned_ids(count)
+    else:
+        table, positions = on_device.split_by_owner(eval_ids, mapping.num_devices())
+        ids = jnp.asarray(table)[mapping.device_index()]
+        owned_rows = jnp.maximum(ids, 0) // mapping.num_devices()
+        state = state._replace(clients=jax.tree.map(lambda leaf: leaf[owned_rows], state.clients))
     scores = evaluate_rows(
         algorithm,
         task,
@@ -168,6 +193,8 @@ def evaluate(
 
     def by_id(leaf):
         """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
+        if eval_ids is not None:
+            return mapping.stack_over_devices(leaf)[positions]
         return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]
 
     return jax.tree.map(by_id, scores)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.client_data import ClientData
-from pfljax.core.types import ClientProfile, Population
+from pfljax.core.types import ClientProfile, Population, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -17,27 +17,28 @@ class Examples:
     """The examples of all clients, seen and unseen.
 
     Attributes:
-      inputs: `[num_examples, ...]` in stored dtype.
+      inputs: `[num_examples, ...]` in stored dtype; one array, or a tree of arrays.
       targets: `[num_examples, ...]`.
       offsets: `{split: [num_clients] int32}` for the splits train, validation and test.
       sizes: `{split: [num_clients] int32}`.
-      class_counts: `[num_clients, C]` int32, of the training examples.
+      class_counts: `[num_clients, C]` int32, of the training examples; None where no function of
+        the method reads them.
       max_train_size: the largest training set (static).
       num_participants: the clients with ids below it may be chosen for a round (static).
     """
 
-    inputs: jax.Array
+    inputs: PyTree
     targets: jax.Array
     offsets: dict[str, jax.Array]
     sizes: dict[str, jax.Array]
-    class_counts: jax.Array
+    class_counts: jax.Array | None
     max_train_size: int = dataclasses.field(metadata={"static": True})
     num_participants: int = dataclasses.field(metadata={"static": True})
 
     @property
     def num_clients(self) -> int:
         """All clients, the unseen ones included."""
-        return self.class_counts.shape[0]
+        return self.sizes["train"].shape[0]
 
     def of_client(self, client_id: jax.Array, split: str = "train") -> ClientData:
         """Returns one client's view of a split; an empty one for a negative id."""
@@ -47,7 +48,7 @@ class Examples:
             targets=self.targets,
             offset=self.offsets[split][row],
             size=jnp.where(client_id < 0, 0, self.sizes[split][row]),
-            class_counts=jnp.where(client_id < 0, 0, self.class_counts[row]),
+            class_counts=self._counts(client_id, row),
             max_size=self.max_train_size,
         )
 
@@ -59,4 +60,10 @@ class Examples:
     def population(self) -> Population:
         """Returns the profiles of all clients that may take part."""
         seen = slice(self.num_participants)
-        return Population(self.sizes["train"][seen], self.class_counts[seen])
+        counts = None if self.class_counts is None else self.class_counts[seen]
+        return Population(self.sizes["train"][seen], counts)
+
+    def _counts(self, client_id: jax.Array, row: jax.Array) -> jax.Array | None:
+        if self.class_counts is None:
+            return None
+        return jnp.where(client_id < 0, 0, self.class_counts[row])

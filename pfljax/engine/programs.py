@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pfljax.core.algorithm import Algorithm
 from pfljax.core.types import FederatedState, PyTree, Task
@@ -165,28 +166,38 @@ def evaluation_program(
     *,
     batch_size: int,
     clients_per_chunk: int,
+    eval_ids: np.ndarray | None = None,
     variants: Variants | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:
-    """Prepares the program that evaluates all clients.
+    """Prepares the program that evaluates all clients, or some.
 
     Args:
       make: Builds the method and its task.
       batch_size: Number of examples that are scored at once.
       clients_per_chunk: Number of clients that a device scores at once.
+      eval_ids: Ids of the clients to score, fixed in the program; None for all.
       variants: How the program serves several variants; None for a single run.
       devices: The devices to use; None means all.
 
     Returns:
       `(state, examples, num_rounds, inputs) -> {model: {split: {metric: [num_clients]}}}`, sums
-      over each client's examples.
+      over each client's examples; `[len(eval_ids)]`, in the order of `eval_ids`, where they are
+      given.
     """
 
     def program(state, examples, num_rounds, inputs):
         def one(examples, inputs, state):
             algorithm, task = make(*inputs)
             return evaluate.evaluate(
-                algorithm, task, batch_size, clients_per_chunk, state, examples, num_rounds
+                algorithm,
+                task,
+                batch_size,
+                clients_per_chunk,
+                state,
+                examples,
+                num_rounds,
+                eval_ids,
             )
 
         return _for_each(variants, one, examples, inputs, state)

@@ -21,14 +21,7 @@ import jax.numpy as jnp
 
 from pfljax.core import streams, tree
 from pfljax.core.algorithm import Algorithm
-from pfljax.core.types import (
-    ClientOutput,
-    Cohort,
-    Context,
-    FederatedState,
-    PyTree,
-    Uploads,
-)
+from pfljax.core.types import ClientOutput, Cohort, Context, FederatedState, PyTree, Uploads
 from pfljax.core.uploads import Weighted, mean, weighted
 from pfljax.engine import init, mapping, sampling
 from pfljax.engine.clients import migration

@@ -1,14 +1,16 @@
-"""Which of its arguments a traced function reads, and whether a method reads the planned length."""
+"""Which of its arguments a traced function reads; what a method reads of its context and data."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pfljax.core.algorithm import Algorithm
-from pfljax.core.types import Cohort, Context, PyTree, Uploads
+from pfljax.core.client_data import ClientData
+from pfljax.core.types import ClientProfile, Cohort, Context, Population, PyTree, Uploads
 from pfljax.engine import init
 from pfljax.engine.examples import Examples
 
@@ -39,18 +41,53 @@ def uses_planned_length(algorithm: Algorithm, server: PyTree, examples: Examples
       examples: of at least one client.
     """
 
-    def one_of_each(num_rounds, server, examples):
-        key, client_id = jax.random.key(0), jnp.int32(0)
-        context = Context(key, jnp.int32(0), num_rounds, client_id, key)
-        client = init.init_client(algorithm, server, examples.profile(client_id), key)
-        data = examples.of_client(client_id)
-        output = algorithm.update_client(server, client, data, context)
-        uploads = Uploads(output.sum, jax.tree.map(lambda leaf: leaf[None], output.each))
-        cohort = Cohort(client_id[None], data.size[None], examples.num_participants)
-        after = algorithm.server_update(server, uploads, cohort, context._replace(client_id=-1))
-        moved = output.state
-        if algorithm.exchange is not None:
-            moved = algorithm.exchange(after, moved, data, uploads, cohort, client_id, context)
-        return after, moved, algorithm.personalize(after, moved, data, context)
+    def run(num_rounds, server, examples):
+        data = examples.of_client(jnp.int32(0))
+        return _one_round(algorithm, num_rounds, server, data, examples.num_participants)
 
-    return of_program(jax.make_jaxpr(one_of_each)(jnp.int32(1), server, examples))[0]
+    return of_program(jax.make_jaxpr(run)(jnp.int32(1), server, examples))[0]
+
+
+def uses_class_counts(algorithm: Algorithm, population: Population, data: ClientData) -> bool:
+    """Returns whether a method reads how many examples of each class clients have.
+
+    Args:
+      algorithm: The method.
+      population: Shapes and dtypes of the profiles of all clients, class counts included.
+      data: Shapes and dtypes of a client's examples, class counts included.
+
+    Raises:
+      UserError: The method refuses the network or the data.
+    """
+
+    def run(counts_of_all, counts, sizes, data, key):
+        server = init.init_server(algorithm, Population(sizes, counts_of_all), key)
+        own = dataclasses.replace(data, class_counts=counts)
+        return server, _one_round(algorithm, jnp.int32(1), server, own, population.num_clients)
+
+    counts = population.class_counts, data.class_counts
+    others = population.sizes, dataclasses.replace(data, class_counts=None)
+    key = jax.eval_shape(jax.random.key, 0)
+    return any(of_program(jax.make_jaxpr(run)(*counts, *others, key))[:2])
+
+
+def _one_round(
+    algorithm: Algorithm,
+    num_rounds: jax.Array,
+    server: PyTree,
+    data: ClientData,
+    num_participants: int,
+) -> PyTree:
+    """Calls each function of a method for a round in which client 0 trains alone."""
+    key, client_id = jax.random.key(0), jnp.int32(0)
+    context = Context(key, jnp.int32(0), num_rounds, client_id, key)
+    profile = ClientProfile(client_id, data.size, data.class_counts)
+    client = init.init_client(algorithm, server, profile, key)
+    output = algorithm.update_client(server, client, data, context)
+    uploads = Uploads(output.sum, jax.tree.map(lambda leaf: leaf[None], output.each))
+    cohort = Cohort(client_id[None], data.size[None], num_participants)
+    after = algorithm.server_update(server, uploads, cohort, context._replace(client_id=-1))
+    state = output.state
+    if algorithm.exchange is not None:
+        state = algorithm.exchange(after, state, data, uploads, cohort, client_id, context)
+    return after, state, algorithm.personalize(after, state, data, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.errors
@@ -39,7 +39,8 @@ class Model(NamedTuple):
       is_statistic: `path -> bool`, whether the array is a running statistic.
       observe: `(parameters, inputs, mask) -> statistics`, the running statistics after training on
         these examples, a part of the nested dict; None for a network without batch normalization.
-      reads_ids: whether inputs are ids, int32, rather than measurements.
+      reads_ids: whether inputs are ids, int32, rather than measurements; for inputs that are a
+        dict, one answer for all of them or a dict with the same names.
     """
 
     init: Callable[[jax.Array], Any]
@@ -51,7 +52,53 @@ class Model(NamedTuple):
     is_norm: Callable[[Path], bool]
     is_statistic: Callable[[Path], bool]
     observe: Callable[..., Any] | None
-    reads_ids: bool = False
+    reads_ids: bool | Mapping[str, bool] = False
+
+
+def map_measurements(
+    function: Callable[..., jax.Array], inputs: Any, reads_ids: bool | Mapping[str, bool], *others
+) -> Any:
+    """Returns inputs with a function applied to those that are measurements; ids stay as they are.
+
+    Args:
+      function: `(input, *others) -> input`.
+      inputs: One array, or a dict of arrays.
+      reads_ids: `Model.reads_ids`.
+      *others: Further arguments; where inputs are a dict, one for all or a dict by their names.
+
+    Example:
+      >>> map_measurements(lambda x, y: x / y, {'a': 6, 'b': 6}, {'a': False, 'b': True}, 3)
+      {'a': 2.0, 'b': 6}
+    """
+    if isinstance(inputs, Mapping):
+
+        def named(value, name):
+            return value[name] if isinstance(value, Mapping) else value
+
+        return {
+            name: map_measurements(
+                function, one, named(reads_ids, name), *(named(other, name) for other in others)
+            )
+            for name, one in inputs.items()
+        }
+    return inputs if reads_ids else function(inputs, *others)
+
+
+def zero_example(input_shape: Any, reads_ids: bool | Mapping[str, bool]) -> Any:
+    """Returns a batch of one example of zeros, as a network takes it.
+
+    Args:
+      input_shape: Shape of one example, or a dict of shapes.
+      reads_ids: `Model.reads_ids`.
+    """
+    if isinstance(input_shape, Mapping):
+        return {
+            name: zero_example(
+                shape, reads_ids[name] if isinstance(reads_ids, Mapping) else reads_ids
+            )
+            for name, shape in input_shape.items()
+        }
+    return jnp.zeros((1, *input_shape), jnp.int32 if reads_ids else None)
 
 
 def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
@@ -71,16 +118,20 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
 
         return jax.tree_util.tree_map_with_path(one, parameters)
 
+    def shortened(inputs):
+        return map_measurements(lambda x: x.astype(dtype), inputs, model.reads_ids)
+
     def features(parameters, inputs, mask=None):
-        inputs = inputs if model.reads_ids else inputs.astype(dtype)
-        return model.features(cast(parameters), inputs, mask).astype(tree.dtype(parameters))
+        return model.features(cast(parameters), shortened(inputs), mask).astype(
+            tree.dtype(parameters)
+        )
 
     def head(parameters, features, mask=None):
         outputs = model.head(cast(parameters), features.astype(dtype), mask)
         return outputs.astype(tree.dtype(parameters))
 
     def observe(parameters, inputs, mask):
-        return model.observe(cast(parameters), inputs.astype(dtype), mask)
+        return model.observe(cast(parameters), shortened(inputs), mask)
 
     observed = None if model.observe is None else observe
     return model._replace(features=features, head=head, observe=observed)
@@ -123,7 +174,14 @@ def _at(path: Path, arrays: Any) -> jax.Array:
     return functools.reduce(lambda node, name: node[name], path, arrays)
 
 
-def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Module]]:
+def shapes_of(arrays: Any) -> Any:
+    """Returns the shape of an array, or the shapes of a dict of arrays by their names."""
+    if isinstance(arrays, Mapping):
+        return {name: shapes_of(array) for name, array in arrays.items()}
+    return tuple(arrays.shape)
+
+
+def layer_types(network: nn.Module, example: Any) -> dict[Path, type[nn.Module]]:
     """Returns path and type of each module that owns arrays, in the order in which inputs pass.
 
     Raises:
@@ -159,7 +217,7 @@ def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Mo
     except Exception as error:  # whatever a user's own module raises
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"The network cannot be applied to inputs of shape {example.shape} "
+            f"The network cannot be applied to inputs of shape {shapes_of(example)} "
             f"({type(error).__name__}: {reason}); mend the module, or name another model."
         ) from error
     if others := set(variables) - {"params"}:
@@ -172,18 +230,19 @@ def layer_types(network: nn.Module, example: jax.Array) -> dict[Path, type[nn.Mo
 def from_flax(
     body: nn.Module,
     head: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]],
     *,
-    reads_ids: bool = False,
+    reads_ids: bool | Mapping[str, bool] = False,
     tied: Path = (),
 ) -> Model:
     """Makes a `Model` of two flax modules.
 
     Args:
-      body: `[B, *input_shape] -> [B, d]`, or `[B, T, d]`; it may have no parameters.
+      body: `[B, *input_shape] -> [B, d]`, or `[B, T, d]`; it may have no parameters. Where examples
+        are dicts of arrays, it takes such a dict.
       head: `[B, d] -> outputs`, or `[B, T, d] -> outputs`.
-      input_shape: of one example.
-      reads_ids: whether inputs are ids, int32.
+      input_shape: of one example; a dict of shapes where examples are dicts of arrays.
+      reads_ids: whether inputs are ids, int32; a dict by the same names where only some are.
       tied: where the body keeps an array that the head takes as second argument, such as an
         embedding; it stays the body's.
 
@@ -200,7 +259,7 @@ def from_flax(
     network = Split(body, head, tied)
 
     def example():
-        return jnp.zeros((1, *input_shape), jnp.int32 if reads_ids else None)
+        return zero_example(input_shape, reads_ids)
 
     types = layer_types(network, jax.eval_shape(example))
     norms = {path for path, kind in types.items() if issubclass(kind, NORMALIZATION)}

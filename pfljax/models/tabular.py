@@ -105,7 +105,7 @@ def har_cnn(
     Conv 9 32, pool, conv 9 64, pool, dense 1024, 512. The head is the last layer; PFLlib's is all
     three dense ones. 128 times, 9 channels, 6 classes: 2,253,958 parameters.
     """
-    if len(input_shape) != 2:
+    if not isinstance(input_shape, tuple) or len(input_shape) != 2:
         raise UserError(
             f"The model har_cnn reads windows [time, channels], and an example here has the shape "
             f"{input_shape}; name another model, such as mlp."

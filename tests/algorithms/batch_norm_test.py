@@ -16,7 +16,7 @@ import optax
 import plain
 import pytest
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import params
 from pfljax.engine import mapping, sampling
@@ -482,7 +482,7 @@ def test_fedkd():
 
 def test_fedkd_keeps_the_statistics_of_a_smaller_mentee():
     network = models.mlp_bn((federation.NUM_FEATURES,), federation.NUM_CLASSES, widths=(2,))
-    mentee = models.classification(network, num_classes=federation.NUM_CLASSES)
+    mentee = tasks.classification(network, num_classes=federation.NUM_CLASSES)
     x, _ = plain.examples(1)  # one batch
     for mentor, observe in ((TASK, TASK.observe), (federation.task(), None)):
         local = LOCAL._replace(observe=observe, epochs=1)
@@ -722,7 +722,7 @@ def task_with_normalization_in_the_head():
             return Dense(federation.NUM_CLASSES)(BatchNorm()(x))
 
     network = models.from_flax(Dense(4), Head(), (federation.NUM_FEATURES,))
-    return models.classification(network, num_classes=federation.NUM_CLASSES)
+    return tasks.classification(network, num_classes=federation.NUM_CLASSES)
 
 
 @pytest.mark.parametrize("name", ["fedrep", "fedbabu"])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.ops import hypernetwork
@@ -591,7 +591,7 @@ def test_fedkd_without_distillation_is_local_training_beside_fedavg():
 
 
 def test_fedkd_shares_a_smaller_model():
-    small = models.classification(
+    small = tasks.classification(
         models.mlp((federation.NUM_FEATURES,), 3, widths=(2,)), num_classes=3
     )
     outcome = run("fedkd", mentee=small)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import aggregation, core, models
+from pfljax import aggregation, core, models, tasks
 from pfljax.aggregation.low_rank import compress
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.apple import annealing
@@ -382,7 +382,7 @@ def set_up(data, theirs, settings):
     width, classes = initial["head"]["kernel"].shape
     make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
     network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
-    task = models.classification(network, num_classes=classes)._replace(
+    task = tasks.classification(network, num_classes=classes)._replace(
         init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
     )
     local = core.LocalTraining(

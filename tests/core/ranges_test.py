@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS, registered
+from pfljax.algorithms import ALGORITHMS, checked
 from pfljax.core import ranges
 from pfljax.errors import UserError
 
 
-@registered
+@checked
 def method(
     task,
     local,

@@ -111,6 +111,16 @@ def test_sums_equal_a_plain_loop(name, devices):
     federation.assert_close(engine(name, devices).scores, expected(name), tolerance=2e-5)
 
 
+@pytest.mark.parametrize("devices, ids", [(1, [7, 2, 3]), (3, [8, 1, 4, 7]), (3, [5])])
+def test_chosen_clients_have_the_scores_they_have_among_all(devices, ids):
+    """In the order of the ids, with client 8 held out, and devices that own none of them."""
+    outcome = federation.run(
+        federation.make("ditto"), data=examples(), devices=devices, chunk=2, eval_ids=np.array(ids)
+    )
+    wanted = jax.tree.map(lambda leaf: leaf[np.array(ids)], engine("ditto", devices).scores)
+    federation.assert_close(outcome.scores, wanted)
+
+
 def test_only_personalized_models_use_the_predict_of_the_method():
     """FedAvg's two models are one, so that only the answers can differ."""
 

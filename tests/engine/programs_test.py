@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.core import tree
 from pfljax.engine import mapping, programs
@@ -87,7 +87,7 @@ def test_frozen_parameters_are_arguments_of_the_programs():
     )
 
     def build(frozen, values):
-        task = models.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
+        task = tasks.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
         return programs.Method(fedavg(task, federation.local_training(epochs=1)), task)
 
     init = programs.Bound(programs.init_program(build, devices=devices), inputs)

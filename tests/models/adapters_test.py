@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.core.params import join_params
 from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
@@ -122,7 +122,7 @@ def test_methods_train_adapters_as_they_train_models(name):
     network = models.mlp((federation.NUM_FEATURES,), federation.NUM_CLASSES, widths=(4,))
     lora = adapters.lora(network, rank=RANK)
     frozen = lora.freeze(network.init(jax.random.key(5)))
-    task = models.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
+    task = tasks.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
     algorithm = federation.ALGORITHMS[name](task, federation.local_training())
     outcome = federation.run(algorithm, score=task)
     before = outcome.untrained_scores["personal"]["test"]["loss"].sum()

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.core import Batch, params
 from pfljax.errors import UserError
 from pfljax.models.layers import BatchNorm, Dense, max_pool, max_pool_time
@@ -109,7 +109,7 @@ class PlainCnn(nn.Module):
 
 def test_loss_and_gradient_equal_plain_flax_also_with_weights_per_client():
     model = models.cnn((28, 28, 1), 10)
-    task = models.classification(model, num_classes=10, mean=127.5, std=127.5)
+    task = tasks.classification(model, num_classes=10, mean=127.5, std=127.5)
     draw = np.random.default_rng(0)
     images = jnp.asarray(draw.integers(0, 256, (3, 4, 28, 28, 1)).astype(np.uint8))
     labels = jnp.asarray(draw.integers(0, 10, (3, 4)))
@@ -166,7 +166,7 @@ TINY = {
 def test_features_and_head_make_the_prediction(name):
     shape, outputs, arguments = TINY[name]
     model = models.MODELS[name](shape, outputs, **arguments)
-    task = models.classification(model, num_classes=outputs)
+    task = tasks.classification(model, num_classes=outputs)
     parameters = model.init(jax.random.key(0))
     dtype = jnp.int32 if model.reads_ids else jnp.float32
     inputs = jnp.ones((2, *shape), dtype)
@@ -221,7 +221,7 @@ def partial_batch():
 
 def small_net():
     """A task with batch normalization, and a model of which nothing is 0 or 1."""
-    task = models.classification(models.mlp_bn((5,), 3, widths=(6, 4)), num_classes=3)
+    task = tasks.classification(models.mlp_bn((5,), 3, widths=(6, 4)), num_classes=3)
     leaves, structure = jax.tree.flatten(task.init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -329,7 +329,7 @@ def test_a_model_lists_its_normalization_by_type_and_its_layers_in_order():
 
 def test_models_without_normalization():
     for name in ("logistic", "mlp", "cnn"):
-        task = models.classification(models.MODELS[name]((28, 28, 1), 10), num_classes=10)
+        task = tasks.classification(models.MODELS[name]((28, 28, 1), 10), num_classes=10)
         assert task.observe is None
         parameters = jax.eval_shape(task.init, jax.random.key(0))
         assert params.split_params(parameters, task.is_norm)[0] == {}
@@ -428,3 +428,37 @@ def test_keeping_statistics_costs_no_second_forward_pass():
         return text.count(" dot(")
 
     assert products(task.observe) == products(None) > 0
+
+
+def test_a_table_of_users_tells_users_apart():
+    arguments = {"vocabulary": (3, 5), "width": 2, "user_table": True}
+    model = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
+    parameters = model.init(jax.random.key(0))
+    body, ids = parameters["body"], jnp.array([[0, 4], [2, 4]], jnp.int32)
+    out = model.head(parameters, model.features(parameters, ids))
+    users = body["user_vectors"]["embedding"][ids[:, 0]]
+    items = body["items"]["vectors"]["embedding"][ids[:, 1]]
+    np.testing.assert_allclose(out[:, 0], jnp.sum(users * items, axis=1), rtol=1e-5)
+    assert out[0, 0] != out[1, 0]
+
+
+@pytest.mark.parametrize(
+    "name, shape, outputs, arguments, told",
+    [
+        ("cnn", (8, 8, 1), 10, {}, "8x8"),
+        ("cnn", (64,), 10, {}, "reads images"),
+        ("resnet8", (8, 8, 1), 10, {"norm": "layer"}, "'layer'"),
+        ("vit", (9, 8, 1), 10, {}, "4x4"),
+        ("vit", (8, 8, 1), 10, {"heads": 3}, "heads"),
+        ("har_cnn", (64,), 10, {}, "windows"),
+        ("har_cnn", (20, 3), 10, {}, "Nothing is left"),
+        ("fasttext", (5,), 3, {"vocabulary": (3, 4)}, "one vocabulary"),
+        ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
+        ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its own 9 tokens"),
+        ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
+        ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(name, shape, outputs, arguments, told):
+    with pytest.raises(UserError, match=told):
+        models.MODELS[name](shape, outputs, **arguments)

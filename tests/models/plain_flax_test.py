@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.core import Batch
 from pfljax.models.attention import ImageEncoder
 from pfljax.models.images import ConvolutionsAndDense
@@ -229,11 +229,11 @@ def test_loss_and_gradient_equal_plain_flax_with_weights_per_client(name):
     else:
         inputs = draw.normal(size=(*each, *shape)).astype(np.float32)
     if name.endswith("_lm"):
-        task = models.next_token(model, num_classes=IDS)
+        task = tasks.next_token(model, num_classes=IDS)
         targets = draw.integers(1, IDS, (*each, STEPS))
         targets[:, 1, 3:] = 0
     else:
-        task = models.classification(model, num_classes=3)
+        task = tasks.classification(model, num_classes=3)
         targets = draw.integers(0, 3, each)
     mask = np.array([[True, True, False], [True, True, True]])
     parameters = jax.vmap(model.init)(jax.random.split(jax.random.key(0), CLIENTS))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.core import Batch
 
 NETWORKS = {
@@ -35,8 +35,8 @@ def setting(name):
         inputs = draw.normal(size=(4, *shape)).astype(np.float32)
     batch = Batch(inputs, jnp.array([0, 1, 2, 0]), jnp.arange(4) < 3)
     half = models.compute_in(model, jnp.bfloat16)
-    tasks = (models.classification(one, num_classes=3) for one in (model, half))
-    return model, *tasks, batch
+    both = (tasks.classification(one, num_classes=3) for one in (model, half))
+    return model, *both, batch
 
 
 @pytest.mark.parametrize("name", NETWORKS)

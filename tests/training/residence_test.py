@@ -80,8 +80,11 @@ def test_a_damaged_row_makes_the_checkpoint_before_count(straight, built, tmp_pa
     assert (tmp_path / "checkpoints" / "3.damaged").exists()
 
 
-def test_some_clients_are_scored(straight, tmp_path):
-    some = experiment.build(config(**HOST, **{"engine.eval_clients": 2}))
+@pytest.mark.parametrize("engine", [HOST, {}], ids=["host", "device"])
+def test_some_clients_are_scored(straight, tmp_path, engine):
+    some = experiment.build(config(**engine, **{"engine.eval_clients": 2}))
+    on_host = experiment.build(config(**HOST, **{"engine.eval_clients": 2}))
+    np.testing.assert_array_equal(some.eval_ids, on_host.eval_ids)
     loop.run(some, tmp_path)
     found, wanted = (np.load(at / "clients.npz") for at in (tmp_path, straight[0]))
     ids = found["client"]

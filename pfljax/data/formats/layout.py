@@ -1,7 +1,8 @@
 """The arrays of pfljax's own formats, and their validation.
 
     name                                     [] str
-    inputs                                   [num_examples, ...] numbers, as stored
+    inputs                                   [num_examples, ...] numbers, as stored; or
+                                             inputs.NAME for each array of a dict
     targets                                  [num_examples] int32 labels, or float32 for a
                                              regression, or [num_examples, T] int32 tokens
     train_offsets, train_sizes               [N] int32, first row and number of training examples
@@ -9,12 +10,14 @@
     test_offsets, test_sizes                 [N] int32, directly after those
     num_classes, num_unseen                  [] int32; the last num_unseen clients never train
     mean, std                                float64, models use (inputs - mean) / std; [], or a
-                                             shape that broadcasts to the last axes of an example
+                                             shape that broadcasts to the last axes of an example;
+                                             or mean.NAME, std.NAME for numeric arrays of a dict
 
 Optional arrays:
 
     task                                     [] str, one of dataset.TASKS
-    vocabulary                               [columns or 1] int32, sizes of the inputs' id spaces
+    vocabulary                               [columns or 1] int32, sizes of the inputs' id spaces;
+                                             or vocabulary.NAME for those arrays that are ids
     target_mean, target_std                  [] float64, the same for targets of a regression
     class_names                              [num_classes] str, the names of the labels
     client_names                             [N] str, the names of the clients
@@ -30,9 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import reading, validate
+from pfljax.data import input_arrays, reading, validate
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.formats import refusals
+from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
 
 NAMES = ("class_names", "client_names")
@@ -41,6 +45,8 @@ REQUIRED = (
     *("name", "inputs", "targets", "num_classes", "num_unseen", "mean", "std"),
     *(f"{split}_{part}" for split in validate.SPLITS for part in Split._fields),
 )
+# Those of inputs, which stand under several keys where inputs are a dict.
+BY_NAME = ("inputs", "mean", "std", "vocabulary")
 _STATISTICS = ("mean", "std", "target_mean", "target_std")
 _PARTS = ("_offsets", "_sizes")
 
@@ -56,11 +62,15 @@ def read(file: Path, remedy: str) -> dict[str, np.ndarray]:
       UserError: The file is missing or damaged, unpacks to far more than it should, or contains
         anything but plain arrays.
     """
-    wanted = {f"{key}.npy": key for key in (*REQUIRED, *OPTIONAL, *_OTHERS)}
+
+    def is_wanted(member: str) -> bool:
+        key = member.removesuffix(".npy")
+        return key != member and _base(key) in (*REQUIRED, *OPTIONAL, *_OTHERS)
+
     arrays: dict[str, np.ndarray] = {}
-    for member, content in reading.members(file, wanted, remedy):
+    for member, content in reading.members(file, is_wanted, remedy):
         try:
-            arrays[wanted[member]] = reading.npy(content)
+            arrays[member.removesuffix(".npy")] = reading.npy(content)
         except ValueError as error:
             raise UserError(
                 f"{file} contains {member}, which is truncated, damaged or not a plain array "
@@ -69,21 +79,26 @@ def read(file: Path, remedy: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _base(key: str) -> str:
+    """Returns a key without the name of an array of inputs."""
+    base = key.partition(input_arrays.SEPARATOR)[0]
+    return base if base in BY_NAME else key
+
+
 def to_arrays(dataset: FederatedDataset) -> dict[str, Any]:
     """Returns a data set as a dict with the keys above."""
     arrays: dict[str, Any] = {
         "name": np.array(dataset.name, dtype=str),
-        "inputs": dataset.inputs,
         "targets": dataset.targets,
         "num_classes": _int32(dataset.num_classes),
         "num_unseen": _int32(dataset.num_unseen),
-        "mean": np.float64(dataset.mean),
-        "std": np.float64(dataset.std),
         "task": np.array(dataset.task, dtype=str),
-        "vocabulary": _int32(dataset.vocabulary),
         "target_mean": np.float64(dataset.target_mean),
         "target_std": np.float64(dataset.target_std),
     }
+    for key, form in zip(BY_NAME, (np.asarray, np.float64, np.float64, _int32), strict=True):
+        values = input_arrays.to_keys(key, getattr(dataset, key))
+        arrays |= {name: form(value) for name, value in values.items()}
     for key in NAMES:
         if getattr(dataset, key):
             arrays[key] = np.array(getattr(dataset, key), dtype=str)
@@ -115,7 +130,7 @@ def from_arrays(
       UserError: An array is missing, has the wrong shape or dtype, contradicts another one, or
         contains an invalid value; see `validate.federated`.
     """
-    missing = sorted(set(REQUIRED) - set(arrays))
+    missing = sorted(set(REQUIRED) - set(map(_base, arrays)))
     if missing:
         if len(missing) > len(REQUIRED) // 2:
             remedy = "create it with pfljax.data.from_arrays and save_npz"
@@ -126,6 +141,8 @@ def from_arrays(
         raise refusals.faulty(file, fault, remedy)
     for key, array in arrays.items():
         fault = _fault_of_form(key, array, str(arrays["task"]))
+        if fault is None and key != _base(key) and _base(key) in arrays:
+            fault = f"has both {_base(key)} and {key}"
         if fault:
             raise refusals.faulty(file, fault, remedy)
     whole = {
@@ -135,18 +152,21 @@ def from_arrays(
     }
     dataset = FederatedDataset(
         name=arrays["name"].item(),
-        inputs=arrays["inputs"],
+        inputs=input_arrays.from_keys("inputs", arrays),
         targets=arrays["targets"],
         **{
             split: Split(whole[f"{split}_offsets"], whole[f"{split}_sizes"])
             for split in validate.SPLITS
         },
         num_classes=whole["num_classes"].item(),
-        mean=arrays["mean"] if arrays["mean"].ndim else arrays["mean"].item(),
-        std=arrays["std"] if arrays["std"].ndim else arrays["std"].item(),
+        mean=map_inputs(_number_or_array, input_arrays.from_keys("mean", arrays)),
+        std=map_inputs(_number_or_array, input_arrays.from_keys("std", arrays)),
         num_unseen=whole["num_unseen"].item(),
         task=str(arrays["task"]),
-        vocabulary=tuple(whole.get("vocabulary", np.empty(0, np.int32)).tolist()),
+        vocabulary=map_inputs(
+            lambda sizes: tuple(np.asarray(sizes).tolist()),
+            input_arrays.from_keys("vocabulary", whole, ()),
+        ),
         target_mean=float(arrays.get("target_mean", 0.0)),
         target_std=float(arrays.get("target_std", 1.0)),
         **{key: tuple(arrays[key].tolist()) for key in NAMES if key in arrays},
@@ -158,19 +178,24 @@ def from_arrays(
     return dataset
 
 
+def _number_or_array(statistic: np.ndarray) -> float | np.ndarray:
+    return statistic if statistic.ndim else statistic.item()
+
+
 def _is_whole(key: str) -> bool:
-    return key.endswith(_PARTS) or key in ("num_classes", "num_unseen", "vocabulary")
+    return key.endswith(_PARTS) or _base(key) in ("num_classes", "num_unseen", "vocabulary")
 
 
 def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
     """Returns what is wrong with an array's dtype or number of axes; None if nothing is."""
-    if key == "inputs":
+    base = _base(key)
+    if base == "inputs":
         if array.dtype.kind not in "biuf" or array.ndim == 0:
-            return f"has inputs of dtype {array.dtype} instead of numbers"
+            return f"has {key} of dtype {array.dtype} instead of numbers"
         return None
     if key in ("name", "task", *NAMES):
         fits, expected = array.dtype.kind == "U", "str"
-    elif key in _STATISTICS:
+    elif base in _STATISTICS:
         fits, expected = array.dtype.kind in "iuf", "float64"
     elif key == "targets":
         fits = array.dtype.kind in ("iuf" if task in ("regression", "classification") else "iu")
@@ -182,9 +207,9 @@ def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
         if key == "targets" and array.dtype.kind in "USb":
             hint = " (pfljax.data.from_arrays numbers labels of any kind)"
         return f"has {key} of dtype {array.dtype} instead of {expected}{hint}"
-    if key in ("mean", "std"):
+    if base in ("mean", "std"):
         return None
-    axes = 1 if key in ("targets", "vocabulary", *NAMES) or key.endswith(_PARTS) else 0
+    axes = 1 if base in ("targets", "vocabulary", *NAMES) or key.endswith(_PARTS) else 0
     if key == "targets" and task == "next_token":
         axes = array.ndim if array.ndim in (1, 2) else 2
     if array.ndim != axes:

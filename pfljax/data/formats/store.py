@@ -1,6 +1,7 @@
 """Federated data sets larger than memory: directories whose examples stay on disk.
 
-    inputs.npy, targets.npy     the examples, memory-mapped
+    inputs.npy, targets.npy     the examples, memory-mapped; inputs.NAME.npy for each array of
+                                inputs that are a dict
     clients.npz                 all other keys of `layout.py`
 
 With `config.engine.residence='host'` only the rows of a cohort are read; with 'device' all rows.
@@ -13,10 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pfljax.data import checks, reading, validate
+from pfljax.data import checks, input_arrays, reading, validate
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.formats import layout, refusals
+from pfljax.data.input_arrays import Inputs, map_inputs
 from pfljax.errors import UserError
 
 _EXAMPLES = ("inputs", "targets")
@@ -25,24 +27,38 @@ _OTHERS = ("mean", "std", *layout.OPTIONAL)
 _REMEDY = "write it again with StoreWriter"
 
 
+def _examples_in(directory: Path) -> dict[str, Path]:
+    """Returns the files of examples in a directory, by their keys."""
+    files = {file.name.removesuffix(".npy"): file for file in sorted(directory.glob("*.npy"))}
+    return {
+        key: file
+        for key, file in files.items()
+        if key.partition(input_arrays.SEPARATOR)[0] in _EXAMPLES
+    }
+
+
 class _Rows:
     """An `.npy` file that grows; its header is large enough for any number of rows."""
 
     def __init__(self, file: Path):
         self._path, self._file, self._form, self.count = file, None, None, 0
 
-    def append(self, rows: np.ndarray) -> None:
+    def require_form(self, rows: np.ndarray) -> None:
+        """Refuses rows of another shape or dtype than those in the file."""
         form = rows.shape[1:], rows.dtype
-        if self._file is None:
-            self._file: BinaryIO | None = self._path.open("wb")
-            self._form = form
-            self._write_header()
-        if form != self._form:
+        if self._form is not None and form != self._form:
             shape, dtype = self._form
             raise UserError(
                 f"{self._path} has examples of shape {shape} and dtype {dtype}, but one of shape "
                 f"{form[0]} and dtype {form[1]} was added; give all examples the same."
             )
+
+    def append(self, rows: np.ndarray) -> None:
+        """Writes rows behind those in the file."""
+        if self._file is None:
+            self._file: BinaryIO | None = self._path.open("wb")
+            self._form = rows.shape[1:], rows.dtype
+            self._write_header()
         self._file.write(np.ascontiguousarray(rows).tobytes())
         self.count += len(rows)
 
@@ -94,17 +110,18 @@ class StoreWriter:
             ) from error
         # Removed first, so that an interrupted writer does not leave a stale index.
         (self._directory / _CLIENTS).unlink(missing_ok=True)
-        self._rows = {key: _Rows(self._directory / f"{key}.npy") for key in _EXAMPLES}
+        for file in _examples_in(self._directory).values():
+            file.unlink()  # Of an earlier data set, whose inputs may have other names.
+        self._rows: dict[str, _Rows] = {}
         self._about = {"name": name, "num_classes": num_classes, "num_unseen": num_unseen, **others}
         self._sizes: list[tuple[int, int, int]] = []
 
-    def add(
-        self, inputs: np.ndarray, targets: np.ndarray, *, train: int, validation: int = 0
-    ) -> None:
+    def add(self, inputs: Inputs, targets: np.ndarray, *, train: int, validation: int = 0) -> None:
         """Adds a client.
 
         Args:
-          inputs: `[n, ...]`, its training examples, then its validation and its test examples.
+          inputs: `[n, ...]`, its training examples, then its validation and its test examples;
+            one array, or a dict of arrays with the same names for all clients.
           targets: `[n, ...]`, the targets of these examples.
           train: Number of training examples.
           validation: Number of validation examples; the others are test examples. A client without
@@ -114,10 +131,13 @@ class StoreWriter:
           UserError: The examples do not match each other, those of other clients or the task; the
             client is then not added.
         """
-        rest = len(inputs) - train - validation
-        if len(inputs) != len(targets) or train < 1 or min(validation, rest) < 0:
+        inputs = map_inputs(np.asarray, inputs)
+        lengths = {len(array) for array in input_arrays.by_name(inputs).values()}
+        rest = len(targets) - train - validation
+        if lengths != {len(targets)} or train < 1 or min(validation, rest) < 0:
             raise UserError(
-                f"Client {len(self._sizes)} has {len(inputs)} inputs and {len(targets)} targets, "
+                f"Client {len(self._sizes)} has {max(lengths, default=0)} inputs and "
+                f"{len(targets)} targets, "
                 f"{train} for training and {validation} for validation; pass as many inputs as "
                 "targets, with at least one for training."
             )
@@ -125,7 +145,7 @@ class StoreWriter:
         pool = validate.examples(
             Examples(
                 self._about["name"],
-                np.asarray(inputs),
+                inputs,
                 np.asarray(targets),
                 self._about["num_classes"],
                 **about,
@@ -133,8 +153,19 @@ class StoreWriter:
             f"Client {len(self._sizes)} of {self._directory}",
             part_of_store=True,
         )
-        self._rows["inputs"].append(pool.inputs)
-        self._rows["targets"].append(pool.targets)
+        arrays = {**input_arrays.to_keys("inputs", pool.inputs), "targets": pool.targets}
+        if self._sizes and arrays.keys() != self._rows.keys():
+            raise UserError(
+                f"{self._directory} holds {', '.join(self._rows)}, and a client with "
+                f"{', '.join(arrays)} was added; give the inputs of all clients the same names."
+            )
+        for key in arrays.keys() - self._rows.keys():
+            self._rows[key] = _Rows(self._directory / f"{key}.npy")
+        # All of them before any is written, since a client is added as a whole or not at all.
+        for key, rows in arrays.items():
+            self._rows[key].require_form(rows)
+        for key, rows in arrays.items():
+            self._rows[key].append(rows)
         self._sizes.append((train, validation, rest))
 
     def close(self) -> None:
@@ -157,7 +188,11 @@ class StoreWriter:
         about = {"mean": 0.0, "std": 1.0, "task": "classification", **self._about}
         forms = dict.fromkeys(("num_classes", "num_unseen", "vocabulary"), np.int32)
         forms |= dict.fromkeys(("name", "task", *layout.NAMES), str)
-        others = {key: np.array(value, forms.get(key, np.float64)) for key, value in about.items()}
+        others = {
+            name: np.array(one, forms.get(key, np.float64))
+            for key, value in about.items()
+            for name, one in input_arrays.to_keys(key, value).items()
+        }
         np.savez(self._directory / _CLIENTS, **splits, **others)
 
     def __enter__(self) -> StoreWriter:
@@ -186,8 +221,10 @@ def load_store(path: str) -> FederatedDataset:
     """
     directory = refusals.given(path, "a directory in pfljax's format")
     arrays = layout.read(directory / _CLIENTS, _REMEDY)
-    for key in _EXAMPLES:
-        file = directory / f"{key}.npy"
+    found = _examples_in(directory)
+    for key, file in ({key: directory / f"{key}.npy" for key in _EXAMPLES} | found).items():
+        if key == "inputs" and key not in found and len(found) > 1:
+            continue  # The inputs are a dict.
         try:
             arrays[key] = reading.npy_map(file)
         except OSError as error:

@@ -62,8 +62,8 @@ def load_amazon_review(data_dir: str = "") -> Examples:
         except Exception as error:  # Damaged files fail in several ways.
             reason = error if isinstance(error, ValueError) else type(error).__name__
             raise UserError(
-                f"{path} is damaged or not an svmlight file of {_WORDS} counts and labels of -1 and "
-                f"1 ({reason}): {files.FETCH_AGAIN}."
+                f"{path} is damaged or not an svmlight file of {_WORDS} counts and labels of -1 "
+                f"and 1 ({reason}): {files.FETCH_AGAIN}."
             ) from error
         counts.data = validate.pixels(path, counts.data, remedy=files.FETCH_AGAIN)
         inputs.append(counts.astype(np.uint8).toarray())

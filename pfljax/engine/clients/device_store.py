@@ -58,6 +58,7 @@ class DeviceStore:
             make,
             batch_size=options.eval_batch_size,
             clients_per_chunk=options.eval_clients_per_chunk,
+            eval_ids=self.eval_ids,
             **shared,
         )
         return store.Programs(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pfljax.engine.examples import Examples
@@ -16,25 +17,25 @@ class HostExamples(NamedTuple):
     Clients may shard rows.
 
     Attributes:
-      inputs: `[num_examples, ...]` in stored dtype.
+      inputs: `[num_examples, ...]` in stored dtype; one array, or a tree of arrays.
       targets: `[num_examples, ...]`.
       offsets: `{split: [num_clients]}` for the splits train, validation and test.
       sizes: `{split: [num_clients]}`.
       num_classes: `C`.
       max_train_size: the largest training set.
       num_participants: the clients with ids below it may be chosen for a round.
-      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where a
-        method's server begins with them.
+      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where the
+        server's first state depends on them. None where no function of the method reads them.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     targets: np.ndarray
     offsets: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
     num_classes: int
     max_train_size: int
     num_participants: int
-    class_counts: Callable[[], np.ndarray]
+    class_counts: Callable[[], np.ndarray] | None
 
     @property
     def num_clients(self) -> int:
@@ -58,19 +59,22 @@ class HostExamples(NamedTuple):
         Returns:
           NumPy arrays, in which client `ids[i]` stands in row i.
         """
-        inputs = np.zeros((capacity, *self.inputs.shape[1:]), self.inputs.dtype)
-        targets = np.zeros((capacity, *self.targets.shape[1:]), self.targets.dtype)
+        stored, structure = jax.tree.flatten((self.inputs, self.targets))
+        copies = [np.zeros((capacity, *array.shape[1:]), array.dtype) for array in stored]
+        inputs, targets = jax.tree.unflatten(structure, copies)
         offsets = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
         sizes = {name: np.zeros(len(ids), np.int32) for name in self.sizes}
-        counts = np.zeros((len(ids), self.num_classes), np.int32)
+        counts = None
+        if self.class_counts is not None:
+            counts = np.zeros((len(ids), self.num_classes), np.int32)
         end = 0
         for row, client in enumerate(ids):
             for split in splits if client >= 0 else ():
                 begin, size = int(self.offsets[split][client]), int(self.sizes[split][client])
-                inputs[end : end + size] = self.inputs[begin : begin + size]
-                targets[end : end + size] = self.targets[begin : begin + size]
+                for copy, array in zip(copies, stored, strict=True):
+                    copy[end : end + size] = array[begin : begin + size]
                 offsets[split][row], sizes[split][row] = end, size
-                if split == "train" and self.num_classes:
+                if split == "train" and counts is not None and self.num_classes:
                     # Raveled, because next_token has a row of tokens for each example; every
                     # token is counted, padding too, as `FederatedDataset.class_counts` does.
                     labels = targets[end : end + size].ravel()

@@ -57,10 +57,10 @@ class HostInit(_OnHost):
 
         # The labels of all clients are counted only where the method uses the counts.
         used = used_arguments.of_program(jax.make_jaxpr(server)(key, inputs, *shape))
-        self._uses_counts = used[-1]
+        self._uses_counts = shape.class_counts is not None and used[-1]
 
         def first(key, sizes, counts, inputs):
-            if counts is None:
+            if counts is None and shape.class_counts is not None:
                 counts = jnp.zeros(shape.class_counts.shape, jnp.int32)
             start = server(key, inputs, sizes, counts)
             return FederatedState(start, (), jnp.zeros((), jnp.int32), key)

@@ -35,6 +35,32 @@ def owned_ids(num_clients: int) -> jax.Array:
     return jnp.where(ids < num_clients, ids, -1)
 
 
+def split_by_owner(ids: np.ndarray, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits chosen clients by the device that owns them.
+
+    Args:
+      ids: `[n]`, different client ids.
+      num_devices: Number of devices.
+
+    Returns:
+      `[num_devices, rows]` int32, the ids that each device owns, filled up with -1; and `[n]`, the
+      positions of the ids in that table, row after row.
+
+    Example:
+      >>> split_by_owner(np.array([4, 1, 2]), 2)
+      (array([[ 4,  2],
+             [ 1, -1]], dtype=int32), array([0, 2, 1]))
+    """
+    owners = np.asarray(ids) % num_devices
+    table = np.full((num_devices, max(1, np.bincount(owners).max())), -1, np.int32)
+    positions = np.zeros(len(ids), int)
+    for device in range(num_devices):
+        chosen = np.flatnonzero(owners == device)
+        table[device, : len(chosen)] = ids[chosen]
+        positions[chosen] = device * table.shape[1] + np.arange(len(chosen))
+    return table, positions
+
+
 class DeviceCohort(NamedTuple):
     """The private states of the clients that a device trains in a round.
 

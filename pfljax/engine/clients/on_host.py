@@ -102,10 +102,13 @@ class HostStates:
 
     def example_shapes(self) -> tuple[Population, Examples]:
         """See `ClientStore.example_shapes`."""
-        plan, classes = self.options.plan, self.examples.num_classes
+        plan, counts = self.options.plan, None
+        if self.examples.class_counts is not None:
+            shape = (plan.num_clients, self.examples.num_classes)
+            counts = jax.ShapeDtypeStruct(shape, jnp.int32)
         population = Population(
             jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32),
-            jax.ShapeDtypeStruct((plan.num_clients, classes), jnp.int32),
+            counts,
         )
         capacity = max(1, self.examples.max_train_size)
         shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)

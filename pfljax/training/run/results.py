@@ -223,9 +223,10 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
         "client": ids,
         "train_size": train.sizes,
         "test_size": dataset.test.sizes[ids],
-        "class_counts": dataset._replace(train=train).class_counts(),
         "unseen": ids >= dataset.num_participants,
     }
+    if dataset.task == "classification":
+        arrays["class_counts"] = dataset._replace(train=train).class_counts()
     if dataset.client_names:
         arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
     for model, splits in evaluation.items():

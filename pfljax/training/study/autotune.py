@@ -82,7 +82,7 @@ def measure(
     make: programs.Make,
     given: programs.Inputs,
     local: LocalTraining,
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     targets: jax.ShapeDtypeStruct,
     chunks: Sequence[int],
     devices: Sequence[jax.Device],
@@ -93,8 +93,8 @@ def measure(
       make: Builds the task.
       given: The inputs of the programs.
       local: of the run.
-      inputs: one stored example's.
-      targets: likewise.
+      inputs: Shape and dtype of one stored example, or a tree of them.
+      targets: Likewise, of its target.
       chunks: the sizes, in rising order; those after one that is far slower, or does not fit into
         the device's memory, are left out.
       devices: all of this process.
@@ -103,13 +103,16 @@ def measure(
       Seconds of a step of one client, for each size.
     """
     num_clients, size = max(chunks), _STEPS * local.batch_size
-    task = make(*given).task
+
+    def zeros(example):
+        return jnp.zeros((size, *example.shape), example.dtype)
+
     data = ClientData(
-        inputs=jnp.zeros((size, *inputs.shape), inputs.dtype),
-        targets=jnp.zeros((size, *targets.shape), targets.dtype),
+        inputs=jax.tree.map(zeros, inputs),
+        targets=zeros(targets),
         offset=jnp.int32(0),
         size=jnp.int32(size),
-        class_counts=jnp.zeros(task.num_classes, jnp.int32),
+        class_counts=None,
         max_size=size,
     )
     once = local._replace(epochs=1)
@@ -215,9 +218,9 @@ def choose(
     own = [device for device in devices if device.process_index == jax.process_index()]
     sizes_tried = _ON_CPU if own[0].platform == "cpu" else _ELSEWHERE
     chunks = sorted({min(share, chunk) for chunk in sizes_tried})
-    one_input, one_target = (
-        jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
-        for array in (dataset.inputs, dataset.targets)
+    one_input, one_target = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype),
+        (dataset.inputs, dataset.targets),
     )
     described = (
         *(jax.__version__, own[0].device_kind, len(own), len(devices), chunks),

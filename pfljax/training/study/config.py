@@ -176,7 +176,7 @@ def default_config() -> ml_collections.ConfigDict:
         # Where private states and examples lie: 'device', or 'host' for populations that outgrow
         # it: in files, of which a cohort at a time comes to the devices.
         "residence": "device",
-        "eval_clients": 0,  # how many clients are scored, chosen once; 0: all; with 'host' only
+        "eval_clients": 0,  # how many clients are scored, chosen once; 0: all
     }
     return config
 
@@ -283,11 +283,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         core.check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
-    if config.engine.eval_clients and config.engine.residence != "host":
-        raise UserError(
-            "config.engine.eval_clients scores some clients only, where "
-            "config.engine.residence is 'host'; take 0 for all."
-        )
     chunk = config.engine.clients_per_chunk
     if chunk != "auto" and not (chunk.isdigit() and int(chunk) >= 1):
         raise UserError(

@@ -16,13 +16,14 @@ import numpy as np
 
 from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, LocalTraining, Params, Task
+from pfljax.core import Algorithm, ClientData, LocalTraining, Params, Population, PyTree, Task
 from pfljax.data import FederatedDataset
-from pfljax.engine import mapping, programs, sampling
+from pfljax.engine import mapping, programs, sampling, used_arguments
 from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostStore
 from pfljax.engine.clients.store import ClientStore, Options, Programs
+from pfljax.engine.evaluate import personal_metrics
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime, writers
@@ -49,6 +50,7 @@ class Experiment(NamedTuple):
       examples_vary: Whether the examples have that axis too.
       frozen_digest: Checksum of the frozen parameters, by which checkpoints know theirs; None for
         none.
+      uses_class_counts: Whether the method uses the number of examples of each class.
     """
 
     config: ml_collections.ConfigDict
@@ -63,6 +65,7 @@ class Experiment(NamedTuple):
     num_variants: int | None = None
     examples_vary: bool = False
     frozen_digest: str | None = None
+    uses_class_counts: bool = False
 
     @property
     def plan(self) -> sampling.CohortPlan:
@@ -119,9 +122,9 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
         arrays = (dataset.inputs, dataset.targets, dataset.train.sizes)
         statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
         return (
-            [(array.shape, array.dtype) for array in arrays],
-            [np.asarray(value).tolist() for value in statistics],
-            (dataset.num_classes, dataset.num_unseen, dataset.task, tuple(dataset.vocabulary)),
+            jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays),
+            jax.tree.map(lambda value: np.asarray(value).tolist(), statistics),
+            (dataset.num_classes, dataset.num_unseen, dataset.task, dataset.vocabulary),
         )
 
     return form(one) == form(other)
@@ -209,6 +212,15 @@ def choose_evaluated(
     return np.sort(chosen).astype(np.int32)
 
 
+def same_choice(
+    one: tuple[ml_collections.ConfigDict, FederatedDataset],
+    other: tuple[ml_collections.ConfigDict, FederatedDataset],
+) -> bool:
+    """Whether the evaluations of two configs, with their data sets, score the same clients."""
+    chosen = [choose_evaluated(*each) for each in (one, other)]
+    return np.array_equal(*(np.arange(0) if ids is None else ids for ids in chosen))
+
+
 def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
     """Returns how many examples are scored together: no more than clients fill, or nearly fill.
 
@@ -286,6 +298,8 @@ def build(
     make, inputs = build_method(config, dataset, devices, bounds)
     algorithm, task = make(*inputs)
     ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
+    uses_class_counts = _uses_class_counts(algorithm, dataset, bounds)
+    personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
@@ -294,28 +308,31 @@ def build(
         local = build_local_training(config, task, bounds.train)
         chunk = autotune.choose(config, dataset, make, inputs, local, plan, devices)
     on_host = config.engine.residence == "host"
-    owned = -(-dataset.num_clients // len(devices))
+    eval_ids = choose_evaluated(config, dataset)
+    scored = dataset.num_clients if eval_ids is None else len(eval_ids)
     options = Options(
         plan=plan,
         clients_per_chunk=chunk,
         eval_clients_per_chunk=chunk
         if on_host
-        else autotune.by_rule(config.engine.clients_per_chunk, devices, owned),
+        else autotune.by_rule(config.engine.clients_per_chunk, devices, -(-scored // len(devices))),
         eval_batch_size=eval_batch_size(config, bounds),
         rounds_per_call=config.engine.rounds_per_call,
         join=config.cohort.join,
         devices=devices,
     )
-    eval_ids = choose_evaluated(config, dataset)
     clients: ClientStore
     if on_host:
         examples = placement.on_host(dataset) if examples is None else examples
+        if uses_class_counts:
+            examples = examples._replace(class_counts=dataset.class_counts)
         # One more than the checkpoints that stay: the newest is written in the background.
         snapshots = checkpoint.KEPT + 1
         clients = HostStore(examples, options, eval_ids=eval_ids, snapshots=snapshots)
     else:
         if examples is None:
             examples = placement.to_devices(dataset, devices, bounds.train)
+        examples = placement.with_class_counts(examples, dataset, devices, uses_class_counts)
         clients = DeviceStore(examples, options, eval_ids=eval_ids)
     return Experiment(
         config=config,
@@ -328,6 +345,7 @@ def build(
         store=clients,
         programs=clients.programs(make, inputs),
         frozen_digest=_digest(inputs.frozen),
+        uses_class_counts=uses_class_counts,
     )
 
 
@@ -377,6 +395,36 @@ def with_values(
             *path, name = key.split(".")
             functools.reduce(lambda node, part: node[part], path, config)[name] = number
     return config
+
+
+def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: Bounds) -> bool:
+    """Whether a method reads class counts.
+
+    The method is traced for it, and so may refuse the network before anything is compiled.
+    """
+
+    def shape(*axes):
+        return jax.ShapeDtypeStruct(axes, np.int32)
+
+    count, classes = dataset.num_participants, dataset.num_classes
+    data = ClientData(
+        inputs=_shapes(dataset.inputs),
+        targets=_shapes(dataset.targets),
+        offset=shape(),
+        size=shape(),
+        class_counts=shape(classes),
+        max_size=bounds.train,
+    )
+    population = Population(shape(count), shape(count, classes))
+    return used_arguments.uses_class_counts(algorithm, population, data)
+
+
+def _shapes(arrays: PyTree) -> PyTree:
+    """Returns shapes and dtypes of arrays as devices hold them."""
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype)),
+        arrays,
+    )
 
 
 def _require_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -14,7 +15,11 @@ from pfljax.engine.examples import Examples
 
 
 def to_devices(
-    dataset: FederatedDataset, devices: Sequence[jax.Device], max_train_size: int | None = None
+    dataset: FederatedDataset,
+    devices: Sequence[jax.Device],
+    max_train_size: int | None = None,
+    *,
+    class_counts: bool = False,
 ) -> Examples:
     """Copies a data set to every device of this process.
 
@@ -23,6 +28,7 @@ def to_devices(
       devices: of the run.
       max_train_size: the largest training set for which programs are compiled; None for the data
         set's own.
+      class_counts: Whether the method reads them.
     """
     splits = _splits(dataset)
     examples = Examples(
@@ -30,7 +36,7 @@ def to_devices(
         targets=dataset.targets,
         offsets={name: np.asarray(split.offsets, np.int32) for name, split in splits.items()},
         sizes={name: np.asarray(split.sizes, np.int32) for name, split in splits.items()},
-        class_counts=dataset.class_counts(),
+        class_counts=dataset.class_counts() if class_counts else None,
         max_train_size=max_train_size or int(dataset.train.sizes.max()),
         num_participants=dataset.num_participants,
     )
@@ -41,8 +47,25 @@ def _splits(dataset: FederatedDataset) -> dict[str, Split]:
     return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
 
 
+def with_class_counts(
+    examples: Examples, dataset: FederatedDataset, devices: Sequence[jax.Device], wanted: bool
+) -> Examples:
+    """Returns examples that share all arrays with others but have class counts, or have none.
+
+    Args:
+      examples: Of the data set, on devices.
+      dataset: On the host.
+      devices: Those of the examples.
+      wanted: Whether the method reads them.
+    """
+    if wanted == (examples.class_counts is not None):
+        return examples
+    counts = mapping.replicate(dataset.class_counts(), devices) if wanted else None
+    return dataclasses.replace(examples, class_counts=counts)
+
+
 def on_host(dataset: FederatedDataset) -> HostExamples:
-    """Returns a data set for a population on the host; nothing is copied."""
+    """Returns a data set for a population on the host, without class counts; nothing is copied."""
     splits = _splits(dataset)
     return HostExamples(
         inputs=dataset.inputs,
@@ -52,5 +75,5 @@ def on_host(dataset: FederatedDataset) -> HostExamples:
         num_classes=dataset.num_classes,
         max_train_size=int(dataset.train.sizes.max()),
         num_participants=dataset.num_participants,
-        class_counts=dataset.class_counts,
+        class_counts=None,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Params, Task
 from pfljax.data import FederatedDataset, validate
@@ -39,46 +39,66 @@ def build_task(
     name = config_lib.at(config, key).name
     config_lib.require_known("model", name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
-    config_lib.require_known("task", kind, models.TASKS)
-    shape, columns = dataset.inputs.shape[1:], dataset.targets.shape[1:]
+    config_lib.require_known("task", kind, tasks.TASKS)
+    shape, columns = _example_shape(dataset.inputs, 1), dataset.targets.shape[1:]
     if kind == "ranking":  # whose examples are several items
-        columns, shape = shape[:1], shape[1:]
+        columns = jax.tree.leaves(dataset.inputs)[0].shape[1:2]
+        shape = _example_shape(dataset.inputs, 2)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
     outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
         kind, dataset.num_classes
     )
     model = models.MODELS[name](shape, outputs, **_arguments(config, dataset, key))
+    _require_ids(config, dataset, model, key)
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
     adapted, frozen = (lambda frozen: model), ()
     if key == "model":
         adapted, frozen = adapters.build(config.adapter, model)
+    task_of = tasks.TASKS[kind]
+    of_dataset = {
+        "num_classes": outputs,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "target_mean": getattr(dataset, "target_mean", 0.0),
+        "target_std": getattr(dataset, "target_std", 1.0),
+    }
+    accepted = of_dataset.keys() & inspect.signature(task_of).parameters.keys()
+    settings = {name: of_dataset[name] for name in accepted}
 
     def make(frozen):
-        return _task_of(kind, adapted(frozen), outputs, dataset)
+        return task_of(adapted(frozen), **settings)
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns}
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
     return make, frozen
 
 
-def _task_of(kind: str, model: models.Model, outputs: int, dataset: FederatedDataset) -> Task:
-    """Returns the task of a kind that a model with `outputs` outputs solves on a data set."""
-    scale = {"mean": dataset.mean, "std": dataset.std}
-    if kind == "classification":
-        return models.classification(model, num_classes=outputs, **scale)
-    if kind == "next_token":
-        return models.next_token(model, num_classes=outputs)
-    if kind == "ranking":
-        return models.ranking(model)
-    if kind == "multi_label":
-        return models.multi_label(model, **scale)
-    of_targets = {
-        "target_mean": getattr(dataset, "target_mean", 0.0),
-        "target_std": getattr(dataset, "target_std", 1.0),
-    }
-    return models.regression(model, **scale, **of_targets)
+def _example_shape(inputs: Any, axes: int) -> Any:
+    """Returns shapes without their first axes: one, or a dict by the names of the inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: array.shape[axes:] for name, array in inputs.items()}
+    return inputs.shape[axes:]
+
+
+def _require_ids(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, model: models.Model, key: str
+) -> None:
+    """Raises a `UserError` where a model reads ids as measurements, by the names of the inputs."""
+    if not isinstance(dataset.inputs, Mapping):
+        return  # Which models read ids stands in their arguments.
+    for name in dataset.inputs:
+        reads_ids = model.reads_ids
+        if isinstance(reads_ids, Mapping):
+            reads_ids = reads_ids[name]
+        if reads_ids != (name in dataset.vocabulary):
+            kinds = "measurements", "ids"
+            raise UserError(
+                f"The inputs {name!r} of {dataset.name} are {kinds[name in dataset.vocabulary]}, "
+                f"and the model {config_lib.at(config, key).name} reads them as "
+                f"{kinds[bool(reads_ids)]}; name another model in config.{key}.name."
+            )
 
 
 def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Task]:
@@ -111,7 +131,11 @@ def _arguments(
     known = _parameters(name)
     for argument in arguments:
         config_lib.require_known(f"argument of the model {name}", argument, known)
-    vocabulary = tuple(getattr(dataset, "vocabulary", ()))
+    vocabulary = getattr(dataset, "vocabulary", ())
+    if isinstance(vocabulary, Mapping):
+        vocabulary = {name: _one_or_all(sizes) for name, sizes in vocabulary.items()}
+    else:
+        vocabulary = tuple(vocabulary)
     readers = [other for other in models.MODELS if "vocabulary" in _parameters(other)]
     if name not in readers:
         if vocabulary:
@@ -120,18 +144,30 @@ def _arguments(
                 f"{', '.join(readers)} in config.{key}.name."
             )
     elif vocabulary:
-        arguments.setdefault("vocabulary", vocabulary[0] if len(vocabulary) == 1 else vocabulary)
+        arguments.setdefault("vocabulary", _one_or_all(vocabulary))
     elif "vocabulary" not in arguments:
         raise UserError(
             f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
             f"another model, or how many ids there are in config.{key}.vocabulary."
         )
     sizes = arguments.get("vocabulary", ())
+    if isinstance(dataset.inputs, Mapping):
+        if name in readers and sizes != vocabulary:
+            raise UserError(
+                f"config.{key}.vocabulary is {sizes}, and {dataset.name}, whose inputs are "
+                f"{', '.join(dataset.inputs)}, has the vocabulary {vocabulary}; leave the key out."
+            )
+        return arguments
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
-        remedy = f"raise config.{key}.vocabulary, or name a model that reads measurements"
+        remedy = f"raise config.{key}.vocabulary, or choose a model for numeric inputs"
         validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=remedy)
     return arguments
+
+
+def _one_or_all(sizes: Any) -> Any:
+    """Returns the size of a single id space as a number, and several as they are."""
+    return sizes[0] if not isinstance(sizes, Mapping) and len(sizes) == 1 else sizes
 
 
 def _parameters(name: str) -> list[str]:
@@ -141,8 +177,13 @@ def _parameters(name: str) -> list[str]:
 
 def _require_outputs(name: str, dataset: FederatedDataset, task: Task, wanted: tuple) -> None:
     def outputs():
-        dtype = jax.dtypes.canonicalize_dtype(dataset.inputs.dtype)  # of 8 bytes on disk
-        example = jnp.zeros((1, *dataset.inputs.shape[1:]), dtype)
+        example = jax.tree.map(
+            lambda array: jnp.zeros(
+                (1, *array.shape[1:]),
+                jax.dtypes.canonicalize_dtype(array.dtype),  # of 8 bytes on disk
+            ),
+            dataset.inputs,
+        )
         return task.predict(task.init(jax.random.key(0)), example)
 
     given = jax.eval_shape(outputs).shape[1:]

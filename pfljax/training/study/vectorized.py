@@ -108,6 +108,13 @@ def build(
             "The data sets of these seeds have different shapes, so that no program serves "
             "all; run them one by one, or on one partition with --config.seeds_vary=training."
         )
+    for config, one in zip(configs, datasets or (), strict=bool(datasets)):
+        if not experiment_lib.same_choice((configs[0], datasets[0]), (config, one)):
+            raise UserError(
+                "config.engine.eval_clients chooses other clients for each seed of the data, and "
+                "runs that share a program score the same ones; take 0 for all clients, or one "
+                "partition with --config.seeds_vary=training."
+            )
     bounds = experiment_lib.bounds_of(datasets) if datasets else None
     dataset, examples = given or (datasets[0] if datasets else None, None)
     first = experiment_lib.build(configs[0], dataset, examples, clients_per_chunk or 1, bounds)
@@ -118,7 +125,11 @@ def build(
         first = experiment_lib.build(configs[0], first.dataset, first.examples, None, bounds)
     examples, options = first.examples, first.store.options
     if datasets:
-        each = [placement.to_devices(one, options.devices, bounds.train) for one in datasets]
+        counts = first.uses_class_counts
+        each = [
+            placement.to_devices(one, options.devices, bounds.train, class_counts=counts)
+            for one in datasets
+        ]
         examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     on_cpu = options.devices[0].platform == "cpu"
     variants = programs.Variants(1 if on_cpu else len(configs), examples_vary=datasets is not None)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from pfljax import core, models
+from pfljax import core, models, tasks
 from pfljax.data import FederatedDataset, Split
 from pfljax.engine import programs, sampling
 from pfljax.training.study import autotune
@@ -59,7 +59,7 @@ def made(task):
 def choose(**changes):
     config = default_config()
     config.update_from_flattened_dict(changes)
-    task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
+    task = tasks.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=10)
     plan = sampling.CohortPlan(num_clients=4, size=4)
     return autotune.choose(config, dataset(), *made(task), local, plan, jax.devices()[:1])
@@ -99,7 +99,7 @@ def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(autotune, "_least_seconds", least_seconds)
-    task = models.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
+    task = tasks.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     rows = jax.ShapeDtypeStruct((6,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     found = autotune.measure(*made(task), local, *rows, [1, 4, 16], jax.devices()[:1])
@@ -121,7 +121,7 @@ def test_sizes_are_those_of_a_typical_cohort():
 def test_measuring_leaves_texts_alone():
     """Inputs that are ids, and targets at every position."""
     network = models.MODELS["lstm_lm"]((5,), 7, vocabulary=7, embedding=2, widths=(3,))
-    task = models.next_token(network, num_classes=7)
+    task = tasks.next_token(network, num_classes=7)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     row = jax.ShapeDtypeStruct((5,), jnp.int32)
     seconds = autotune.measure(*made(task), local, row, row, [1], jax.devices()[:1])

@@ -135,7 +135,6 @@ def changed(**changes):
         ("engine.eval_batch_size", 0, "config.engine.eval_batch_size is 0"),
         ("engine.residence", "hots", "residence 'hots'.* Did you mean 'host'?"),
         ("engine.eval_clients", -1, "config.engine.eval_clients is -1"),
-        ("engine.eval_clients", 5, "some clients only, where config.engine.residence is 'host'"),
         ("engine.clients_per_chunk", "all", "must be 'auto' or a positive number"),
         ("engine.clients_per_chunk", "0", "must be 'auto' or a positive number"),
         ("cohort.dropout", 1.0, re.escape("config.cohort.dropout is 1.0; it must lie in [0, 1)")),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pfljax import models
+from pfljax import models, tasks
 from pfljax.core import Batch
 from pfljax.errors import UserError
 from pfljax.models.model import from_flax
@@ -39,7 +39,7 @@ def score(task, batch):
 
 
 def test_regression_trains_in_standard_units_and_reports_in_those_of_the_targets():
-    task = models.regression(identity((1,)), mean=1.0, std=2.0, target_mean=10.0, target_std=5.0)
+    task = tasks.regression(identity((1,)), mean=1.0, std=2.0, target_mean=10.0, target_std=5.0)
     inputs = jnp.array([[3.0], [1.0], [7.0]])  # standardized: 1, 0, 3, meaning 15, 10, 25
     batch = Batch(inputs, jnp.array([20.0, 10.0, 0.0]), jnp.array([True, True, False]))
     losses, loss, metrics = score(task, batch)
@@ -51,7 +51,7 @@ def test_regression_trains_in_standard_units_and_reports_in_those_of_the_targets
 
 
 def test_next_token_counts_tokens_and_leaves_the_padding_out():
-    task = models.next_token(identity((3, 4)), num_classes=4)
+    task = tasks.next_token(identity((3, 4)), num_classes=4)
     logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])) * jnp.ones((3, 3, 1))
     targets = jnp.array([[3, 1, 0], [2, 0, 0], [3, 3, 3]])
     batch = Batch(logits, targets, jnp.array([True, True, False]))
@@ -64,7 +64,7 @@ def test_next_token_counts_tokens_and_leaves_the_padding_out():
 
 
 def test_a_text_without_targets_costs_nothing():
-    task = models.next_token(identity((2, 3)), num_classes=3)
+    task = tasks.next_token(identity((2, 3)), num_classes=3)
     batch = Batch(jnp.ones((1, 2, 3)), jnp.zeros((1, 2), jnp.int32), jnp.array([True]))
     parameters = task.init(jax.random.key(0))
     loss, gradient = jax.value_and_grad(task.loss)(parameters, batch, jax.random.key(0))
@@ -72,7 +72,7 @@ def test_a_text_without_targets_costs_nothing():
 
 
 def test_invalid_labels_are_reported_individually():
-    task = models.multi_label(identity((4,)))
+    task = tasks.multi_label(identity((4,)))
     inputs = jnp.array([[2.0, -1.0, 3.0, -4.0], [1.0, 1.0, 1.0, 1.0]])
     batch = Batch(inputs, jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]]), jnp.array([True, False]))
     losses, loss, metrics = score(task, batch)
@@ -83,7 +83,7 @@ def test_invalid_labels_are_reported_individually():
 
 
 def test_a_ranking_puts_the_chosen_item_before_others():
-    task = models.ranking(identity((1,)))
+    task = tasks.ranking(identity((1,)))
     scores = [[2.0, 1.0, 3.0, 2.0], [5.0, 1.0, 1.0, 1.0], [0.0, 9.0, 9.0, 9.0]]
     inputs = jnp.array(scores)[..., None]
     batch = Batch(inputs, jnp.zeros(3, jnp.int32), jnp.array([True, True, False]))
@@ -98,7 +98,7 @@ def test_a_ranking_puts_the_chosen_item_before_others():
 
 
 def test_a_ranking_shows_ten_items():
-    task = models.ranking(identity((1,)))
+    task = tasks.ranking(identity((1,)))
     ahead = jnp.where(jnp.arange(20) < jnp.array([[9], [10]]), 1.0, -1.0)
     inputs = jnp.concatenate([jnp.zeros((2, 1)), ahead], axis=1)[..., None]
     batch = Batch(inputs, jnp.zeros(2, jnp.int32), jnp.array([True, True]))
@@ -113,55 +113,21 @@ def test_a_ranking_shows_ten_items():
 
 def test_a_ranking_refuses_batch_normalization():
     with pytest.raises(UserError, match="batch normalization"):
-        models.ranking(models.mlp_bn((2,), 1, widths=(2,)))
+        tasks.ranking(models.mlp_bn((2,), 1, widths=(2,)))
 
 
 def test_inputs_are_standardized_column_by_column_and_ids_not_at_all():
     mean, std = np.array([1.0, 2.0]), np.array([2.0, 4.0])
-    task = models.classification(identity((2,)), num_classes=2, mean=mean, std=std)
+    task = tasks.classification(identity((2,)), num_classes=2, mean=mean, std=std)
     out = task.predict(task.init(jax.random.key(0)), jnp.array([[3.0, 2.0]]))
     np.testing.assert_allclose(out, [[1.0, 0.0]])
     arguments = {"vocabulary": (3, 5), "width": 2}
     ratings = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
     ids = jnp.array([[0, 4], [2, 1]], jnp.int32)
-    plain, scaled = (models.regression(ratings, mean=m) for m in (0.0, 9.0))
+    plain, scaled = (tasks.regression(ratings, mean=m) for m in (0.0, 9.0))
     parameters = plain.init(jax.random.key(0))
     outputs = plain.predict(parameters, ids)
     np.testing.assert_array_equal(outputs, scaled.predict(parameters, ids))
     items, user = parameters["body"], parameters["head"]
     vectors, biases = (items[name]["embedding"][ids[:, 1]] for name in ("vectors", "biases"))
     np.testing.assert_allclose(outputs, vectors @ user["vector"] + biases + user["bias"], rtol=1e-5)
-
-
-def test_a_table_of_users_distinguishes_users():
-    arguments = {"vocabulary": (3, 5), "width": 2, "user_table": True}
-    model = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
-    parameters = model.init(jax.random.key(0))
-    body, ids = parameters["body"], jnp.array([[0, 4], [2, 4]], jnp.int32)
-    out = model.head(parameters, model.features(parameters, ids))
-    users = body["user_vectors"]["embedding"][ids[:, 0]]
-    items = body["items"]["vectors"]["embedding"][ids[:, 1]]
-    np.testing.assert_allclose(out[:, 0], jnp.sum(users * items, axis=1), rtol=1e-5)
-    assert out[0, 0] != out[1, 0]
-
-
-@pytest.mark.parametrize(
-    "name, shape, outputs, arguments, told",
-    [
-        ("cnn", (8, 8, 1), 10, {}, "8x8"),
-        ("cnn", (64,), 10, {}, "reads images"),
-        ("resnet8", (8, 8, 1), 10, {"norm": "layer"}, "'layer'"),
-        ("vit", (9, 8, 1), 10, {}, "4x4"),
-        ("vit", (8, 8, 1), 10, {"heads": 3}, "heads"),
-        ("har_cnn", (64,), 10, {}, "windows"),
-        ("har_cnn", (20, 3), 10, {}, "Nothing is left"),
-        ("fasttext", (5,), 3, {"vocabulary": (3, 4)}, "one vocabulary"),
-        ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
-        ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its own 9 tokens"),
-        ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
-        ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
-    ],
-)
-def test_models_that_do_not_fit_are_refused(name, shape, outputs, arguments, told):
-    with pytest.raises(UserError, match=told):
-        models.MODELS[name](shape, outputs, **arguments)

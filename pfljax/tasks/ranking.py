@@ -1,0 +1,82 @@
+"""Ranking: the item that was chosen stands before others that were not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pfljax.core import Task
+from pfljax.errors import UserError
+from pfljax.models.model import Model
+from pfljax.tasks.from_network import from_network
+
+# The first items of a ranking, among which the metrics `ndcg` and `hit` look for the chosen one.
+_CUTOFF = 10
+
+
+def ranking(model: Model) -> Task:
+    """Returns the task of ranking the item that was chosen before others that were not.
+
+        L(theta, batch) = mean over real examples and others k of
+            -log sigmoid(f_theta(x_0) - f_theta(x_k))
+
+    An example is `[1 + K, ...]`: the chosen item first, then K others. Targets are not read.
+    Where r of the others are ranked before the chosen item, equal ones counting half, the metrics
+    are: ndcg (the score), 1 / log2(2 + r) if r < 10 and else 0; hit, whether r < 10; auc,
+    1 - r / K; loss.
+
+    Args:
+      model: Network with one output, of a single item.
+
+    Returns:
+      The task.
+
+    Raises:
+      UserError: The network has batch normalization.
+
+    References:
+      Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
+      Implicit Feedback", 2009, https://arxiv.org/abs/1205.2618.
+      He, Liao, Zhang, Nie, Hu, Chua, "Neural Collaborative Filtering", 2017,
+      https://arxiv.org/abs/1708.05031 (one chosen item among others).
+    """
+
+    if model.observe is not None:
+        raise UserError("A ranking takes no model with batch normalization; name another model.")
+
+    def of_items(function):
+        """Makes a function of items `[B, ...]` one of examples `[B, 1 + K, ...]`."""
+
+        def apply(params, examples, *mask):
+            batch, items = jax.tree.leaves(examples)[0].shape[:2]
+            flat = jax.tree.map(lambda x: x.reshape(batch * items, *x.shape[2:]), examples)
+            masks = [jnp.repeat(one, items) for one in mask if one is not None]
+            out = function(params, flat, *masks)
+            return out.reshape(batch, items, *out.shape[1:])
+
+        return apply
+
+    def head(params, features, *mask):
+        return of_items(model.head)(params, features, *mask)[..., 0]
+
+    def margins(scores):
+        return scores[:, :1] - scores[:, 1:]
+
+    def losses(scores, batch):
+        return jnp.mean(jax.nn.softplus(-margins(scores)), axis=-1)
+
+    def metrics(scores, batch):
+        # Scores that are not numbers rank the chosen item last.
+        behind = jnp.sum((margins(scores) > 0) + 0.5 * (margins(scores) == 0), axis=-1)
+        ahead = scores.shape[1] - 1 - behind
+        hit = ahead < _CUTOFF
+        of_examples = {
+            "ndcg": jnp.where(hit, 1 / jnp.log2(2 + ahead), 0),
+            "hit": hit,
+            "auc": 1 - ahead / (scores.shape[1] - 1),
+            "loss": losses(scores, batch),
+        }
+        return {name: jnp.sum(value * batch.mask) for name, value in of_examples.items()}
+
+    items = model._replace(features=of_items(model.features), head=head, num_features=0)
+    return from_network(items, losses, metrics, score="ndcg")
