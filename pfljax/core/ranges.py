@@ -1,10 +1,9 @@
 """What a method's hyper-parameters may be: declared in its signature, checked at once.
 
-    @checked
+    @core.checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
 
-With `checked` of `pfljax.algorithms` the factory then refuses `lam=-1` before anything is traced,
-and so does the check of a config.
+The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
 """
 
 from __future__ import annotations
