@@ -7,32 +7,26 @@
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "mlp"):
-    config = default_config()
-    config.seeds = (0, 1, 2)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
-
-    config.rounds = 10
-    config.eval_every = 1
-    config.batch_size = 32
-    config.client_optimizer.learning_rate = 0.03
-    # Chosen for each method on validation examples, see docs/results/data_sets.md.
-    config.learning_rates.update(
-        {
+    config = comparison_config(
+        "amazon_review",
+        model,
+        rounds=10,
+        eval_every=1,
+        learning_rate=0.03,
+        # Chosen for each method on validation examples, see docs/results/data_sets.md.
+        learning_rates={
             "local": 0.1,
             "fedavg": 0.3,
             "fedavg_ft": 0.1,
             "ditto": 0.3,
             "fedper": 0.1,
             "fedrep": 0.1,
-        }
+        },
     )
+    config.batch_size = 32
     config.hparams.fedrep.head_epochs = 1
-
-    config.data.name = "amazon_review"
-    config.data.partition = "natural"
-    config.model.name = model
     return config

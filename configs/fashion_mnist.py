@@ -10,28 +10,24 @@ of the MLP 784-100-10.
 Without `--config.data.dir`, the copy of tensorflow-datasets is used.
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "mlp"):
-    config = default_config()
-    config.rounds = 100
-    config.eval_every = 5
+    config = comparison_config(
+        "fashion_mnist",
+        model,
+        partition="dirichlet",
+        rounds=100,
+        learning_rate=0.005,
+    )
     config.checkpoint_every = 50
-    config.seeds = (0, 1, 2)
     config.algorithms = (
         *("local", "fedavg", "fedavg_ft", "fedprox"),
         *("scaffold", "ditto", "fedper", "fedrep"),
     )
-
-    config.batch_size = 10
     config.drop_remainder = True
-    config.client_optimizer.learning_rate = 0.005
     config.hparams.fedrep.head_epochs = 1
-
-    config.data.name = "fashion_mnist"
-    config.data.partition = "dirichlet"
     config.data.alpha = 0.1
     config.data.num_clients = 20
-    config.model.name = model
     return config

@@ -8,23 +8,18 @@ slower and needs 2.4 MB for each writer with Local and Ditto.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "mlp"):
-    config = default_config()
-    config.rounds = 100
-    config.eval_every = 20
-    config.seeds = (0, 1, 2)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
-
-    config.batch_size = 10
-    config.client_optimizer.learning_rate = 0.05
+    config = comparison_config(
+        "femnist",
+        model,
+        rounds=100,
+        eval_every=20,
+        learning_rate=0.05,
+    )
     config.hparams.fedrep.head_epochs = 1
     config.cohort.size = 100
-
-    config.data.name = "femnist"
-    config.data.partition = "natural"
     config.data.unseen_fraction = 0.1
-    config.model.name = model
     return config

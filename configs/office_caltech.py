@@ -7,30 +7,24 @@
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "mlp"):
-    config = default_config()
-    config.seeds = (0, 1, 2)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
-
-    config.rounds = 60
-    config.eval_every = 5
-    config.client_optimizer.learning_rate = 0.01
-    # Chosen for each method on validation examples, see docs/results/data_sets.md.
-    config.learning_rates.update(
-        {
+    config = comparison_config(
+        "office_caltech",
+        model,
+        rounds=60,
+        learning_rate=0.01,
+        # Chosen for each method on validation examples, see docs/results/data_sets.md.
+        learning_rates={
             "local": 0.03,
             "fedavg": 0.1,
             "fedavg_ft": 0.03,
             "ditto": 0.03,
             "fedper": 0.1,
             "fedrep": 0.03,
-        }
+        },
     )
 
-    config.data.name = "office_caltech"
-    config.data.partition = "natural"
-    config.model.name = model
     return config

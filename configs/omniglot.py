@@ -10,21 +10,18 @@ alphabets; there, FedAvg was better than fine-tuned FedAvg and Local (one seed).
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "cnn"):
-    config = default_config()
-    config.seeds = (0,)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
+    config = comparison_config(
+        "omniglot",
+        model,
+        rounds=30,
+        learning_rate=0.1,
+        seeds=(0,),
+    )
 
-    config.rounds = 30
-    config.eval_every = 5
-    config.client_optimizer.learning_rate = 0.1
-
-    config.data.name = "omniglot"
-    config.data.partition = "natural"
     config.data.options.omniglot.owners = "alphabet"
     config.data.options.omniglot.labels = "character"
-    config.model.name = model
     return config

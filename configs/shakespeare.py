@@ -8,25 +8,21 @@ uses a Transformer.
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "lstm_lm"):
-    config = default_config()
-    config.seeds = (0,)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
-
-    config.rounds = 25
-    config.eval_every = 5
+    config = comparison_config(
+        "shakespeare",
+        model,
+        rounds=25,
+        learning_rate=0.03,
+        seeds=(0,),
+    )
     config.client_optimizer.name = "adam"
-    config.client_optimizer.learning_rate = 0.03
     config.hparams.fedrep.head_epochs = 1
     config.cohort.size = 10
-
-    config.data.name = "shakespeare"
-    config.data.partition = "natural"
     config.data.min_size = 60
-    config.model.name = model
     if model == "lstm_lm":
         config.model.widths = (64,)
     return config

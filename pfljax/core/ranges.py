@@ -1,10 +1,9 @@
 """Valid ranges of hyper-parameters, declared in the signature of a method.
 
-    @checked
+    @core.checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
 
-With `checked`, which `pfljax.algorithms` applies, the factory refuses `lam=-1` before anything is
-traced, and so does the check of a config.
+The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
 """
 
 from __future__ import annotations
