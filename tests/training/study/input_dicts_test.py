@@ -115,8 +115,8 @@ def test_a_run_learns_from_a_file(tmp_path, made, rate, rounds):
 
 def test_messages_of_a_model_of_dicts_pass_through_an_aggregator(tmp_path):
     config = config_of(rounds=2, eval_every=2, **{"aggregation.stages": ("top_k",)})
-    result = loop.run(experiment.build(config, ratings()), tmp_path / "run")
-    plain = experiment.build(config_of(), ratings())
+    result = loop.run(experiment.build(config, pairs_of_texts()), tmp_path / "run")
+    plain = experiment.build(config_of(), pairs_of_texts())
     message = jax.eval_shape(plain.task.init, jax.random.key(0))
     assert result["upload_bytes"] < 0.2 * tree.num_bytes(message)
 
