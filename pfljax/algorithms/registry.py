@@ -68,18 +68,21 @@ class Method:
             return self.source
         return getattr(importlib.import_module(self.source), self.source.rpartition(".")[2])
 
-    def require_usable(self, task: Task, *, full_participation: bool = True) -> None:
+    def require_usable(
+        self, task: Task, *, full_participation: bool = True, has_server_data: bool = True
+    ) -> None:
         """Raises a `UserError` where the method cannot be used, before any of it is traced.
 
         Args:
           task: The model and the loss.
           full_participation: Whether all clients that take part in training do so in every round.
+          has_server_data: Whether the server holds examples of its own.
 
         Raises:
           UserError: The sentence names the method, what it needs, and what to do.
         """
         title = self.title or self.factory.__name__
-        require(title, self.needs, Setting(task, full_participation))
+        require(title, self.needs, Setting(task, full_participation, has_server_data))
 
     def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
         """Makes the method; `checked` says what it refuses."""
@@ -104,7 +107,8 @@ def checked(factory: Callable[..., Algorithm]) -> Callable[..., Algorithm]:
         check_hyperparameters(factory, hyperparameters, f"{factory.__name__}: ")
         row = ALGORITHMS.get(factory.__name__)
         if row is not None and row.source in (factory.__module__, checking):
-            row.require_usable(task)
+            has_server_data = hyperparameters.get("server_data") is not None
+            row.require_usable(task, has_server_data=has_server_data)
         return factory(task, local, **hyperparameters)
 
     return checking

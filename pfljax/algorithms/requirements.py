@@ -21,10 +21,12 @@ class Setting:
     Attributes:
       task: The model and the loss.
       full_participation: Whether all clients that take part in training do so in every round.
+      has_server_data: Whether the server holds examples of its own.
     """
 
     task: Task
     full_participation: bool = True
+    has_server_data: bool = True
 
     @functools.cached_property
     def _shapes(self) -> Params:
@@ -99,6 +101,11 @@ NEEDS: dict[str, Need] = {
         lambda setting: setting.full_participation,
         "all clients in every round",
         "set config.cohort.size=0 and config.cohort.dropout=0",
+    ),
+    "server_data": Need(
+        lambda setting: setting.has_server_data,
+        "examples at the server",
+        "set config.data.server_fraction, such as to 0.1",
     ),
 }
 

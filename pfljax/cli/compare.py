@@ -131,6 +131,8 @@ class Comparison:
         examples = placement.with_class_counts(
             self._examples[id(dataset)], dataset, built.devices, built.uses_class_counts
         )
+        if dataset.server is not None:  # The seeds that share programs have their own.
+            built = built.with_server_data(dataset)
         return built._replace(config=self.config_of(run), dataset=dataset, examples=examples)
 
     def on_host(self) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks, input_arrays, reading, validate
+from pfljax.data import checks, input_arrays, reading, server, validate
 from pfljax.data.arrays import from_arrays
-from pfljax.data.dataset import TASKS, FederatedDataset, Split
+from pfljax.data.dataset import TASKS, FederatedDataset, ServerExamples, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
 from pfljax.data.natural import natural
@@ -39,6 +39,7 @@ __all__ = [
     "TASKS",
     "Examples",
     "FederatedDataset",
+    "ServerExamples",
     "Split",
     "StoreWriter",
     "assemble",
@@ -93,6 +94,9 @@ def load(
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
     unseen_fraction: float = 0.0,
+    server_fraction: float = 0.0,
+    server_name: str = "",
+    server_dir: str = "",
     min_size: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> FederatedDataset:
@@ -123,6 +127,11 @@ def load(
       validation_fraction: The fraction of each client's other examples that are validation
         examples; `npz` and `store` have their own.
       unseen_fraction: The fraction of held-out clients; `npz` and `store` have their own.
+      server_fraction: The fraction of the examples that the server holds and no client: of the data
+        set, before it is partitioned, or of `server_name`.
+      server_name: A key of `SOURCES`, the data set of the server's examples; empty for that of the
+        clients.
+      server_dir: The directory of its files, like `dir`.
       min_size: The minimum number of examples of a client in the Dirichlet partitions (except the
         balanced one) and the quantity partitions; `natural` drops owners with fewer. None selects
         the defaults of the partitions.
@@ -146,6 +155,12 @@ def load(
     checks.choice("data.group_by", group_by, GROUPINGS)
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
+    _require_server(name, server_fraction, server_name)
+    held = None
+    if server_name:
+        public = _read(server_name, server_dir)
+        public = validate.examples(public, _where(server_name, server_dir))
+        held = server.of_source(public, server_fraction, seed)
     if name in ("npz", "store"):
         dataset = _read(name, dir)
     elif name == "pfllib":
@@ -158,6 +173,8 @@ def load(
         )
     else:
         examples = validate.examples(_read(name, dir, **options), _where(name, dir))
+        if server_fraction and not server_name:
+            examples, held = server.hold_out(examples, server_fraction, seed)
         if partition == "natural":
             clients = natural(_owners(examples), min_size)
         else:
@@ -184,10 +201,32 @@ def load(
             unseen_fraction=unseen_fraction,
             seed=seed,
         )
+    if server_name:
+        clients = ServerExamples(dataset.inputs, dataset.targets)
+        server.require_form(held, clients, (public.num_classes, dataset.num_classes))
     dataset = shift_features(
         dataset, feature_shift, num_groups=num_groups, strength=shift_strength, seed=seed
     )
-    return shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
+    dataset = shift_concept(dataset, concept_shift, num_groups=num_groups, seed=seed)
+    return dataset._replace(server=held)
+
+
+def _require_server(name: str, fraction: float, server_name: str) -> None:
+    """Raises a `UserError` where the server's examples are not defined."""
+    if not server_name:
+        checks.fraction("data.server_fraction", fraction)
+        if fraction and name in GIVEN:
+            raise UserError(
+                f"{name} has its own clients, and no examples beside theirs: name the data set of "
+                "the server in data.server_name, or set data.server_fraction=0."
+            )
+        return
+    checks.choice("data.server_name", server_name, SOURCES)
+    if checks.number("data.server_fraction", fraction, 0, 1) == 0:
+        raise UserError(
+            f"data.server_name is {server_name}, and data.server_fraction is 0: set it to the "
+            "fraction that the server holds, such as 1.0, or leave data.server_name empty."
+        )
 
 
 def _read(name: str, dir: str, **options: Any) -> Any:

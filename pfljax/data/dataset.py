@@ -23,6 +23,18 @@ class Split(NamedTuple):
     sizes: np.ndarray
 
 
+class ServerExamples(NamedTuple):
+    """Examples that the server holds, in the form of the clients' and with their normalization.
+
+    Attributes:
+      inputs: `[n, ...]` in the distributed dtype; one array, or a dict of arrays by name.
+      targets: `[n, ...]`.
+    """
+
+    inputs: Inputs
+    targets: np.ndarray
+
+
 class FederatedDataset(NamedTuple):
     """All clients' examples in two flat arrays without padding.
 
@@ -53,6 +65,7 @@ class FederatedDataset(NamedTuple):
       target_std: The value by which the targets of a regression are then divided.
       class_names: The `C` names of the labels; empty if they are numbers.
       client_names: The `N` names of the clients; empty if they are numbers.
+      server: The examples that the server holds and no client; None if there are none.
     """
 
     name: str
@@ -71,6 +84,7 @@ class FederatedDataset(NamedTuple):
     target_std: float = 1.0
     class_names: tuple[str, ...] = ()
     client_names: tuple[str, ...] = ()
+    server: ServerExamples | None = None
 
     @property
     def num_clients(self) -> int:

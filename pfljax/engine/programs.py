@@ -1,7 +1,8 @@
 """The three programs of a run: the first state, rounds, evaluation.
 
-A method is built while its programs are traced, `make(frozen, values)`, so that frozen parameters
-and numbers such as hyper-parameters are arguments of the programs and not constants inside them.
+A method is built while its programs are traced, `make(frozen, values, server_data)`, so that frozen
+parameters, numbers such as hyper-parameters and examples that the server holds are arguments of the
+programs and not constants inside them.
 Seeds, swept numbers and frozen parameters are one mechanism: a program serves a single run, or
 several *variants* of it at once. The states of variants are stacked, `clients` as
 `[devices, variants, rows, ...]` and all else as `[variants, ...]`; a single run has no such axis.
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core.algorithm import Algorithm
+from pfljax.core.client_data import ClientData
 from pfljax.core.types import FederatedState, PyTree, Task
 from pfljax.engine import evaluate, init, mapping, round, sampling
 
@@ -33,13 +35,13 @@ class Method(NamedTuple):
     task: Task | None = None
 
 
-# `(frozen, {name: []}) -> Method`, called while tracing; frozen parameters are a pytree of arrays.
-Make = Callable[[PyTree, dict[str, jax.Array]], Method]
+# `(frozen, {name: []}, server_data) -> Method`, called while tracing with what `Inputs` has.
+Make = Callable[[PyTree, dict[str, jax.Array], ClientData | None], Method]
 
 
 def always(algorithm: Algorithm, task: Task | None = None) -> Make:
-    """Returns the `make` of a method that depends on no frozen parameters and no numbers."""
-    return lambda frozen, values: Method(algorithm, task)
+    """Returns the `make` of a method that depends on none of the inputs."""
+    return lambda frozen, values, server_data: Method(algorithm, task)
 
 
 class Variants(NamedTuple):
@@ -48,7 +50,8 @@ class Variants(NamedTuple):
     Attributes:
       at_once: Number of variants that are vmapped, a divisor of their number; 1 runs one after the
         other, which suits a CPU.
-      examples_vary: Whether each variant has its own examples, stacked; else all share them.
+      examples_vary: Whether each variant has its own examples and its own server data, stacked;
+        else all share them.
     """
 
     at_once: int = 1
@@ -61,10 +64,12 @@ class Inputs(NamedTuple):
     Attributes:
       frozen: Frozen parameters, shared by all variants: never donated, never in a state.
       values: `{name: []}`, numbers of the method; `{name: [variants]}` for several variants.
+      server_data: The examples that the server holds; None for none. Never in a state.
     """
 
     frozen: PyTree = ()
     values: dict[str, jax.Array] = {}
+    server_data: ClientData | None = None
 
 
 def _for_each(variants: Variants | None, function: Callable, examples, inputs: Inputs, *stacked):
@@ -73,11 +78,13 @@ def _for_each(variants: Variants | None, function: Callable, examples, inputs: I
         return function(examples, inputs, *stacked)
 
     def one(variant):
-        own, values, *rest = variant
-        own = own if variants.examples_vary else examples
-        return function(own, Inputs(inputs.frozen, values), *rest), ()
+        (own, server_data), values, *rest = variant
+        if not variants.examples_vary:
+            own, server_data = examples, inputs.server_data
+        return function(own, Inputs(inputs.frozen, values, server_data), *rest), ()
 
-    each = (examples if variants.examples_vary else (), inputs.values, *stacked)
+    data = (examples, inputs.server_data) if variants.examples_vary else ((), ())
+    each = (data, inputs.values, *stacked)
     results, _ = mapping.map_and_sum(one, each, clients_per_chunk=variants.at_once)
     return results
 
@@ -218,6 +225,10 @@ class Bound:
 
     def __call__(self, *args: Any) -> Any:
         return self._program(*args, *self._fixed)
+
+    def with_fixed(self, *fixed: Any) -> Bound:
+        """Returns the same program, compiled once for both, with other last arguments."""
+        return Bound(self._program, *fixed)
 
     def compile(self, *args: Any) -> jax.stages.Compiled:
         """Compiles for the shapes of `args`, the first time; returns the compiled program."""

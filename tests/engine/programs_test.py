@@ -16,7 +16,7 @@ from pfljax.training.run.runtime import CompilationCounter
 SEEDS, LAMS = (0, 3, 3), np.array([0.1, 0.1, 2.0], np.float32)
 
 
-def make(frozen, values):
+def make(frozen, values, server_data):
     return programs.Method(federation.make("ditto", **values), federation.task())
 
 
@@ -86,7 +86,7 @@ def test_frozen_parameters_are_arguments_of_the_programs():
         for leaf in jax.tree.leaves(inputs)
     )
 
-    def build(frozen, values):
+    def build(frozen, values, server_data):
         task = tasks.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
         return programs.Method(fedavg(task, federation.local_training(epochs=1)), task)
 

@@ -18,12 +18,16 @@ from pfljax.data import SOURCES
 from pfljax.engine import init
 from pfljax.errors import UserError
 
+# Arguments of a factory that a config does not set by `hparams`, but by keys that methods share.
+_OF_OTHER_KEYS = ("server_optimizer", "server_data")
+
 
 def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str | dict[str, str]]:
     """Returns the names and defaults of a method's hyper-parameters, read from its signature.
 
     A hyper-parameter that is a network is `{'name': ''}`, no model of its own, which takes the
-    model's arguments as further keys. A `server_optimizer` has keys of its own in a config.
+    model's arguments as further keys. `server_optimizer` and `server_data` are made from keys of
+    their own.
 
     Args:
       factory: Of a method, or the loader of a data set.
@@ -38,7 +42,7 @@ def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str | d
     """
     networks, found = core.networks(factory), {}
     for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or name == "server_optimizer":
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in _OF_OTHER_KEYS:
             continue
         if name in networks:
             found[name] = {"name": ""}
@@ -146,6 +150,9 @@ def default_config() -> ml_collections.ConfigDict:
         "test_fraction": 0.25,  # of each client's examples
         "validation_fraction": 0.1,  # of each client's examples that are not for testing
         "unseen_fraction": 0.0,  # of the clients, who never train and are only evaluated
+        "server_fraction": 0.0,  # of the examples, held by the server and by no client
+        "server_name": "",  # the data set of the server's examples; '' for that of the clients
+        "server_dir": "",  # the directory with its files
     }
     # Examples that the Dirichlet and quantity partitions must give every client, and without which
     # the natural one leaves an owner out; None for their own rules.

@@ -67,6 +67,17 @@ class Experiment(NamedTuple):
     frozen_digest: str | None = None
     uses_class_counts: bool = False
 
+    def with_server_data(self, dataset: FederatedDataset) -> Experiment:
+        """Returns the experiment with the server data of another data set, and its programs.
+
+        Args:
+          dataset: Of the same form.
+        """
+        held = mapping.replicate(placement.server_data(dataset), self.devices)
+        inputs = self.inputs._replace(server_data=held)
+        bound = Programs(*(program.with_fixed(inputs) for program in self.programs))
+        return self._replace(inputs=inputs, programs=bound)
+
     @property
     def plan(self) -> sampling.CohortPlan:
         """How cohorts are sampled."""
@@ -119,7 +130,7 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
     """
 
     def form(dataset):
-        arrays = (dataset.inputs, dataset.targets, dataset.train.sizes)
+        arrays = (dataset.inputs, dataset.targets, dataset.train.sizes, dataset.server)
         statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
         return (
             jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays),
@@ -158,6 +169,7 @@ def build_algorithm(
     dataset: FederatedDataset,
     largest: int = config_lib.MOST,
     networks: Mapping[str, Task] = MappingProxyType({}),
+    server_data: ClientData | None = None,
 ) -> Algorithm:
     """Makes the config's method and aggregation, whose hyper-parameters may be traced.
 
@@ -167,6 +179,7 @@ def build_algorithm(
       dataset: The data set of the run, of which only shapes are read.
       largest: as in `build_local_training`.
       networks: What `build_networks` made of the config.
+      server_data: The examples that the server holds; None for none.
 
     Raises:
       UserError: the method's messages cannot pass through the config's aggregators.
@@ -176,8 +189,9 @@ def build_algorithm(
     for name in core.networks(factory):
         arguments[name] = networks[name] if arguments[name].name else None
     server_optimizer = optimizers.make(config.server_optimizer)
-    if "server_optimizer" in inspect.signature(factory).parameters:
-        arguments["server_optimizer"] = server_optimizer
+    given = {"server_optimizer": server_optimizer, "server_data": server_data}
+    taken = inspect.signature(factory).parameters
+    arguments |= {name: value for name, value in given.items() if name in taken}
     algorithm = factory(task, build_local_training(config, task, largest), **arguments)
     return aggregation.aggregated(config, algorithm, dataset)
 
@@ -297,7 +311,9 @@ def build(
     clients_without_a_step(config, dataset)
     make, inputs = build_method(config, dataset, devices, bounds)
     algorithm, task = make(*inputs)
-    ALGORITHMS[config.algorithm].require_usable(task, full_participation=plan.is_full)
+    ALGORITHMS[config.algorithm].require_usable(
+        task, full_participation=plan.is_full, has_server_data=dataset.server is not None
+    )
     uses_class_counts = _uses_class_counts(algorithm, dataset, bounds)
     personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
@@ -374,13 +390,14 @@ def build_method(
     build_task, frozen = task_lib.build_task(config, dataset)
     networks = task_lib.build_networks(config, dataset)
 
-    def make(frozen, values):
+    def make(frozen, values, server_data):
         own = with_values(config, values)
         task = build_task(frozen)
-        algorithm = build_algorithm(own, task, dataset, bounds.train, networks)
+        algorithm = build_algorithm(own, task, dataset, bounds.train, networks, server_data)
         return programs.Method(algorithm, task)
 
-    return make, mapping.replicate(programs.Inputs(frozen), devices)
+    inputs = programs.Inputs(frozen, server_data=placement.server_data(dataset))
+    return make, mapping.replicate(inputs, devices)
 
 
 def with_values(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from pfljax.data import FederatedDataset, Split
+from pfljax.core import ClientData
+from pfljax.data import FederatedDataset, ServerExamples, Split, server
 from pfljax.engine import mapping
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.examples import Examples
@@ -41,6 +42,26 @@ def to_devices(
         num_participants=dataset.num_participants,
     )
     return mapping.replicate(examples, devices)
+
+
+def server_data(dataset: FederatedDataset) -> ClientData | None:
+    """Returns the examples that the server holds, on the host; None for none.
+
+    Args:
+      dataset: The data set.
+
+    Raises:
+      UserError: They have another form than those of the clients.
+    """
+    if dataset.server is None:
+        return None
+    server.require_form(dataset.server, ServerExamples(dataset.inputs, dataset.targets))
+    inputs, targets = dataset.server
+    counts = np.zeros(dataset.num_classes, np.int32)
+    if dataset.num_classes:
+        counts = np.bincount(targets.ravel(), minlength=dataset.num_classes).astype(np.int32)
+    size = len(targets)
+    return ClientData(inputs, targets, np.int32(0), np.int32(size), counts, max_size=size)
 
 
 def _splits(dataset: FederatedDataset) -> dict[str, Split]:

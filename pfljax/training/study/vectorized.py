@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from pfljax.core import Context
 from pfljax.data import FederatedDataset
@@ -140,6 +141,10 @@ def build(
         examples_vary=variants.examples_vary,
     )
     inputs = first.inputs._replace(values=mapping.replicate(values, options.devices))
+    if datasets:
+        held = [placement.server_data(one) for one in datasets]
+        held = jax.tree.map(lambda *leaves: np.stack(leaves), *held)
+        inputs = inputs._replace(server_data=mapping.replicate(held, options.devices))
     return first._replace(
         examples=examples,
         inputs=inputs,
@@ -153,8 +158,8 @@ def build(
 def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
     """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
 
-    def one_round(values, frozen, key, examples):
-        algorithm, _ = first.make(frozen, values)
+    def one_round(values, inputs, key, examples):
+        algorithm, _ = first.make(*inputs._replace(values=values))
         server = algorithm.init_server(examples.population(), key)
         profile = examples.profile(jnp.int32(0))
         client = algorithm.init_client(server, profile, key)
@@ -164,7 +169,7 @@ def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
         algorithm.personalize(server, client, data, context)
 
     # A mistake in the method itself shows with known numbers too, and is told as what it is.
-    traced = (first.inputs.frozen, jax.random.key(0), first.examples)
+    traced = (first.inputs, jax.random.key(0), first.examples)
     jax.eval_shape(functools.partial(one_round, {}), *traced)
     try:
         one = {key: found[0] for key, found in values.items()}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pfljax import data, models
+from pfljax.core import tree
 from pfljax.errors import UserError
 from pfljax.models.ids import PADDING, Embedding, masked_mean
 from pfljax.models.model import from_flax
@@ -110,6 +111,14 @@ def test_a_run_learns_from_a_file(tmp_path, made, rate, rounds):
         assert result["personal_score"]["last"] < 0.2
     else:
         assert result["personal_accuracy"]["last"] > 0.9
+
+
+def test_messages_of_a_model_of_dicts_pass_through_an_aggregator(tmp_path):
+    config = config_of(rounds=2, eval_every=2, **{"aggregation.stages": ("top_k",)})
+    result = loop.run(experiment.build(config, pairs_of_texts()), tmp_path / "run")
+    plain = experiment.build(config_of(), pairs_of_texts())
+    message = jax.eval_shape(plain.task.init, jax.random.key(0))
+    assert result["upload_bytes"] < 0.2 * tree.num_bytes(message)
 
 
 def test_the_store_and_the_host_hold_the_same_arrays(tmp_path):
