@@ -78,9 +78,9 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
 @pytest.mark.parametrize(
     "kind, inputs, targets, classes, more, model, told",
     [
-        ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "name one of fasttext"),
+        ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "to one of fasttext"),
         ("classification", ids(5), ids(), 9, {}, "lstm", "config.model.vocabulary"),
-        ("next_token", ids(5), ids(5), 9, {"vocabulary": (9,)}, "lstm", r"asks for \(5, 9\)"),
+        ("next_token", ids(5), ids(5), 9, {"vocabulary": (9,)}, "lstm", r"needs \(5, 9\)"),
         ("sorting", ids(5), ids(), 9, {}, "mlp", "sorting"),
         ("ranking", ids(4, 2), ids(), 0, {"vocabulary": (3, 4)}, "lstm", r"vocabulary"),
     ],

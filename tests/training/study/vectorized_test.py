@@ -137,7 +137,7 @@ def test_what_cannot_differ_is_refused_before_anything_is_compiled(key, values, 
 
 def test_a_number_that_decides_shapes_is_refused():
     changes = [{"algorithm": "fedem", "hparams.fedem.learners": count} for count in (2, 3)]
-    with pytest.raises(UserError, match="learners.* decides the shape"):
+    with pytest.raises(UserError, match="learners.* determines the shape"):
         vectorized.build([config(**change) for change in changes])
 
 
