@@ -138,16 +138,19 @@ class Task(NamedTuple):
     examples: in `losses` and `loss` unless `train=False`, in the other functions where they are
     given the batch's `mask` `[B]`. Otherwise it uses the running statistics of the model. A term of
     a training objective takes the mask, so that the whole objective is in one mode; whoever judges
-    a model that is not being trained leaves it out.
+    a model that is not being trained leaves it out. Likewise dropout drops where a function is
+    given a `key`, and in `losses` and `loss` unless `train=False`.
 
     Attributes:
       init: `key -> params`.
       losses: `(params, batch, key, train=True) -> [B]`, the loss of each example, masked or not.
       loss: `(params, batch, key, train=True) -> []`, the mean of the losses over the batch's real
         examples.
-      predict: `(params, inputs, mask=None) -> outputs` (for classification, logits `[B, C]`).
-      features: `(params, inputs, mask=None) -> [B, d]`, the input of the head.
-      head: `(params, features, mask=None) -> outputs`, so `predict = head after features`.
+      predict: `(params, inputs, mask=None, key=None) -> outputs` (for classification, logits
+        `[B, C]`).
+      features: `(params, inputs, mask=None, key=None) -> [B, d]`, the input of the head.
+      head: `(params, features, mask=None, key=None) -> outputs`, so `predict = head after
+        features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or where there is a metric 'count', over what that counts, such as tokens.
