@@ -1,28 +1,23 @@
-"""CIFAR-100 whose 20 superclasses are the clients, five classes each; LeNet, batch 10.
+"""CIFAR-100 with its 20 superclasses as clients, five classes each; LeNet, batch 10.
 
-As many images as the directory holds; three quarters of each client's for training. 15 rounds of
+All images in the directory; three quarters of each client's for training. 15 rounds of
 one local epoch: with 12,000 images 1 to 2 s a round of FedAvg on two cores shared with other work.
-`:cnn` takes the 4-layer CNN (11 s a round), `:mlp` and `:logistic` are cheaper.
+`:cnn` uses the 4-layer CNN (11 s a round), `:mlp` and `:logistic` are cheaper.
 
     python experiments/compare.py --config=configs/cifar100.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import comparison_config
 
 
 def get_config(model: str = "lenet"):
-    config = default_config()
-    config.rounds = 15
-    config.eval_every = 5
-    config.seeds = (0,)
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
-
-    config.batch_size = 10
-    config.client_optimizer.learning_rate = 0.1
+    config = comparison_config(
+        "cifar100",
+        model,
+        rounds=15,
+        learning_rate=0.1,
+        seeds=(0,),
+    )
     config.hparams.fedrep.head_epochs = 1
-
-    config.data.name = "cifar100"
-    config.data.partition = "natural"
-    config.model.name = model
     return config

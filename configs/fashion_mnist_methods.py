@@ -1,9 +1,9 @@
-"""All methods on Fashion-MNIST, each with a learning rate and hyper-parameters of its own.
+"""All methods on Fashion-MNIST, with a learning rate and hyper-parameters for each.
 
 `configs/fashion_mnist.py` (20 clients, Dirichlet(0.1), batch 10, MLP) with 30 rounds and three
-seeds. Rates and hyper-parameters were chosen by `experiments/sweep.py` on the validation examples
-of another seed (7); `docs/results/fashion_mnist.md` has what was tried, the table that this prints
-and its curves. About half an hour on two cores, FedEM being a third of it.
+seeds. Rates and hyper-parameters were chosen with `experiments/sweep.py` on the validation examples
+of another seed (7); `docs/results/fashion_mnist.md` has the values tried, the resulting table and
+its curves. About half an hour on two cores, a third of it for FedEM.
 
     python experiments/compare.py --config=configs/fashion_mnist_methods.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY_WITH_THE_FOUR_IDX_FILES --vmap_seeds

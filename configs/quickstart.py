@@ -15,7 +15,7 @@ def get_config():
     config.eval_every = 5
     config.checkpoint_every = 0
     config.seeds = (0, 1, 2)
-    # Half of the examples are tested, because differences of a point take so many; see the page.
+    # Half of the examples are test examples, as small differences need many; see the page below.
     config.data.test_fraction = 0.5
     config.data.validation_fraction = 0.2
     config.algorithms = (

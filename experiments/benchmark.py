@@ -1,14 +1,13 @@
-"""Measures rounds and evaluations on the machine at hand, beside baselines in the same run.
+"""Measures rounds and evaluations on this machine, together with baselines.
 
     python experiments/benchmark.py --workload=r4-mlp --against=eager_pytorch --output=FILE.json
 
-Prints, and writes as JSON: seconds to compile, median and spread of seconds per round and per
-evaluation, examples per second, padding (of clients that are vmapped together, and of last batches
-that are not full), arithmetic as a share of what the devices reach with square matrices, peak
-memory and the number of compilations. Examples are synthetic, of the right shapes and sizes; the
-workloads stand in `workloads.py`. An baseline runs FedAvg, whatever the workload's method, in a
-process of its own, under the Python that `--peer_python` names, in all its settings, of which the
-fastest counts.
+Prints, and writes as JSON: compile times, median and range of the seconds per round and per
+evaluation, examples per second, padding (of clients that are vmapped together, and of partial
+batches), FLOP/s relative to those of square matrices, peak memory and the number of compilations.
+Examples are synthetic, with the shapes and sizes of the workloads in `workloads.py`. A baseline
+runs FedAvg, whatever the workload's method, in a separate process with the interpreter of
+`--peer_python`, in all its settings; the fastest is reported.
 """
 
 from __future__ import annotations
@@ -29,16 +28,18 @@ from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
 
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
-_WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"What to run. {_LIST}.")
+_WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"The workload. {_LIST}.")
 _AGAINST = flags.DEFINE_list(
-    "against", [], f"Baselines to run too: {', '.join(baselines.BASELINES)}."
+    "against", [], f"Baselines to compare with: {', '.join(baselines.BASELINES)}."
 )
 _PEER_PYTHON = flags.DEFINE_list(
-    "peer_python", [], "OPPONENT=PYTHON,...: interpreters that have them; by default this one."
+    "peer_python", [], "BASELINE=PYTHON,...: interpreters with the baselines; by default this one."
 )
-_PFLLIB_DIR = flags.DEFINE_string("pfllib_dir", "", "A checkout of PFLlib, to run it.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write the figures as JSON.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls where they run several.")
+_PFLLIB_DIR = flags.DEFINE_string(
+    "pfllib_dir", "", "A checkout of PFLlib, for the baseline pfllib."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The file for the figures as JSON.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls of several rounds.")
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 3, "Timed evaluations; 0 for none.")
 _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 1000, "Clients of the workload population.")
 _DEFAULT = config_lib.default_config()
@@ -59,7 +60,7 @@ def main():
     for baseline in _AGAINST.value:
         python = pythons.get(baseline, "")
         baselines.check(baseline, name, workload, python, _PFLLIB_DIR.value)
-    # Baselines first: they run in processes of their own, and nothing of ours is alive yet.
+    # Baselines run first, in separate processes, while this one is idle.
     peers = {
         baseline: baselines.run(
             baseline, workload, _ROUNDS.value, pythons[baseline], _PFLLIB_DIR.value
@@ -107,16 +108,16 @@ def table(title: str, columns: dict[str, dict]) -> rich.table.Table:
 
 
 def _seconds(spread: dict[str, float]) -> str:
-    """The median, and the range below it."""
+    """Returns the median, with the range below it."""
     return f"{spread['median']:.4g}\n{spread['min']:.4g} to {spread['max']:.4g}"
 
 
 _CELLS = {
     "setting": lambda of: of["setting"],
     "round (s)": lambda of: _seconds(of["seconds_per_round"]),
-    "processor, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
+    "CPU time, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
     "examples/s": lambda of: f"{of['examples_per_second']:,.0f}",
-    "ours, times as fast": lambda of: f"{of['ratio']:.2f}",
+    "speed-up": lambda of: f"{of['ratio']:.2f}",
     "evaluation (s)": lambda of: _seconds(of["seconds_per_evaluation"]),
     "compile round (s)": lambda of: f"{of['seconds_compile']['round']:.2f}",
     "compile evaluation (s)": lambda of: (
@@ -124,16 +125,16 @@ _CELLS = {
     ),
     "compilations": lambda of: f"{of['compilations']}",
     "padding of clients": lambda of: f"{of['padding_fraction']:.1%}",
-    "empty rows of batches": lambda of: f"{of['empty_rows_fraction']:.1%}",
+    "padding of batches": lambda of: f"{of['empty_rows_fraction']:.1%}",
     "GFLOP/s, direct sums": lambda of: f"{of['arithmetic']['flop_per_second'] / 1e9:,.1f}",
-    "of square matrices'": lambda of: f"{of['arithmetic']['share_of_matmul_peak']:.1%}",
+    "of matmul peak": lambda of: f"{of['arithmetic']['share_of_matmul_peak']:.1%}",
     "device (MB)": lambda of: f"{of['peak_device_bytes'] / 1e6:,.1f}",
     "host (MB)": lambda of: f"{of['peak_host_bytes'] / 1e6:,.0f}",
 }
 
 
 def _cell(cell, figures: dict) -> str:
-    """A figure that a system does not have leaves its cell empty."""
+    """Returns the text of a figure; empty if the system does not have it."""
     try:
         return cell(figures) or ""
     except (KeyError, TypeError):

@@ -1,10 +1,10 @@
-"""Prints the page of all config keys with their meaning and default: docs/config.md.
+"""Prints the page of all config keys with meaning and default: docs/config.md.
 
     python experiments/config_keys.py [--write=docs/config.md]
 
-The meaning of a key is the comment at its line in `pfljax/training/study/config.py`, or right above
-it; that of a hyper-parameter, of an option of a data set and of an argument of a model is what the
-docstring of the method, aggregator, loader or model says of it.
+The meaning of a key is the comment at or above its line in `pfljax/training/study/config.py`; that
+of a hyper-parameter, an option of a data set or an argument of a model is taken from the docstring
+of the method, aggregator, loader or model.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.cli import app, command_line
 from pfljax.training.study import config as config_lib
 
-_WRITE = flags.DEFINE_string("write", None, "A file to write the page to, such as docs/config.md.")
+_WRITE = flags.DEFINE_string("write", None, "The file to write, such as docs/config.md.")
 
-_HEAD = """# The keys of a config
+_HEAD = """# Config keys
 
-Every config has these keys. A config file changes what it needs to, and so does the command line:
-`--config.data.alpha=0.5`; `--print_config` prints the values that result. Written by
-`python experiments/config_keys.py --write=docs/config.md` from the sources.
+Every config has these keys. Config files and the command line override their defaults:
+`--config.data.alpha=0.5`. `--print_config` prints the resulting values. This page is generated from
+the sources by `python experiments/config_keys.py --write=docs/config.md`.
 
 """
-# What needs no line of its own for each method or data set.
+# Groups of keys without a separate row for each method or data set.
 _GROUPS = (
     *("hparams.", "data.options.", "learning_rates."),
     *(f"aggregation.{name}." for name in AGGREGATORS),
@@ -45,7 +45,7 @@ _OPTIMIZERS = ("client_optimizer.", "server_optimizer.")
 
 
 def comments() -> dict[str, str]:
-    """Returns what the comments of `default_config` say of keys."""
+    """Returns the comment of each key in `default_config`."""
     source = textwrap.dedent(inspect.getsource(config_lib.default_config))
     said = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
@@ -66,7 +66,7 @@ def comments() -> dict[str, str]:
 
 
 def _lines(tree: ast.AST) -> list[tuple[str, int]]:
-    """Returns the line at which each key is set, outer keys first."""
+    """Returns the line that sets each key, outer keys first."""
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
@@ -83,7 +83,7 @@ def _lines(tree: ast.AST) -> list[tuple[str, int]]:
 
 
 def argument(factory: Callable, name: str) -> str:
-    """Returns what a docstring says of an argument."""
+    """Returns the description of an argument in a docstring."""
     lines = inspect.getdoc(factory).splitlines()
     if "Args:" not in lines:
         return ""
@@ -138,12 +138,12 @@ def page() -> str:
         for name, model in models.MODELS.items()
         for key, parameter in list(inspect.signature(model).parameters.items())[2:]
     ]
-    text += "## Arguments of models\n\nThey count for the model that `model.name` names.\n\n"
+    text += "## Arguments of models\n\nArguments of the model selected by `model.name`.\n\n"
     return text + _table(rows).rstrip("\n") + "\n"
 
 
 def _flat(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields keys and values, those of a network as 'NAME.name'."""
+    """Yields keys and values, with keys of a network as 'NAME.name'."""
     for key, value in found.items():
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", one) for inner, one in value.items())
@@ -152,18 +152,18 @@ def _flat(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _in_order(keys: dict[str, object], said: dict[str, str]) -> list[str]:
-    """Returns keys in the order of the source, those of an optimizer where it stands."""
+    """Returns keys in the order of the source, those of an optimizer at its position."""
     order = {key: number for number, key in enumerate(said)}
 
-    def place(key):
+    def position(key):
         parents = [key.rsplit(".", cut)[0] for cut in range(key.count(".") + 1)]
         return min(order[parent] for parent in parents if parent in order)
 
-    return sorted(keys, key=place)
+    return sorted(keys, key=position)
 
 
 def _of_group(key: str, said: dict[str, str]) -> str:
-    """What is said of all keys below one."""
+    """Returns the description of a key from that of its group."""
     name = key.split(".")[-1]
     if key.startswith(_OPTIMIZERS):
         return argument(config_lib.optimizer_config, name) or (

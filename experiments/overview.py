@@ -2,11 +2,11 @@
 
     python experiments/overview.py --comparisons=DIRECTORY [--sweeps=DIRECTORY]
 
-DIRECTORY/STUDY is the work directory of `compare.py`, or of `sweep.py --every_method` over
-learning rates, for the study `configs/STUDY.py`. A comparison's entries are the scores of the
-personalized models in the round that validation examples choose, mean ± standard deviation over
-seeds; the best is bold, and ≈ marks what the test examples cannot tell from it. A sweep's entries
-are, for each method, the rates and their validation scores, the best first.
+DIRECTORY/CONFIG is the work directory of `compare.py`, or of `sweep.py --every_method` over
+learning rates, with the config `configs/CONFIG.py`. The entries of a comparison are the scores of
+the personalized models at the best validation round, mean ± standard deviation over seeds; the best
+is bold, and ≈ marks results within its sampling error. The entries of a sweep are the learning
+rates of each method with their validation scores, the best first.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from pfljax.cli import app
 from pfljax.errors import UserError
 from pfljax.report import finished, tables
 
-_COMPARISONS = flags.DEFINE_string("comparisons", None, "Holds a work directory for each study.")
+_COMPARISONS = flags.DEFINE_string(
+    "comparisons", None, "Directory with a work directory per config."
+)
 _SWEEPS = flags.DEFINE_string("sweeps", None, "The same for sweeps over learning rates.")
 
 
 def read_comparison(directory: pathlib.Path) -> dict[str, list[finished.Run]]:
     """Returns `{method: [one run per seed]}` of a finished comparison."""
     found: dict[str, list[finished.Run]] = {}
-    for place in sorted(directory.glob("*/seed_*/result.json")):
-        found.setdefault(place.parent.parent.name, []).append(finished.read_run(place.parent))
+    for path in sorted(directory.glob("*/seed_*/result.json")):
+        found.setdefault(path.parent.parent.name, []).append(finished.read_run(path.parent))
     return found
 
 
 def row(runs: dict[str, list[finished.Run]], methods: list[str]) -> list[str]:
-    """Returns a comparison's entries: the number of test examples, and one for each method."""
+    """Returns the entries of a comparison: the number of test examples, and one per method."""
     column = next(c for c in tables.columns_of(runs) if c.path[-1] == "at_best_validation")
     more = next(iter(runs.values()))[0].result.get("more_is_better", True)
     means = {
@@ -79,29 +81,31 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _studies(directory: str) -> list[pathlib.Path]:
-    place = pathlib.Path(directory)
-    if not place.is_dir():
-        raise UserError(f"{place} is no directory; name one that holds a folder for each study.")
-    return sorted(path for path in place.iterdir() if path.is_dir())
+def _work_directories(directory: str) -> list[pathlib.Path]:
+    root = pathlib.Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a directory; pass one with a directory per config.")
+    return sorted(path for path in root.iterdir() if path.is_dir())
 
 
 def main():
     if not (_COMPARISONS.value or _SWEEPS.value):
-        raise UserError("Name --comparisons=DIRECTORY, --sweeps=DIRECTORY, or both.")
+        raise UserError("Pass --comparisons=DIRECTORY, --sweeps=DIRECTORY, or both.")
     if _COMPARISONS.value:
-        studies = {path.name: read_comparison(path) for path in _studies(_COMPARISONS.value)}
+        studies = {
+            path.name: read_comparison(path) for path in _work_directories(_COMPARISONS.value)
+        }
         studies = {name: runs for name, runs in studies.items() if runs}
         methods = [name for name in ALGORITHMS if any(name in runs for runs in studies.values())]
-        head = ["study", "test examples", *(f"`{name}`" for name in methods)]
+        head = ["config", "test examples", *(f"`{name}`" for name in methods)]
         print(_table(head, [[f"`{name}`", *row(runs, methods)] for name, runs in studies.items()]))
     if _SWEEPS.value:
         rows = [
             [f"`{study.name}`", f"`{path.stem.removeprefix('sweep_')}`", sweep_entry(path)]
-            for study in _studies(_SWEEPS.value)
+            for study in _work_directories(_SWEEPS.value)
             for path in sorted(study.glob("sweep_*.csv"))
         ]
-        print(_table(["study", "method", "learning rate: validation score"], rows))
+        print(_table(["config", "method", "learning rate: validation score"], rows))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Weak scaling: the same clients for every device, on more and more devices of this machine.
+"""Weak scaling: a fixed number of clients per device, on an increasing number of devices.
 
     python experiments/scaling.py --devices=1,2,4,8 --clients_per_device=8 --algorithm=fedavg
 
-Each device trains as many clients, of one size, whatever the number of devices; they are drawn from
-`--population` times as many. What one of them computes then stays the same, and what it sends is
-counted from the traced program, with the parcels of guests that its rounds really have. On a CPU
-devices beyond the number of cores share the cores: `work` is the time of a round times the cores
-at work, divided by the devices, and should not grow. Each number of devices has a process of its
-own: a process with more devices than it uses is slower.
+Each device trains the same number of clients of equal size, sampled from `--population` times as
+many. The computation per device is then constant, and its communication is counted from the traced
+program, with the buckets of migrated states that its rounds need. On a CPU, devices beyond the
+number of cores share the cores: `work` is the time of a round times the number of busy cores,
+divided by the number of devices, and should not grow. Each number of devices is measured in a
+separate process, as a process with unused devices is slower.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of device
 _CLIENTS = flags.DEFINE_integer("clients_per_device", 8, "Clients of each device in a round.")
 _POPULATION = flags.DEFINE_integer("population", 4, "Clients for each one in a round.")
 _SIZE = flags.DEFINE_integer("examples", 200, "Training examples of each client.")
-_ALGORITHM = flags.DEFINE_string("algorithm", "fedavg", "A method of the table.")
+_ALGORITHM = flags.DEFINE_string("algorithm", "fedavg", "A method of `ALGORITHMS`.")
 _MODEL = flags.DEFINE_string("model", "mlp", "A model for 28x28 images.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
 _JSON = flags.DEFINE_bool("json", False, "Print the figures of one number of devices as JSON.")
@@ -53,15 +53,15 @@ def clients(count: int, size: int) -> Workload:
 
 
 def measure(devices: int) -> dict:
-    """Returns the seconds of a round, the cores at work, parcels and bytes of `Communication`."""
+    """Returns the seconds of a round, the busy cores, buckets and bytes of `Communication`."""
     runtime.start(devices=devices)
     config = config_lib.default_config()
     config.algorithm, config.model.name = _ALGORITHM.value, _MODEL.value
     config.engine.devices, config.engine.rounds_per_call = devices, 1
     config.engine.clients_per_chunk = "1" if jax.devices()[0].platform == "cpu" else "auto"
     config.cohort.size = _CLIENTS.value * devices
-    everybody = clients(_POPULATION.value * config.cohort.size, _SIZE.value)
-    built = experiment.build(config, synthetic(everybody))
+    workload = clients(_POPULATION.value * config.cohort.size, _SIZE.value)
+    built = experiment.build(config, synthetic(workload))
     state = built.programs.init(built.examples, jax.random.key(0))
     rounds = np.int32(_ROUNDS.value), np.int32(1)
     sent = collectives.count(built.programs.run_rounds, state, built.examples, *rounds)
@@ -81,23 +81,23 @@ def measure(devices: int) -> dict:
 
 
 def parcels(built: experiment.Experiment) -> float:
-    """Returns in how many parcels the guests of a round travel, the mean of the timed ones."""
+    """Returns the mean number of buckets of migrated states in the timed rounds."""
     found = []
     for number in range(_ROUNDS.value + 1):
         ids = sampling.sample(built.plan, round.cohort_key(jax.random.key(0), np.int32(number)))
-        hands = sampling.assign(
+        assignment = sampling.assign(
             ids,
             jnp.full_like(ids, _SIZE.value),
             num_devices=len(built.devices),
             chunk=built.clients_per_chunk,
             at_home=True,
         )
-        found.append(int(migration.num_buckets(hands)))
+        found.append(int(migration.num_buckets(assignment)))
     return statistics.fmean(found[1:])
 
 
-def measure_apart(devices: int) -> dict:
-    """Returns what `measure` does in a process of its own."""
+def measure_in_process(devices: int) -> dict:
+    """Returns the result of `measure` in a separate process."""
     command = [sys.executable, *sys.argv, f"--devices={devices}", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -106,10 +106,12 @@ def measure_apart(devices: int) -> dict:
 
 
 def numbers() -> list[int]:
-    """Returns the numbers of devices to try; raises a `UserError` for what is none."""
+    """Returns the numbers of devices to try; raises a `UserError` for invalid ones."""
     words = _DEVICES.value
     if not words or not all(word.isdigit() and int(word) > 0 for word in words):
-        raise UserError(f"--devices={','.join(words)} is no list of numbers; write --devices=1,2.")
+        raise UserError(
+            f"--devices={','.join(words)} is not a list of numbers; write --devices=1,2."
+        )
     config_lib.require_known("algorithm", _ALGORITHM.value, config_lib.ALGORITHMS)
     return [int(word) for word in words]
 
@@ -123,23 +125,30 @@ def main():
         title=f"{_ALGORITHM.value}, {_MODEL.value}, {_CLIENTS.value} clients of {_SIZE.value} "
         "examples for each device"
     )
-    for name in ("devices", "clients", "round (s)", "work (s)", "sums (kB)", "copies (kB)"):
+    for name in (
+        "devices",
+        "clients",
+        "round (s)",
+        "work (s)",
+        "all-reduced (kB)",
+        "gathered (kB)",
+    ):
         table.add_column(name, justify="right")
-    for name in ("parcels", "of one, there and back (kB)", "a device sends (kB)"):
+    for name in ("buckets", "bucket, both ways (kB)", "sent per device (kB)"):
         table.add_column(name, justify="right")
     for devices in tried:
-        found = measure_apart(devices)
+        found = measure_in_process(devices)
         seconds, at_work = found["seconds"], found["at_work"]
         fields = collectives.Communication._fields
         sent = collectives.Communication(*(found[field] for field in fields))
         all_parcels = sent._replace(posted=found["parcels"] * sent.posted)
-        sums, copies, parcel, sends = (
+        sums, copies, bucket, sends = (
             f"{value / 1e3:,.1f}" for value in (*sent, all_parcels.sent(devices))
         )
         table.add_row(
             *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),
             f"{seconds * at_work / devices:.4f}",
-            *(sums, copies, f"{found['parcels']:.1f}", parcel, sends),
+            *(sums, copies, f"{found['parcels']:.1f}", bucket, sends),
         )
     app.say(table)
 

@@ -1,12 +1,12 @@
-"""The one exception that means: the user can mend this."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one sentence that says what to do.
+    """A user error, with a one-line message that says what to do.
 
-    The binaries print it without a stack trace and exit with status 2.
+    The commands print it without a stack trace and exit with status 2.
     """
 
 
 class DivergedError(UserError):
-    """A run whose states or losses are not finite any more; other runs may go on."""
+    """A run diverged: a state or loss is not finite; other runs may continue."""

@@ -1,1 +1,1 @@
-"""What the benchmark measures: workloads, the measurements themselves, and the baselines."""
+"""The workloads, measurements and baselines of the benchmark."""

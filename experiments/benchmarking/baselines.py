@@ -1,4 +1,4 @@
-"""Other systems at the same work: each in a process of its own, by an adapter in `peers/`."""
+"""Other systems on the same workload, each run in a separate process by an adapter in `peers/`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Baseline(NamedTuple):
     """A system to run beside pfljax.
 
     Attributes:
-      adapter: a file in `peers/`, which runs under an interpreter that has the package.
-      package: what it imports.
-      install: what pip calls it.
-      settings: that the adapter knows, with what is added to the environment for each; all are run
-        and the fastest counts.
-      equal_sizes: whether clients must have equally many examples.
-      checkout: the file by which a checkout of its sources is known; '' where pip installs it.
+      adapter: The file in `peers/`, which runs with an interpreter that has the package.
+      package: The name of the imported package.
+      install: The arguments of `pip install`.
+      settings: The settings of the adapter, with additional environment variables for each; all are
+        run, and the fastest is reported.
+      equal_sizes: Whether clients must have the same number of examples.
+      checkout: A file that identifies a checkout of its sources; '' if pip installs it.
     """
 
     adapter: str
@@ -42,7 +42,7 @@ class Baseline(NamedTuple):
     checkout: str = ""
 
 
-# Products on the thread that asks for them, not spread over all cores, as `runtime.start` has it.
+# Products on the calling thread, not spread over all cores, as in `runtime.start`.
 _XLA_ONE_THREAD = {
     "NPROC": "1",
     "XLA_FLAGS": " ".join(f"{flag}={value}" for flag, value in runtime.CPU_FLAGS.items()),
@@ -79,7 +79,7 @@ BASELINES = {
     ),
     "flwr": Baseline("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
 }
-# As it was before pfljax prepared this process for itself.
+# The environment before pfljax prepared this process.
 _ENVIRONMENT = dict(os.environ)
 
 
@@ -87,19 +87,19 @@ def pythons(named: list[str]) -> dict[str, str]:
     """Returns the interpreter of each baseline.
 
     Args:
-      named: `OPPONENT=PYTHON` each; the others run under this process's.
+      named: `BASELINE=PYTHON` for some baselines; the others use the interpreter of this process.
 
     Raises:
-      UserError: one is not of that form, or there is no such baseline or file.
+      UserError: An entry has another form, or there is no such baseline or file.
     """
     chosen = dict.fromkeys(BASELINES, sys.executable)
     for text in named:
         name, _, python = text.partition("=")
         if not python:
-            raise UserError(f"--peer_python={text} must have the form OPPONENT=PYTHON.")
+            raise UserError(f"--peer_python={text} must have the form BASELINE=PYTHON.")
         config_lib.require_known("baseline", name, BASELINES)
         if not pathlib.Path(python).is_file():
-            raise UserError(f"--peer_python={text} names no file; give the path of a python.")
+            raise UserError(f"--peer_python={text} is not a file; pass the path of an interpreter.")
         chosen[name] = python
     return chosen
 
@@ -107,7 +107,7 @@ def pythons(named: list[str]) -> dict[str, str]:
 def check(
     name: str, workload_name: str, workload: Workload, python: str, checkout: str = ""
 ) -> None:
-    """Raises a `UserError` unless an baseline can run a workload under an interpreter.
+    """Raises a `UserError` unless a baseline can run a workload with an interpreter.
 
     All baselines run FedAvg, whatever the workload's method.
     """
@@ -115,49 +115,49 @@ def check(
     baseline = BASELINES[name]
     if baseline.checkout and not (pathlib.Path(checkout) / baseline.checkout).is_file():
         raise UserError(
-            f"The baseline {name} runs from a checkout, and {checkout or 'no folder'!r} has no "
-            f"{baseline.checkout}; name one with --{name}_dir=DIR."
+            f"The baseline {name} runs from a checkout, but {checkout or 'no directory'!r} has no "
+            f"{baseline.checkout}; pass one with --{name}_dir=DIR."
         )
     if workload.pool or workload.cohorts:
         raise UserError(
-            f"The workload {workload_name} is compared with itself only; leave --against out."
+            f"The workload {workload_name} is compared with itself only; remove --against."
         )
     if baseline.equal_sizes and len(set(workload.sizes)) > 1:
         raise UserError(
-            f"The baseline {name} wants clients with equally many examples, which the workload "
-            f"{workload_name} has not; take r1."
+            f"The baseline {name} needs clients of equal size, which the workload "
+            f"{workload_name} does not have; use r1."
         )
     look = f"import importlib.util as u, sys; sys.exit(u.find_spec({baseline.package!r}) is None)"
     if subprocess.run([python, "-c", look], capture_output=True).returncode:
         raise UserError(
             f"The baseline {name} is not installed for {python}; run {python} -m pip install "
-            f"{baseline.install}, or name another with --peer_python={name}=PYTHON."
+            f"{baseline.install}, or choose another with --peer_python={name}=PYTHON."
         )
 
 
 def run(name: str, workload: Workload, rounds: int, python: str, checkout: str = "") -> dict:
-    """Runs an baseline in all its settings.
+    """Runs a baseline in all its settings.
 
     Args:
-      name: in `BASELINES`.
-      workload: what it trains.
-      rounds: that are timed, after one that is not.
-      python: the interpreter.
-      checkout: of its sources, where it has one.
+      name: A key of `BASELINES`.
+      workload: The workload to train.
+      rounds: Number of timed rounds, after one warm-up round.
+      python: The interpreter.
+      checkout: The directory of its sources, if it runs from a checkout.
 
     Returns:
-      Its figures, those of the fastest setting above.
+      The figures of all settings; those of the fastest are at the top level.
 
     Raises:
-      UserError: it failed.
+      UserError: The baseline failed.
     """
     sizes = np.asarray(workload.sizes)
     draw = np.random.default_rng(1)
-    everybody = list(range(len(sizes)))
+    all_clients = list(range(len(sizes)))
     cohorts = [
         draw.choice(len(sizes), workload.cohort, replace=False).tolist()
         if workload.cohort
-        else everybody
+        else all_clients
         for _ in range(rounds + 1)
     ]
     examples = [int(np.sum(sizes[cohort])) for cohort in cohorts[1:]]

@@ -1,4 +1,4 @@
-"""Compiles and times a workload, and what the devices could do at best."""
+"""Measurements of a workload, and of the peak performance of the devices."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pfljax.training.study import experiment
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Returns the median and the range of some timings; None where there are none."""
+    """Returns the median and the range of timings; None if there are none."""
     if not seconds:
         return None
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def timed(function, *args):
-    """Returns a function's result, once it is there, and the seconds it took."""
+    """Returns the result of a function, once computed, and its seconds."""
     begin = time.perf_counter()
     result = jax.block_until_ready(function(*args))
     return result, time.perf_counter() - begin
@@ -36,11 +36,11 @@ def timed(function, *args):
 def matmul_peak(devices: Sequence[jax.Device]) -> float:
     """Returns the FLOP/s of all devices together, each multiplying square float32 matrices.
 
-    The best of seven tries counts, so that other processes lower it little.
+    The best of seven trials, so that other processes have little effect.
     """
     side = 512 if devices[0].platform == "cpu" else 4096
     repeats = 64
-    # Products of such matrices keep the size of their entries.
+    # Scaled so that repeated products do not grow.
     matrix = np.random.default_rng(0).normal(0, side**-0.5, (side, side)).astype(np.float32)
 
     def multiply(matrix):
@@ -65,22 +65,22 @@ def measure(
     """Compiles and times a workload.
 
     Args:
-      workload: what to run.
-      dataset: its examples.
-      engine: devices, clients per chunk and so on.
-      rounds: timed calls for rounds.
-      evaluations: timed evaluations; 0 compiles none.
-      compute_dtype: what models compute in.
+      workload: The workload.
+      dataset: Its examples.
+      engine: The keys of `config.engine`, such as devices and clients per chunk.
+      rounds: Number of timed calls of the round program.
+      evaluations: Number of timed evaluations; 0 compiles none.
+      compute_dtype: The dtype in which models compute.
 
     Returns:
-      The figures, for JSON.
+      The figures, serializable as JSON.
     """
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are to be real
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
     counter = runtime.CompilationCounter()
     built = experiment.build(study(workload, engine, compute_dtype), dataset)
     each_call = built.config.engine.rounds_per_call
     total = np.int32((rounds + 1) * each_call)
-    # Waited for, or it would be computed beside the compilation and slow it down.
+    # Wait for it, as its computation would slow down the compilation.
     state = jax.block_until_ready(built.programs.init(built.examples, jax.random.key(0)))
     round_args = (built.examples, total, np.int32(each_call))
     before = counter.programs
@@ -129,9 +129,9 @@ def measure(
 
 
 def empty_rows(workload: Workload) -> float:
-    """Returns the share of rows without an example in batches of the size asked for.
+    """Returns the fraction of padding rows in batches, counted over all clients.
 
-    Counted over all clients: the last batch of each is seldom full.
+    The last batch of a client is usually partial.
     """
     sizes = np.asarray(workload.sizes)
     rows = -(-sizes // workload.batch_size) * workload.batch_size
@@ -139,17 +139,17 @@ def empty_rows(workload: Workload) -> float:
 
 
 def median_rate(examples: Sequence[float], seconds: Sequence[float]) -> float:
-    """Returns the median over rounds of examples per second; rounds need not be alike."""
+    """Returns the median over rounds of examples per second; rounds may differ in size."""
     return statistics.median(np.divide(examples, seconds).tolist())
 
 
 def arithmetic(workload: Workload, devices: Sequence[jax.Device], rate: float) -> dict:
-    """Returns what the devices compute in a second, and at most could.
+    """Returns the FLOP/s of the devices, and their peak.
 
     Args:
-      workload: what they train; the arithmetic of direct sums counts, whatever form computes them.
-      devices: that train it.
-      rate: examples per second.
+      workload: The workload; direct sums are counted, whatever implementation computes them.
+      devices: The devices.
+      rate: The training examples per second.
     """
     of_example = workload.network.flop_per_example(workload.shape, workload.num_classes)
     per_second, peak = workload.trainings * of_example * rate, matmul_peak(devices)
@@ -162,7 +162,7 @@ def arithmetic(workload: Workload, devices: Sequence[jax.Device], rate: float) -
 
 
 def machine(wanted: int) -> dict:
-    """Returns what the figures were taken on, where `wanted` devices are asked for; 0 means all."""
+    """Returns a description of the machine with `wanted` devices; 0 means all."""
     devices = runtime.devices(wanted)
     return {
         "jax": jax.__version__,

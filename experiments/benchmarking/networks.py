@@ -1,4 +1,4 @@
-"""Architectures, told so that every system can build them, and their arithmetic."""
+"""Architectures, described so that every system can build them, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ class Layer(NamedTuple):
     """A matrix product: of a dense layer, or of a convolution's kernel with every window.
 
     Attributes:
-      inputs: entries that are summed up for one output.
-      outputs: features.
-      places: how often one example uses the kernel; 1 for a dense layer.
+      inputs: Number of entries summed for one output.
+      outputs: Number of features.
+      positions: Number of uses of the kernel in one example; 1 for a dense layer.
     """
 
     inputs: int
     outputs: int
-    places: int
+    positions: int
 
 
 class Network(NamedTuple):
     """An architecture: ReLU after all layers but the last.
 
     Attributes:
-      model: its name in pfljax.
-      convolutions: of each the features, the kernel's size, the padding and whether maxima of 2x2
-        follow.
-      widths: of the dense layers before the last one.
+      model: The name of the model in pfljax.
+      convolutions: The features, kernel size, padding and whether 2x2 max-pooling follows, for each
+        convolution.
+      widths: The widths of the dense layers before the last one.
     """
 
     model: str
@@ -36,7 +36,7 @@ class Network(NamedTuple):
     widths: tuple[int, ...] = ()
 
     def config(self) -> dict:
-        """Returns the model's keys in a config."""
+        """Returns the keys of the model in a config."""
         named = {"name": self.model}
         return {**named, "widths": self.widths} if self.model == "mlp" else named
 
@@ -54,13 +54,13 @@ class Network(NamedTuple):
             inputs = width
 
     def flop_per_example(self, shape: tuple[int, ...], num_classes: int) -> int:
-        """Returns the additions and multiplications for the gradient of one example.
+        """Returns the FLOPs of the gradient of one example.
 
-        Counted are the matrix products as direct sums, whatever form computes them: forward, for
-        the kernels' gradients, and for the inputs' gradients of all layers but the first.
+        Matrix products are counted as direct sums, whatever implementation computes them: the
+        forward pass, the kernels' gradients, and the inputs' gradients of all layers but the first.
         """
         layers = self.layers(shape, num_classes)
-        products = [2 * layer.inputs * layer.outputs * layer.places for layer in layers]
+        products = [2 * layer.inputs * layer.outputs * layer.positions for layer in layers]
         return 3 * sum(products) - products[0]
 
 

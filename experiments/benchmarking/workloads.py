@@ -1,7 +1,7 @@
-"""What the benchmark runs: published settings, on synthetic examples of their shapes and sizes.
+"""The workloads of the benchmark: published settings, with synthetic examples of the same shapes.
 
-Sizes of clients that are published stand here; others are drawn once, log-normal, with the mean and
-the deviation that are known of the data set.
+Published client sizes are used as they are; others are log-normal, with the known mean and standard
+deviation of the data set, and always the same.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from pfljax.training.study import config as config_lib
 
 
 class Workload(NamedTuple):
-    """What is measured.
+    """A workload.
 
     Attributes:
-      about: one line for the list of workloads.
-      network: what is trained.
-      sizes: training examples of each client.
-      shape: of one example.
+      about: The line in the list of workloads.
+      network: The network.
+      sizes: The number of training examples of each client.
+      shape: The shape of one example.
       num_classes: `C`.
-      batch_size: of local training, one epoch of it.
-      cohort: clients in a round; 0 means all.
-      algorithm: a name in the table of methods.
-      trainings: local trainings that the method asks of a client in a round.
-      train_per_test: training examples for each one that is for testing.
-      learning_rate: of the clients.
-      rounds_per_call: rounds between two looks from the host; timed together.
-      pool: rows that clients share, for populations on the host; 0 where each has its own.
-      cohorts: numbers of clients in a round that are measured one after another, in place of
-        `cohort`.
+      batch_size: The batch size of local training, which is one epoch.
+      cohort: Number of clients in a round; 0 means all.
+      algorithm: The name of the method.
+      trainings: Number of local trainings of a client in a round of the method.
+      train_per_test: Number of training examples for each test example.
+      learning_rate: The learning rate of the clients.
+      rounds_per_call: Number of rounds in a call of the round program, which are timed together.
+      pool: Number of rows that clients share, for populations on the host; 0 if they share none.
+      cohorts: Cohort sizes to measure one after another, instead of `cohort`.
     """
 
     about: str
@@ -55,7 +54,7 @@ class Workload(NamedTuple):
     cohorts: tuple[int, ...] = ()
 
 
-# Training examples of the clients in PFLlib's MNIST example.
+# Client sizes of PFLlib's MNIST example.
 _R4_SIZES = (
     [1972, 374, 1222, 1905, 1437, 4641, 942, 951, 2700, 3004]
     + [2337, 2829, 2709, 1600, 4297, 4086, 2721, 4239, 3949, 4577]
@@ -63,7 +62,7 @@ _R4_SIZES = (
 
 
 def _drawn(count: int, mean: float, deviation: float, least: int, most: int) -> list[int]:
-    """Draws sizes of clients: log-normal, cut to a range, and always the same."""
+    """Draws client sizes: log-normal, clipped to a range, and always the same."""
     variance = np.log1p((deviation / mean) ** 2)
     draw = np.random.default_rng(0).lognormal(np.log(mean) - variance / 2, variance**0.5, count)
     return np.clip(draw, least, most).astype(int).tolist()
@@ -110,7 +109,7 @@ _R4_MLP = Workload(
     **_MNIST,
 )
 _POPULATION = Workload(
-    "FedPer, --num_clients on the host with a head each, 20 examples each out of one pool, "
+    "FedPer, --num_clients on the host with a head each, 20 examples each from one pool, "
     "100 a round, ten rounds in a call; evaluations score 1,000 clients",
     NETWORKS["mlp"],
     (),
@@ -125,12 +124,12 @@ WORKLOADS = {
     "r2": _R2,
     "r3": _R3,
     "r3-apfl": _R3._replace(
-        about="r3 with APFL: a second model for each client, in a mixture that moves",
+        about="r3 with APFL: a second model for each client, in a learned mixture",
         algorithm="apfl",
         trainings=2,
     ),
     "r3-ditto": _R3._replace(
-        about="r3 with Ditto: a second model for each client, held near the first",
+        about="r3 with Ditto: a second model for each client, with a proximal term",
         algorithm="ditto",
         trainings=2,
     ),
@@ -180,14 +179,14 @@ WORKLOADS = {
 
 
 def find(name: str, num_clients: int) -> Workload:
-    """Returns the workload of a name.
+    """Returns a workload by name.
 
     Args:
-      name: in `WORKLOADS`.
-      num_clients: of the two workloads whose clients are not given.
+      name: A key of `WORKLOADS`.
+      num_clients: Number of clients of the two population workloads.
 
     Raises:
-      UserError: there is none of that name, or too few clients for it.
+      UserError: There is no such workload, or it needs more clients.
     """
     config_lib.require_known("workload", name, WORKLOADS)
     workload = WORKLOADS[name]
@@ -199,7 +198,7 @@ def find(name: str, num_clients: int) -> Workload:
 
 
 def synthetic(workload: Workload) -> FederatedDataset:
-    """Returns uniform pixels and labels, of the workload's shapes and sizes."""
+    """Returns uniformly random pixels and labels with the shapes and sizes of a workload."""
     draw = np.random.default_rng(0)
     train = np.array(workload.sizes, np.int32)
     test = train // workload.train_per_test
@@ -229,9 +228,9 @@ def study(
     """Returns the config of a workload.
 
     Args:
-      workload: what is measured.
-      engine: devices, clients per chunk and so on.
-      compute_dtype: what models compute in.
+      workload: The workload.
+      engine: The keys of `config.engine`, such as devices and clients per chunk.
+      compute_dtype: The dtype in which models compute.
     """
     config = config_lib.default_config()
     config.compute_dtype = compute_dtype

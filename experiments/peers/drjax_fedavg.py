@@ -1,7 +1,7 @@
 """DrJAX's FedAvg: a round as one program that maps over the clients of the cohort.
 
-DrJAX has no clients of different sizes, so that all have the same number of batches here. Examples
-lie on the host and come to the devices with each round.
+DrJAX does not support clients of different sizes, so all have the same number of batches. Examples
+are stored on the host and transferred to the devices in each round.
 
 Settings: 'one device', 'all devices' (one for each core). Needs drjax.
 """
@@ -27,7 +27,7 @@ def main() -> None:
     init, apply = build_network(work)
     size, cohort_size = work.sizes[0], len(work.cohorts[0])
     if any(other != size for other in work.sizes) or size % work.batch_size:
-        raise ValueError("DrJAX wants clients of the same number of full batches")
+        raise ValueError("DrJAX needs clients with the same number of full batches")
 
     def loss(parameters, images, labels):
         chosen = jnp.take_along_axis(

@@ -1,16 +1,15 @@
-"""FedAvg as an eager PyTorch loop, without a library around it.
+"""FedAvg as an eager PyTorch loop, without a library.
 
-The clients of a round train one after another, each from the server's model with plain SGD on its
-own shuffled batches, and the server takes the average of their parameters, weighted by their
-numbers of examples. That is the loop at the heart of every PyTorch library of personalized
-federated learning, here without data loaders, files, copies of modules and logs. What is left is
-the price of eager execution: a dispatch for each operation of each batch. A library that beats this
-loop beats the libraries built on it.
+The clients of a round train one after another, each from the server's model with plain SGD on
+shuffled batches, and the server averages their parameters, weighted by their numbers of examples.
+PyTorch libraries for personalized federated learning run this loop too, in addition to data
+loaders, files, copies of modules and logs. What remains here is the cost of eager execution: a
+dispatch for each operation of each batch. The loop is therefore a lower bound of their time.
 
-Chosen because it measured fastest on a CPU: the step of SGD as one addition in place for each
-parameter (torch.optim.SGD took a quarter longer for a round of the MLP, and about the same for the
-CNN), convolutions in the channels-last layout, one gather for each epoch, whose result is cut into
-batches that are views, one model for all clients, and gradients set to None.
+The following choices were fastest on a CPU: SGD as one in-place addition for each parameter
+(torch.optim.SGD took a quarter longer for a round of the MLP, and about the same for the CNN),
+convolutions in the channels-last layout, one gather for each epoch with batches as views of its
+result, one model for all clients, and gradients set to None.
 
 Settings: 'one thread', 'all threads'. Needs torch.
 """
@@ -26,7 +25,7 @@ from torch_network import build_network, set_threads, tensors, train_one_epoch
 
 
 class FedAvg:
-    """The server, and the one model in which the clients train one after another."""
+    """The server, and the model that is reused for all clients."""
 
     def __init__(self, work: Work):
         self.work = work

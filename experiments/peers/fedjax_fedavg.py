@@ -1,9 +1,9 @@
 """FedJAX's FedAvg: a jitted step for each batch, clients one after another or on all devices.
 
-FedJAX calls three functions that JAX no longer has, and its backend 'pmap' knows shards in a form
-that JAX has changed; both are put back here.
+FedJAX calls three functions that JAX has removed, and its backend 'pmap' expects an older layout of
+shards; both are restored here.
 
-Settings: 'jit', 'jit, one thread' (which the environment sets), 'pmap' (one device for each core).
+Settings: 'jit', 'jit, one thread' (set by the environment), 'pmap' (one device for each core).
 Needs fedjax.
 """
 
@@ -19,7 +19,7 @@ from jax_network import build_network
 
 
 def restore_removed_names() -> None:
-    """Gives JAX the functions that FedJAX asks for."""
+    """Restores the functions of JAX that FedJAX calls."""
 
     def stack(leaves, devices):
         mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
@@ -36,7 +36,7 @@ def restore_removed_names() -> None:
 
 
 def pmap_backend():
-    """Returns FedJAX's backend, its results without the axis that a device's shard now keeps."""
+    """Returns FedJAX's backend, with the additional device axis of its results removed."""
     from fedjax.core.for_each_client import ForEachClientPmapBackend
 
     class Backend(ForEachClientPmapBackend):

@@ -1,8 +1,8 @@
 """Flower's simulation of FedAvg with PyTorch: one actor for each core, a thread each.
 
-The clients train as in `eager_pytorch.py`; Flower carries messages between them and the server, and
-averages. Each actor keeps the examples of all clients, and makes them while the first round warms
-up. There are as many nodes as clients in a cohort, and each message says which client a node plays.
+The clients train as in `eager_pytorch.py`; Flower sends messages between them and the server, and
+averages. Each actor generates the examples of all clients in the warm-up round. There are as many
+nodes as clients in a cohort, and each message contains the index of the client that a node trains.
 
 Settings: 'actors'. Needs flwr[simulation] and torch.
 """
@@ -27,7 +27,7 @@ _MADE = []
 
 
 def network_and_examples(work: Work) -> tuple:
-    """Returns an actor's network and the examples of all clients, made when first asked for."""
+    """Returns an actor's network and the examples of all clients, created at the first call."""
     if not _MADE:
         from torch_network import build_network, set_threads, tensors
 

@@ -1,4 +1,4 @@
-"""The work's network for baselines that compute with JAX: XLA's own convolutions and maxima."""
+"""The network for baselines in JAX, with XLA's own convolutions and max-pooling."""
 
 from __future__ import annotations
 

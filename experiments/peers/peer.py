@@ -1,7 +1,7 @@
-"""What all baselines share: reading the work, making the examples, timing rounds, answering.
+"""The common part of all adapters: input, examples, timing and output.
 
-An adapter runs under the interpreter of its baseline, where pfljax need not be installed. It reads
-the work as JSON from standard input and leaves the answer as the last line of standard output.
+An adapter runs with the interpreter of its baseline, where pfljax need not be installed. It reads
+its input as JSON from standard input and prints its output as the last line of standard output.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ class Work(NamedTuple):
     """Rounds of FedAvg: each client of a cohort trains for one epoch with plain SGD.
 
     Attributes:
-      convolutions: of the network, each the features, the kernel's size, 'VALID' or 'SAME' padding
-        and whether maxima of 2x2 follow; ReLU after each.
-      widths: of its dense layers with ReLU, before a last one without.
-      shape: of one example, `[H, W, c]`.
+      convolutions: The features, kernel size, 'VALID' or 'SAME' padding and whether 2x2 max-pooling
+        follows, for each convolution; ReLU after each.
+      widths: The widths of the dense layers with ReLU, before a last one without.
+      shape: The shape `[H, W, c]` of one example.
       num_classes: `C`.
-      sizes: training examples of each client.
-      batch_size: of local training.
-      learning_rate: of the clients.
-      cohorts: the clients of each round; the first one warms up and is not counted.
-      setting: one of those that the adapter knows.
-      test_sizes: test examples of each client, for those that evaluate.
-      checkout: where the baseline's sources lie, for those that come as such.
+      sizes: The number of training examples of each client.
+      batch_size: The batch size of local training.
+      learning_rate: The learning rate of the clients.
+      cohorts: The clients of each round; the first round is a warm-up and not timed.
+      setting: One of the adapter's settings.
+      test_sizes: The number of test examples of each client, for baselines that evaluate.
+      checkout: The directory of the baseline's sources, for baselines that run from a checkout.
     """
 
     convolutions: Sequence[tuple[int, int, str, bool]]
@@ -47,7 +47,7 @@ class Work(NamedTuple):
 
 
 def read() -> Work:
-    """Reads the work from standard input."""
+    """Reads the input from standard input."""
     return Work(**json.load(sys.stdin))
 
 
@@ -68,14 +68,14 @@ def examples(work: Work) -> dict[int, tuple[np.ndarray, np.ndarray]]:
 
 
 def time_rounds(work: Work, play: Callable[[Sequence[int]], None]) -> tuple[list, list]:
-    """Plays all rounds and times those that count.
+    """Runs all rounds and times all but the first.
 
     Args:
-      work: whose cohorts they are.
-      play: runs one round of a cohort to its end.
+      work: The input, with the cohorts.
+      play: Runs one round of a cohort to its end.
 
     Returns:
-      For each round the seconds, and the seconds of all of this process's threads together.
+      The seconds of each round, and its CPU time over all threads of this process.
     """
     seconds, of_threads = [], []
     for cohort in work.cohorts:
@@ -92,9 +92,9 @@ def answer(
     of_threads: Sequence[float] = (),
     evaluations: Sequence[float] = (),
 ) -> None:
-    """Prints the baseline's version and the seconds of its counted rounds; see `time_rounds`.
+    """Prints the version of the baseline and the results of `time_rounds`.
 
-    Where several processes work, nobody knows `of_threads` round by round.
+    For several processes, the CPU time `of_threads` of a round is unknown.
     """
     figures = {
         "version": version,

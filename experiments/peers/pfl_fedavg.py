@@ -1,7 +1,7 @@
 """pfl-research's FedAvg with PyTorch: its simulation, with one process or one for each core.
 
-Clients' data sets are made beforehand and keep their batches, which pfl-research does not shuffle;
-nothing is evaluated but the clients of the round that warms up.
+The clients' data sets are created beforehand with fixed batches, as pfl-research does not shuffle;
+only the clients of the warm-up round are evaluated.
 
 Settings: 'one thread', 'all threads', 'processes' (one thread each). Needs pfl and torch.
 """
@@ -26,7 +26,7 @@ from torch_network import build_network, set_threads, tensors
 
 
 class Classifier(nn.Module):
-    """The network with the loss that pfl-research trains on."""
+    """The network with the loss for pfl-research."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -40,10 +40,10 @@ class Classifier(nn.Module):
 
 
 def simulate(work: Work) -> tuple[list[float], list[float]]:
-    """Runs all rounds in this process, or with the others of its group.
+    """Runs all rounds in this process, or with the other processes of its group.
 
     Returns:
-      For each counted round the seconds, and the seconds of this process's threads together.
+      The seconds of each timed round, and its CPU time over all threads of this process.
     """
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
@@ -103,7 +103,7 @@ def simulate(work: Work) -> tuple[list[float], list[float]]:
 
 
 def start_group(work: Work, processes: int) -> None:
-    """Runs this file once for each process, in the environment that torchrun would give it."""
+    """Runs this file once for each process, with the environment variables of torchrun."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -1,8 +1,8 @@
-"""FedAvg by PFLlib: its own program, from a checkout, on clients written in its layout.
+"""PFLlib's FedAvg: its own program, from a checkout, on clients written in its format.
 
-It evaluates before a round, and counts that as part of it. So the rounds are timed without
-evaluations, then with one each, and the difference is the evaluation of all clients' test and
-training examples.
+PFLlib evaluates before a round and includes that in its time. Therefore the rounds are timed
+without evaluations, and again with one each; the difference is the evaluation of all clients' test
+and training examples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 import peer
 
-# Its networks for 28x28 images, by ours.
+# PFLlib's networks for 28x28 images, by the names of ours.
 _MODELS = {
     ((), ()): "MLR",
     ((), (100,)): "DNN",
@@ -27,17 +27,17 @@ _NEVER = 10**6
 
 
 def model(work: peer.Work) -> str:
-    """Returns what PFLlib calls the network."""
+    """Returns the name of the network in PFLlib."""
     network = tuple(tuple(one) for one in work.convolutions), tuple(work.widths)
     if tuple(work.shape) != (28, 28, 1) or network not in _MODELS:
-        raise ValueError("PFLlib has no such network for such examples")
+        raise ValueError("PFLlib has no such network for these examples")
     if any(len(cohort) != len(work.sizes) for cohort in work.cohorts):
-        raise ValueError("cohorts of PFLlib are drawn by itself; take a workload of all clients")
+        raise ValueError("PFLlib samples its own cohorts; use a workload with full participation")
     return _MODELS[network]
 
 
 def write(work: peer.Work, folder: pathlib.Path) -> None:
-    """Writes all clients' training and test examples in PFLlib's layout."""
+    """Writes all clients' training and test examples in PFLlib's format."""
     draw = np.random.default_rng(0)
     for part, sizes in (("train", work.sizes), ("test", work.test_sizes)):
         (folder / part).mkdir(parents=True)
@@ -51,15 +51,15 @@ def write(work: peer.Work, folder: pathlib.Path) -> None:
 
 
 def seconds_of_rounds(
-    work: peer.Work, network: str, place: pathlib.Path, every: int
+    work: peer.Work, network: str, directory: pathlib.Path, every: int
 ) -> list[float]:
-    """Runs PFLlib and returns the seconds of its rounds but for the first.
+    """Runs PFLlib and returns the seconds of its rounds except the first.
 
     Args:
-      work: what to train.
-      network: as PFLlib calls it.
-      place: the folder where its program believes to be.
-      every: rounds from one evaluation to the next.
+      work: The input.
+      network: The name of the network in PFLlib.
+      directory: The working directory of the program.
+      every: Number of rounds between evaluations.
     """
     options = {
         **{"-data": "MNIST", "-ncl": work.num_classes, "-m": network, "-algo": "FedAvg"},
@@ -69,11 +69,11 @@ def seconds_of_rounds(
     program = pathlib.Path(work.checkout).resolve() / "system" / "main.py"
     words = [str(word) for pair in options.items() for word in pair]
     done = subprocess.run(
-        [sys.executable, str(program), *words], cwd=place, capture_output=True, text=True
+        [sys.executable, str(program), *words], cwd=directory, capture_output=True, text=True
     )
     costs = re.findall(r"time cost -+ ([\d.e-]+)", done.stdout)
     if len(costs) < len(work.cohorts):
-        lines = done.stderr.strip().splitlines() or ["it told no time"]
+        lines = done.stderr.strip().splitlines() or ["it printed no times"]
         raise RuntimeError(f"PFLlib stopped: {lines[-1]}")
     return [float(cost) for cost in costs[1 : len(work.cohorts)]]
 
@@ -82,13 +82,13 @@ def main():
     work = peer.read()
     network = model(work)
     with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder) / "system"
-        place.mkdir()
-        write(work, place.parent / "dataset" / "MNIST")
-        alone = seconds_of_rounds(work, network, place, _NEVER)
-        evaluated = seconds_of_rounds(work, network, place, 1)
-    usual = statistics.median(alone)
-    peer.answer("checkout", alone, evaluations=[seconds - usual for seconds in evaluated])
+        directory = pathlib.Path(folder) / "system"
+        directory.mkdir()
+        write(work, directory.parent / "dataset" / "MNIST")
+        without = seconds_of_rounds(work, network, directory, _NEVER)
+        evaluated = seconds_of_rounds(work, network, directory, 1)
+    usual = statistics.median(without)
+    peer.answer("checkout", without, evaluations=[seconds - usual for seconds in evaluated])
 
 
 if __name__ == "__main__":

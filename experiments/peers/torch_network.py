@@ -1,4 +1,4 @@
-"""The work's network, data, local training and threads for baselines that compute with PyTorch."""
+"""Network, data, local training and threads for baselines in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def build_network(work: Work) -> nn.Sequential:
-    """Returns the network, `[B, c, H, W]` to logits `[B, C]`, in torch's channels-last layout."""
+    """Returns the network, `[B, c, H, W]` to logits `[B, C]`, in the channels-last layout."""
     *sides, channels = work.shape
     layers = []
     for features, size, padding, pooled in work.convolutions:
@@ -39,12 +39,12 @@ def tensors(work: Work) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 def to_channels(images: np.ndarray) -> Tensor:
-    """Returns `[n, H, W, c]` as `[n, c, H, W]`, in the channels-last layout it has already."""
+    """Returns `[n, H, W, c]` as `[n, c, H, W]`, which is then in the channels-last layout."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def train_one_epoch(network: nn.Module, images: Tensor, labels: Tensor, work: Work) -> None:
-    """Passes once over shuffled examples with plain SGD; a last, smaller batch is kept."""
+    """Trains one epoch on shuffled examples with plain SGD, including a partial last batch."""
     parameters = list(network.parameters())
     order = torch.randperm(len(labels))
     size = work.batch_size

@@ -1,4 +1,4 @@
-"""What methods and the engine are written in: types, client data, local training and uploads."""
+"""The types of methods and the engine: tasks, client data, local training and uploads."""
 
 from pfljax.core import params, ranges, tree
 from pfljax.core.algorithm import (

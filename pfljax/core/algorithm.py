@@ -1,8 +1,8 @@
-"""What a method is: a tuple of pure functions, each written for ONE client.
+"""A method: a tuple of pure functions, each written for ONE client.
 
-A protocol states the arguments of each function. They stand in one order everywhere: first the
-server's state or what was received of it, then the client's state, the client's data, what the
-cohort uploaded, and last the context, or the key of a function that runs before the first round.
+A protocol defines the arguments of each function. They have the same order everywhere: first the
+server's state or the download, then the client's state, the client's data, the uploads of the
+cohort, and last the context, or the key of a function that runs before the first round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pfljax.core.types import (
 
 
 class InitServer(Protocol):
-    """Makes the state of the server before the first round."""
+    """Initializes the state of the server before the first round."""
 
     def __call__(self, population: Population, key: jax.Array) -> PyTree:
         """Returns the state of the server.
@@ -37,23 +37,23 @@ class InitServer(Protocol):
 
 
 class InitClient(Protocol):
-    """Makes the state of a client that takes part for the first time."""
+    """Initializes the state of a client that takes part for the first time."""
 
     def __call__(self, server: PyTree, profile: ClientProfile, key: jax.Array) -> PyTree:
         """Returns the state of the client; `()` for a stateless client.
 
         Args:
           server: The state of the server in that round.
-          profile: What is known of the client before it trains.
+          profile: The description of the client before it trains.
           key: Typed PRNG key of the client and of this function.
         """
 
 
 class Download(Protocol):
-    """Chooses what the server sends to a client in a round."""
+    """Computes the download of a client in a round."""
 
     def __call__(self, server: PyTree, context: Context) -> PyTree:
-        """Returns what `ClientUpdate` receives.
+        """Returns the download that `ClientUpdate` receives.
 
         Args:
           server: The state of the server.
@@ -70,10 +70,10 @@ class ClientUpdate(Protocol):
         """Returns the client's next state, its uploads and its metrics.
 
         Args:
-          received: What `Download` returned; the state of the server where there is none.
+          received: The result of `Download`; the state of the server without one.
           client: The state of the client.
           data: The client's training examples.
-          context: The round, and a key of the client's own.
+          context: The round, and a key for this client.
         """
 
 
@@ -87,14 +87,14 @@ class ServerUpdate(Protocol):
 
         Args:
           server: The state of the server.
-          uploads: What the cohort uploaded.
+          uploads: The uploads of the cohort.
           cohort: The clients of the round.
-          context: The round, and a key of the server's own; its `client_id` is -1.
+          context: The round, and a key for the server; its `client_id` is -1.
         """
 
 
 class Exchange(Protocol):
-    """Lets a member of the cohort learn from the others, after the server's update."""
+    """Updates a member of the cohort from the uploads of the others, after the server's update."""
 
     def __call__(
         self,
@@ -112,15 +112,15 @@ class Exchange(Protocol):
           server: The state of the server after its update.
           client: The state of the client after its update.
           data: The client's training examples.
-          uploads: What the cohort uploaded.
+          uploads: The uploads of the cohort.
           cohort: The clients of the round.
           member: `[]` int32, the row of this client in `uploads.each` and in `cohort`.
-          context: The round, and a key of the client's own.
+          context: The round, and a key for this client.
         """
 
 
 class Personalize(Protocol):
-    """Makes the model that a client would deploy now."""
+    """Returns the model that a client would deploy now."""
 
     def __call__(
         self, server: PyTree, client: PyTree, data: ClientData, context: Context
@@ -131,25 +131,25 @@ class Personalize(Protocol):
           server: The state of the server.
           client: The state of the client.
           data: The client's training examples, for methods that fine-tune.
-          context: The round, and a key of the client's own.
+          context: The round, and a key for this client.
         """
 
 
 class Predict(Protocol):
-    """Computes the outputs of a deployed model, where they are not those of `Task.predict`."""
+    """Computes the outputs of a deployed model, if they are not those of `Task.predict`."""
 
     def __call__(self, params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
         """Returns the outputs of a batch; for classification, logits `[B, C]`.
 
         Args:
-          params: What `Personalize` returned.
+          params: The result of `Personalize`.
           inputs: `[B, ...]`, the inputs of the batch.
           key: Typed PRNG key of the batch.
         """
 
 
 class GlobalParams(Protocol):
-    """Reads the global model from the state of the server."""
+    """Returns the global model in the state of the server."""
 
     def __call__(self, server: PyTree) -> Params:
         """Returns the params of the global model.
@@ -166,18 +166,18 @@ class Algorithm(NamedTuple):
     metrics are never in them.
 
     Attributes:
-      init_server: The first state of the server.
-      init_client: The first state of a client.
+      init_server: The initial state of the server.
+      init_client: The initial state of a client.
       client_update: A client's part of a round.
       server_update: The server's part of a round.
       personalize: The model that a client would deploy now.
-      predict: The outputs of a deployed model, which `Task.metrics` scores; None where
-        `Task.evaluate` scores the model.
+      predict: The outputs of a deployed model, which `Task.metrics` scores; None if `Task.evaluate`
+        scores the model.
       global_params: The global model; None for a method without one.
-      download: What the server sends to a client; None for whatever `client_update` reads of the
-        server's state.
-      exchange: What a client learns from the others of its cohort; None where they do not. With an
-        aggregator `uploads.total` is `()`.
+      download: The download of a client; None for the parts of the server's state that
+        `client_update` uses.
+      exchange: The update of a client from the others of its cohort; None without such an exchange.
+        With an aggregator, `uploads.total` is `()`.
       aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
         which clients apply them; `aggregation.apply` adds one.
     """

@@ -1,4 +1,4 @@
-"""One client's view of the examples, which lie in one array for all clients.
+"""Views of one client's examples; the arrays contain the examples of all clients.
 
 Shapes in the docstrings: `C` classes, `B` examples in a batch, `[]` a scalar.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# How many bits of a word of 32 may say which example it is.
+# The numbers of bits of a 32-bit word that may be used for an index.
 _BITS_OF_NUMBERS = (16, 24, 31)
 
 
@@ -36,26 +36,26 @@ def mean_over(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def random_order(key: jax.Array, length: int, size: jax.Array) -> jax.Array:
-    """Returns `[length]` int32: the numbers below `size` `[]` in random order, then the others.
+    """Returns `[length]` int32: the indices below `size` `[]` in random order, then the others.
 
-    Each number gets a random rank in the upper bits of a word of which it is itself the lower ones:
-    sorting single words is several times as fast as sorting pairs. What equal ranks leave in order
-    is sorted again by further bits, until all 32 of a draw have counted. As long as numbers take as
-    many bits, the order does not depend on `length`.
+    Each index is combined with a random rank in the upper bits of a word: sorting single words is
+    several times as fast as sorting pairs. Equal ranks are sorted again by further bits, until all
+    32 bits of a draw have been used. The order depends on `length` only through the number of bits
+    of an index.
     """
     own_bits = next(bits for bits in _BITS_OF_NUMBERS if length <= 2**bits)
     positions, own = jnp.arange(length, dtype=jnp.uint32), jnp.uint32(2**own_bits - 1)
     order = jnp.arange(length, dtype=jnp.int32)
     bits = jax.random.bits(key, (length,), jnp.uint32)
     for used in range(0, 32, 32 - own_bits):
-        # Those past `size` get the last rank, behind all that share it.
+        # Indices beyond `size` get the last rank and sort after the others.
         rank = jnp.where(positions < size, bits << used, ~jnp.uint32(0)) & ~own
         order = order[jnp.sort(rank | positions) & own]
     return order
 
 
 def _rows(array: jax.Array, rows: jax.Array) -> jax.Array:
-    """Returns `array[rows]`, copied as rows of one axis, for which a CPU takes whole vectors."""
+    """Returns `array[rows]`, copied as rows of one axis, which a CPU copies with vectors."""
     flat = array.reshape(array.shape[0], -1)
     return jnp.take(flat, rows, axis=0, mode="clip").reshape(*rows.shape, *array.shape[1:])
 
@@ -66,15 +66,15 @@ class ClientData:
     """A view of ONE client's examples; the arrays are shared by all clients.
 
     Attributes:
-      inputs: `[num_examples, ...]`, every client's examples, in stored dtype; one array, or a tree
-        of arrays.
-      targets: `[num_examples, ...]`.
-      offset: `[]` int32, the row where this client's examples begin.
-      size: `[]` int32, how many they are.
-      class_counts: `[C]` int32, how many of them carry each label; None where no function of the
-        method reads them.
-      max_size: the largest `size` in the population (static).
-      order: `[max_size]` int32, which example stands in each row; None for the stored order.
+      inputs: `[num_examples, ...]`, all clients' examples, in stored dtype; one array, or a tree of
+        arrays.
+      targets: `[num_examples, ...]`, the targets of all clients.
+      offset: `[]` int32, the row of this client's first example.
+      size: `[]` int32, the number of this client's examples.
+      class_counts: `[C]` int32, the number of examples of each label; None if no function of the
+        method uses them.
+      max_size: The largest `size` in the population (static).
+      order: `[max_size]` int32, the index of the example in each row; None for the stored order.
     """
 
     inputs: Any
@@ -94,9 +94,9 @@ class ClientData:
         return Batch(inputs, _rows(self.targets, rows), mask)
 
     def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:
-        """Returns a view of the examples `start` to `stop` only; both lie in `[0, size]`.
+        """Returns a view of the examples `start` to `stop` only; both are in `[0, size]`.
 
-        `class_counts` stay those of all the client's examples.
+        `class_counts` remain those of all the client's examples.
         """
         start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
         if self.order is not None:
@@ -104,20 +104,20 @@ class ClientData:
             return dataclasses.replace(self, size=stop - start, order=order)
         return dataclasses.replace(self, offset=self.offset + start, size=stop - start)
 
-    def hold_out(self, share: float) -> tuple[ClientData, ClientData]:
-        """Returns views of the examples but for the last `share`, one at least, and of the others.
+    def hold_out(self, fraction: float) -> tuple[ClientData, ClientData]:
+        """Returns views of the examples without the last `fraction`, at least one, and of the rest.
 
-        `class_counts` stay those of all the client's examples.
+        `class_counts` remain those of all the client's examples.
         """
-        count = jnp.floor(share * self.size).astype(jnp.int32)
+        count = jnp.floor(fraction * self.size).astype(jnp.int32)
         cut = self.size - jnp.clip(count, 0, jnp.maximum(self.size - 1, 0))
         return self.rows(0, cut), self.rows(cut, self.size)
 
     def weight(self, by_size: bool) -> jax.Array:
-        """`[]`, the client's weight in an average: its examples, or 1 for all clients alike."""
+        """Returns `[]`, the client's weight in an average: its number of examples, or 1."""
         return jnp.where(by_size, self.size, 1)
 
     def shuffled(self, key: jax.Array) -> ClientData:
-        """Returns a view of the training examples in a random order, the same for the same key."""
+        """Returns a view of the training examples in a random order determined by the key."""
         order = random_order(key, self.max_size, self.size)
         return dataclasses.replace(self, order=order if self.order is None else self.order[order])

@@ -1,7 +1,7 @@
-"""Local training: what one client does with its own examples.
+"""Local training: optimization over the examples of one client.
 
-Loops have a dynamic number of steps, `ceil(size / batch_size)` for each client, so
-that a client costs what its own examples cost, also beside larger ones under `vmap`.
+Loops have a dynamic number of steps, `ceil(size / batch_size)` for each client, so that a client
+costs only its own steps, also beside larger ones under `vmap`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Objective = Callable[[Params, Batch, jax.Array], jax.Array]  # (params, batch, k
 
 
 class LocalTraining(NamedTuple):
-    """How a client trains.
+    """The settings of local training.
 
     Attributes:
-      optimizer: any optax optimizer; it starts anew in each round.
-      batch_size: examples in a step.
-      epochs: passes over the client's examples in a round.
-      drop_remainder: leave out the last batch of an epoch where it is not full. Otherwise it
-        is masked, and its loss is the mean over the examples it has.
-      shuffle: a new order in every epoch; False keeps the stored order.
-      schedule: `round -> []`, multiplies the optimizer's updates, and the rates of steps on models
-        that a method takes besides; None leaves them.
-      observe: `Task.observe`, the running statistics that a step leaves behind in the model.
+      optimizer: Any optax optimizer; it is initialized in each round.
+      batch_size: Number of examples in a step.
+      epochs: Number of passes over the client's examples in a round.
+      drop_remainder: Whether to drop the last batch of an epoch if it is partial. Otherwise it is
+        masked, and its loss is the mean over its examples.
+      shuffle: Whether every epoch has a new order; False keeps the stored order.
+      schedule: `round -> []`, a factor of the optimizer's updates and of the rates of a method's
+        other steps on models; None for none.
+      observe: `Task.observe`, the running statistics after a step.
     """
 
     optimizer: optax.GradientTransformation
@@ -48,26 +48,26 @@ class LocalTraining(NamedTuple):
     observe: Callable[[Params, Batch], Params] | None = None
 
     def factor(self, round: jax.Array) -> jax.Array | None:
-        """What multiplies the updates of a round; None for nothing."""
+        """Returns the factor of the updates of a round; None for none."""
         return None if self.schedule is None else self.schedule(round)
 
     def scheduled(self, rate: float | jax.Array, round: jax.Array) -> float | jax.Array:
-        """A rate of the method's own for steps on models, which the schedule multiplies too."""
+        """Returns a method's rate for steps on models, multiplied by the schedule."""
         factor = self.factor(round)
         return rate if factor is None else rate * factor
 
     def one_pass(self) -> LocalTraining:
-        """Each example once, in stored order: for sums over them that need no gradient step."""
+        """Returns settings for one pass in stored order, for sums over the examples."""
         return self._replace(epochs=1, drop_remainder=False, shuffle=False)
 
     def of_models(
         self, *names: str, **others: Callable[[Params, Batch], Params] | None
     ) -> LocalTraining:
-        """The same for a dict of models `{name: model}`.
+        """Returns the settings for a dict of models `{name: model}`.
 
         Args:
-          *names: the models of the task that `observe` belongs to.
-          **others: for each model of another task, the `Task.observe` of that task.
+          *names: The models of the task to which `observe` belongs.
+          **others: For each model of another task, the `Task.observe` of that task.
         """
         of_each = {**dict.fromkeys(names, self.observe), **others}
         watched = {name: observe for name, observe in of_each.items() if observe is not None}
@@ -81,14 +81,14 @@ class LocalTraining(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What local training returns.
+    """The result of local training.
 
     Attributes:
-      params: the trained model, frozen arrays included.
-      metrics: `{'loss': Weighted}`, the mean objective over the steps, of weight 0 where the client
-        made none.
-      optimizer_state: the optimizer's state after the last step.
-      carry: what the method's own rule handed on, see `descend`.
+      params: The trained params, including frozen arrays.
+      metrics: `{'loss': Weighted}`, the mean objective over the steps, with weight 0 if there were
+        none.
+      optimizer_state: The state of the optimizer after the last step.
+      carry: The carry of the update rule after the last step, see `descend`.
     """
 
     params: Params
@@ -98,7 +98,7 @@ class Trained(NamedTuple):
 
 
 def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
-    """Returns `[]` int32, the steps of one epoch of a client with `size` `[]` examples."""
+    """Returns `[]` int32, the steps in one epoch of a client with `size` `[]` examples."""
     rounded = size if local.drop_remainder else size + local.batch_size - 1
     return rounded // local.batch_size
 
@@ -116,16 +116,16 @@ def for_each_batch(
     """Runs `carry = step(carry, batch, key)` over a client's batches, epoch after epoch.
 
     Args:
-      step: one step of the method; `key` is a typed key of the step's own.
-      carry: what the steps hand on; keeps its structure, shapes and dtypes.
-      data: the client's examples.
-      context: its key decides the order of the examples and the steps' keys.
-      local: batch size, epochs, order, last batch.
-      epochs: replaces `local.epochs`.
-      steps: replaces both: as many batches, in as many epochs as that takes.
+      step: One step of the method; `key` is a typed PRNG key for this step.
+      carry: The initial carry; steps keep its structure, shapes and dtypes.
+      data: The client's examples.
+      context: The context, whose key determines the order of the examples and the steps' keys.
+      local: The settings: batch size, epochs, order, partial batches.
+      epochs: Replaces `local.epochs`.
+      steps: Number of steps, which replaces the number of epochs.
 
     Returns:
-      The carry after the last step; the one given where the client has no batch.
+      The carry after the last step; the initial one if the client has no batch.
     """
     batch_size = local.batch_size
     per_epoch = steps_per_epoch(data.size, local)
@@ -166,27 +166,27 @@ def descend(
     optimizer: optax.GradientTransformation | None = None,
     epochs: int | None = None,
 ) -> Trained:
-    """Local training by a rule of the method's own in place of the gradient of an objective.
+    """Local training along an update rule, in place of the gradient of an objective.
 
         (loss, g, carry) <- gradient(theta, carry, batch, key)
         theta <- theta + schedule(round) * u(g)
 
-    Running statistics become what `local.observe` returns for the model before the step. Their part
-    of `g` is taken for zero, so that no rule, such as a pull towards a model, moves them, and none
-    adds them to the norm by which an optimizer clips.
+    Running statistics become the result of `local.observe` for the params before the step. Their
+    part of `g` is set to zero, so that they are not changed by proximal terms and do not contribute
+    to the norm by which an optimizer clips.
 
     Args:
-      gradient: `(params, carry, batch, key) -> (loss [], gradient, carry)`.
-      params: nested dict of arrays to start from.
-      carry: what the rule hands on from step to step; keeps its structure, shapes and dtypes.
-      data: the client's examples.
-      context: its key decides everything random.
-      local: optimizer, batch size, epochs.
-      optimizer: replaces `local.optimizer`.
-      epochs: replaces `local.epochs`.
+      gradient: `(params, carry, batch, key) -> (loss [], gradient, carry)`, the update rule.
+      params: The initial params.
+      carry: The initial carry; the rule keeps its structure, shapes and dtypes.
+      data: The client's examples.
+      context: The context, whose key determines all randomness.
+      local: The settings: optimizer, batch size, epochs.
+      optimizer: Replaces `local.optimizer`.
+      epochs: Replaces `local.epochs`.
 
     Returns:
-      The trained model, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
+      The trained params, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
     """
     optimizer = local.optimizer if optimizer is None else optimizer
     factor = local.factor(context.round)
@@ -215,18 +215,18 @@ def descend(
 
 
 def pulled_towards(objective: Objective, anchor: Params, strength: float | jax.Array) -> Callable:
-    """Returns the rule of `descend` for an objective that also pulls towards a model.
+    """Returns the update rule of an objective with a proximal term, for `descend`.
 
         g = grad objective(theta) + strength (theta - anchor)
 
-    That is the gradient of `objective + strength/2 ||theta - anchor||^2`. The loss that is returned
-    is the objective alone: the value of the pull moves nothing, and would take another pass over
+    This is the gradient of `objective + strength/2 ||theta - anchor||^2`. The returned loss is the
+    objective only: the value of the proximal term is not needed, and would take another pass over
     both models in every step.
 
     Args:
       objective: `(params, batch, key) -> []`.
-      anchor: of the model's structure.
-      strength: of the pull.
+      anchor: The params towards which the term pulls.
+      strength: The strength of the term.
     """
 
     def gradient(params, carry, batch, key):
@@ -253,7 +253,7 @@ def train(
     epochs: int | None = None,
     trainable: Callable[[Path], bool] | None = None,
 ) -> Trained:
-    """Minimizes an objective over a client's examples, from `model` on.
+    """Minimizes an objective over a client's examples, starting from `params`.
 
     At every step, with batch `b` and the optimizer's update `u`:
 
@@ -261,17 +261,17 @@ def train(
 
     Args:
       objective: `(params, batch, key) -> []`; `Task.loss`, or that plus a penalty.
-      params: nested dict of arrays to start from.
-      data: the client's examples.
-      context: its key decides everything random.
-      local: optimizer, batch size, epochs.
-      optimizer: replaces `local.optimizer`.
-      epochs: replaces `local.epochs`.
-      trainable: `path -> bool`, which arrays move, running statistics included; None moves all of
-        them. No gradient is computed for the others.
+      params: The initial params.
+      data: The client's examples.
+      context: The context, whose key determines all randomness.
+      local: The settings: optimizer, batch size, epochs.
+      optimizer: Replaces `local.optimizer`.
+      epochs: Replaces `local.epochs`.
+      trainable: `path -> bool`, whether an array is trained, including running statistics; None
+        trains all arrays. No gradient is computed for the others.
 
     Returns:
-      The trained model, `{'loss': Weighted}`, and the optimizer's last state.
+      The trained params, `{'loss': Weighted}`, and the optimizer's last state.
     """
     moving, frozen = (params, {}) if trainable is None else split_params(params, trainable)
 

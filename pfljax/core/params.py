@@ -1,4 +1,4 @@
-"""Cutting a model in two by the path of its arrays, and joining the parts."""
+"""Splitting params in two by the path of their arrays, and joining the parts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pfljax.core.types import Params, Path
 
 
 def split_params(params: Params, selected: Callable[[Path], bool]) -> tuple[Params, Params]:
-    """Cuts a nested dict into the arrays whose path is selected and the rest.
+    """Splits params into the arrays whose path is selected and the rest.
 
     Args:
-      params: nested dict of arrays.
-      selected: `path -> bool`; `Task.is_head`, for example.
+      params: The params, a nested dict of arrays.
+      selected: `path -> bool`, such as `Task.is_head`.
 
     Returns:
-      Two nested dicts, the selected arrays and the others; a dict left empty is dropped.
+      Two nested dicts, the selected arrays and the others; empty dicts are dropped.
 
     Example:
       >>> split_params({'body': {'w': 1}, 'head': {'w': 2}}, lambda path: path[0] == 'head')
@@ -39,10 +39,10 @@ def split_params(params: Params, selected: Callable[[Path], bool]) -> tuple[Para
 
 
 def replace_params(params: Params, part: Params) -> Params:
-    """Returns `model` with the arrays that `part` holds in place of its own at the same paths.
+    """Returns `params` with the arrays of `part` at the same paths.
 
     Raises:
-      ValueError: the model has no array at one of these paths.
+      ValueError: `params` has no array at one of these paths.
 
     Example:
       >>> replace_params({'body': {'w': 1, 'mean': 2}}, {'body': {'mean': 3}})
@@ -60,7 +60,7 @@ def join_params(a: Params, b: Params) -> Params:
     """Joins two parts that `split_params` made.
 
     Raises:
-      ValueError: an array stands in both parts.
+      ValueError: An array is in both parts.
     """
     joined = dict(a)
     for name, child in b.items():
@@ -69,5 +69,5 @@ def join_params(a: Params, b: Params) -> Params:
         elif isinstance(child, dict) and isinstance(joined[name], dict):
             joined[name] = join_params(joined[name], child)
         else:
-            raise ValueError(f"Both parts hold {name!r}.")
+            raise ValueError(f"Both parts contain {name!r}.")
     return joined

@@ -1,10 +1,9 @@
-"""What a method's hyper-parameters may be: declared in its signature, checked at once.
+"""Valid ranges of hyper-parameters, declared in the signature of a method.
 
-    @checked
+    @core.checked
     def ditto(task, local, *, lam: Annotated[float, core.at_least(0)] = 0.1): ...
 
-With `checked` of `pfljax.algorithms` the factory then refuses `lam=-1` before anything is traced,
-and so does the check of a config.
+The factory then refuses `lam=-1` before anything is traced, and so does the check of a config.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from pfljax.errors import UserError
 
 
 class Range(NamedTuple):
-    """The values that a hyper-parameter may have.
+    """The valid values of a hyper-parameter.
 
     Attributes:
-      least: the smallest value.
-      most: the largest value.
-      without_least: whether `least` itself is not allowed.
+      least: The smallest value.
+      most: The largest value.
+      without_least: Whether `least` itself is invalid.
     """
 
     least: float
@@ -33,13 +32,13 @@ class Range(NamedTuple):
     without_least: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies in the range; NaN and infinity lie in none."""
+        """Whether a number is in the range; NaN and infinity are in none."""
         if value == self.least:
             return not self.without_least
         return self.least < value <= self.most and math.isfinite(value)
 
     def rule(self) -> str:
-        """Returns what a value must do, as the end of a sentence."""
+        """Returns the condition on a value, as the end of a sentence."""
         if self.without_least:
             above = "positive" if self.least == 0 else f"above {self.least}"
             return f"be {above}" + (f" and at most {self.most}" if self.most < math.inf else "")
@@ -54,19 +53,19 @@ def at_least(least: float) -> Range:
 
 
 def above(least: float, most: float = math.inf) -> Range:
-    """Returns the range from `least`, which does not belong to it, to `most`."""
+    """Returns the range from `least`, excluded, to `most`."""
     return Range(least, most, without_least=True)
 
 
 def between(least: float, most: float) -> Range:
-    """Returns the range from `least` to `most`, which both belong to it."""
+    """Returns the range from `least` to `most`, both included."""
     return Range(least, most)
 
 
 class Network(NamedTuple):
-    """Marks a hyper-parameter that is a task with a network of its own.
+    """Marks a hyper-parameter that is a task with a separate network.
 
-    A config names the network's model and its arguments, as `config.model` does for the clients':
+    A config sets the network's model and its arguments, like `config.model` for the clients:
 
         mentee: Annotated[core.Task | None, core.NETWORK] = None
     """
@@ -95,15 +94,15 @@ def ranges(factory: Callable) -> dict[str, tuple[type, Range]]:
 def check_hyperparameters(factory: Callable, values: Mapping[str, Any], prefix: str = "") -> None:
     """Raises a `UserError` for the first hyper-parameter outside its range.
 
-    Values that are no plain numbers pass: under `jit` they are not known yet.
+    Values that are not plain numbers pass, as they are unknown under `jit`.
 
     Args:
-      factory: of a method, whose signature declares the ranges.
-      values: hyper-parameters by name; others than those declared pass.
-      prefix: what to write before a name, such as 'config.hparams.ditto.'.
+      factory: The factory of a method, whose signature declares the ranges.
+      values: Hyper-parameters by name; undeclared ones pass.
+      prefix: The prefix of names in messages, such as 'config.hparams.ditto.'.
 
     Raises:
-      UserError: a value is not in its range, not a number, or not a whole one where it must be.
+      UserError: A value is outside its range, not a number, or not an integer where required.
 
     Example:
       >>> from pfljax.algorithms import ALGORITHMS

@@ -1,8 +1,8 @@
-"""The table of random streams: from which key each use of randomness draws.
+"""The table of random streams: the key of each use of randomness.
 
-Every key is derived from the run's by `fold_in`, along one path of this table, so that no two uses
-share a key. A number in the first column is the first one folded in, and one below another the
-next.
+Every key is derived from the key of the run with `fold_in`, along one path of this table, so that
+no two uses share a key. The numbers of a row are folded in from left to right, and those of an
+indented row after those of the row above.
 
     run key
       SERVER_INIT                 the server's initial state
@@ -12,8 +12,8 @@ next.
       SERVER        round         `Context.key` of `server_update`
       UPDATE        round client  `Context.key` of `download` and `client_update`
       EXCHANGE      round client  `Context.key` of `exchange`
-      EVALUATION    round client  the context of an evaluation, of which
-        0                         held-out clients adapt
+      EVALUATION    round client  the context of an evaluation, with
+        0                         adaptation of held-out clients
         1                         `Context.key` of `personalize`
         2, 3        batch         predictions on test and validation examples
     Context.key
@@ -29,10 +29,10 @@ from __future__ import annotations
 
 import jax
 
-# The first number below the run's key.
+# The first number below the key of the run.
 SERVER_INIT, CLIENT_INIT, CLIENT, COHORT, SERVER, UPDATE, EXCHANGE, EVALUATION = range(8)
 
-# The numbers below the key of a context, or of a step, that no method takes for a child of its own.
+# Numbers below the key of a context or of a step that no method uses for `Context.child`.
 ORDER, STEP, AGGREGATION, DROPOUT = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 4
 
 
@@ -40,7 +40,7 @@ def key_of(key: jax.Array, *path: jax.Array | int) -> jax.Array:
     """Returns the key at a path of the table.
 
     Args:
-      key: typed PRNG key of the run, or of a context.
+      key: Typed PRNG key of the run, or of a context.
       *path: `[]` numbers from 0 to `2**32 - 1`, folded in one after another.
 
     Example:

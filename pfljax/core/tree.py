@@ -1,4 +1,4 @@
-"""Arithmetic on nested containers of arrays; where optax.tree has the verb, it is that one."""
+"""Arithmetic on pytrees of arrays, named as in optax.tree where it has the same operation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dtype(tree: PyTree) -> jnp.dtype:
 
 
 def divide(tree: PyTree, number: jax.Array) -> PyTree:
-    """Returns `tree / number`, each leaf in its own dtype whatever that of the scalar `number`."""
+    """Returns `tree / number`, in the dtype of each leaf, whatever that of the scalar `number`."""
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(number, leaf.dtype), tree)
 
 
@@ -43,10 +43,10 @@ def where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
 
 
 def after(tree: PyTree, number: jax.Array) -> PyTree:
-    """Returns `tree` as it is, but not before the finite scalar `number` is known.
+    """Returns `tree` unchanged, but only after the finite scalar `number` has been computed.
 
-    An update of arrays in place, beside a sum over what they held before: XLA copies them, unless
-    the update waits for the sum.
+    Used for in-place updates of arrays that are also summed: XLA copies the arrays unless the
+    update depends on the sum.
     """
     return jax.tree.map(lambda leaf: leaf + 0 * jnp.asarray(number, leaf.dtype), tree)
 
@@ -58,12 +58,12 @@ def is_finite(tree: PyTree) -> jax.Array:
 
 
 def size(tree: PyTree) -> int:
-    """Returns how many numbers the arrays (or their shapes) in `tree` hold."""
+    """Returns the number of entries of the arrays (or shapes) in `tree`."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Returns how many bytes the arrays (or their shapes) in `tree` take, counted from shapes."""
+    """Returns the number of bytes of the arrays (or shapes) in `tree`."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -78,7 +78,7 @@ def key_data(leaf: jax.Array) -> jax.Array:
 
 
 def wrap_key_data(leaf: jax.Array, like: jax.Array) -> jax.Array:
-    """The inverse of `key_data`; `like` is the array before, or its shape."""
+    """Returns the inverse of `key_data`; `like` is the original array, or its shape."""
     if not is_key(like):
         return leaf
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))

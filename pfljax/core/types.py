@@ -1,11 +1,11 @@
-"""The vocabulary of pfljax: what a task is, and what the functions of a method take and return.
+"""The types of tasks, and of the arguments and results of a method's functions.
 
 A *method* (`Algorithm` of `core/algorithm.py`) is a tuple of pure functions written for ONE client.
 The engine adds the client axis with `vmap` and the device axis with `pmap`, so that a whole
-federated round becomes one XLA program; no method knows of either.
+federated round becomes one XLA program; methods contain neither.
 
-Shapes in the docstrings: `N` clients in the population, `C` classes, `B`
-examples in a batch, `[]` a scalar. A *model* is a nested dict of arrays.
+Shapes in the docstrings: `N` clients in the population, `C` classes, `B` examples in a batch, `[]`
+a scalar. *Params* are a nested dict of arrays.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Path = tuple[str, ...]  # path of an array in params, e.g. ('head', 'kernel')
 
 
 class ClientProfile(NamedTuple):
-    """What is known of one client before it trains.
+    """The description of a client before it trains.
 
     Attributes:
-      id: `[]` int32.
-      size: `[]` int32, training examples.
-      class_counts: `[C]` int32, training examples of each label; None where no function of the
-        method reads them.
+      id: `[]` int32, the index of the client.
+      size: `[]` int32, the number of training examples.
+      class_counts: `[C]` int32, the number of training examples of each label; None if no function
+        of the method uses them.
     """
 
     id: jax.Array
@@ -42,8 +42,8 @@ class Population(NamedTuple):
     """The profiles of all `N` clients that may take part, stacked.
 
     Attributes:
-      sizes: `[N]` int32.
-      class_counts: `[N, C]` int32; None where no function of the method reads them.
+      sizes: `[N]` int32, the number of training examples of each client.
+      class_counts: `[N, C]` int32; None if no function of the method uses them.
     """
 
     sizes: jax.Array
@@ -58,8 +58,8 @@ class Cohort(NamedTuple):
     """The clients of one round.
 
     Attributes:
-      ids: `[cohort]` int32; -1 marks an empty place (padding, or a client that dropped out).
-      sizes: `[cohort]` int32, training examples; 0 in an empty place.
+      ids: `[cohort]` int32; -1 marks a padding slot (also for a client that dropped out).
+      sizes: `[cohort]` int32, numbers of training examples; 0 in a padding slot.
       num_clients: `N`, the size of the population (static).
     """
 
@@ -74,14 +74,14 @@ class Cohort(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Where and when a function runs: schedules and annealing are functions of it, traced.
+    """The round and client for which a function runs; schedules are functions of it, and traced.
 
     Attributes:
-      key: typed PRNG key, of its own for each client, round and function; see `core.streams`.
+      key: Typed PRNG key, different for each client, round and function; see `core.streams`.
       round: `[]` int32, counted from 0.
       num_rounds: `[]` int32, the planned length of the run.
-      client_id: `[]` int32, the client for which the function runs; -1 for the server.
-      client_key: typed PRNG key of the client, the same in every round and evaluation of a run;
+      client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
+      client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
     """
 
@@ -92,17 +92,17 @@ class Context(NamedTuple):
     client_key: jax.Array | None = None
 
     def child(self, index: int) -> Context:
-        """The same moment with an independent key: one child for each use of randomness."""
+        """Returns the context with an independent key: one child for each use of randomness."""
         return self._replace(key=jax.random.fold_in(self.key, index))
 
 
 class Uploads(NamedTuple):
-    """What the server sees of a round.
+    """The uploads of a cohort, as received by the server.
 
     Attributes:
-      total: the sum of the cohort's `ClientOutput.sum`.
-      each: the cohort's `ClientOutput.each`, stacked `[cohort, ...]` in the order of
-        `Cohort.ids`; zeros in empty places; `()` where the method uploads nothing there.
+      total: The sum of the cohort's `ClientOutput.sum`.
+      each: The cohort's `ClientOutput.each`, stacked `[cohort, ...]` in the order of `Cohort.ids`;
+        zeros in padding slots; `()` if the method uploads nothing there.
     """
 
     total: PyTree
@@ -110,18 +110,18 @@ class Uploads(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What a client's update leaves behind.
+    """The result of a client's update.
 
     Attributes:
-      state: the client's next private state; never leaves the client.
-      sum: added up over the cohort; the server needs only the total, so that every aggregator can
-        be used and secure aggregation could be added.
-      each: one row per client, seen by the server: costs cohort x message and reveals
+      state: The next private state of the client, which never leaves it.
+      sum: The upload that is summed over the cohort; the server needs only the total, so that every
+        aggregator can be used and secure aggregation could be added.
+      each: The upload that the server receives individually: costs cohort x message and reveals
         individual messages; `()` unless the method compares clients.
-      metrics: scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
+      metrics: Scalars, of which the engine reports the mean over the cohort; or `Weighted` scalars,
         for a mean over those clients only that have something to report.
-      size: number of bits of what is uploaded, an `aggregation.Size`, where an aggregator decides
-        it; None where the shapes of `sum` and `each` tell it.
+      size: Number of bits of the upload, an `aggregation.Size`, if an aggregator determines it;
+        None if the shapes of `sum` and `each` determine it.
     """
 
     state: PyTree
@@ -132,14 +132,14 @@ class ClientOutput(NamedTuple):
 
 
 class Task(NamedTuple):
-    """All that a method may know about model and data.
+    """The model and data of a method: the network, its loss and its metrics.
 
     Batch normalization has two modes. In training mode it uses the statistics of the batch's real
-    examples: in `losses` and `loss` unless `train=False`, in the other functions where they are
-    given the batch's `mask` `[B]`. Otherwise it uses the running statistics of the model. A term of
-    a training objective takes the mask, so that the whole objective is in one mode; whoever judges
-    a model that is not being trained leaves it out. Likewise dropout drops where a function is
-    given a `key`, and in `losses` and `loss` unless `train=False`.
+    examples: in `losses` and `loss` unless `train=False`, in the other functions if they get the
+    batch's `mask` `[B]`. Otherwise it uses the running statistics of the model. All terms of a
+    training objective get the mask, so that the whole objective is in one mode; code that evaluates
+    a model omits it. Likewise dropout drops if a function gets a `key`, and in `losses` and `loss`
+    unless `train=False`.
 
     Attributes:
       init: `key -> params`.
@@ -153,22 +153,22 @@ class Task(NamedTuple):
         features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
-        over examples, or where there is a metric 'count', over what that counts, such as tokens.
-        They score outputs that a method computes itself (`Algorithm.predict`), and in `evaluate`
-        those of `predict`. None for a task whose outputs do not give its metrics.
+        over examples, or, if there is a metric 'count', over the units that it counts, such as
+        tokens. They score outputs that a method computes itself (`Algorithm.predict`), and in
+        `evaluate` those of `predict`. None for a task whose metrics do not follow from its outputs.
       num_classes: `C`; 0 for a task without classes.
-      num_features: `d`; 0 for a task whose features are not rows of numbers.
-      layers: where the layers stand in a model, in the order in which inputs pass them.
+      num_features: `d`; 0 for a task whose features are not one vector per example.
+      layers: The paths of the layers in the params, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
-      is_statistic: `path -> bool`, whether the array at `path` is a running statistic. No gradient
-        moves one: a training step observes it, and a server averages it.
-      observe: `(params, batch) -> statistics`, the running statistics that a training step on the
-        batch leaves behind, at their paths in the model; None for a model without any. Whoever
-        makes a `LocalTraining` hands it on, so that training keeps them.
-      score: the metric by which models are selected and compared.
-      more_is_better: whether a larger score is a better one.
-      params_metrics: `(params, batch, key) -> {name: []}`, the same sums where `evaluate` shall not
+      is_statistic: `path -> bool`, whether the array at `path` is a running statistic. Gradients do
+        not change running statistics: training steps update them, and a server averages them.
+      observe: `(params, batch) -> statistics`, the running statistics after a training step on the
+        batch, at their paths in the params; None for a model without any. Pass it to
+        `LocalTraining` so that running statistics are updated.
+      score: The metric by which models are selected and compared.
+      more_is_better: Whether a larger score is better.
+      params_metrics: `(params, batch, key) -> {name: []}`, the same sums if `evaluate` should not
         compute them from the outputs of a whole batch: because a loss draws random numbers, or
         because the outputs would not fit into memory. None computes them from the outputs.
     """
@@ -197,7 +197,7 @@ class Task(NamedTuple):
         Args:
           params: Weights of the model.
           batch: `B` examples of one client.
-          key: Typed PRNG key, of which tasks draw whose losses are random.
+          key: Typed PRNG key for tasks with random losses.
 
         Returns:
           `{name: []}`, sums over the batch's real examples, as `metrics` returns them.
@@ -212,15 +212,16 @@ class Task(NamedTuple):
 
 
 class FederatedState(NamedTuple):
-    """Everything a run carries from round to round, and all that a checkpoint holds.
+    """The state of a run between rounds, and the content of a checkpoint.
 
     Attributes:
-      server: the method's server state, the same on every device.
-      clients: the clients' private states, stacked and spread over the devices.
-      round: `[]` int32, the number of rounds done.
-      key: the run's typed PRNG key; never changes.
-      joined: `[num_clients]` bool, whose private state counts; the others' begins when they first
-        take part. `()` where clients have no state, or where their table of rows says it.
+      server: The method's server state, replicated on every device.
+      clients: The clients' private states, stacked and sharded over the devices.
+      round: `[]` int32, the number of finished rounds.
+      key: The run's typed PRNG key, which never changes.
+      joined: `[num_clients]` bool, whether a client's private state has been initialized; the
+        others are initialized when they first take part. `()` for stateless clients, or if the
+        table of rows contains this information.
     """
 
     server: PyTree

@@ -1,4 +1,4 @@
-"""Averages over a cohort, written as sums so that a server that sees only totals can take them."""
+"""Averages over a cohort as sums, which a server can compute from totals only."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PyTree = Any
 
 
 class Weighted(NamedTuple):
-    """A tree times its weight, and the weight: adding two of them keeps both right.
+    """A tree multiplied by its weight, and the weight; sums of both yield weighted means.
 
     Attributes:
       value: `weight * tree`.
-      weight: `[]` float, or `[C]` for a tree of means of classes, whose leaves are `[C, ...]`.
+      weight: `[]` float, or `[C]` for a tree of per-class means, whose leaves are `[C, ...]`.
     """
 
     value: PyTree
@@ -25,10 +25,10 @@ class Weighted(NamedTuple):
 
 
 def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
-    """Prepares one client's term of a weighted mean, for `ClientOutput.sum`.
+    """Returns one client's term of a weighted mean, for `ClientOutput.sum`.
 
     Args:
-      tree: arrays of floats.
+      tree: Arrays of floats.
       weight: `[]`, the client's weight: its number of examples, or 1 for a uniform mean.
     """
     weight = jnp.asarray(weight, tree_lib.dtype(tree))
@@ -36,11 +36,11 @@ def weighted(tree: PyTree, weight: jax.Array | float) -> Weighted:
 
 
 def mean(total: Weighted) -> PyTree:
-    """Returns `sum_k w_k x_k / sum_k w_k` for scalar weights; zeros where no weight came."""
-    # Without weight the value is zero too, so any divisor leaves it so.
+    """Returns `sum_k w_k x_k / sum_k w_k` for scalar weights; zeros if the weights sum to 0."""
+    # Without weight the value is zero too, so any divisor gives zero.
     return tree_lib.divide(total.value, jnp.where(total.weight > 0, total.weight, 1))
 
 
 def shares(counts: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns `counts` `[K, ...]` over their sum along the first axis; zeros where that is zero."""
+    """Returns `counts` `[K, ...]` divided by their sum along the first axis; zeros if that is 0."""
     return counts.astype(dtype) / jnp.maximum(jnp.sum(counts, axis=0).astype(dtype), 1)

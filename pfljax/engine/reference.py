@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,43 @@ from pfljax.core.types import Cohort, Context, FederatedState, Uploads
 from pfljax.engine import init, sampling
 from pfljax.engine.examples import Examples
 from pfljax.engine.round import client_context, cohort_key
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
+    """Returns a method whose functions are compiled once for all clients and rounds.
+
+    Args:
+      algorithm: The method.
+      num_clients: Number of clients in the population, which is static in a `Cohort`.
+    """
+
+    def cohort_of(ids, sizes):
+        return Cohort(ids, sizes, num_clients)
+
+    @jax.jit
+    def server_update(server, uploads, ids, sizes, context):
+        return algorithm.server_update(server, uploads, cohort_of(ids, sizes), context)
+
+    @jax.jit
+    def exchange(server, client, data, uploads, ids, sizes, member, context):
+        cohort = cohort_of(ids, sizes)
+        return algorithm.exchange(server, client, data, uploads, cohort, member, context)
+
+    return algorithm._replace(
+        init_client=jax.jit(algorithm.init_client),
+        client_update=jax.jit(algorithm.update_client),
+        server_update=lambda server, uploads, cohort, context: server_update(
+            server, uploads, cohort.ids, cohort.sizes, context
+        ),
+        download=None,  # It is a part of the compiled `client_update`.
+        exchange=algorithm.exchange
+        and (
+            lambda server, client, data, uploads, cohort, member, context: exchange(
+                server, client, data, uploads, cohort.ids, cohort.sizes, member, context
+            )
+        ),
+    )
 
 
 def reference_round(
@@ -33,6 +72,7 @@ def reference_round(
     Returns:
       The next state.
     """
+    algorithm = _compiled(algorithm, plan.num_clients)  # It is the loop that is plain.
     length = jnp.int32(num_rounds)
 
     def context(stream, client_id):
@@ -49,9 +89,8 @@ def reference_round(
             profile = examples.profile(jnp.int32(i))
             clients[i] = init.init_client(algorithm, state.server, profile, state.key)
 
-    update = jax.jit(algorithm.update_client)  # once for all clients: it is the loop that is plain
     outputs = [
-        update(
+        algorithm.update_client(
             state.server, clients[i], examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
         )
         for i in ids

@@ -1,20 +1,20 @@
 """One federated round, and many of them, as one compiled program.
 
-    ids      choose the cohort, order it by size, deal it over the devices
-    lend     bring the private states of those who train elsewhere than they live
-    update   run `client_update` for every client; add up what goes to the server
-    server   let the method take its server step with the total
-    exchange let the cohort learn from one another, where the method does
-    return   send those states home
+    sample    sample the cohort, and assign its clients to the devices with balanced load
+    gather    copy the states of clients that train on another device than their owner
+    update    run `client_update` for every client; add up what goes to the server
+    server    run the method's server update with the total
+    exchange  let the clients of the cohort learn from one another, if the method does
+    scatter   copy these states back to their owners
 
-The same round as a plain Python loop over clients stands in `engine/reference.py`; where rows and
-examples are kept on the host, `engine/clients/on_host.py` fetches and stores them; the rest is the
-same.
+The same round as a plain Python loop over clients is `engine/reference.py`. For clients on the
+host, `engine/clients/on_host.py` fetches and stores states and examples; the rest is the same.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,41 +35,54 @@ METRICS = ("cohort", "examples", "slots", "not_finite", "upload_bytes")
 ALL_FINITE, SERVER_NOT_FINITE = -2, -1
 
 
-def train_cohort(
+class Updated(NamedTuple):
+    """A cohort after the updates of its clients, as one device sees it.
+
+    Attributes:
+      states: The `DeviceCohort` of this device's shard, with the clients' next states.
+      each: The shard's `ClientOutput.each`, stacked `[shard, ...]`.
+      finite: `[shard]` bool, whether the state and the metrics of each client are finite.
+      total: The sum of `ClientOutput.sum` over the cohort.
+      metrics: The sums of the clients' metrics, as `Weighted`.
+      count: `[]` int32, number of clients in the cohort.
+    """
+
+    states: Any
+    each: PyTree
+    finite: jax.Array
+    total: PyTree
+    metrics: dict[str, Weighted]
+    count: jax.Array
+
+
+def update_clients(
     algorithm: Algorithm,
     clients_per_chunk: int,
     state: FederatedState,
     examples: Examples,
+    ids: jax.Array,
     rows: jax.Array,
-    cohort: Cohort,
     num_rounds: jax.Array,
-) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs a round of a given cohort, wherever its states and examples came from.
+) -> Updated:
+    """Runs the updates of this device's shard of the cohort, and adds up over all devices.
 
     Args:
-      algorithm: the method.
-      clients_per_chunk: how many clients a device trains together.
-      state: `clients` is the `store.Hand` of this device's shard of the cohort.
-      examples: at least those of this shard.
-      rows: `[shard]` int32, where each client of this shard stands in `examples`; -1 where it is
-        nobody.
-      cohort: of all devices, one device's shard after the other.
+      algorithm: The method.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state, whose `clients` is the `DeviceCohort` of this shard.
+      examples: At least those of this shard.
+      ids: `[shard]` int32, the clients of this shard; -1 is padding.
+      rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
       num_rounds: `[]` int32, the planned length of the run.
-
-    Returns:
-      The next state, and the metrics that `one_round` returns.
     """
-    context = functools.partial(client_context, state.key, state.round, num_rounds)
-    mine = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
 
     def update(client, private):
         client_id, row = client
         data = examples.of_client(row)
         profile = examples.profile(row)._replace(id=client_id)
         private = init.private_state(algorithm, state, private, profile)
-        output = algorithm.update_client(
-            state.server, private, data, context(streams.UPDATE, client_id)
-        )
+        context = client_context(state.key, state.round, num_rounds, streams.UPDATE, client_id)
+        output = algorithm.update_client(state.server, private, data, context)
         _require_other_names(output.metrics)
         present = client_id >= 0
         uploaded = (output.sum, _as_weighted(_reported(output)), jnp.ones((), jnp.int32))
@@ -81,54 +94,149 @@ def train_cohort(
         return output.state, (each, finite), uploaded
 
     states, (each, finite), sums = mapping.map_states(
-        update, state.clients, (mine, rows), clients_per_chunk=clients_per_chunk
+        update, state.clients, (ids, rows), clients_per_chunk=clients_per_chunk
     )
-    total, metrics, count = mapping.sum_over_devices(sums)
+    return Updated(states, each, finite, *mapping.sum_over_devices(sums))
 
-    uploads = Uploads(total, mapping.stack_over_devices(each))
-    of_server = Context(
-        streams.key_of(state.key, streams.SERVER, state.round), state.round, num_rounds
-    )
-    server = algorithm.server_update(state.server, uploads, cohort, of_server)
-    server = tree.where(count > 0, server, state.server)
 
-    if algorithm.exchange is not None:
+def update_server(
+    algorithm: Algorithm,
+    state: FederatedState,
+    uploads: Uploads,
+    cohort: Cohort,
+    num_rounds: jax.Array,
+    count: jax.Array,
+) -> PyTree:
+    """Returns the server's next state; the old one where the cohort has `count` 0."""
+    key = streams.key_of(state.key, streams.SERVER, state.round)
+    context = Context(key, state.round, num_rounds)
+    server = algorithm.server_update(state.server, uploads, cohort, context)
+    return tree.where(count > 0, server, state.server)
 
-        def exchange(client, private):
-            member, client_id, row = client
-            moved = algorithm.exchange(
-                server,
-                private,
-                examples.of_client(row),
-                uploads,
-                cohort,
-                member,
-                context(streams.EXCHANGE, client_id),
-            )
-            return moved, tree.is_finite(moved) | (client_id < 0), ()
 
-        members = mapping.device_index() * mine.shape[0] + jnp.arange(mine.shape[0])
-        states, still_finite, _ = mapping.map_states(
-            exchange, states, (members, mine, rows), clients_per_chunk=clients_per_chunk
+def exchange_clients(
+    algorithm: Algorithm,
+    clients_per_chunk: int,
+    state: FederatedState,
+    updated: Updated,
+    examples: Examples,
+    ids: jax.Array,
+    rows: jax.Array,
+    members: jax.Array,
+    uploads: Uploads,
+    cohort: Cohort,
+    num_rounds: jax.Array,
+) -> Updated:
+    """Runs the exchange of this device's shard of the cohort, if the method has one.
+
+    Args:
+      algorithm: The method.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state after the server's update.
+      updated: The cohort after the clients' updates.
+      examples: At least those of this shard.
+      ids: `[shard]` int32, the clients of this shard; -1 is padding.
+      rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      members: `[shard]` int32, the row of each client in `cohort`.
+      uploads: The cohort's uploads.
+      cohort: The clients of all devices.
+      num_rounds: `[]` int32, the planned length of the run.
+    """
+    if algorithm.exchange is None:
+        return updated
+
+    def exchange(client, private):
+        member, client_id, row = client
+        moved = algorithm.exchange(
+            state.server,
+            private,
+            examples.of_client(row),
+            uploads,
+            cohort,
+            member,
+            client_context(state.key, state.round, num_rounds, streams.EXCHANGE, client_id),
         )
-        finite &= still_finite
+        return moved, tree.is_finite(moved) | (client_id < 0), ()
 
-    metrics = {
-        name: jnp.where(total.weight > 0, mean(total), jnp.nan) for name, total in metrics.items()
-    }
-    chunks = cohort.sizes.reshape(-1, clients_per_chunk)
-    metrics["cohort"] = count
-    metrics["examples"] = jnp.sum(chunks)
-    # Clients trained together all wait for the largest.
-    metrics["slots"] = jnp.sum(jnp.max(chunks, axis=1)) * clients_per_chunk
-    one_client = mapping.max_over_devices(jnp.max(jnp.where(finite, ALL_FINITE, mine)))
-    server_only = jnp.where(tree.is_finite((server, total)), ALL_FINITE, SERVER_NOT_FINITE)
-    metrics["not_finite"] = jnp.maximum(one_client, server_only)
-    joined = state.joined
-    if jax.tree.leaves(joined):
-        ids = jnp.where(cohort.ids < 0, joined.shape[0], cohort.ids)
-        joined = joined.at[ids].set(True, mode="drop")
-    return FederatedState(server, states, state.round + 1, state.key, joined), metrics
+    states, finite, _ = mapping.map_states(
+        exchange, updated.states, (members, ids, rows), clients_per_chunk=clients_per_chunk
+    )
+    return updated._replace(states=states, finite=updated.finite & finite)
+
+
+def metrics_of(sums: dict[str, Weighted]) -> dict[str, jax.Array]:
+    """Returns the means of the clients' metrics; NaN where no client reported one."""
+    return {name: jnp.where(total.weight > 0, mean(total), jnp.nan) for name, total in sums.items()}
+
+
+def slots(sizes: jax.Array, clients_per_chunk: int) -> jax.Array:
+    """Returns `[]`, the examples of a cohort with padding: a chunk waits for its largest client."""
+    return jnp.sum(jnp.max(sizes.reshape(-1, clients_per_chunk), axis=1)) * clients_per_chunk
+
+
+def not_finite(updated: Updated, ids: jax.Array, server: PyTree) -> jax.Array:
+    """Returns `[]` int32, the metric `not_finite` that `one_round` describes."""
+    one_client = mapping.max_over_devices(jnp.max(jnp.where(updated.finite, ALL_FINITE, ids)))
+    finite = tree.is_finite((server, updated.total))
+    return jnp.maximum(one_client, jnp.where(finite, ALL_FINITE, SERVER_NOT_FINITE))
+
+
+def mark_joined(joined: PyTree, cohort: Cohort) -> PyTree:
+    """Returns which clients have taken part, with those of a cohort."""
+    if not jax.tree.leaves(joined):
+        return joined
+    ids = jnp.where(cohort.ids < 0, joined.shape[0], cohort.ids)
+    return joined.at[ids].set(True, mode="drop")
+
+
+def train_cohort(
+    algorithm: Algorithm,
+    clients_per_chunk: int,
+    state: FederatedState,
+    examples: Examples,
+    rows: jax.Array,
+    cohort: Cohort,
+    num_rounds: jax.Array,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
+    """Runs a round of a given cohort, wherever its states and examples are kept.
+
+    Args:
+      algorithm: The method.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state, whose `clients` is the `DeviceCohort` of this device's shard of the cohort.
+      examples: At least those of this shard.
+      rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices, one device's shard after the other.
+      num_rounds: `[]` int32, the planned length of the run.
+
+    Returns:
+      The next state, and the metrics that `one_round` returns.
+    """
+    ids = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
+    members = mapping.device_index() * ids.shape[0] + jnp.arange(ids.shape[0])
+    updated = update_clients(algorithm, clients_per_chunk, state, examples, ids, rows, num_rounds)
+    uploads = Uploads(updated.total, mapping.stack_over_devices(updated.each))
+    server = update_server(algorithm, state, uploads, cohort, num_rounds, updated.count)
+    updated = exchange_clients(
+        algorithm,
+        clients_per_chunk,
+        state._replace(server=server),
+        updated,
+        examples,
+        ids,
+        rows,
+        members,
+        uploads,
+        cohort,
+        num_rounds,
+    )
+    metrics = metrics_of(updated.metrics)
+    metrics["cohort"] = updated.count
+    metrics["examples"] = jnp.sum(cohort.sizes)
+    metrics["slots"] = slots(cohort.sizes, clients_per_chunk)
+    metrics["not_finite"] = not_finite(updated, ids, server)
+    joined = mark_joined(state.joined, cohort)
+    return FederatedState(server, updated.states, state.round + 1, state.key, joined), metrics
 
 
 def client_context(
@@ -180,6 +288,42 @@ def cohort_key(key: jax.Array, round: jax.Array) -> jax.Array:
     return streams.key_of(key, streams.COHORT, round)
 
 
+def assigned_cohort(
+    plan: sampling.CohortPlan,
+    key: jax.Array,
+    examples: Examples,
+    clients_per_chunk: int,
+    *,
+    prefer_owner: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Samples a cohort and assigns it to the devices.
+
+    Args:
+      plan: How the cohort is sampled.
+      key: Typed PRNG key of the cohort.
+      examples: The examples of all clients.
+      clients_per_chunk: Number of clients that a device trains at once.
+      prefer_owner: See `sampling.assign`.
+
+    Returns:
+      `[devices, shard]` int32, the clients of each device, -1 for padding; and `[devices * shard]`
+      int32, their training examples.
+    """
+
+    def sizes_of(ids):
+        return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
+
+    ids = sampling.sample(plan, key)
+    assignment = sampling.assign(
+        ids,
+        sizes_of(ids),
+        num_devices=mapping.num_devices(),
+        chunk=clients_per_chunk,
+        prefer_owner=prefer_owner,
+    )
+    return assignment, sizes_of(assignment.reshape(-1))
+
+
 def one_round(
     algorithm: Algorithm,
     plan: sampling.CohortPlan,
@@ -192,36 +336,32 @@ def one_round(
     """Runs one round on every device; call it inside `mapping.over_devices`.
 
     Args:
-      algorithm: the method.
-      plan: how the cohort is chosen.
-      clients_per_chunk: how many clients a device trains together.
-      state: `clients` holds this device's rows only.
-      buffer: the room for buffer, of `visits.room`.
-      examples: of all clients.
+      algorithm: The method.
+      plan: How the cohort is sampled.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state, whose `clients` are those that this device owns.
+      buffer: The buffer for remote clients, of `migration.receive_buffer`.
+      examples: The examples of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
-      The next state, the room for buffer, and the metrics: the means of the clients' (NaN where no
-      client had anything to report), with the number of clients (`cohort`), their training examples
-      (`examples`), what these cost with padding (`slots`), the mean of the bytes that clients send
-      where an aggregator decides them (`upload_bytes`), and `not_finite`: the id of a client
-      whose state or metric has an entry that is not finite, `SERVER_NOT_FINITE` where only the sum
-      of the messages or the server's next state has one, else `ALL_FINITE`.
+      The next state, the buffer, and the metrics: the means of the clients' metrics (NaN where no
+      client reported one), the number of clients (`cohort`), their training examples (`examples`),
+      these with padding (`slots`), the mean of the bytes that clients send where an aggregator
+      decides them (`upload_bytes`), and `not_finite`: the id of a client whose state or metric is
+      not finite, `SERVER_NOT_FINITE` where only the sum of the uploads or the server's next state
+      is not, else `ALL_FINITE`.
     """
 
-    def sizes_of(ids):
-        return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
-
-    ids = sampling.sample(plan, cohort_key(state.key, state.round))
-    assignment = sampling.assign(
-        ids,
-        sizes_of(ids),
-        num_devices=mapping.num_devices(),
-        chunk=clients_per_chunk,
+    assignment, sizes = assigned_cohort(
+        plan,
+        cohort_key(state.key, state.round),
+        examples,
+        clients_per_chunk,
         prefer_owner=bool(jax.tree.leaves(state.clients)),
     )
     mine, assigned = assignment[mapping.device_index()], assignment.reshape(-1)
-    cohort = Cohort(assigned, sizes_of(assigned), plan.num_clients)
+    cohort = Cohort(assigned, sizes, plan.num_clients)
     shard = state._replace(clients=migration.gather_states(state.clients, buffer, assignment))
     after, metrics = train_cohort(
         algorithm, clients_per_chunk, shard, examples, mine, cohort, num_rounds
@@ -244,13 +384,36 @@ def run_rounds(
     num_rounds: jax.Array,
     rounds_now: jax.Array,
 ) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs `rounds_now` rounds on every device; see `build_rounds`."""
+    """Runs `rounds_now` rounds on every device; see `programs.rounds_program`."""
 
     shard = sampling.clients_per_device(plan.capacity, mapping.num_devices(), clients_per_chunk)
     buffer = migration.receive_buffer(state.clients, shard)
 
     def run_one(state, buffer):
         return one_round(algorithm, plan, clients_per_chunk, state, buffer, examples, num_rounds)
+
+    return repeat(run_one, rounds_per_call, state, buffer, rounds_now)
+
+
+def repeat(
+    run_one: Callable[[FederatedState, PyTree], tuple[FederatedState, PyTree, dict]],
+    rounds_per_call: int,
+    state: FederatedState,
+    buffer: PyTree,
+    rounds_now: jax.Array,
+) -> tuple[FederatedState, dict[str, jax.Array]]:
+    """Runs a round several times.
+
+    Args:
+      run_one: `(state, buffer) -> (state, buffer, metrics)`, one round.
+      rounds_per_call: Largest number of rounds.
+      state: The state of the run.
+      buffer: The buffers for remote clients.
+      rounds_now: `[]` int32, number of rounds.
+
+    Returns:
+      The next state, and the metrics `[rounds_per_call]`, zeros past `rounds_now`.
+    """
 
     def body(index, carry):
         state, buffer, history = carry

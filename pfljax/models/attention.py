@@ -1,4 +1,4 @@
-"""Transformers: the blocks, an encoder of texts, a language model, and one of images."""
+"""Transformers: the blocks, a text encoder, a language model, and a vision Transformer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfljax.models.ids import PADDING, Embedding, masked_mean, require_text
 from pfljax.models.layers import Dense, Offset
 from pfljax.models.model import Model, from_flax
 
-# So low that no weight is left, and no infinity that could become NaN where all are barred.
+# Low enough for a weight of zero, but finite, so that a fully masked row does not become NaN.
 _BARRED = -1e9
 
 
@@ -20,8 +20,8 @@ class Attention(nn.Module):
     """Multi-head self-attention: `[B, T, d] -> [B, T, d]`.
 
     Attributes:
-      heads: among which `d` is divided.
-      causal: whether a position sees only itself and earlier ones.
+      heads: Number of heads, among which `d` is divided.
+      causal: Whether a position attends to itself and earlier positions only.
     """
 
     heads: int
@@ -42,14 +42,14 @@ class Attention(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Attention and a two-layer network in turn, each normalized before and added to its input.
+    """Pre-norm Transformer blocks of attention and a two-layer network, with residual connections.
 
     `[B, T, d] -> [B, T, d]`.
 
     Attributes:
-      layers: how often.
-      heads: of each attention.
-      causal: whether a position sees only itself and earlier ones.
+      layers: Number of blocks.
+      heads: Number of heads of each attention.
+      causal: Whether a position attends to itself and earlier positions only.
     """
 
     layers: int
@@ -67,13 +67,13 @@ class Blocks(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Embeddings and sines of positions, blocks, and the mean over tokens: `[B, T] -> [B, width]`.
+    """Embeddings with sinusoidal positions, blocks, and the mean: `[B, T] -> [B, width]`.
 
     Attributes:
-      vocabulary: ids, the padding included.
-      width: of all layers, `d`.
-      layers: see `Blocks`.
-      heads: likewise.
+      vocabulary: Number of ids, including padding.
+      width: The width `d` of all layers.
+      layers: Number of blocks.
+      heads: Number of heads of each attention.
     """
 
     vocabulary: int
@@ -99,9 +99,9 @@ def transformer(
     layers: int = 2,
     heads: int = 4,
 ) -> Model:
-    """Transformer encoder of texts that sees tokens and no padding: `[B, T] -> [B, width]`.
+    """Transformer encoder for texts that masks padding: `[B, T] -> [B, width]`.
 
-    Normalized before attention and after the last block, the mean over tokens.
+    Normalization before each attention and after the last block; mean over the tokens.
     32,000 ids, 4 classes: 4,493,316 parameters, 4,096,000 of them the embedding.
 
     References:
@@ -117,7 +117,7 @@ def transformer(
 class Decoder(nn.Module):
     """Embeddings of tokens and positions, and causal blocks: `[B, T] -> [B, T, width]`.
 
-    Attributes: as of `TextEncoder`.
+    The attributes are those of `TextEncoder`.
     """
 
     vocabulary: int
@@ -151,11 +151,11 @@ def transformer_lm(
     layers: int = 2,
     heads: int = 4,
 ) -> Model:
-    """Decoder-only language model, whose outputs at t depend on tokens up to t.
+    """Decoder-only language model; its outputs at position t depend on tokens up to t.
 
-    `[B, T] -> [B, T, width] -> [B, T, vocabulary]`. The body's embedding is the matrix of the
-    outputs as well; of the head's own are the last normalization and a bias for each token, so that
-    a personal head knows how often its client uses each.
+    `[B, T] -> [B, T, width] -> [B, T, vocabulary]`. The embedding of the body is also the output
+    matrix (tied weights); the head consists of the last normalization and a bias for each token, so
+    that a personalized head models the client's token frequencies.
     Characters, T = 80, 90 ids: 418,650 parameters.
 
     References:
@@ -168,8 +168,8 @@ def transformer_lm(
     _require_divisible("transformer_lm", width, heads)
     if num_classes != vocabulary:
         raise UserError(
-            f"The model transformer_lm predicts its own {vocabulary} tokens, and {num_classes} "
-            "classes are asked for; name another model, such as transformer."
+            f"The model transformer_lm predicts its {vocabulary} input tokens, but the data set "
+            f"has {num_classes} classes; choose another model, such as transformer."
         )
     body = Decoder(vocabulary, width, layers, heads)
     tied = ("tokens", "embedding")
@@ -180,10 +180,10 @@ class ImageEncoder(nn.Module):
     """Patches as tokens, positions, blocks, and the mean: `[B, H, W, c] -> [B, width]`.
 
     Attributes:
-      patch: height and width of a patch.
-      width: of all layers.
-      layers: see `Blocks`.
-      heads: likewise.
+      patch: The height and width of a patch in pixels.
+      width: The width of all layers.
+      layers: Number of blocks.
+      heads: Number of heads of each attention.
     """
 
     patch: int
@@ -220,8 +220,8 @@ def vit(
     """
     if len(input_shape) != 3 or any(side % patch for side in input_shape[:2]):
         raise UserError(
-            f"The model vit reads images in patches of {patch}x{patch}, and an example here has "
-            f"the shape {input_shape}; set config.model.patch to a divisor, or name another model."
+            f"The model vit reads images in patches of {patch}x{patch}, but an example has the "
+            f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
         )
     _require_divisible("vit", width, heads)
     body = ImageEncoder(patch, width, layers, heads)
@@ -229,7 +229,7 @@ def vit(
 
 
 def _sines(steps: int, width: int) -> np.ndarray:
-    """Sines and cosines of positions, `[steps, width]`, in wavelengths from 2 pi to 20,000 pi."""
+    """Returns sinusoidal positions `[steps, width]`, with wavelengths from 2 pi to 20,000 pi."""
     rates = 10000.0 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(steps)[:, None] * rates
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(steps, -1)[:, :width]
@@ -238,6 +238,6 @@ def _sines(steps: int, width: int) -> np.ndarray:
 def _require_divisible(name: str, width: int, heads: int) -> None:
     if width % heads:
         raise UserError(
-            f"config.model.width is {width} and config.model.heads {heads}; the model {name} "
-            "divides its width among the heads."
+            f"config.model.width is {width} and config.model.heads {heads}; in {name}, the "
+            "width must be a multiple of the heads."
         )

@@ -1,4 +1,4 @@
-"""What networks of ids share: embeddings, the padding, and what they ask of a data set."""
+"""Common parts of networks that read ids: embeddings, padding, and checks of the inputs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 from pfljax.errors import UserError
 
-# The id with which a text ends that is shorter than the array that holds it.
+# The id that pads texts at the end.
 PADDING = 0
 
 
 class Embedding(nn.Module):
-    """A row for each id: `[B, ...] -> [B, ..., width]`.
+    """A row of weights for each id: `[B, ...] -> [B, ..., width]`.
 
     Attributes:
-      vocabulary: ids.
-      width: entries of a row.
-      initial: how the rows start; PyTorch's default is the normal distribution.
+      vocabulary: Number of ids.
+      width: The width of a row.
+      initial: The initializer of the rows; PyTorch's default is the normal distribution.
     """
 
     vocabulary: int
@@ -32,7 +32,7 @@ class Embedding(nn.Module):
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Means where `mask` `[B, T]` is True: `[B, T, d] -> [B, d]`, 0 where it nowhere is."""
+    """Means where `mask` `[B, T]` is True: `[B, T, d] -> [B, d]`, 0 if it is False everywhere."""
     weight = mask.astype(x.dtype)[..., None]
     return jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
 
@@ -41,6 +41,6 @@ def require_text(name: str, input_shape: tuple[int, ...], vocabulary: int) -> No
     """Raises a `UserError` unless examples are texts `[T]` of one vocabulary."""
     if len(input_shape) != 1 or not isinstance(vocabulary, int):
         raise UserError(
-            f"The model {name} reads texts of one vocabulary, and an example here has the shape "
-            f"{input_shape} and the vocabulary {vocabulary}; name another model."
+            f"The model {name} reads texts of one vocabulary, but an example has the shape "
+            f"{input_shape} and the vocabulary {vocabulary}; choose another model."
         )

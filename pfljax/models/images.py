@@ -1,7 +1,7 @@
-"""Convolutional networks of the federated literature, each as a body and a head.
+"""Convolutional networks of the federated learning literature, each as a body and a head.
 
-Sides of images are free as long as something is left to pool; averages over rows and columns make
-the residual networks free of them altogether.
+Images may have any size that leaves something to pool; residual networks, which average over rows
+and columns, accept any size.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pfljax.models.model import Model, from_flax
 
 
 class ConvolutionsAndDense(nn.Module):
-    """Convolutions with ReLU, pooled by 2 where told, then dense layers with ReLU.
+    """Convolutions with ReLU, some with 2x2 pooling, then dense layers with ReLU.
 
     `[B, H, W, c] -> [B, widths[-1]]`.
 
     Attributes:
-      convolutions: of each the channels, the kernel's size, the padding and whether to pool.
-      widths: outputs of the dense layers.
+      convolutions: Channels, kernel size, padding and whether to pool, for each convolution.
+      widths: The widths of the dense layers.
     """
 
     convolutions: tuple[tuple[int, int, str, bool], ...]
@@ -31,7 +31,7 @@ class ConvolutionsAndDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for features, size, padding, pooled in self.convolutions:
             x = Conv(features, size, padding)(x)
-            # ReLU and pooling commute; after the pooling it touches a quarter of the entries.
+            # ReLU and pooling commute; after pooling, ReLU has a quarter of the entries.
             x = nn.relu(max_pool(x) if pooled else x)
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
@@ -40,13 +40,13 @@ class ConvolutionsAndDense(nn.Module):
 
 
 def cnn(input_shape: tuple[int, ...], num_classes: int) -> Model:
-    """The 4-layer CNN of FedAvg's paper as pFL papers use it, without padding.
+    """The 4-layer CNN of the FedAvg paper as used in pFL papers, without padding.
 
-    Conv 5x5 32, pool, conv 5x5 64, pool, dense 512: `[B, H, W, c] -> [B, 512]`, sides from 16 on.
+    Conv 5x5 32, pool, conv 5x5 64, pool, dense 512: `[B, H, W, c] -> [B, 512]`, at least 16x16.
     28x28x1, 10 classes: 582,026 parameters; 32x32x3, 10 classes: 878,538.
 
     Raises:
-      UserError: the images are too small.
+      UserError: The images are too small.
 
     References:
       McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
@@ -89,7 +89,7 @@ def simple_cnn(input_shape: tuple[int, ...], num_classes: int) -> Model:
 def lenet(input_shape: tuple[int, ...], num_classes: int) -> Model:
     """LeNet-5 with ReLU and maximum pooling: conv 5x5 6, pool, conv 5x5 16, pool, dense 120, 84.
 
-    `[B, H, W, c] -> [B, 84]`; images of less than 32 pixels a side are padded in the first layer.
+    `[B, H, W, c] -> [B, 84]`; images smaller than 32x32 are padded in the first layer.
     28x28x1, 10 classes: 61,706 parameters; 32x32x3, 10 classes: 62,006.
 
     References:
@@ -103,14 +103,14 @@ def lenet(input_shape: tuple[int, ...], num_classes: int) -> Model:
 
 
 def _require_sides(name: str, input_shape: tuple[int, ...], least: int) -> None:
-    """Raises a `UserError` unless examples are images `[H, W, c]` of at least so many pixels."""
+    """Raises a `UserError` unless examples are images `[H, W, c]` of at least `least` pixels."""
     if len(input_shape) != 3:
         raise UserError(
-            f"The model {name} reads images, and an example here has the shape {input_shape}; "
-            "name another model, such as mlp."
+            f"The model {name} reads images, but an example has the shape {input_shape}; choose "
+            "another model, such as mlp."
         )
     if min(input_shape[:2]) < least:
         raise UserError(
-            f"The model {name} wants images of {least} pixels a side or more, and these have "
-            f"{'x'.join(map(str, input_shape[:2]))}; name another model, such as mlp."
+            f"The model {name} needs images of at least {least} pixels a side, but these have "
+            f"{'x'.join(map(str, input_shape[:2]))}; choose another model, such as mlp."
         )

@@ -1,6 +1,6 @@
-"""Layers whose weights may differ from client to client, with PyTorch's default initialization.
+"""Layers whose weights may differ between clients, with PyTorch's default initialization.
 
-Products are computed in the type of their kernel, normalizations in that of their scale, see
+Products are computed in the dtype of their kernel, normalizations in that of their scale; see
 `model.compute_in`.
 """
 
@@ -30,7 +30,7 @@ class Dense(nn.Module):
     """Fully connected layer: `[B, ..., d] -> [B, ..., features]`.
 
     Attributes:
-      features: outputs.
+      features: Number of outputs.
     """
 
     features: int
@@ -47,7 +47,7 @@ class Dense(nn.Module):
         return out.reshape(*x.shape[:-1], self.features) + bias
 
 
-# The running statistics of a batch normalization, by the names of their arrays.
+# The names of the running statistics of batch normalization.
 STATISTICS = ("mean", "var")
 
 
@@ -56,15 +56,16 @@ class BatchNorm(nn.Module):
 
         y = scale (x - mean) / sqrt(var + epsilon) + bias
 
-    Running statistics are arrays of the model like all others. Given a variable `mask` `[B]` in the
-    collection 'examples', the layer trains: it takes mean and (biased) variance of the real
-    examples, and says in the collection 'observed', if that is mutable, what the running ones
-    become, `(1 - momentum) running + momentum batch`, with the unbiased variance. A statistic that
-    the batch does not have stays: the variance of a single value, and anything without examples.
+    The running statistics are arrays of the params like all others. If the collection 'examples'
+    has a variable `mask` `[B]`, the layer is in training mode: it uses mean and (biased) variance
+    of the real examples, and stores the next running statistics,
+    `(1 - momentum) running + momentum batch` with the unbiased variance, in the collection
+    'observed', if that is mutable. A statistic that the batch does not define is unchanged: the
+    variance of a single value, and both without examples.
 
     Attributes:
-      momentum: how far the running statistics go towards the batch's.
-      epsilon: added to the variance.
+      momentum: The weight of the batch in the running statistics.
+      epsilon: The constant added to the variance.
     """
 
     momentum: float = 0.1
@@ -89,7 +90,7 @@ class BatchNorm(nn.Module):
         return (x - mean) * factor + bias
 
     def of_batch(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns mean `[d]` and biased variance `[d]` of the real examples, and of how many."""
+        """Returns mean `[d]` and biased variance `[d]` of the real examples, and their number."""
         weight = mask.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         count = jnp.sum(weight) * (math.prod(x.shape[1:-1]))
         axes, divisor = tuple(range(x.ndim - 1)), jnp.maximum(count, 1)
@@ -102,17 +103,17 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalization of an example's groups of channels: `[B, ..., d] -> [B, ..., d]`.
+    """Normalization of groups of channels of each example: `[B, ..., d] -> [B, ..., d]`.
 
         y = scale (x - mean) / sqrt(var + epsilon) + bias
 
-    Sums go over the pixels of each channel first, and mean, variance, scale and bias become one
-    factor and one term for each channel: on CPU half to a third of the time of flax's layer,
-    which does the same in another order.
+    The pixels of each channel are summed first, and mean, variance, scale and bias are combined
+    into one factor and one term for each channel. On CPU this takes half to a third of the time of
+    flax's layer, which computes the same in another order.
 
     Attributes:
-      groups: of neighbouring channels; a divisor of `d`.
-      epsilon: added to the (biased) variance.
+      groups: Number of groups of consecutive channels, a divisor of `d`.
+      epsilon: The constant added to the (biased) variance.
     """
 
     groups: int
@@ -128,7 +129,7 @@ class GroupNorm(nn.Module):
         members = math.prod(x.shape[1:]) // self.groups
 
         def of_group(values):
-            """The mean over a group, for each channel: `[B, ..., d] -> [B, d]`."""
+            """Returns the mean over the group of each channel: `[B, ..., d] -> [B, d]`."""
             sums = jnp.sum(values, axis=pixels).reshape(-1, self.groups, channels // self.groups)
             return jnp.repeat(jnp.sum(sums, axis=-1) / members, channels // self.groups, axis=-1)
 
@@ -143,12 +144,12 @@ class Conv(nn.Module):
     """Convolution: `[B, H, W, c] -> [B, H', W', features]`.
 
     Attributes:
-      features: output channels.
-      size: height and width of the kernel.
+      features: Number of output channels.
+      size: The height and width of the kernel.
       padding: 'VALID' or 'SAME', see `convolution.pad`.
-      strides: from one output to the next, each way.
-      use_bias: whether to add one; not before a normalization, which would take it away.
-      kernel_init: how the kernel starts; None for PyTorch's default.
+      strides: The stride in both directions.
+      use_bias: Whether to add a bias; unnecessary before a normalization, which removes it.
+      kernel_init: The initializer of the kernel; None for PyTorch's default.
     """
 
     features: int
@@ -168,12 +169,12 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Convolution of each channel by itself, padded, no bias: `[B, H, W, c] -> [B, H', W', c]`.
+    """Convolution of each channel separately, padded, no bias: `[B, H, W, c] -> [B, H', W', c]`.
 
     Attributes:
-      size: height and width of the kernels.
-      strides: from one output to the next, each way.
-      kernel_init: how the kernels start, whose shape is `[size, size, c]`.
+      size: The height and width of the kernels.
+      strides: The stride in both directions.
+      kernel_init: The initializer of the kernels, with shape `[size, size, c]`.
     """
 
     size: int
@@ -187,11 +188,11 @@ class DepthwiseConv(nn.Module):
 
 
 class Offset(nn.Module):
-    """Adds an array of the last axes: `[B, ...] -> [B, ...]`.
+    """Adds an array of the shape of the last axes: `[B, ...] -> [B, ...]`.
 
     Attributes:
-      axes: how many of them.
-      initial: how the array starts.
+      axes: Number of these axes.
+      initial: The initializer of the array.
     """
 
     axes: int
@@ -206,8 +207,8 @@ class TimeConv(nn.Module):
     """Convolution over time, without padding: `[B, T, c] -> [B, T - size + 1, features]`.
 
     Attributes:
-      features: output channels.
-      size: length of the kernel.
+      features: Number of output channels.
+      size: The length of the kernel.
     """
 
     features: int
@@ -226,16 +227,16 @@ class TimeConv(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Largest entry of every 2x2 window: `[B, H, W, c] -> [B, H // 2, W // 2, c]`.
+    """Maximum of every 2x2 window: `[B, H, W, c] -> [B, H // 2, W // 2, c]`.
 
-    A last row or column without a partner is left out, as in PyTorch.
+    An odd last row or column is dropped, as in PyTorch.
     """
     height, width = (side - side % 2 for side in x.shape[1:3])
     return _max_pool(x[:, :height, :width])
 
 
 def max_pool_time(x: jax.Array) -> jax.Array:
-    """Larger entry of each two steps: `[B, T, c] -> [B, T // 2, c]`; the first of equal ones."""
+    """Maximum of every two steps: `[B, T, c] -> [B, T // 2, c]`; of equal ones the first."""
     steps = x.shape[1] // 2
     pairs = x[:, : 2 * steps].reshape(x.shape[0], steps, 2, x.shape[2])
     first, second = pairs[:, :, 0], pairs[:, :, 1]
@@ -248,7 +249,7 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:
-    """The four entries of every 2x2 window of `[B, H, W, c]`, in reading order."""
+    """Returns the four entries of every 2x2 window of `[B, H, W, c]`, in row-major order."""
     batch, height, width, channels = x.shape
     windows = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
@@ -258,8 +259,8 @@ def _corners(x: jax.Array) -> list[jax.Array]:
 def _max_pool(x: jax.Array) -> jax.Array:
     """`max_pool` of images with even sides.
 
-    The gradient goes to the first largest entry in reading order, as in PyTorch; comparing
-    again in the backward pass is far cheaper on CPU than XLA's select-and-scatter.
+    The gradient goes to the first maximum in row-major order, as in PyTorch. On CPU, repeating the
+    comparison in the backward pass is far cheaper than XLA's select-and-scatter.
     """
     a, b, c, d = _corners(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))

@@ -1,4 +1,4 @@
-"""A network as pure functions, with its body and its head apart."""
+"""A network as pure functions, separated into body and head."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ NORMALIZATION = (
 
 
 class Model(NamedTuple):
-    """A network; its parameters are a nested dict with the keys 'body' and 'head'.
+    """A network; its params are a nested dict with the keys 'body' and 'head'.
 
-    Where a function takes `mask` `[B]`, the network trains: batch normalization uses the statistics
-    of the examples for which it is True. None means the running ones. Where a function takes `key`,
-    a typed PRNG key, layers with dropout drop; None drops nothing.
+    If a function gets a `mask` `[B]`, the network is in training mode: batch normalization uses the
+    statistics of the examples where the mask is True. None means the running statistics. If a
+    function gets a `key`, a typed PRNG key, layers with dropout drop. None means that they do not.
 
     Attributes:
-      init: `key -> parameters`.
-      features: `(parameters, inputs [B, ...], mask=None, key=None) -> [B, d]`, the body.
-      head: `(parameters, features [B, d], mask=None, key=None) -> outputs`.
-      is_head: `path -> bool`.
-      num_features: `d`; 0 where the features of an example are no row, but one for each position.
-      layers: where each layer's arrays stand, in the order in which inputs pass them.
-      is_norm: `path -> bool`, whether the array is of a normalization layer.
-      is_statistic: `path -> bool`, whether the array is a running statistic.
-      observe: `(parameters, inputs, mask) -> statistics`, the running statistics after training on
-        these examples, a part of the nested dict; None for a network without batch normalization.
-      reads_ids: whether inputs are ids, int32, rather than measurements; for inputs that are a
-        dict, one answer for all of them or a dict with the same names.
+      init: `key -> params`.
+      features: `(params, inputs [B, ...], mask=None, key=None) -> [B, d]`, the body.
+      head: `(params, features [B, d], mask=None, key=None) -> outputs`.
+      is_head: `path -> bool`, whether an array belongs to the head.
+      num_features: `d`; 0 if an example has one row of features for each position.
+      layers: The path of each layer's arrays, in the order in which inputs pass the layers.
+      is_norm: `path -> bool`, whether an array belongs to a normalization layer.
+      is_statistic: `path -> bool`, whether an array is a running statistic.
+      observe: `(params, inputs, mask) -> statistics`, the running statistics after training on
+        these examples, as a part of the nested dict; None for a network without batch
+        normalization.
+      reads_ids: Whether inputs are ids, int32, instead of numeric inputs; for inputs that are a
+        dict, one value for all of them or a dict with the same names.
     """
 
     init: Callable[[jax.Array], Any]
@@ -105,14 +106,14 @@ def zero_example(input_shape: Any, reads_ids: bool | Mapping[str, bool]) -> Any:
 
 
 def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
-    """Returns a model that computes in another type than that in which its parameters are kept.
+    """Returns a model that computes in another dtype than that of its params.
 
-    Products, activations and their gradients are computed in `dtype`; normalizations, parameters,
-    features, outputs and the gradients of parameters keep the parameters' own.
+    Products, activations and their gradients are computed in `dtype`; normalizations, params,
+    features, outputs and the gradients of params keep the dtype of the params.
 
     Args:
-      model: a network.
-      dtype: such as bfloat16.
+      model: The network.
+      dtype: The dtype of the computation, such as bfloat16.
     """
 
     def cast(parameters):
@@ -140,12 +141,12 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
 
 
 class Split(nn.Module):
-    """Two modules in a row: `head(body(x))`, or `head(body(x), array)` of the body's `tied` array.
+    """A composition of two modules: `head(body(x))`, or `head(body(x), tied array of the body)`.
 
     Attributes:
-      body: the first.
-      head: the second.
-      tied: where the body keeps an array that the head uses too; `()` for none.
+      body: The first module.
+      head: The second module.
+      tied: The path of an array of the body that the head uses too; `()` for none.
     """
 
     body: nn.Module
@@ -159,24 +160,24 @@ class Split(nn.Module):
         return self.head(features, _at(self.tied, self.body.variables["params"]))
 
 
-# Layers with dropout, and the attribute that holds its rate.
+# Layers with dropout, and the attribute with its rate.
 _DROPOUT = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
 
 _RANDOM = (
-    "The network draws random numbers of its own, and pfljax gives networks keys for dropout only; "
-    "take that out, or take nn.Dropout."
+    "The network draws random numbers of its own, but pfljax passes keys to networks for dropout "
+    "only; remove them, or use nn.Dropout."
 )
 _DETERMINISTIC = (
-    "The network sets `deterministic` of {}; leave it out, as pfljax drops in training and in no "
-    "evaluation."
+    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training and "
+    "not in evaluation."
 )
 _BOTH = (
     "The network has dropout and batch normalization, whose running statistics would be those "
-    "without dropout; take GroupNorm in place of batch normalization."
+    "without dropout; use GroupNorm instead of batch normalization."
 )
 _OTHER_ARRAYS = (
-    "The network keeps arrays in {} beside its parameters; take the layers of "
-    "pfljax.models.layers, such as BatchNorm, or GroupNorm in place of flax's BatchNorm."
+    "The network has arrays in {} beside its parameters; use the layers of pfljax.models.layers, "
+    "such as BatchNorm, or GroupNorm instead of flax's BatchNorm."
 )
 
 
@@ -192,21 +193,21 @@ def shapes_of(arrays: Any) -> Any:
 
 
 def _dropping(key: jax.Array | None) -> contextlib.AbstractContextManager:
-    """Makes the layers with dropout drop where there is a key, and not where it is None."""
+    """Sets `deterministic` of layers with dropout: False if there is a key, True if it is None."""
 
     def call(apply, args, kwargs, context):
-        if _waits_for_mode(context, args, kwargs):
+        if _needs_mode(context, args, kwargs):
             kwargs = {**kwargs, "deterministic": key is None}
         return apply(*args, **kwargs)
 
     return nn.intercept_methods(call)
 
 
-def _waits_for_mode(context: nn.module.InterceptorContext, args: tuple, kwargs: dict) -> bool:
-    """Whether a call is one of a layer with dropout, which does not say whether to drop.
+def _needs_mode(context: nn.module.InterceptorContext, args: tuple, kwargs: dict) -> bool:
+    """Returns whether a call of a layer with dropout leaves `deterministic` open.
 
     Raises:
-      UserError: the layer would drop, and says itself whether it does.
+      UserError: The layer has a rate above 0 and sets `deterministic` itself.
     """
     module = context.module
     rate = next((name for kind, name in _DROPOUT.items() if isinstance(module, kind)), None)
@@ -224,7 +225,7 @@ class Layers(NamedTuple):
     """What a network consists of.
 
     Attributes:
-      types: Path and type of each module that owns arrays, in the order in which inputs pass.
+      types: Path and type of each module that has arrays, in the order in which inputs pass.
       dropout: Names of flax's random streams of the layers with dropout; empty for a network
         without any.
     """
@@ -237,8 +238,8 @@ def layers_of(network: nn.Module, example: Any) -> Layers:
     """Returns what a network consists of.
 
     Raises:
-      UserError: the network keeps arrays that are no parameters and would be lost, decides itself
-        when it drops, draws other random numbers, or cannot be applied to an example.
+      UserError: The network has arrays that are not parameters and would be lost, sets when it
+        drops, draws other random numbers, or cannot be applied to an example.
     """
     types, streams_of = {}, []
 
@@ -247,29 +248,29 @@ def layers_of(network: nn.Module, example: Any) -> Layers:
         types.setdefault(module.path, type(module))
         if isinstance(module, nn.BatchNorm):
             raise UserError(_OTHER_ARRAYS.format("['batch_stats']"))
-        if _waits_for_mode(context, args, kwargs):
+        if _needs_mode(context, args, kwargs):
             streams_of.append(getattr(module, "rng_collection", "dropout"))
             kwargs = {**kwargs, "deterministic": True}
         return call(*args, **kwargs)
 
     def start_and_apply(x):
         variables = network.init(jax.random.key(0), x)
-        network.apply(variables, x)  # without a key: `init` would share its own
+        network.apply(variables, x)  # without a key: `init` would share its key
         return variables
 
     try:
         with nn.intercept_methods(record):
-            # Not even the key is made: that would compile, before a mistake is reported.
+            # The key is not created either: that would compile before an error is reported.
             variables = jax.eval_shape(start_and_apply, example)
     except UserError:
         raise
     except flax.errors.InvalidRngError as error:
         raise UserError(_RANDOM) from error
-    except Exception as error:  # whatever a user's own module raises
+    except Exception as error:  # any exception of a user's module
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
             f"The network cannot be applied to inputs of shape {shapes_of(example)} "
-            f"({type(error).__name__}: {reason}); mend the module, or name another model."
+            f"({type(error).__name__}: {reason}); correct the module, or choose another model."
         ) from error
     if others := set(variables) - {"params"}:
         raise UserError(_OTHER_ARRAYS.format(sorted(others)))
@@ -289,26 +290,26 @@ def from_flax(
     reads_ids: bool | Mapping[str, bool] = False,
     tied: Path = (),
 ) -> Model:
-    """Makes a `Model` of two flax modules.
+    """Returns a `Model` made of two flax modules.
 
     Args:
       body: `[B, *input_shape] -> [B, d]`, or `[B, T, d]`; it may have no parameters. Where examples
         are dicts of arrays, it takes such a dict.
       head: `[B, d] -> outputs`, or `[B, T, d] -> outputs`.
-      input_shape: of one example; a dict of shapes where examples are dicts of arrays.
-      reads_ids: whether inputs are ids, int32; a dict by the same names where only some are.
-      tied: where the body keeps an array that the head takes as second argument, such as an
-        embedding; it stays the body's.
+      input_shape: The shape of one example; a dict of shapes if examples are dicts of arrays.
+      reads_ids: Whether inputs are ids, int32; a dict with the same names if only some are.
+      tied: The path of an array of the body that the head takes as second argument, such as an
+        embedding; it belongs to the body.
 
     Raises:
-      UserError: body or head is no flax.linen module, or is one that `layers_of` refuses.
+      UserError: Body or head is not a flax.linen module, or is one that `layers_of` refuses.
     """
     for part, module in {"body": body, "head": head}.items():
         if not isinstance(module, nn.Module):
             kind = module if isinstance(module, type) else type(module)
             raise UserError(
-                f"The network's {part} ({kind.__module__}.{kind.__qualname__}) is no instance of a "
-                "flax.linen module; write it with flax.linen, as flax.nnx keeps arrays in modules."
+                f"The network's {part} ({kind.__module__}.{kind.__qualname__}) is not a flax.linen "
+                "module; write it with flax.linen, as flax.nnx keeps arrays in modules."
             )
     network = Split(body, head, tied)
 
@@ -325,7 +326,7 @@ def from_flax(
             return network.init(key, example())["params"]
 
     def variables(parameters, part, mask):
-        """What flax wants for one part: its arrays and, in training, the mask at each BatchNorm."""
+        """Returns the variables of a part: its arrays and, in training, the masks of BatchNorms."""
         arrays = {"params": parameters.get(part, {})}
         if mask is not None:
             masks = {(*path[1:], "mask"): mask for path in watchers if path[0] == part}
@@ -351,8 +352,8 @@ def from_flax(
     def observe(parameters, inputs, mask):
         if not watching <= set(parameters):
             raise ValueError(
-                "Running statistics are those of a model with body and head; for a dict of models "
-                "take LocalTraining.of_models."
+                "Running statistics belong to a model with body and head; for a dict of models use "
+                "LocalTraining.of_models."
             )
         seen, x = {}, inputs
         for part, module in (("body", body), ("head", head))[: 2 if "head" in watching else 1]:

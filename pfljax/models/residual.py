@@ -1,7 +1,7 @@
 """Residual networks: ResNets of several depths, and MobileNetV2.
 
-Images of federated data sets are small, so the first layer has a 3x3 kernel and no stride, as is
-usual for CIFAR, where ImageNet's has a stride and pooling.
+Images of federated data sets are small: the first layer has a 3x3 kernel without stride, as is
+usual for CIFAR, instead of a stride and pooling as for ImageNet.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pfljax.errors import UserError
 from pfljax.models.layers import BatchNorm, Conv, Dense, DepthwiseConv, GroupNorm, average_pool
 from pfljax.models.model import Model, from_flax
 
-# Kernels start as those of PyTorch's own residual networks do.
+# Kernels are initialized as in PyTorch's residual networks.
 _KERNEL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# A channel's kernel of a depthwise convolution has nine entries, of one output.
+# The kernel of a channel in a depthwise convolution has nine entries and one output.
 _DEPTHWISE_KERNEL = nn.initializers.normal((2 / 9) ** 0.5)
 NORMS = ("group", "batch")
 
@@ -25,7 +25,7 @@ class Normalize(nn.Module):
 
     Attributes:
       norm: 'group' or 'batch'.
-      groups: of channels, for 'group'.
+      groups: Number of groups of channels, for 'group'.
     """
 
     norm: str
@@ -39,12 +39,12 @@ class Normalize(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a connection that skips them.
+    """Two 3x3 convolutions with a skip connection.
 
     Attributes:
-      features: channels.
-      strides: of the first convolution.
-      norm: see `Normalize`.
+      features: Number of channels.
+      strides: The stride of the first convolution.
+      norm: The normalization, see `Normalize`.
     """
 
     features: int
@@ -68,9 +68,9 @@ class ResNet(nn.Module):
     """A convolution, stages of basic blocks, and the mean: `[B, H, W, c] -> [B, widths[-1]]`.
 
     Attributes:
-      widths: channels of each stage; every stage but the first halves the sides.
-      blocks: of each stage.
-      norm: see `Normalize`.
+      widths: Number of channels of each stage; every stage but the first halves the sides.
+      blocks: Number of blocks of each stage.
+      norm: The normalization, see `Normalize`.
     """
 
     widths: tuple[int, ...]
@@ -90,8 +90,8 @@ class ResNet(nn.Module):
 def resnet8(input_shape: tuple[int, ...], num_classes: int, norm: str = "group") -> Model:
     """ResNet of 3 stages of one block, 16 to 64 channels: `[B, H, W, c] -> [B, 64]`.
 
-    32x32x3, 10 classes: 78,042 parameters. With `norm='batch'`, whose running statistics are arrays
-    of the model as well, 78,714; a server averages them as all arrays, FedBN keeps them local.
+    32x32x3, 10 classes: 78,042 parameters. With `norm='batch'`, 78,714 including running
+    statistics; a server averages these like all arrays, and FedBN keeps them local.
 
     References:
       He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2016,
@@ -123,13 +123,13 @@ def _resnet(input_shape, num_classes, widths, blocks, norm) -> Model:
 
 
 class InvertedBlock(nn.Module):
-    """Widen by a 1x1 convolution, convolve each channel by itself, narrow; skip if shapes allow.
+    """Expansion by a 1x1 convolution, a depthwise one, projection; skip connection if shapes match.
 
     Attributes:
-      features: channels that leave.
-      expansion: how many times wider it is inside.
-      strides: of the convolution inside.
-      norm: see `Normalize`.
+      features: Number of output channels.
+      expansion: The factor by which the inner layers are wider.
+      strides: The stride of the depthwise convolution.
+      norm: The normalization, see `Normalize`.
     """
 
     features: int
@@ -156,10 +156,10 @@ class MobileNet(nn.Module):
     `[B, H, W, c] -> [B, last]`.
 
     Attributes:
-      stages: of each the expansion, the channels, the number of blocks and the first one's stride.
-      first: channels before the stages.
-      last: channels after them.
-      norm: see `Normalize`.
+      stages: Expansion, channels, number of blocks and stride of the first block, for each stage.
+      first: Number of channels before the stages.
+      last: Number of channels after the stages.
+      norm: The normalization, see `Normalize`.
     """
 
     stages: tuple[tuple[int, int, int, int], ...]
@@ -180,7 +180,7 @@ class MobileNet(nn.Module):
         return average_pool(convolve(x, self.last, 1))
 
 
-# Strides of 1 in the first two places where ImageNet's network has 2.
+# Strides of 1 in the first two positions where the network for ImageNet has 2.
 _MOBILENET = (
     *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
     *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
@@ -203,8 +203,8 @@ def mobilenet_v2(input_shape: tuple[int, ...], num_classes: int, norm: str = "gr
 def _require(name: str, input_shape: tuple[int, ...], norm: str) -> None:
     if len(input_shape) != 3:
         raise UserError(
-            f"The model {name} reads images, and an example here has the shape {input_shape}; "
-            "name another model, such as mlp."
+            f"The model {name} reads images, but an example has the shape {input_shape}; choose "
+            "another model, such as mlp."
         )
     if norm not in NORMS:
         raise UserError(f"config.model.norm is {norm!r}; it must be one of {', '.join(NORMS)}.")

@@ -1,4 +1,4 @@
-"""Networks of rows of numbers, of signals, and of ratings."""
+"""Networks for numeric inputs, time series and ratings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class HiddenLayers(nn.Module):
     """Dense layers with ReLU after each: `[B, ...] -> [B, widths[-1]]`.
 
     Attributes:
-      widths: outputs of each layer.
-      batch_norm: normalize before each ReLU.
+      widths: The width of each layer.
+      batch_norm: Whether to normalize before each ReLU.
     """
 
     widths: tuple[int, ...]
@@ -42,7 +42,7 @@ class HiddenLayers(nn.Module):
 def logistic(input_shape: tuple[int, ...], num_classes: int) -> Model:
     """Multinomial logistic regression: a head on the flat input, and no body.
 
-    Of a regression it is the linear one. 784 inputs, 10 classes: 7,850 parameters.
+    For a regression, it is linear regression. 784 inputs, 10 classes: 7,850 parameters.
     """
     return from_flax(Flatten(), Dense(num_classes), input_shape)
 
@@ -58,15 +58,15 @@ def mlp(input_shape: tuple[int, ...], num_classes: int, widths: tuple[int, ...] 
 def mlp_bn(
     input_shape: tuple[int, ...], num_classes: int, widths: tuple[int, ...] = (100,)
 ) -> Model:
-    """The same with batch normalization before each ReLU.
+    """The MLP with batch normalization before each ReLU.
 
-    784-100-10: 79,910 arrays' entries, of which 200 are running statistics.
+    784-100-10: 79,910 entries, of which 200 are running statistics.
     """
     return from_flax(HiddenLayers(tuple(widths), batch_norm=True), Dense(num_classes), input_shape)
 
 
 def amazon_mlp(input_shape: tuple[int, ...], num_classes: int) -> Model:
-    """The MLP of PFLlib for Amazon Review's 5,000 word counts: `[B, ...] -> [B, 100]`.
+    """PFLlib's MLP for the 5,000 word counts of Amazon Review: `[B, ...] -> [B, 100]`.
 
     5000-1000-500-100-2: 5,551,802 parameters.
     """
@@ -76,10 +76,9 @@ def amazon_mlp(input_shape: tuple[int, ...], num_classes: int) -> Model:
 class TimeConvolutions(nn.Module):
     """Convolutions over time with ReLU and pooling, dense layers: `[B, T, c] -> [B, widths[-1]]`.
 
-    Attributes:
-      features: channels of each convolution.
-      size: length of their kernels.
-      widths: of the dense layers.
+    features: Number of channels of each convolution.
+    size: The length of the kernels.
+    widths: The widths of the dense layers.
     """
 
     features: tuple[int, ...]
@@ -100,23 +99,23 @@ def har_cnn(
     size: int = 9,
     widths: tuple[int, ...] = (1024, 512),
 ) -> Model:
-    """Convolutions over the time of sensors' windows: `[B, T, c] -> [B, 512]`.
+    """Convolutions over time for windows of sensor data: `[B, T, c] -> [B, 512]`.
 
-    Conv 9 32, pool, conv 9 64, pool, dense 1024, 512. The head is the last layer; PFLlib's is all
-    three dense ones. 128 times, 9 channels, 6 classes: 2,253,958 parameters.
+    Conv 9 32, pool, conv 9 64, pool, dense 1024, 512. The head is the last layer; in PFLlib it
+    consists of all three dense layers. 128 steps, 9 channels, 6 classes: 2,253,958 parameters.
     """
     if not isinstance(input_shape, tuple) or len(input_shape) != 2:
         raise UserError(
-            f"The model har_cnn reads windows [time, channels], and an example here has the shape "
-            f"{input_shape}; name another model, such as mlp."
+            f"The model har_cnn reads windows [time, channels], but an example has the shape "
+            f"{input_shape}; choose another model, such as mlp."
         )
     steps = input_shape[0]
     for _ in features:
         steps = (steps - size + 1) // 2
     if steps < 1:
         raise UserError(
-            f"Nothing is left of {input_shape[0]} times after the poolings of the model har_cnn; "
-            "lower config.model.size, or name another model, such as mlp."
+            f"Windows of {input_shape[0]} steps are too short for the model har_cnn; lower "
+            "config.model.size, or choose another model, such as mlp."
         )
     return from_flax(
         TimeConvolutions(tuple(features), size, tuple(widths)), Dense(num_classes), input_shape
@@ -127,11 +126,11 @@ _SMALL = nn.initializers.normal(0.1)
 
 
 class Items(nn.Module):
-    """Vector and bias of the item, the last column: `[B, columns] -> [B, width + 1]`.
+    """Vector and bias of the item in the last column: `[B, columns] -> [B, width + 1]`.
 
     Attributes:
-      items: how many.
-      width: entries of a vector.
+      items: Number of items.
+      width: The width of a vector.
     """
 
     items: int
@@ -145,7 +144,7 @@ class Items(nn.Module):
 
 
 class User(nn.Module):
-    """The rating that one user gives: `[B, width + 1] -> [B, 1]`.
+    """The rating of one user: `[B, width + 1] -> [B, 1]`.
 
     `<vector, item's vector> + item's bias + bias`
     """
@@ -158,12 +157,12 @@ class User(nn.Module):
 
 
 class UsersAndItems(nn.Module):
-    """Product of the two vectors entry by entry, and the biases' sum: `[B, 2] -> [B, width + 1]`.
+    """Element-wise product of the two vectors, and the sum of biases: `[B, 2] -> [B, width + 1]`.
 
     Attributes:
-      users: how many.
-      items: how many.
-      width: entries of a vector.
+      users: Number of users.
+      items: Number of items.
+      width: The width of a vector.
     """
 
     users: int
@@ -180,7 +179,7 @@ class UsersAndItems(nn.Module):
 
 
 class Total(nn.Module):
-    """Weights, 1 at first, of the entries of a product: `[B, width + 1] -> [B, 1]`."""
+    """Weighted sum of the entries of a product, with weights initialized to 1."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -196,14 +195,14 @@ def matrix_factorization(
     width: int = 16,
     user_table: bool = False,
 ) -> Model:
-    """Factorization of a matrix of ratings, whose examples are `[user, item]` or `[item]`.
+    """Matrix factorization of ratings, for examples `[user, item]` or `[item]`.
 
         rating = <u, v_item> + b_item + b
 
-    The items' vectors are the body and the client's own vector u and bias b the head, so that
-    methods with a personal head, such as FedPer, keep the user's vector private. With one model for
-    all clients, such as FedAvg's, u is the average user; `user_table=True` has a vector for each
-    user in the body instead, and weights of the entries (1 at first) as head.
+    The items' vectors are the body, and the client's vector u and bias b are the head, so that
+    methods with a personalized head, such as FedPer, keep the user's vector private. With one model
+    for all clients, as in FedAvg, u is an average user; with `user_table=True`, the body contains a
+    vector for each user instead, and the head consists of weights of the entries, initialized to 1.
 
     610 users, 9,724 items: 165,325 parameters, 17 of them the head; with `user_table` 175,696.
 
@@ -217,11 +216,11 @@ def matrix_factorization(
     if input_shape != (len(sizes),) or len(sizes) not in (1, 2) or num_classes != 1:
         raise UserError(
             "The model matrix_factorization predicts one number for the ids of a user and an item, "
-            f"and an example here has the shape {input_shape}, ids up to {sizes} and {num_classes} "
-            "outputs; name another model."
+            f"but an example has the shape {input_shape}, ids up to {sizes} and {num_classes} "
+            "outputs; choose another model."
         )
     if not user_table:
         return from_flax(Items(sizes[-1], width), User(), input_shape, reads_ids=True)
     if len(sizes) == 1:
-        raise UserError("config.model.user_table wants examples [user, item], and here are items.")
+        raise UserError("config.model.user_table needs examples [user, item], but these are items.")
     return from_flax(UsersAndItems(*sizes, width), Total(), input_shape, reads_ids=True)

@@ -1,7 +1,7 @@
-"""Networks of texts: rows of ids `[T]`, at whose end 0 stands for nothing.
+"""Networks for texts: rows of ids `[T]`, padded with 0 at the end.
 
-Texts may be classified, also by the one token that follows, as in LEAF's Shakespeare; `lstm_lm`
-predicts at every position. Transformers stand in `attention.py`.
+The task may be classification, also of the single next token, as in LEAF's Shakespeare; `lstm_lm`
+predicts at every position. Transformers are in `attention.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class BagOfWords(nn.Module):
     """The mean of the tokens' embeddings, and a linear layer: `[B, T] -> [B, width]`.
 
     Attributes:
-      vocabulary: ids, the padding included.
-      width: of embedding and layer.
+      vocabulary: Number of ids, including padding.
+      width: The width of embedding and layer.
     """
 
     vocabulary: int
@@ -36,9 +36,9 @@ class BagOfWords(nn.Module):
 def fasttext(
     input_shape: tuple[int, ...], num_classes: int, *, vocabulary: int, width: int = 32
 ) -> Model:
-    """fastText as PFLlib has it, with a linear layer after the mean: `[B, T] -> [B, width]`.
+    """fastText as in PFLlib, with a linear layer after the mean: `[B, T] -> [B, width]`.
 
-    PFLlib's mean counts the padding, ours does not.
+    PFLlib's mean includes padding, ours does not.
     32,000 ids, 4 classes: 1,025,188 parameters.
 
     References:
@@ -51,15 +51,15 @@ def fasttext(
 
 
 class LargestOfWindows(nn.Module):
-    """Convolutions of several lengths over embeddings, each at its largest.
+    """Convolutions of several lengths over embeddings, with maximum pooling over time.
 
     `[B, T] -> [B, len(sizes) * features]`.
 
     Attributes:
-      vocabulary: ids, the padding included.
-      width: of the embedding.
-      sizes: lengths of the kernels.
-      features: channels of each.
+      vocabulary: Number of ids, including padding.
+      width: The width of the embedding.
+      sizes: The lengths of the kernels.
+      features: Number of channels for each length.
     """
 
     vocabulary: int
@@ -70,7 +70,7 @@ class LargestOfWindows(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         x = Embedding(self.vocabulary, self.width)(ids) * (ids != PADDING)[..., None]
-        # The maximum and ReLU commute; after the maximum it touches one entry per channel.
+        # Maximum and ReLU commute; after the maximum, ReLU has one entry per channel.
         found = [jnp.max(TimeConv(self.features, size)(x), axis=1) for size in self.sizes]
         return nn.relu(jnp.concatenate(found, axis=-1))
 
@@ -95,8 +95,9 @@ def textcnn(
     require_text("textcnn", input_shape, vocabulary)
     if input_shape[0] < max(sizes):
         raise UserError(
-            f"The model textcnn has windows of {max(sizes)} tokens and texts here have "
-            f"{input_shape[0]}; lower config.model.sizes, or name another model, such as fasttext."
+            f"The model textcnn has windows of {max(sizes)} tokens, but texts have "
+            f"{input_shape[0]}; lower config.model.sizes, or choose another model, such as "
+            "fasttext."
         )
     body = LargestOfWindows(vocabulary, width, tuple(sizes), features)
     return from_flax(body, Dense(num_classes), input_shape, reads_ids=True)
@@ -108,10 +109,10 @@ class Lstm(nn.Module):
         i, f, g, o = split(x_t W + h_{t-1} U + b)
         c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g);  h_t = sigmoid(o) tanh(c_t)
 
-    PyTorch has two biases, which only ever act as their sum.
+    PyTorch has two biases, of which only the sum matters.
 
     Attributes:
-      features: entries of `h` and of `c`.
+      features: The width of `h` and `c`.
     """
 
     features: int
@@ -131,7 +132,7 @@ class Lstm(nn.Module):
             h = jax.nn.sigmoid(o) * jnp.tanh(c)
             return (h, c), h
 
-        # One product for the inputs of all steps; only what depends on the last step waits.
+        # One product for the inputs of all steps; only the recurrent products are sequential.
         projected = (x.reshape(-1, width) @ kernel + bias).reshape(batch, -1, 4 * self.features)
         zeros = jnp.zeros((batch, self.features), projected.dtype)
         _, states = jax.lax.scan(step, (zeros, zeros), projected.swapaxes(0, 1))
@@ -142,10 +143,10 @@ class Recurrent(nn.Module):
     """Embeddings and LSTMs: `[B, T] -> [B, T, widths[-1]]`, or `[B, widths[-1]]` at the last token.
 
     Attributes:
-      vocabulary: ids, the padding included.
-      embedding: width of the embedding.
-      widths: of the layers.
-      everywhere: whether all positions answer, or only that of the last token.
+      vocabulary: Number of ids, including padding.
+      embedding: The width of the embedding.
+      widths: The widths of the layers.
+      everywhere: Whether to return all positions, or only that of the last token.
     """
 
     vocabulary: int
@@ -172,9 +173,9 @@ def lstm(
     embedding: int = 8,
     widths: tuple[int, ...] = (256, 256),
 ) -> Model:
-    """LSTMs that answer at the last token of a text: `[B, T] -> [B, widths[-1]]`.
+    """LSTMs with the output at the last token of a text: `[B, T] -> [B, widths[-1]]`.
 
-    The defaults are LEAF's for the next character of Shakespeare, given 80 of them.
+    The defaults are LEAF's for predicting the next of 80 characters of Shakespeare.
     90 ids and classes: 820,522 parameters; 80: 817,872.
 
     References:
@@ -196,10 +197,10 @@ def lstm_lm(
     embedding: int = 8,
     widths: tuple[int, ...] = (256, 256),
 ) -> Model:
-    """The same as a language model, of characters or words, which answers at every position.
+    """LSTMs as a language model of characters or words, with outputs at every position.
 
     `[B, T] -> [B, T, widths[-1]] -> [B, T, num_classes]`. 90 ids and classes: 820,522 parameters.
-    For words take a wider embedding: 10,000 ids, embedding 96, widths (670,) have 9,725,560.
+    For words, use a wider embedding: 10,000 ids, embedding 96, widths (670,) have 9,725,560.
     """
     require_text("lstm_lm", input_shape, vocabulary)
     body = Recurrent(vocabulary, embedding, tuple(widths), everywhere=True)

@@ -86,3 +86,23 @@ def test_a_fraction_may_be_traced_and_means_for_each_class_are_refused():
         aggregation.top_k().init_client(messages.of_client(by_class))
     with pytest.raises(UserError, match="fraction is 0; it must be positive and at most 1"):
         aggregation.top_k(fraction=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_the_threshold_is_that_of_sorting(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        draw = np.random.default_rng(3)
+        leaf = jnp.asarray(
+            np.r_[draw.normal(size=90) * 10.0 ** draw.integers(-20, 20, 90), 0, 0], dtype
+        )
+        upload = core.weighted({"a": leaf}, 1)
+        message = messages.of_client(upload)
+        for fraction in (0.01, 0.3, 0.75, 1.0):
+            aggregator = aggregation.top_k(fraction=fraction)
+            encoded = aggregator.encode(
+                message, messages.size(upload, ()), aggregator.init_client(message), (), None
+            )
+            count = int(np.ceil(fraction * 92))
+            least = np.sort(np.abs(np.asarray(leaf, np.float64)))[-count]
+            expected = np.where(np.abs(np.asarray(leaf, np.float64)) >= least, leaf, 0)
+            np.testing.assert_array_equal(encoded.message.values[0]["a"], expected)

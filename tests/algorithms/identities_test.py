@@ -292,6 +292,7 @@ def small_clients():
     return federation.examples_of(inputs, targets, sizes, num_classes=3)
 
 
+@pytest.mark.slow  # `batch_norm_test.py` has partial batches and chunks, and a plain loop for each.
 @pytest.mark.parametrize(
     "name",
     [

@@ -48,9 +48,9 @@ def test_the_whole_path_is_seen():
 
 
 def test_parts_that_overlap_are_refused():
-    with pytest.raises(ValueError, match="Both parts hold 'w'"):
+    with pytest.raises(ValueError, match="Both parts contain 'w'"):
         params.join_params({"a": {"w": 1}}, {"a": {"w": 2}})
-    with pytest.raises(ValueError, match="Both parts hold 'a'"):
+    with pytest.raises(ValueError, match="Both parts contain 'a'"):
         params.join_params({"a": 1}, {"a": {"w": 2}})
 
 

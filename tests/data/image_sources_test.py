@@ -202,7 +202,7 @@ def test_wrong_arrays_and_records_are_named(tmp_path):
     with pytest.raises(UserError, match="of shape nx32x32x3"):
         sources.SOURCES["cifar10"](str(tmp_path))
     npy_xz(packed, PIXELS[:1])
-    with pytest.raises(UserError, match="holds 1 images but .* 2 labels"):
+    with pytest.raises(UserError, match="has 1 images but .* 2 labels"):
         sources.SOURCES["cifar10"](str(tmp_path))
 
 

@@ -237,7 +237,7 @@ def test_a_program_in_a_checkout_is_given_its_files_and_read(tmp_path):
 
     found = answer()
     assert (found["seconds"], found["evaluation_seconds"]) == ([0.5, 0.5], [0.25, 0.25])
-    assert "take a workload of all clients" in answer(cohorts=[[0], [1]])
+    assert "use a workload with full participation" in answer(cohorts=[[0], [1]])
     assert "no such network" in answer(widths=[7])
     (tmp_path / "system" / "main.py").write_text("raise SystemExit('no torch')")
     assert "PFLlib stopped: no torch" in answer()

@@ -42,7 +42,7 @@ def test_the_table_and_the_pictures(tmp_path):
     "arguments, message",
     [
         ([], "--config="),
-        (["--config=configs/quickstart.py", "--output={file}"], "name another --output"),
+        (["--config=configs/quickstart.py", "--output={file}"], "choose another --output"),
         (
             ["--config=configs/quickstart.py", "--config.data.partition=shard"],
             "did you mean 'shards'",

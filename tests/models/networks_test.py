@@ -429,7 +429,7 @@ def test_keeping_statistics_costs_no_second_forward_pass():
     assert products(task.observe) == products(None) > 0
 
 
-def test_a_table_of_users_tells_users_apart():
+def test_a_table_of_users_distinguishes_users():
     arguments = {"vocabulary": (3, 5), "width": 2, "user_table": True}
     model = models.MODELS["matrix_factorization"]((2,), 1, **arguments)
     parameters = model.init(jax.random.key(0))
@@ -450,10 +450,10 @@ def test_a_table_of_users_tells_users_apart():
         ("vit", (9, 8, 1), 10, {}, "4x4"),
         ("vit", (8, 8, 1), 10, {"heads": 3}, "heads"),
         ("har_cnn", (64,), 10, {}, "windows"),
-        ("har_cnn", (20, 3), 10, {}, "Nothing is left"),
+        ("har_cnn", (20, 3), 10, {}, "are too short for"),
         ("fasttext", (5,), 3, {"vocabulary": (3, 4)}, "one vocabulary"),
         ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
-        ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its own 9 tokens"),
+        ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
         ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
         ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
     ],

@@ -53,7 +53,7 @@ def test_the_checkpoint_holds_bound_and_memory_and_goes_to_other_devices(straigh
         like = used.programs.init(used.examples, jax.random.key(5))
         (restored,) = checkpoints.restore(like, 5, used.devices)
         checkpoints.close()
-        saved.append(checkpoint.to_host(restored.state, 5))
+        saved.append(used.store.to_host(restored.state, 5))
     jax.tree.map(np.testing.assert_array_equal, *saved)
     assert saved[0].server.aggregation != 0.5  # the bound moved
     memory = np.concatenate(

@@ -1,1 +1,1 @@
-"""Operations that models compute in ways that suit many clients on one device."""
+"""Implementations of operations that are fast for many clients on one device."""

@@ -1,19 +1,20 @@
-"""Convolutions as matrix products, which stay fast inside loops and with weights for each client.
+"""Convolutions as matrix products, which are fast inside loops and with weights for each client.
 
 Under `vmap` over clients an ordinary convolution becomes a grouped one, and its gradients are slow
-inside a loop on a CPU. Two forms avoid both:
+inside a loop on a CPU. Two implementations avoid both:
 
-- patches: every window of the image is a row, and one product with the kernel gives all outputs;
+- patches (im2col): every window of the image is a row, and one product with the kernel gives all
+  outputs;
 - minimal filtering (Winograd's): tiles of the image and the kernel are transformed so that 4x4
   outputs of a 5x5 kernel take 64 multiplications instead of 400, those of a 3x3 kernel 36 instead
-  of 144. In float32 its rounding errors are some ten times those of the sum itself, which is why
-  only CPUs use it: accelerators shorten the factors of their products to bfloat16 or TF32.
+  of 144. In float32 its rounding errors are some ten times those of the direct sum, so it is used
+  on CPUs only: accelerators round the factors of their products to bfloat16 or TF32.
 
-A third one, XLA's own, has the fastest outputs for images of one channel on a CPU, where kernels
+A third one, XLA's own, has the fastest forward pass for images of one channel on a CPU, if kernels
 are not vmapped; its gradients are those of patches.
 
-In a loop on one core of a quiet machine, microseconds. Training: outputs and both gradients (of the
-kernel alone where images have up to three channels) for a batch of 10; scoring: outputs for 32.
+Measured in a loop on one core of a quiet machine, in microseconds. Training: outputs and both
+gradients (of the kernel only for up to three channels), batch of 10; scoring: outputs, batch of 32.
 
 | | | training | | | scoring | | |
 |---|---|---:|---:|---:|---:|---:|---:|
@@ -55,30 +56,30 @@ import numpy as np
 
 from pfljax.models.kernels.product import product
 
-# Outputs of a tile, each way; larger tiles save more and round worse.
+# Side length of a tile of outputs; larger tiles need fewer products and round worse.
 _TILE = 4
-# Points at which the polynomials behind minimal filtering are evaluated, and infinity.
+# The points at which the polynomials of minimal filtering are evaluated, and infinity.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-# Minimal filtering pays from so many channels in, and channels in times out, on: below, the
-# transforms cost more than the products that they save.
+# Minimum number of input channels, and of input times output channels, for minimal filtering: below
+# them, the transforms cost more than the products that they save.
 _LEAST_CHANNELS, _LEAST_WEIGHTS = 8, 128
-# It pays where so much of the tiles' outputs is wanted, and a batch has a tile for so many channels
-# in times out, for each of which the kernel is transformed.
+# Minimum fraction of the tiles' outputs that is used, and maximum of input times output channels
+# per tile of a batch, since the kernel is transformed once per batch.
 _LEAST_USE, _WEIGHTS_PER_TILE = 0.5, 2**14
 
 
 def convolution(
     x: jax.Array, kernel: jax.Array, *, padding: str = "VALID", strides: int = 1
 ) -> jax.Array:
-    """Convolves in the form that is fastest on the device.
+    """Convolves with the implementation that is fastest on the device.
 
         y[b, i, j, o] = sum_{p, q, c} x[b, s i + p, s j + q, c] kernel[p, q, c, o],  s = strides
 
     Args:
-      x: `[B, H, W, c]`.
+      x: `[B, H, W, c]`, the images.
       kernel: `[size, size, c, features]`.
       padding: 'VALID' for none; see `pad` for 'SAME'.
-      strides: from one output to the next, each way.
+      strides: The stride in both directions.
 
     Returns:
       `[B, (H - size) // strides + 1, (W - size) // strides + 1, features]` of the padded size.
@@ -97,7 +98,7 @@ def convolution(
 
 
 def _filtering_pays(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether minimal filtering is faster than patches on a CPU, as far as was measured."""
+    """Whether minimal filtering is faster than patches on a CPU, according to measurements."""
     size, _, channels, features = kernel_shape
     weights = channels * features
     if size not in (3, 5) or channels < _LEAST_CHANNELS or weights < _LEAST_WEIGHTS:
@@ -109,13 +110,13 @@ def _filtering_pays(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bo
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, padding: str, strides: int = 1) -> jax.Array:
-    """Convolves each channel with a kernel of its own, as a sum that one loop makes.
+    """Convolves each channel with a separate kernel, as a sum that XLA fuses into one loop.
 
     Args:
-      x: `[B, H, W, c]`.
+      x: `[B, H, W, c]`, the images.
       kernel: `[size, size, c]`.
-      padding: as in `convolution`.
-      strides: likewise.
+      padding: As in `convolution`.
+      strides: The stride in both directions.
 
     Returns:
       `[B, H', W', c]`.
@@ -128,9 +129,9 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, padding: str, strides: int = 1
 
 
 def pad(x: jax.Array, size: int, padding: str) -> jax.Array:
-    """Adds zeros for a kernel of odd size: none for 'VALID', half of it all around for 'SAME'.
+    """Adds zeros for a kernel of odd size: none for 'VALID', half its size around for 'SAME'.
 
-    That is PyTorch's rule. XLA's 'SAME' pads otherwise where strides leave outputs out.
+    This is PyTorch's rule. XLA's 'SAME' pads differently with strides.
     """
     if padding == "VALID" or size == 1:
         return x
@@ -152,7 +153,7 @@ def by_patches(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
 
 @jax.custom_vjp
 def by_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolution` as XLA has it; its gradients, and all of it under `vmap`, by patches."""
+    """`convolution` by XLA; its gradients, and everything under `vmap`, are by patches."""
     return _unless_vmapped(x, kernel)
 
 
@@ -175,7 +176,7 @@ def _unless_vmapped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @_unless_vmapped.def_vmap
 def _by_patches_if_vmapped(num_clients, is_vmapped, x, kernel):
-    """The same by patches, of `x` `[n, B, H, W, c]` or `kernel` `[n, size, size, c, features]`."""
+    """Returns the same by patches, for vmapped `x` `[n, B, H, W, c]` or `kernel` `[n, ...]`."""
     x, kernel = (
         leaf if vmapped else leaf[None]
         for leaf, vmapped in zip((x, kernel), is_vmapped, strict=True)
@@ -192,7 +193,7 @@ def by_minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
         Y = A^T [(G g G^T) * (B^T d B)] A   for a tile d of the image and a kernel g
 
-    The transforms of both directions are one matrix, the Kronecker product of two.
+    The transforms of both directions are combined in one matrix, a Kronecker product.
     """
     size, _, channels, features = kernel.shape
     batch, height, width, _ = x.shape
@@ -219,9 +220,9 @@ def by_minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _filtering_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns `A^T` `[4, n]`, `G` `[n, size]` and `B^T` `[n, n]`, with `n = size + 3`.
 
-    A product of polynomials is their values' product, interpolated again: with `V_k` the values
-    at the points of the `k` monomials, `V_n^{-1} [(V_size g) * (V_4 y)]`. Filtering is the
-    transpose of that in `y`.
+    A product of polynomials is the interpolation of the product of their values: with `V_k` the
+    values of the `k` monomials at the points, `V_n^{-1} [(V_size g) * (V_4 y)]`. Filtering is its
+    transpose with respect to `y`.
     """
     n = _TILE + size - 1
     points = np.array(_POINTS[: n - 1])
@@ -229,10 +230,10 @@ def _filtering_matrices(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     def values(length):
         matrix = np.zeros((n, length))
         matrix[:-1] = points[:, None] ** np.arange(length)
-        matrix[-1, -1] = 1  # at infinity the leading coefficient is left
+        matrix[-1, -1] = 1  # at infinity, only the leading coefficient remains
         return matrix
 
-    # The rows of G and B^T may trade a factor; this one makes B^T small whole numbers, nearly.
+    # Factors can be moved between rows of G and B^T; with this one, B^T is nearly integer.
     factors = [np.prod([p - q for q in points if q != p]) for p in points]
     factors = np.array([*factors, 1.0])[:, None]
     for_input = np.linalg.inv(values(n)).T * factors
@@ -244,8 +245,8 @@ def patches(x: jax.Array, size: int) -> jax.Array:
     """Returns every `size` x `size` window of images.
 
     Args:
-      x: `[B, H, W, channels]`.
-      size: height and width of a window.
+      x: `[B, H, W, channels]`, the images.
+      size: The height and width of a window.
 
     Returns:
       `[B, H - size + 1, W - size + 1, size * size * channels]`.
@@ -268,7 +269,7 @@ def _patches_forward(x, size):
 
 
 def _patches_backward(size, _, windows):
-    """Adds every window's entries up where they came from, one direction after the other."""
+    """Adds the entries of every window to their positions, one direction after the other."""
     batch, rows, columns, entries = windows.shape
     channels = entries // size**2
     height, width = rows + size - 1, columns + size - 1

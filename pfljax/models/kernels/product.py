@@ -1,11 +1,11 @@
-"""The matrix product of dense layers, its gradients in the form that is fastest on the device.
+"""The matrix product of dense layers, with the fastest gradients on each device.
 
 The gradient of a kernel is a sum over the rows of a batch, `x^T g`. As a matrix product it is
-written to memory, to be read again by the optimizer. On a CPU and for few rows the sum is written
-out instead, and becomes a part of the loop in which the optimizer updates the kernel.
+written to memory and read again by the optimizer. On a CPU and for few rows, it is written as an
+explicit sum of outer products instead, which XLA fuses into the optimizer's update of the kernel.
 
-Outputs and a step of SGD in a loop on one core of a quiet machine, microseconds, the gradient
-multiplied and written out:
+Outputs and a step of SGD in a loop on one core of a quiet machine, in microseconds, with the
+gradient as a matrix product and as a sum:
 
 | kernel | 5 rows | | 10 rows | | 20 rows | | 32 rows | |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -26,8 +26,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Sums of so many rows are always written out, and of so many where the loop over the outputs has no
-# rest that does not fill a vector, and the rows of the gradient fit into the level-1 cache.
+# Up to the first number of rows, the sum is always used; up to the second, only if the loop over
+# outputs fills its vectors without remainder and the gradient fits into the level-1 cache.
 _FEW_ROWS, _SOME_ROWS = 12, 20
 _VECTOR, _FEW_OUTPUTS, _MOST_ENTRIES = 8, 16, 2**12
 
@@ -53,30 +53,29 @@ product.defvjp(_product_forward, _product_backward)
 @jax.custom_jvp
 def _for_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """Returns `x^T g` `[k, n]` of `x` `[m, k]` and `g` `[m, n]`."""
-    if gradient.dtype == jnp.bfloat16 or not _writing_out_pays(*gradient.shape):
-        return _multiplied(x, gradient)
-    return jax.lax.platform_dependent(x, gradient, cpu=_written_out, default=_multiplied)
+    if gradient.dtype == jnp.bfloat16 or not _sum_pays(*gradient.shape):
+        return _as_product(x, gradient)
+    return jax.lax.platform_dependent(x, gradient, cpu=_as_sum, default=_as_product)
 
 
 @_for_kernel.defjvp
 def _for_kernel_jvp(primals, tangents):
     (x, gradient), (x_tangent, gradient_tangent) = primals, tangents
-    tangent = _multiplied(x_tangent, gradient) + _multiplied(x, gradient_tangent)
+    tangent = _as_product(x_tangent, gradient) + _as_product(x, gradient_tangent)
     return _for_kernel(x, gradient), tangent
 
 
-def _writing_out_pays(rows: int, outputs: int) -> bool:
-    """Whether the sum over the rows is faster written out on a CPU, as far as was measured."""
+def _sum_pays(rows: int, outputs: int) -> bool:
+    """Whether the explicit sum over the rows is faster on a CPU, according to measurements."""
     even = outputs % _VECTOR == 0 or outputs <= _FEW_OUTPUTS
     return rows <= _FEW_ROWS or (rows <= _SOME_ROWS and even and rows * outputs <= _MOST_ENTRIES)
 
 
-def _multiplied(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`x^T g` as a matrix product; of several clients where either has an axis more.
+def _as_product(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`x^T g` as a matrix product; with a leading client axis if either argument has one.
 
-    XLA turns it into a product with a transposed left factor, which on CPU is up to half as slow
-    again. Transposing whichever is smaller, the input or the result, and keeping it so with a
-    barrier, avoids that.
+    XLA computes it as a product with a transposed left factor, which on CPU can take half as long
+    again. Transposing the smaller of input and result, with a barrier, avoids that.
     """
     (rows, inputs), outputs = x.shape[-2:], gradient.shape[-1]
     if rows <= outputs:
@@ -87,11 +86,11 @@ def _multiplied(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 @jax.custom_batching.custom_vmap
-def _written_out(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`x^T g` as a sum of outer products, of which XLA makes one loop with what uses it.
+def _as_sum(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`x^T g` as a sum of outer products, which XLA fuses into the loop of its consumer.
 
-    That loop would also compute the entries of both anew for each of its own, were they not behind
-    a branch, into which XLA does not look. It is always the same one: NaNs pass on NaNs.
+    Without a branch, XLA would also fuse the computation of both factors into that loop and repeat
+    it for each row. The condition is always the same; NaNs are propagated.
     """
     first = x[0, 0]
     x, gradient = jax.lax.cond(
@@ -103,7 +102,7 @@ def _written_out(x: jax.Array, gradient: jax.Array) -> jax.Array:
     return functools.reduce(jnp.add, outer)
 
 
-@_written_out.def_vmap
-def _multiplied_if_vmapped(_, is_vmapped, x, gradient):
-    """The branch of a single client would be a choice between two results for each of several."""
-    return _multiplied(x, gradient), any(is_vmapped)
+@_as_sum.def_vmap
+def _as_product_if_vmapped(_, is_vmapped, x, gradient):
+    """Avoids the branch under `vmap`, where it would compute both results for every client."""
+    return _as_product(x, gradient), any(is_vmapped)

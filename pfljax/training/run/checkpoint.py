@@ -1,12 +1,12 @@
-"""Checkpoints of the whole state, in a layout that knows no devices.
+"""Checkpoints of the whole state, in a device-independent layout.
 
-On disk a client's state is row `i` of `[num_clients, ...]`, whatever the number of devices and
-processes, so that a run can go on elsewhere. Saving is asynchronous: the state is copied to the
-host, and written while the next rounds run.
+On disk, a client's state is row `i` of `[num_clients, ...]`, whatever the number of devices and
+processes, so that a run can be resumed on others. Saving is asynchronous: the state is copied to
+the host, and written while the next rounds run.
 
-Beside the state a checkpoint holds notes: the run's settings, its rows of metrics, and a checksum
-of each array (BLAKE2b, at about 1 GB/s on each core: 0.1 s for a state of 100 MB on one core). What
-is read is compared with them, and a damaged checkpoint is set aside for the one before.
+Besides the state, a checkpoint contains notes: the settings of the run, its rows of metrics, and a
+checksum of each array (BLAKE2b, at about 1 GB/s on each core: 0.1 s for a state of 100 MB on one
+core). They are verified on reading; a damaged checkpoint is renamed, and the one before is used.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from pfljax.engine.clients import on_device
 from pfljax.errors import UserError
 from pfljax.training.run import writers
 
-# How many of the newest checkpoints stay.
+# Number of checkpoints to keep.
 KEPT = 2
 
 # The two items of a checkpoint: arrays, and a JSON file.
 _STATE, _NOTES = "state", "notes"
 
-# What is appended to the name of a damaged checkpoint's folder.
+# The suffix of the directory of a damaged checkpoint.
 _ASIDE = ".damaged"
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read and found to be as it was written.
+    """A checkpoint that was read and verified.
 
     Attributes:
-      state: on the devices, as the round program takes it.
-      notes: what `Checkpoints.save` was given with it.
+      state: The state on the devices, as the round program takes it.
+      notes: The notes passed to `Checkpoints.save`.
     """
 
     state: FederatedState
@@ -55,20 +55,20 @@ class Restored(NamedTuple):
 
 
 class _Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was written."""
+    """A checkpoint that cannot be read, or differs from its checksums."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
     Args:
-      directory: made where it does not exist.
-      keep: how many of the newest stay.
+      directory: The directory of the checkpoints; created if missing.
+      keep: Number of checkpoints to keep, the latest ones.
       to_host: `ClientStore.to_host`.
       to_devices: `ClientStore.to_devices`.
 
     Raises:
-      UserError: it is no directory, or cannot be written.
+      UserError: The directory is a file, or cannot be written.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Checkpoints:
         self._directory = directory.resolve()
         self._to_host, self._to_devices = to_host, to_devices
         _silence_orbax()
-        folders(self._directory)  # Orbax's threads would outlive its complaint about a file there.
+        folders(self._directory)  # Orbax's threads would outlive its error for a file there.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True
         )
@@ -92,7 +92,7 @@ class Checkpoints:
             raise UserError(f"{self._directory} cannot be used ({error.strerror}).") from error
 
     def latest_round(self) -> int | None:
-        """Returns the round of the newest checkpoint; None where there is none."""
+        """Returns the round of the latest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(
@@ -101,29 +101,29 @@ class Checkpoints:
         """Copies the state to the host and writes it in the background.
 
         Args:
-          state: as the round program returns it.
-          num_clients: seen and unseen.
-          notes: what JSON can hold, to be kept with it.
+          state: The state, as the round program returns it.
+          num_clients: Number of clients, including held-out ones.
+          notes: Notes to store with the state, serializable as JSON.
 
         Raises:
-          UserError: this one, or the one before, cannot be written.
+          UserError: This checkpoint, or the previous one, cannot be written.
         """
         host = self._to_host(state, num_clients)
         leaves = _as_dict(host)
         content = json.dumps({**(notes or {}), "digests": digests(leaves)})
-        sealed = {"content": content, "digest": writers.digest(content.encode())}
-        items = {_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(sealed)}
+        with_checksums = {"content": content, "digest": writers.digest(content.encode())}
+        items = {_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(with_checksums)}
         try:
             saved = self._manager.save(int(host.round), args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax raises whatever its storage meets.
+        except Exception as error:  # Orbax passes on any exception of its storage.
             raise self._unwritten(error) from error
         if not saved:
-            raise RuntimeError(f"Orbax left out the checkpoint of round {int(host.round)}.")
+            raise RuntimeError(f"Orbax skipped the checkpoint of round {int(host.round)}.")
 
     def _unwritten(self, error: Exception) -> UserError:
         return UserError(
             f"A checkpoint in {self._directory} cannot be written ({_reason(error)}); free "
-            "some space or name another --workdir. Checkpoints before it are kept."
+            "some space or choose another --workdir. Earlier checkpoints are kept."
         )
 
     def restore(
@@ -135,25 +135,25 @@ class Checkpoints:
         all_of_them: bool = False,
         accept: Callable[[FederatedState], str | None] = lambda state: None,
     ) -> list[Restored]:
-        """Reads the newest checkpoint that is as it was written.
+        """Reads the latest checkpoint that is intact.
 
-        Damaged ones are set aside, with a line on standard error for each.
+        Damaged ones are renamed, with a line on standard error for each.
 
         Args:
-          like: a state of this run, for structure, shapes and dtypes.
-          num_clients: seen and unseen.
-          devices: that the run uses.
-          all_of_them: read those before it, too.
-          accept: says what is wrong with what belongs to a state and lies elsewhere; None where
+          like: A state of this run, for structure, shapes and dtypes.
+          num_clients: Number of clients, including held-out ones.
+          devices: The devices of the run.
+          all_of_them: Whether to read all intact checkpoints.
+          accept: Returns what is wrong with data of a state that are stored elsewhere; None if
             nothing is.
 
         Returns:
-          The newest good checkpoint, or all good ones, the newest first.
+          The latest intact checkpoint, or all intact ones, the latest first.
 
         Raises:
-          UserError: there is none, or none that can be read, or it is of another method or model.
+          UserError: There is no checkpoint, none is intact, or it is of another method or model.
         """
-        self._manager.wait_until_finished()  # One that was saved just now counts too.
+        self._manager.wait_until_finished()  # includes a checkpoint that is being written
         template = self._to_host(like, num_clients)
         wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
         good: list[Restored] = []
@@ -165,7 +165,7 @@ class Checkpoints:
                 if [(leaf.shape, leaf.dtype) for leaf in leaves] != wanted:
                     raise UserError(
                         f"The checkpoint of round {number} in {self._directory / str(number)} is "
-                        "of another model, method or number of clients; name another --workdir."
+                        "of another model, method or number of clients; choose another --workdir."
                     )
                 host = jax.tree.unflatten(jax.tree.structure(template), leaves)
                 state = self._to_devices(host, like, devices)
@@ -181,77 +181,77 @@ class Checkpoints:
         if damaged and not good:
             newest = max(damaged)
             raise UserError(
-                f"The checkpoint of round {newest} cannot be used ({damaged[newest]}), and no "
-                f"other in {self._directory} can; start anew in another work directory."
+                f"The checkpoint of round {newest} cannot be used ({damaged[newest]}), nor any "
+                f"other in {self._directory}; start again in another work directory."
             )
         if not good:
             raise UserError(f"There is no checkpoint in {self._directory}; start without --resume.")
-        self._set_aside(damaged, int(good[0].state.round))
+        self._rename_damaged(damaged, int(good[0].state.round))
         return good
 
     def _read(self, number: int) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Returns the arrays and the notes of a checkpoint."""
+        """Returns the arrays and the notes of a checkpoint, verified."""
         notes = read_notes(self._directory / str(number))
         if notes is None:
             raise _Damaged("its notes are missing or damaged")
         try:
-            # Given shapes, Orbax would cut and pad arrays to fit them.
+            # Given shapes, Orbax would truncate or pad arrays to fit them.
             items = {_STATE: ocp.args.StandardRestore()}
             restored = self._manager.restore(number, args=ocp.args.Composite(**items))[_STATE]
             arrays = {name: np.asarray(restored[name]) for name in sorted(restored)}
-        except Exception as error:  # Orbax raises whatever its storage meets.
+        except Exception as error:  # Orbax passes on any exception of its storage.
             raise _Damaged(_reason(error)) from error
         if digests(arrays) != notes.pop("digests"):
             raise _Damaged("its arrays differ from their checksums")
         return list(arrays.values()), notes
 
-    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
-        """Renames the folders of damaged checkpoints, which else would count as the newest."""
+    def _rename_damaged(self, damaged: dict[int, str], good: int) -> None:
+        """Renames directories of damaged checkpoints, which would else count as the latest."""
         if not damaged:
             return
         for number, reason in damaged.items():
             folder = self._directory / str(number)
-            aside = folder.with_name(folder.name + _ASIDE)
+            renamed = folder.with_name(folder.name + _ASIDE)
             if jax.process_index() == 0:
                 try:
-                    shutil.rmtree(aside, ignore_errors=True)
-                    folder.rename(aside)
+                    shutil.rmtree(renamed, ignore_errors=True)
+                    folder.rename(renamed)
                 except OSError as error:
                     raise UserError(f"{folder} cannot be renamed ({error.strerror}).") from error
                 print(
-                    f"warning: the checkpoint of round {number} is damaged ({reason}) and now in "
-                    f"{aside}; that of round {good} is used",
+                    f"warning: the checkpoint of round {number} is damaged ({reason}) and was "
+                    f"renamed to {renamed}; that of round {good} is used",
                     file=sys.stderr,
                 )
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
         self._manager.reload()
 
     def close(self) -> None:
         """Waits until everything is written.
 
         Raises:
-          UserError: something cannot be written.
+          UserError: A checkpoint cannot be written.
         """
         try:
             self._manager.wait_until_finished()
-        except Exception as error:  # Orbax raises whatever its storage meets.
+        except Exception as error:  # Orbax passes on any exception of its storage.
             raise self._unwritten(error) from error
         finally:
             try:
                 self._manager.close()
-            except Exception:  # What could not be written, once more.
+            except Exception:  # the same error once more
                 pass
 
 
 def folders(directory: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Returns the folders of checkpoints by their rounds, the newest first.
+    """Returns the directories of checkpoints by round, the latest first.
 
     Args:
-      directory: that holds them, such as `workdir/checkpoints`.
+      directory: The directory of all checkpoints, such as `workdir/checkpoints`.
 
     Raises:
-      UserError: it is no directory.
+      UserError: It is not a directory.
     """
     try:
         found = {
@@ -264,29 +264,29 @@ def folders(directory: pathlib.Path) -> dict[int, pathlib.Path]:
     except OSError as error:
         raise UserError(
             f"{directory} must be a directory of checkpoints ({error.strerror}); remove it, or "
-            "name another --workdir."
+            "choose another --workdir."
         ) from error
     return dict(sorted(found.items(), reverse=True))
 
 
 def latest_round(directory: pathlib.Path) -> int | None:
-    """Returns the round of the newest checkpoint in a run's work directory; None for none."""
+    """Returns the round of the latest checkpoint in a run's work directory; None for none."""
     return next(iter(folders(directory / "checkpoints")), None)
 
 
 def read_notes(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the notes of a checkpoint; None where they are missing or damaged."""
+    """Returns the notes of a checkpoint; None if they are missing or damaged."""
     try:
-        sealed = ocp.JsonCheckpointHandler().restore(folder / _NOTES)
-        content = sealed["content"]
-        good = sealed["digest"] == writers.digest(content.encode())
+        with_checksums = ocp.JsonCheckpointHandler().restore(folder / _NOTES)
+        content = with_checksums["content"]
+        good = with_checksums["digest"] == writers.digest(content.encode())
         return json.loads(content) if good else None
-    except Exception:  # Orbax raises whatever its storage meets, and JSON may be anything.
+    except Exception:  # any exception of Orbax's storage, or of its parsing
         return None
 
 
 def newest_notes(directory: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the newest readable notes of a run's checkpoints; None where there are none."""
+    """Returns the latest readable notes of a run's checkpoints; None if there are none."""
     return next(filter(None, map(read_notes, folders(directory / "checkpoints").values())), None)
 
 
@@ -298,20 +298,20 @@ def digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:
         form = f"{leaf.dtype.name} {leaf.shape} ".encode()
         return writers.digest(form, np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
 
-    # Hashing leaves other threads at work.
+    # Hashing releases the interpreter lock, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor() as threads:
         return dict(zip(leaves, threads.map(digest, leaves.values()), strict=True))
 
 
 def _any_process(here: bool) -> bool:
-    """Whether something holds on at least one process of the run."""
+    """Whether a condition holds on at least one process of the run."""
     if jax.process_count() == 1:
         return here
     return bool(np.any(multihost_utils.process_allgather(np.int32(here))))
 
 
 def _reason(error: Exception) -> str:
-    """Returns what the storage complains of, without the stack of its layers."""
+    """Returns the storage's error message, without the stack of its layers."""
     said = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in said:
@@ -320,7 +320,7 @@ def _reason(error: Exception) -> str:
 
 
 class _NotByOrbax(logging.Filter):
-    """Leaves out what Orbax logs: it raises the same, which is reported once."""
+    """Removes messages that Orbax logs and also raises, which are then reported once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
@@ -330,9 +330,9 @@ _NOT_BY_ORBAX = _NotByOrbax()
 
 
 def _silence_orbax() -> None:
-    """Keeps Orbax's threads from complaining on standard error, in pages, of what it also raises.
+    """Prevents Orbax's threads from printing errors on standard error that it also raises.
 
-    Reads and writes that it gave up say so when they end, in whatever thread that is.
+    Abandoned reads and writes would print when they end, from any thread.
     """
     logger = logging.getLogger("absl")
     if _NOT_BY_ORBAX not in logger.filters:
@@ -354,5 +354,5 @@ def _without_closed_loops(report: Callable[..., None]) -> Callable[..., None]:
 
 
 def _as_dict(state: FederatedState) -> dict[str, PyTree]:
-    """Orbax keeps no empty containers, so the leaves go by number of their place."""
+    """Returns the leaves by index, as Orbax does not store empty containers."""
     return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}

@@ -18,14 +18,15 @@ from pfljax.training.study.experiment import Experiment
 
 
 class Clock:
-    """Runs an experiment's programs and keeps account of them; close it at the end.
+    """Runs the programs of an experiment and measures them; must be closed.
 
-    Where they stand for several variants, seconds are those of all divided by how many they are.
+    For vectorized runs, seconds are divided by the number of runs.
 
     Attributes:
-      compile_seconds: of all programs compiled.
-      round_compilations: programs compiled by calls for rounds; 1 says that all shared one.
-      later_compilations: programs compiled after the first call for rounds, by whatever.
+      compile_seconds: The seconds of all compilations.
+      round_compilations: Number of programs compiled by calls of the round program; 1 if all calls
+        share one program.
+      later_compilations: Number of programs compiled after the first call of the round program.
     """
 
     def __init__(self, experiment: Experiment):
@@ -42,7 +43,7 @@ class Clock:
         self.later_compilations = 0
 
     def init(self, seeds: Sequence[int]) -> FederatedState:
-        """Returns the state of round 0, of one run or of several variants."""
+        """Returns the state of round 0, of one run or of vectorized runs."""
         experiment = self._experiment
         keys = [jax.random.key(seed) for seed in seeds]
         key = keys[0] if experiment.num_variants is None else jnp.stack(keys)
@@ -71,7 +72,7 @@ class Clock:
         return state, history
 
     def evaluate(self, state: FederatedState) -> dict[str, Any]:
-        """Evaluates all clients; see `engine.programs.build_evaluation` for what it returns."""
+        """Evaluates all clients; see `engine.programs.build_evaluation` for the result."""
         experiment = self._experiment
         scores, seconds, compiled = self._timed(
             experiment.programs.evaluate,
@@ -84,7 +85,7 @@ class Clock:
         return jax.tree.map(np.asarray, scores)
 
     def _timed(self, program: Callable, *args: Any) -> tuple[Any, float, int]:
-        """Runs a program; returns its result, its seconds, and how many programs it compiled."""
+        """Runs a program; returns its result, its seconds, and its number of compilations."""
         before = self._counter.programs
         if program.compile_seconds == 0:
             program.compile(*args)
@@ -95,28 +96,28 @@ class Clock:
 
     @property
     def seconds_per_round(self) -> float | None:
-        """The median; the first call also loads the program, so the others tell, if there are."""
+        """The median; the first call also loads the program and is excluded if there are others."""
         return _median(self._round_seconds)
 
     @property
     def seconds_per_evaluation(self) -> float | None:
-        """The median, likewise."""
+        """The median, like `seconds_per_round`."""
         return _median(self._evaluation_seconds)
 
     @property
     def examples_per_second(self) -> float | None:
-        """Training examples in a round, over its seconds."""
+        """Training examples of a round divided by its seconds."""
         if not self._rounds or not self.seconds_per_round:
             return None
         return self._examples / self._rounds / self.seconds_per_round
 
     @property
     def padding_fraction(self) -> float | None:
-        """The share of the work that went into padding."""
+        """The fraction of the work that is padding."""
         return 1 - self._examples / self._slots if self._slots else None
 
     def close(self) -> None:
-        """Stops counting."""
+        """Stops counting compilations."""
         self._counter.close()
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in a work directory."""
+"""Locks of work directories: one run at a time."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ except ImportError:  # Windows
 
 NAME = ".lock"
 
-# The directories that this process holds: a run in a comparison's directory is the same process.
+# The directories locked by this process: the runs of a comparison belong to the same process.
 _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out of a work directory, which is made where it does not exist.
+    """Locks a work directory against other processes; creates it if missing.
 
-    Of the processes of one run, process 0 does so for all. The system gives the lock back when the
-    process ends, however it does; the file `.lock` stays and says which process was the last.
+    Of the processes of one run, process 0 holds the lock. The system releases the lock when the
+    process ends in any way; the file `.lock` remains and names the last process.
 
     Raises:
-      UserError: another process holds it, or it cannot be written.
+      UserError: Another process holds the lock, or the directory cannot be written.
     """
     directory = directory.resolve()
     if jax.process_index() != 0 or directory in _held:
@@ -50,8 +50,8 @@ def hold(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _acquire(path: pathlib.Path) -> int:
-    """Returns the open and locked file."""
-    # Without `flock` whoever makes the file has it. A process that is killed leaves it behind.
+    """Returns the opened and locked file."""
+    # Without `flock`, the file itself is the lock, and remains after a process is killed.
     only_mine = os.O_EXCL if fcntl is None else 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _acquire(path: pathlib.Path) -> int:
         if only_mine and isinstance(error, FileExistsError) and path.is_file():
             raise _in_use(path) from error
         raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}); name another --workdir."
+            f"{path.parent} cannot be written ({error.strerror}); choose another --workdir."
         ) from error
     if fcntl is not None:
         try:
@@ -69,7 +69,7 @@ def _acquire(path: pathlib.Path) -> int:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(file)
                 raise _in_use(path) from error
-            # Some network file systems know no locks; a run must be possible there, too.
+            # Some network file systems do not support locks; allow a run there.
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return file
@@ -78,7 +78,7 @@ def _acquire(path: pathlib.Path) -> int:
 def _in_use(path: pathlib.Path) -> UserError:
     owner = path.read_bytes().decode(errors="replace") or "another process"
     if fcntl is None:
-        advice = f"wait until it ends, remove {path} if it has, or name another --workdir."
+        advice = f"wait until it ends, remove {path} if it has ended, or choose another --workdir."
     else:
-        advice = "wait until it ends, or name another --workdir."
+        advice = "wait until it ends, or choose another --workdir."
     return UserError(f"{path.parent} is in use by {owner}; {advice}")

@@ -1,4 +1,4 @@
-"""A run: rounds, evaluations, checkpoints, and the files they leave in the work directory."""
+"""The loop of a run: rounds, evaluations, checkpoints and the files of the work directory."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def run(
     resume: bool = False,
     progress: Progress = lambda rounds, scores: None,
 ) -> dict[str, Any]:
-    """Trains and evaluates one method, and writes everything it finds out.
+    """Trains and evaluates one method, and writes the results.
 
     Args:
-      experiment: what to run.
-      directory: the work directory; made where it does not exist.
-      resume: go on from the newest checkpoint in it, if there is one.
-      progress: is told how far the run is.
+      experiment: The experiment to run.
+      directory: The work directory; created if missing.
+      resume: Whether to resume from the latest checkpoint, if any.
+      progress: Called after every call of the round program, with rounds done and scores.
 
     Returns:
       The content of `result.json`.
 
     Raises:
-      UserError: the directory holds another run.
-      DivergedError: a state or a loss is not finite any more.
-      Stopped: a signal asked for it; a checkpoint is saved.
+      UserError: The directory contains another run.
+      DivergedError: A state or a loss is not finite.
+      Stopped: A signal stopped the run; a checkpoint is saved.
     """
     runs = [_Run(experiment, directory)]
     _train(experiment, runs, resume, progress)
@@ -65,23 +65,23 @@ def run_vectorized(
     resume: bool = False,
     progress: Progress = lambda rounds, scores: None,
 ) -> list[dict[str, Any] | None]:
-    """Trains several variants in one program; each leaves the files of a run of its own.
+    """Trains several runs in one program; each writes the files of a separate run.
 
     Args:
-      experiment: from `together.build(configs)`.
-      configs: of the variants.
-      directories: their work directories.
-      datasets: of the variants; None where they share one.
-      resume: go on from their newest checkpoints, if all are of one round.
-      progress: is told how far they are, with their mean scores.
+      experiment: The result of `vectorized.build(configs)`.
+      configs: The configs of the runs.
+      directories: The work directories of the runs.
+      datasets: The data sets of the runs; None if they share one.
+      resume: Whether to resume from the latest checkpoints, if all are of the same round.
+      progress: Called after every call of the round program, with rounds done and mean scores.
 
     Returns:
-      The content of each `result.json`; None for a variant that diverged.
+      The content of each `result.json`; None for a run that diverged.
 
     Raises:
-      UserError: a directory holds another run.
-      DivergedError: all variants diverged.
-      Stopped: a signal asked for it; checkpoints are saved.
+      UserError: A directory contains another run.
+      DivergedError: All runs diverged.
+      Stopped: A signal stopped the runs; checkpoints are saved.
     """
     datasets = datasets or [experiment.dataset] * len(configs)
     runs = [
@@ -93,11 +93,11 @@ def run_vectorized(
 
 
 def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
-    """Raises a `UserError` where a run was planned for another length on which its method depends.
+    """Raises a `UserError` if the planned length differs from the run's and its method uses it.
 
     Args:
-      experiment: that is to go on.
-      directory: the work directory, which may hold an earlier part of it.
+      experiment: The experiment to resume.
+      directory: The work directory, which may contain an earlier part of the run.
     """
     before, now = workdir.planned_before(directory), config_lib.planned_rounds(experiment.config)
     if before in (None, now):
@@ -108,22 +108,22 @@ def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
     if used_arguments.uses_planned_length(algorithm, server, examples):
         name = experiment.config.algorithm
         raise UserError(
-            f"{directory} holds a run planned for {before} rounds, and this one is planned for "
+            f"{directory} contains a run planned for {before} rounds, but this one is planned for "
             f"{now}; the steps of {name} depend on the planned length. Add "
-            f"--config.planned_rounds={before} to keep its plan, or name another --workdir."
+            f"--config.planned_rounds={before} to keep it, or choose another --workdir."
         )
 
 
 class _Run:
-    """The files of one run, alone or among variants.
+    """The files of one run, single or vectorized.
 
     Attributes:
-      checkpoints: its checkpoints; None before `claim`.
-      saved: the round of the newest one in the directory, whose arrays may be damaged, or of the
-        newest one saved since; None for none.
-      rows: of `metrics.jsonl`.
-      diverged: why the run goes on no more; None while it does.
-      summary: the content of `result.json`, at the end.
+      checkpoints: The checkpoints of the run; None before `claim`.
+      saved: The round of the latest checkpoint in the directory, whose arrays may be damaged, or of
+        the latest one saved since; None for none.
+      rows: The rows of `metrics.jsonl`.
+      diverged: The reason why the run has ended; None while it continues.
+      summary: The content of `result.json`, set at the end.
     """
 
     def __init__(self, experiment: Experiment, directory: pathlib.Path):
@@ -138,7 +138,7 @@ class _Run:
         self._lock, self._files = contextlib.ExitStack(), contextlib.ExitStack()
 
     def claim(self, resume: bool) -> None:
-        """Takes the work directory, and finds out from which round to go on."""
+        """Locks the work directory, and finds the round to resume from."""
         workdir.check(self.directory, self.experiment.config, resume=resume)
         self._lock.enter_context(locks.hold(self.directory))
         check_plan(self.experiment, self.directory)
@@ -152,10 +152,10 @@ class _Run:
         self.saved = self.checkpoints.latest_round() if resume else None
 
     def begin(self, notes: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Opens the files, with the rows of the rounds that are done.
+        """Opens the files, with the rows of the finished rounds.
 
         Args:
-          notes: of the checkpoint to go on from; empty for none.
+          notes: The notes of the checkpoint to resume from; empty for none.
 
         Returns:
           The metrics of the last call before that checkpoint.
@@ -168,13 +168,13 @@ class _Run:
         return {name: np.asarray(values, dtype) for name, (dtype, values) in history.items()}
 
     def save(self, state: FederatedState, history: dict[str, np.ndarray], done: int) -> None:
-        """Saves a checkpoint, from which everything else in the directory can be made again.
+        """Saves a checkpoint, from which all other files of the directory can be rewritten.
 
         Args:
-          state: the client states as a checkpoint keeps them.
-          history: the metrics of the last call of the round program, for the row of this round
-            where that is still to come.
-          done: rounds.
+          state: The state, with client states as in a checkpoint.
+          history: The metrics of the last call of the round program, for the row of this round if
+            it has not been written yet.
+          done: Number of finished rounds.
         """
         notes = {
             "settings": workdir.settings(self.experiment.config),
@@ -189,7 +189,7 @@ class _Run:
         self.saved = done
 
     def diverge(self, round: int, what: str) -> None:
-        """Ends the run; says so in `result.json`, in place of scores."""
+        """Ends the run, with the reason in `result.json` in place of scores."""
         saved = self.checkpoints.latest_round()
         kept = f"the checkpoint of round {saved} is kept" if saved else "no checkpoint was saved"
         config = self.experiment.config
@@ -204,7 +204,7 @@ class _Run:
             writers.write_json(self.directory / "result.json", self.summary)
 
     def record(self, done: int, evaluation: Any, history: dict[str, np.ndarray]) -> None:
-        """Writes a row, unless it is there from before a resumption, or a loss is not finite."""
+        """Writes a row, unless it was written before a resumption, or a loss is not finite."""
         if (found := results.first_not_finite(self.experiment, evaluation)) is not None:
             self.diverge(done, found)
             return
@@ -215,17 +215,17 @@ class _Run:
                 self._writer.write(self.rows[-1])
 
     def finish(self, state: FederatedState, clock: Clock) -> None:
-        """Writes `result.json` and `clients.npz`, after all that they are made of."""
+        """Writes `clients.npz` and then `result.json`, which contains its checksum."""
         self._files.close()
         self.summary = results.summarize(self.experiment, state, self.rows, clock)
         if jax.process_index() == 0:
             clients, rows = self.directory / "clients.npz", self.directory / "metrics.jsonl"
             results.write_clients(clients, self.experiment, self._evaluation)
-            self.summary = writers.sealed(self.summary, [clients, rows])
+            self.summary = writers.with_checksums(self.summary, [clients, rows])
             writers.write_json(self.directory / "result.json", self.summary)
 
     def close(self) -> None:
-        """Writes out what is still in memory, and lets others have the directory."""
+        """Flushes the files and releases the directory."""
         try:
             self._files.close()
         finally:
@@ -233,7 +233,7 @@ class _Run:
 
 
 def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
-    """Trains and evaluates until all rounds are done, for one run or several variants."""
+    """Trains and evaluates until all rounds are done, for one run or vectorized runs."""
     config = experiment.config
     with contextlib.ExitStack() as opened:
         clock = Clock(experiment)
@@ -242,7 +242,7 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
         for run in runs:
             opened.callback(run.close)
             run.claim(resume)
-        # Beside the checkpoints, which know the rows of its clients.
+        # Opened with the checkpoints, which contain the table of rows.
         experiment.store.open(runs[0].directory, anew=runs[0].saved is None)
         state = clock.init([run.experiment.config.seed for run in runs])
         state, notes = _resumed(experiment, runs, state)
@@ -279,7 +279,7 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
 
 
 def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int) -> None:
-    """Saves a checkpoint of each run that has none of this round and did not diverge."""
+    """Saves a checkpoint of each run that has none of this round and has not diverged."""
     for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
         if not run.diverged and run.saved != done:
             run.save(experiment.store.snapshot(own), history, done)
@@ -288,20 +288,20 @@ def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int)
 def _stop_if_asked(
     stop: StopRequests, experiment: Experiment, runs: list[_Run], state, histories, done: int
 ) -> None:
-    """Raises `Stopped` where a signal asked for it, after saving a checkpoint."""
+    """Raises `Stopped` if a signal was received, after saving a checkpoint."""
     number = stop.signal_number()
     if not number:
         return
     if not done:
-        raise Stopped(number, "before the first round; nothing was trained yet")
+        raise Stopped(number, "before the first round; nothing has been trained yet")
     _save(experiment, runs, state, histories, done)
     for run in runs:
-        run.close()  # Only then is the checkpoint on disk.
-    raise Stopped(number, f"after round {done}, of which there is a checkpoint")
+        run.close()  # waits until the checkpoint is on disk
+    raise Stopped(number, f"after round {done}, with a checkpoint")
 
 
 def _each(experiment: Experiment, stacked: Any) -> list[Any]:
-    """Takes arrays of several variants apart; those of one run have no axis for it."""
+    """Unstacks arrays of vectorized runs; those of a single run have no such axis."""
     if experiment.num_variants is None:
         return [stacked]
     return [
@@ -319,7 +319,7 @@ def _states(experiment: Experiment, state: FederatedState) -> list[FederatedStat
 def _resumed(
     experiment: Experiment, runs: list[_Run], state: FederatedState
 ) -> tuple[FederatedState, list[dict[str, Any]]]:
-    """Returns the state to go on from, and the notes that its checkpoints hold."""
+    """Returns the state to resume from, and the notes of the checkpoints."""
     if all(run.saved is None for run in runs):
         return state, [{} for _ in runs]
     if any(run.saved is None for run in runs):
@@ -332,23 +332,23 @@ def _resumed(
             workdir.require_same_settings(run.directory, settings, run.experiment.config)
         if restored[-1].notes.get("frozen") != experiment.frozen_digest:
             raise UserError(
-                f"{run.directory} holds a run with other frozen parameters; name the file with "
-                "which it began in config.adapter.base, or another --workdir."
+                f"{run.directory} contains a run with other frozen parameters; set "
+                "config.adapter.base to the file used before, or choose another --workdir."
             )
         run.saved = int(restored[-1].state.round)
     if len({run.saved for run in runs}) > 1:
         raise _out_of_step(runs)
     if runs[0].saved > config.rounds:
         raise UserError(
-            f"{runs[0].directory} holds a run of {runs[0].saved} rounds and config.rounds is "
-            f"{config.rounds}; raise it, or name another --workdir."
+            f"{runs[0].directory} contains a run of {runs[0].saved} rounds, but config.rounds is "
+            f"{config.rounds}; raise it, or choose another --workdir."
         )
     states, notes = [one.state for one in restored], [one.notes for one in restored]
     return states[0] if experiment.num_variants is None else programs.stack(states), notes
 
 
 def _restore(run: _Run, state: FederatedState) -> Restored:
-    """Reads the newest good checkpoint of a run."""
+    """Reads the latest intact checkpoint of a run."""
     store, devices = run.experiment.store, run.experiment.devices
     num_clients = run.experiment.dataset.num_clients
 
@@ -358,7 +358,7 @@ def _restore(run: _Run, state: FederatedState) -> Restored:
             return None
         return (
             f"the states of {bad.size} clients, such as client {bad[0]}, are missing or damaged in "
-            f"{store.damaged_file(run.directory)}; a run goes on with as many processes as it had"
+            f"{store.damaged_file(run.directory)}; resume with the same number of processes"
         )
 
     found = run.checkpoints.restore(
@@ -374,8 +374,8 @@ def _restore(run: _Run, state: FederatedState) -> Restored:
 
 def _out_of_step(runs: list[_Run]) -> UserError:
     return UserError(
-        f"{runs[0].directory.parent} holds runs that stopped after different numbers of "
-        "rounds; finish them one by one, without sharing a program."
+        f"{runs[0].directory.parent} contains runs that stopped after different numbers of "
+        "rounds; finish them separately, without vectorization."
     )
 
 
@@ -387,12 +387,12 @@ def _mean_scores(runs: list[_Run]) -> dict[str, float]:
 
 
 def _is_due(done: int, every: int, config: ml_collections.ConfigDict) -> bool:
-    """Whether something happens after this round: every so often, and after the last."""
+    """Whether a periodic action is due after this round: every `every` rounds, and at the end."""
     return done == config.rounds or (every > 0 and done % every == 0)
 
 
 def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
-    """The next round after which the host has something to do."""
+    """Returns the next round after which the host evaluates or saves a checkpoint."""
     return next(
         stop
         for stop in range(done + 1, config.rounds + 1)
@@ -402,10 +402,10 @@ def _next_stop(done: int, config: ml_collections.ConfigDict) -> int:
 
 
 def _note_divergence(runs: list[_Run], histories: list[dict[str, np.ndarray]], done: int) -> None:
-    """Ends runs whose states are not finite any more, before a checkpoint is written of them.
+    """Ends runs whose states are no longer finite, before a checkpoint of them is written.
 
     Raises:
-      DivergedError: none is left.
+      DivergedError: No run is left.
     """
     for run, history in zip(runs, histories, strict=True):
         found = history.pop("not_finite")

@@ -1,4 +1,4 @@
-"""What a run reports: a row per evaluation, and `result.json` made of them."""
+"""Results of a run: the rows of `metrics.jsonl`, and `result.json`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def metrics_row(
     evaluation: dict[str, Any],
     history: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Returns a line of `metrics.jsonl`; flat, so that any reader of tables takes it.
+    """Returns a row of `metrics.jsonl`, without nesting.
 
     Args:
-      experiment: that ran.
-      done: rounds.
-      evaluation: sums per client, after them.
-      history: the metrics of the last rounds that one call ran. Not of all since the evaluation
-        before: a run resumed from a checkpoint in between does not have those.
+      experiment: The experiment.
+      done: Number of finished rounds.
+      evaluation: The sums per client of the evaluation after these rounds.
+      history: The metrics of the last call of the round program. Not of all rounds since the
+        previous evaluation, as a run resumed from a checkpoint in between does not have them.
     """
     row: dict[str, Any] = {"round": done}
     for name, values in history.items():
-        # Rounds in which no client had anything to report count for nothing.
+        # Rounds in which no client had anything to report are not counted.
         known = values[np.isfinite(values)]
         row[f"train/{name}"] = float(np.mean(known)) if known.size else None
     task = experiment.task
@@ -61,7 +61,7 @@ def metrics_row(
 
 
 def first_not_finite(experiment: Experiment, evaluation: dict[str, Any]) -> str | None:
-    """Returns whose loss in an evaluation is not finite, for a message; None for nobody's."""
+    """Returns a description of the first loss that is not finite; None if all are finite."""
     for model, splits in evaluation.items():
         for split, sums in splits.items():
             scored = _counts(experiment, evaluation, model, split) > 0
@@ -74,20 +74,20 @@ def first_not_finite(experiment: Experiment, evaluation: dict[str, Any]) -> str 
 
 
 def _evaluated(experiment: Experiment) -> np.ndarray:
-    """The ids of the clients that evaluations score, in their order."""
+    """Returns the ids of the evaluated clients, in the order of the evaluation."""
     if experiment.store.eval_ids is None:
         return np.arange(experiment.dataset.num_clients)
     return experiment.store.eval_ids
 
 
 def _counts(experiment: Experiment, evaluation, model: str, split: str) -> np.ndarray:
-    """Over how many examples, or whatever the task counts, each of these clients' sums are."""
+    """Returns the number of examples, or of the task's units, in the sums of these clients."""
     sizes = getattr(experiment.dataset, split).sizes[_evaluated(experiment)]
     return np.asarray(evaluation[model][split].get("count", sizes))
 
 
 def _summaries(experiment: Experiment, evaluation, model: str, split: str):
-    """The score of the participants, and of the unseen clients."""
+    """Returns the score of the participants, and of the held-out clients."""
     task = experiment.task
     sums = evaluation[model][split][task.score]
     counts = _counts(experiment, evaluation, model, split)
@@ -99,11 +99,11 @@ def _summaries(experiment: Experiment, evaluation, model: str, split: str):
 
 
 def scores(row: dict[str, Any], score: str) -> dict[str, float]:
-    """Returns the numbers of a row that a progress bar shows.
+    """Returns the scores of a row that a progress bar shows.
 
     Args:
-      row: of `metrics.jsonl`.
-      score: the task's.
+      row: A row of `metrics.jsonl`.
+      score: The score of the task.
     """
     return {
         model: row[f"{model}/test_{score}_weighted"]
@@ -115,7 +115,7 @@ def scores(row: dict[str, Any], score: str) -> dict[str, float]:
 def _over_rounds(
     task: Task, rows: list[dict[str, Any]], model: str
 ) -> dict[str, float | None] | None:
-    """The scores of `result.json`, from the rows alone, so that resuming changes nothing."""
+    """Returns the scores of `result.json`, computed from the rows only, for exact resumption."""
 
     def summary(row, name):
         prefix = f"{model}/{name}_{task.score}_"
@@ -137,13 +137,13 @@ def summarize(
     """Returns the content of `result.json`.
 
     Args:
-      experiment: that ran.
-      state: after the last round.
-      rows: of `metrics.jsonl`.
-      clock: that ran the programs.
+      experiment: The experiment.
+      state: The state after the last round.
+      rows: The rows of `metrics.jsonl`.
+      clock: The clock that ran the programs.
     """
     task = experiment.task
-    # Accuracies have a key of their own, which readers of old results know.
+    # Accuracies have a separate key, which readers of old results expect.
     key = "accuracy" if task.score == "accuracy" else "score"
     population, examples = experiment.store.example_shapes()
     first = functools.partial(init.first_states, experiment.algorithm)
@@ -169,24 +169,24 @@ def summarize(
 
 
 def _mean_over_rows(rows: list[dict[str, Any]], name: str, otherwise: float) -> float:
-    """Returns the mean of a metric over the rows that have it, or what is counted from shapes."""
+    """Returns the mean of a metric over the rows that contain it, or else `otherwise`."""
     known = [row[name] for row in rows if row.get(name) is not None]
     return sum(known) / len(known) if known else otherwise
 
 
 def of_diverged(experiment: Experiment, round: int, reason: str) -> dict[str, Any]:
-    """Returns the content of `result.json` of a run that diverged: no scores.
+    """Returns the content of `result.json` of a run that diverged, without scores.
 
     Args:
-      experiment: that ran.
-      round: in which a state or a loss was not finite.
-      reason: a sentence for the user.
+      experiment: The experiment.
+      round: The round in which a state or a loss was not finite.
+      reason: The message for the user.
     """
     return _about(experiment) | {"diverged": {"round": round, "reason": reason}}
 
 
 def _about(experiment: Experiment) -> dict[str, Any]:
-    """What a result says of the run itself."""
+    """Returns the description of the run in a result."""
     config, dataset, task = experiment.config, experiment.dataset, experiment.task
     given = config.data.name in data.GIVEN
     test = dataset.test.sizes[: dataset.num_participants]
@@ -216,7 +216,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
 
 
 def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[str, Any]) -> None:
-    """Writes per-client arrays of an evaluation, row i for client `client[i]`."""
+    """Writes per-client arrays of an evaluation; row i belongs to client `client[i]`."""
     dataset, ids = experiment.dataset, _evaluated(experiment)
     train = Split(dataset.train.offsets[ids], dataset.train.sizes[ids])
     arrays = {

@@ -1,4 +1,4 @@
-"""Devices, processes, the compilation cache, and the count of what was compiled."""
+"""Devices, processes, the compilation cache, and the count of compilations."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# Each CPU device computes on a thread of its own: sharing every product between all devices costs a
-# tenth of the speed. Loops use the longest vectors that there are.
+# One thread for each CPU device: sharing every product between all devices is 10 % slower. Loops
+# use the longest vectors of the CPU.
 CPU_FLAGS = {"--xla_cpu_multi_thread_eigen": "false", "--xla_cpu_prefer_vector_width": "512"}
 
 
-# More devices than this on one CPU are a mistyped number: each takes threads and memory.
+# More devices than this on one CPU are considered a typo: each uses threads and memory.
 MOST_CPU_DEVICES = 64
 
-# After so many seconds without a sign of life a process counts as lost. The others then end.
+# After this many seconds without a heartbeat, a process counts as lost, and the others exit.
 _HEARTBEAT_SECONDS = 30
-# How long processes wait for each other at the end; one may still be writing.
+# Seconds that processes wait for each other at the end; one may still be writing.
 _SHUTDOWN_SECONDS = 60
 
 
-# What the collectives of CPUs and GPUs and the coordination service say of a lost process.
+# Messages of CPU and GPU collectives and of the coordination service about a lost process.
 _LOST = re.compile("gloo|nccl|peer|heartbeat|coordination|connection|UNAVAILABLE", re.IGNORECASE)
 
 
 def _only_cpu() -> bool:
-    """Whether JAX can have no other device: no plugin for one is installed, or none is wanted."""
+    """Whether only CPU devices are possible: no plugin is installed, or only CPUs are selected."""
     if os.environ.get("JAX_PLATFORMS"):
         return os.environ["JAX_PLATFORMS"] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -48,7 +48,7 @@ def _only_cpu() -> bool:
 
 
 def available_cores() -> int:
-    """Returns how many processor cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -57,15 +57,16 @@ def available_cores() -> int:
 def start(*, devices: int = 0, processes: int = 1) -> None:
     """Prepares JAX before its first use: CPU devices and the persistent compilation cache.
 
-    On CPU one device per core trains as many clients at once, far faster than one client spread
-    over all cores. Where there are GPUs or TPUs, this changes nothing that is used.
+    On CPU, one device per core trains one client per core at a time, far faster than one client
+    spread over all cores. With GPUs or TPUs, this has no effect.
 
     Args:
-      devices: how many the run wants in all; 0 means all there are.
-      processes: that share this machine's cores, for runs of several processes on one host.
+      devices: Number of devices that the run uses in all; 0 means all available ones.
+      processes: Number of processes that share this machine's cores, for several processes of a
+        run on one host.
     """
     if _only_cpu():
-        # These count before JAX's first use only.
+        # These settings have an effect before JAX's first use only.
         os.environ.setdefault("NPROC", "1")
         flags = os.environ.get("XLA_FLAGS", "")
         missing = [f"{flag}={value}" for flag, value in CPU_FLAGS.items() if flag not in flags]
@@ -75,7 +76,7 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:
-        # The backend runs already (a notebook, a test): its devices are what there is.
+        # The backend is already running (a notebook, a test), and its devices are used.
         pass
     if jax.config.jax_compilation_cache_dir is None:
         cache = _cache_directory()
@@ -86,7 +87,7 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
 
 
 def _cache_directory() -> pathlib.Path | None:
-    """Returns where compiled programs are kept; None for a user without a home directory."""
+    """Returns the directory of compiled programs; None for a user without a home directory."""
     if os.environ.get("XDG_CACHE_HOME"):
         return pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "pfljax"
     try:
@@ -98,7 +99,7 @@ def _cache_directory() -> pathlib.Path | None:
 def join_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the processes of a run; on SLURM, Cloud TPU and MPI, JAX detects all three itself."""
+    """Joins the processes of a run; on SLURM, Cloud TPU and MPI, JAX detects the arguments."""
     try:
         jax.distributed.initialize(
             coordinator,
@@ -109,14 +110,14 @@ def join_processes(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The processes could not be joined ({error}); outside SLURM, MPI and Cloud TPU name "
+            f"The processes could not be joined ({error}); outside SLURM, MPI and Cloud TPU, pass "
             "--coordinator=HOST:PORT, --num_processes and --process_id."
         ) from error
 
 
 @contextlib.contextmanager
 def one_sentence_for_lost_processes() -> Iterator[None]:
-    """Turns what XLA raises when another process of the run is gone into a `UserError`."""
+    """Converts XLA's errors about a lost process of the run to a `UserError`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -124,8 +125,8 @@ def one_sentence_for_lost_processes() -> Iterator[None]:
             raise
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"Another process of this run ended or cannot be reached ({lines[0][:200]}); see what "
-            "it said, and start all processes again with --resume."
+            f"Another process of this run ended or cannot be reached ({lines[0][:200]}); see its "
+            "output, and restart all processes with --resume."
         ) from error
 
 
@@ -133,27 +134,27 @@ def devices(wanted: int) -> Sequence[jax.Device]:
     """Returns the devices of a run.
 
     Args:
-      wanted: how many, over all processes; 0 means all there are.
+      wanted: Number of devices over all processes; 0 means all available ones.
 
     Raises:
-      UserError: there are fewer, or several processes would not all take part.
+      UserError: There are fewer devices, or not all of several processes would take part.
     """
     present = jax.devices()
     if wanted > len(present):
         raise UserError(
             f"config.engine.devices is {wanted}, but there are {len(present)} "
-            f"{present[0].platform} devices; lower it, or take 0 for all."
+            f"{present[0].platform} devices; lower it, or use 0 for all."
         )
     if wanted and wanted < len(present) and jax.process_count() > 1:
         raise UserError(
-            f"config.engine.devices is {wanted}, but {jax.process_count()} processes hold "
-            f"{len(present)} devices; with several processes take 0 for all."
+            f"config.engine.devices is {wanted}, but {jax.process_count()} processes have "
+            f"{len(present)} devices; with several processes, use 0 for all."
         )
     return present[: wanted or len(present)]
 
 
 def peak_host_bytes() -> int | None:
-    """Returns the most memory this process has held; None where the system does not say."""
+    """Returns the peak memory of this process in bytes; None if unknown."""
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -163,7 +164,7 @@ def peak_host_bytes() -> int | None:
 def peak_device_bytes(
     devices: Sequence[jax.Device], programs: Sequence[mapping.Program]
 ) -> int | None:
-    """Returns the most memory one device has held; where it does not say (CPU), XLA's plan."""
+    """Returns the peak memory of one device in bytes; on CPU, as planned by XLA."""
     peaks = [
         (device.memory_stats() or {}).get("peak_bytes_in_use")
         for device in devices
@@ -186,5 +187,5 @@ class CompilationCounter:
             self.programs += 1
 
     def close(self) -> None:
-        """Stops counting."""
+        """Stops counting compilations."""
         jax.monitoring.unregister_event_duration_listener(self._listen)

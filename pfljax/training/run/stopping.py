@@ -1,8 +1,8 @@
-"""Ends a run between two calls of the round program when a signal asks for it.
+"""Stops a run between two calls of the round program after a signal.
 
-Schedulers send SIGTERM before they take a machine away, and a user's Ctrl-C is SIGINT. The first
-signal lets the current call of the round program finish, so that a checkpoint can be saved; a
-second one ends the process at once. Several processes stop after the same round.
+Schedulers send SIGTERM before a preemption, and a user's Ctrl-C is SIGINT. After the first signal,
+the current call of the round program finishes and a checkpoint is saved; a second signal ends the
+process immediately. Several processes stop after the same round.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# A launcher and the scheduler behind it may both send the signal of one request.
+# A launcher and its scheduler may both send a signal for one request.
 _SAME_REQUEST_SECONDS = 1.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal ended the run, with exit status 128 + `number` as shells count.
+    """A signal stopped the run; the exit status is 128 + `number`, as in shells.
 
     Attributes:
-      number: of the signal.
+      number: The number of the signal.
     """
 
     def __init__(self, number: int, what: str):
@@ -36,11 +36,11 @@ class Stopped(Exception):
 
 
 class StopRequests:
-    """While it is open, a first SIGTERM or SIGINT is noted and does not end the process.
+    """Context in which a first SIGTERM or SIGINT is recorded instead of ending the process.
 
-    A program that runs on the devices keeps Python's own signal handlers waiting, so a thread
-    reads the signals: it says at once that the run is going to stop, and the second signal does
-    not wait either. Where signals cannot be caught (outside the main thread) nothing changes.
+    A program that runs on the devices delays Python's signal handlers, so a thread reads the
+    signals: it prints immediately that the run will stop, and the second signal is not delayed
+    either. If signals cannot be caught (outside the main thread), nothing changes.
     """
 
     def __init__(self):
@@ -55,7 +55,7 @@ class StopRequests:
         os.set_blocking(self._writer, False)
         self._other_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in SIGNALS:
-            # Python's handler; what counts is the byte in the pipe.
+            # A Python handler is required; the thread reads the byte in the pipe.
             self._before[number] = signal.signal(number, lambda *_: None)
         threading.Thread(target=self._listen, args=(self._reader,), daemon=True).start()
         return self
@@ -71,8 +71,8 @@ class StopRequests:
                 continue
             noted, self._number = time.monotonic(), received[0]
             print(
-                f"{signal.Signals(self._number).name}: stopping after the rounds that are running; "
-                "another one ends the process at once",
+                f"{signal.Signals(self._number).name}: stopping after the current rounds; another "
+                "signal ends the process immediately",
                 file=sys.stderr,
                 flush=True,
             )
@@ -87,9 +87,9 @@ class StopRequests:
             self._before = {}
 
     def signal_number(self) -> int:
-        """Returns the signal that some process of the run got; 0 for none.
+        """Returns the signal received by any process of the run; 0 for none.
 
-        All processes of a run call it at the same places, so that all stop after the same round.
+        All processes of a run call it at the same points, so that all stop after the same round.
         """
         if jax.process_count() == 1:
             return self._number

@@ -16,25 +16,25 @@ from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, writers
 from pfljax.training.study.config import RENAMED, default_config, planned_rounds
 
-# Keys that may differ between a run and its resumption: they change neither state nor meaning.
+# Keys that may differ between a run and its resumption: they do not affect the results.
 _FREE_KEYS = (
     *("algorithms", "seeds", "seeds_vary", "engine"),
     *("eval_every", "checkpoint_every", "rounds", "planned_rounds"),
 )
 
-# What the engine chose for the run.
+# The choices of the engine for the run.
 _ENGINE = "engine.json"
 
-# The storage of checkpoints takes these in a path for patterns, and would read other files.
+# The checkpoint storage treats these characters as patterns, and would read other files.
 _PATTERNS = "*?[\\"
-# How long a path may be, and how much of it the files of a checkpoint need.
+# Maximum length of a path, and the length reserved for the files of a checkpoint.
 _LONGEST_PATH, _LONGEST_FILE = 4096, 256
 
 
 def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the part of a config that one run depends on: of the methods only its own.
+    """Returns the part of a config that one run depends on, without those of other methods.
 
-    The numbers are as JSON keeps them, so that they compare with what was written.
+    Numbers are converted as in JSON, so that they can be compared with stored ones.
     """
     content = json.loads(config.to_json())
     content["planned_rounds"] = planned_rounds(config)
@@ -46,7 +46,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    """Returns the first key at which two configs differ, with both values; None for equal ones.
+    """Returns the first key at which two configs differ, with both values; None if equal.
 
     Example:
       >>> first_difference({'a': {'b': 1}}, {'a': {'b': 2}})
@@ -69,10 +69,11 @@ def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
 def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
     """Returns the `settings` of the run in a work directory; None for no run.
 
-    Those in its newest checkpoint, which have a checksum, count before `config.json`.
+    The settings in its latest checkpoint, which have a checksum, take precedence over
+    `config.json`.
 
     Raises:
-      UserError: `config.json` is damaged, and no checkpoint can replace it.
+      UserError: `config.json` is damaged, and there is no checkpoint to replace it.
     """
     notes = checkpoint.newest_notes(directory)
     if notes is not None and "settings" in notes:
@@ -82,7 +83,7 @@ def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
         return None
     content = writers.read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no config; remove it and run again.")
+        raise UserError(f"{path} does not contain a config; remove it and run again.")
     return upgraded(content)
 
 
@@ -121,37 +122,38 @@ def _with_defaults(content: dict[str, Any], default: dict[str, Any]) -> dict[str
 def require_same_settings(
     directory: pathlib.Path, before: dict[str, Any], config: ml_collections.ConfigDict
 ) -> None:
-    """Raises a `UserError` where a run was started with another config.
+    """Raises a `UserError` if a run was started with another config.
 
     Args:
-      directory: that holds the run.
-      before: its `settings`.
-      config: of the run that is to go on there.
+      directory: The work directory of the run.
+      before: The `settings` of the run.
+      config: The config with which to resume it.
     """
     difference = first_difference(before, settings(config))
     if difference:
         raise UserError(
-            f"{directory} holds a run with another config: {difference}; name another --workdir."
+            f"{directory} contains a run with another config: {difference}; choose another "
+            "--workdir."
         )
 
 
 def require_same(directory: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` where the run in a work directory was started with another config."""
+    """Raises a `UserError` if the run in a work directory was started with another config."""
     before = settings_before(directory)
     if before is not None:
         require_same_settings(directory, before, config)
 
 
 def planned_before(directory: pathlib.Path) -> int | None:
-    """Returns for how many rounds the run in a work directory was planned; None for no run."""
+    """Returns the planned number of rounds of the run in a work directory; None for no run."""
     before = settings_before(directory) or {}
     return before.get("planned_rounds") or before.get("rounds")
 
 
 def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether this very run has been done; raises a `UserError` where another one has.
+    """Whether this run has finished; raises a `UserError` if the directory contains another one.
 
-    A run whose files are damaged is not finished: resuming it writes them anew.
+    A run with damaged files is not finished: resuming it rewrites them.
     """
     require_usable(directory)
     path = directory / "result.json"
@@ -168,9 +170,9 @@ def is_finished(directory: pathlib.Path, config: ml_collections.ConfigDict) -> b
 
 
 def clients_per_chunk(directory: pathlib.Path) -> int | None:
-    """Returns how many clients the run in a work directory trains together; None for no run.
+    """Returns the client batch size of the run in a work directory; None for no run.
 
-    Another choice would change the rounding, and resuming is exact to the last bit.
+    Another choice would change the rounding, and resumption is exact to the last bit.
     """
     notes = checkpoint.newest_notes(directory)
     if notes is not None and "clients_per_chunk" in notes:
@@ -179,48 +181,50 @@ def clients_per_chunk(directory: pathlib.Path) -> int | None:
     try:
         number = writers.read_json(path)["clients_per_chunk"] if path.exists() else None
     except (UserError, TypeError, KeyError):
-        return None  # There is no checkpoint to go on from, so any choice will do.
+        return None  # Without a checkpoint, any choice is possible.
     return number if type(number) is int and number > 0 else None
 
 
 def keep_clients_per_chunk(directory: pathlib.Path, number: int) -> None:
-    """Notes it for `clients_per_chunk`."""
+    """Stores the client batch size for `clients_per_chunk`."""
     if jax.process_index() == 0:
         writers.write_json(directory / _ENGINE, {"clients_per_chunk": number})
 
 
 def require_usable(directory: pathlib.Path) -> None:
-    """Raises a `UserError` where no run can keep its files in a directory of this name."""
+    """Raises a `UserError` if a directory of this name cannot be used as a work directory."""
     shown = f"{str(directory)[:80]}..." if len(str(directory)) > 80 else str(directory)
     try:
         whole = os.path.realpath(directory)
         length = len(whole.encode())
         directory.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # Making it says so, where it is so.
-    except (OSError, ValueError) as error:  # ValueError: a zero byte, or what is no Unicode
+        pass  # Creating it reports the error.
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or invalid Unicode
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{shown!a} cannot be used ({reason}); name another --workdir.") from error
+        raise UserError(
+            f"{shown!a} cannot be used ({reason}); choose another --workdir."
+        ) from error
     patterns = [character for character in _PATTERNS if character in whole]
     if patterns:
         raise UserError(
-            f"{whole!r} contains {' '.join(patterns)}, which the storage of checkpoints takes for "
-            "a pattern; name another --workdir."
+            f"{whole!r} contains {' '.join(patterns)}, which the checkpoint storage treats as a "
+            "pattern; choose another --workdir."
         )
     if length + _LONGEST_FILE > _LONGEST_PATH:
-        raise UserError(f"{shown!r} is too long ({length} bytes); name another --workdir.")
+        raise UserError(f"{shown!r} is too long ({length} bytes); choose another --workdir.")
 
 
 def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
-    """Makes sure that a run may have a work directory, and makes it where it does not exist.
+    """Checks that a run may use a work directory, and creates it if missing.
 
     Args:
-      directory: that is to hold the run.
-      config: of the run.
-      resume: the directory may hold an earlier part of the same run.
+      directory: The work directory.
+      config: The config of the run.
+      resume: Whether the directory may contain an earlier part of the same run.
 
     Raises:
-      UserError: it holds another run, or one that was not asked to be resumed, or cannot be made.
+      UserError: It contains another run, or the same run without `resume`, or cannot be created.
     """
     require_usable(directory)
     try:
@@ -230,13 +234,13 @@ def check(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume:
     require_same(directory, config)
     if checkpoint.latest_round(directory) is not None and not resume:
         raise UserError(
-            f"{directory} holds this run already; add --resume to go on with it, or name "
+            f"{directory} already contains this run; add --resume to continue it, or choose "
             "another --workdir."
         )
 
 
 def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume: bool) -> None:
-    """Makes the work directory this run's own; what `check` says first, and `config.json`."""
+    """Assigns the work directory to a run: checks it and writes `config.json`."""
     check(directory, config, resume=resume)
     if jax.process_index() == 0:
         try:
@@ -246,4 +250,4 @@ def claim(directory: pathlib.Path, config: ml_collections.ConfigDict, *, resume:
 
 
 def _cannot_be_written(directory: pathlib.Path, error: OSError) -> UserError:
-    return UserError(f"{directory} cannot be written ({error.strerror}); name another --workdir.")
+    return UserError(f"{directory} cannot be written ({error.strerror}); choose another --workdir.")

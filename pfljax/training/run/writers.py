@@ -1,4 +1,4 @@
-"""What a run leaves on disk: rows of metrics, TensorBoard events, JSON files."""
+"""Files of a run: rows of metrics, TensorBoard events, JSON files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pfljax.errors import UserError
 
 
 def write_text(path: pathlib.Path, content: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     temporary = path.with_suffix(path.suffix + ".partial")
     temporary.write_text(content)
     os.replace(temporary, path)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -32,22 +32,22 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: it is not valid JSON.
+      UserError: The file is not valid JSON.
     """
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); remove it and run again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}); remove it and run again.") from error
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the rows of `metrics.jsonl`; a last line cut short by a preemption is left out.
+    """Reads the rows of `metrics.jsonl`; a truncated last line is dropped.
 
     Returns:
-      The rows; none where there is no file.
+      The rows; none if there is no file.
 
     Raises:
-      UserError: another line is damaged. Rows behind it would otherwise be lost without a word.
+      UserError: Another line is damaged; the rows after it would otherwise be lost silently.
     """
     if not path.exists():
         return []
@@ -57,14 +57,14 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
         if row is None or number > 1 and row["round"] <= rows[number - 2]["round"]:
             raise UserError(
                 f"Line {number} of {path} is damaged; run the same command again, train.py with "
-                "--resume: it writes the file anew from the newest checkpoint."
+                "--resume: it rewrites the file from the latest checkpoint."
             )
     last = _row(rest) if rest else None
     return rows if last is None else [*rows, last]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Returns a line of `metrics.jsonl`; None where it is none."""
+    """Returns the row in a line of `metrics.jsonl`; None if it is invalid."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -73,15 +73,15 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def digest(*contents: Any) -> str:
-    """Returns a checksum of bytes, one after another: 32 hexadecimal digits."""
+    """Returns a checksum of several byte strings: 32 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
     for content in contents:
         found.update(content)
     return found.hexdigest()
 
 
-def sealed(content: dict[str, Any], files: Sequence[pathlib.Path]) -> dict[str, Any]:
-    """Returns the content of a JSON file with its checksum and those of files beside it."""
+def with_checksums(content: dict[str, Any], files: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """Returns the content of a JSON file with its checksum and those of other files."""
     beside = {path.name: digest(path.read_bytes()) for path in files}
     content = {**content, "checksums": beside}
     content["checksums"] = {**beside, "this": digest(json.dumps(content).encode())}
@@ -89,11 +89,11 @@ def sealed(content: dict[str, Any], files: Sequence[pathlib.Path]) -> dict[str, 
 
 
 def is_intact(content: dict[str, Any], directory: pathlib.Path) -> bool:
-    """Whether what `sealed` returned, and the files beside it, are as they were then.
+    """Whether the result of `with_checksums`, and the other files, are unchanged.
 
     Args:
-      content: read from a JSON file; without checksums it counts as intact.
-      directory: that holds the files.
+      content: The content of a JSON file; without checksums it counts as intact.
+      directory: The directory of the files.
     """
     checksums = content.get("checksums")
     if checksums is None:
@@ -112,9 +112,9 @@ class MetricsWriter:
     """Appends a row per evaluated round to `metrics.jsonl`, and scalars to TensorBoard.
 
     Args:
-      workdir: of the run.
-      rows: those from before a resumption. The files are written anew and begin with them: a
-        process that is killed leaves events in its memory, and TensorBoard would miss their steps.
+      workdir: The work directory of the run.
+      rows: The rows from before a resumption. The files are rewritten and start with them: a killed
+        process loses events in memory, and TensorBoard would lack their steps.
     """
 
     def __init__(self, workdir: pathlib.Path, rows: Sequence[dict[str, Any]]):
@@ -123,7 +123,7 @@ class MetricsWriter:
         old = [path for path in workdir.iterdir() if path.name.startswith("events.out.tfevents.")]
         for path in old:
             path.unlink()
-        # SummaryWriter's thread dies on a full disk, and its caller then waits for ever.
+        # SummaryWriter's thread dies on a full disk, and its caller then waits forever.
         self._events = event_file_writer.EventsWriter(str(workdir / "events"))
         for row in rows:
             self._add(row)
@@ -145,5 +145,5 @@ class MetricsWriter:
         self._events.flush()
 
     def close(self) -> None:
-        """Writes out what is still in memory."""
+        """Flushes the files."""
         self._events.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -178,6 +178,44 @@ def default_config() -> ml_collections.ConfigDict:
         "residence": "device",
         "eval_clients": 0,  # how many clients are scored, chosen once; 0: all
     }
+    return config
+
+
+def comparison_config(
+    data: str,
+    model: str,
+    *,
+    partition: str = "natural",
+    rounds: int,
+    eval_every: int = 5,
+    learning_rate: float,
+    learning_rates: Mapping[str, float] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> ml_collections.ConfigDict:
+    """Returns the config of a comparison of six methods on a data set, the base of `configs/`.
+
+    Args:
+      data: Name of the data set.
+      model: Name of the model.
+      partition: Name of the partition.
+      rounds: Number of rounds.
+      eval_every: Number of rounds between evaluations.
+      learning_rate: The learning rate of the clients.
+      learning_rates: Learning rates of single methods, by name.
+      seeds: The seeds of the comparison.
+
+    Example:
+      >>> config = comparison_config('mnist', 'mlp', rounds=10, learning_rate=0.1)
+      >>> config.data.name, config.algorithms[:2]
+      ('mnist', ('local', 'fedavg'))
+    """
+    config = default_config()
+    config.seeds = tuple(seeds)
+    config.algorithms = ("local", "fedavg", "fedavg_ft", "ditto", "fedper", "fedrep")
+    config.rounds, config.eval_every = rounds, eval_every
+    config.client_optimizer.learning_rate = learning_rate
+    config.learning_rates.update(learning_rates or {})
+    config.data.name, config.data.partition, config.model.name = data, partition, model
     return config
 
 

@@ -1,12 +1,14 @@
 """What a client sends and receives, by hand for a 5-4-3 MLP."""
 
+import dataclasses
+
 import federation
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
-from pfljax import core
+from pfljax import aggregation, core
 from pfljax.engine.accounting import traffic
 
 FLOAT = 4
@@ -17,12 +19,19 @@ WEIGHT = FLOAT
 ID, FLAG = 4, 1
 
 
-def count(algorithm):
+def count(algorithm, known=slice(None)):
     examples = jax.tree.map(jnp.asarray, federation.examples())
     key = jax.random.key(0)
     server = algorithm.init_server(examples.population(), key)
     client = algorithm.init_client(server, examples.profile(jnp.int32(0)), key)
-    return traffic.count(algorithm, server, client, examples)
+    offsets, sizes = (
+        {split: each[known] for split, each in of_splits.items()}
+        for of_splits in (examples.offsets, examples.sizes)
+    )
+    some = dataclasses.replace(
+        examples, offsets=offsets, sizes=sizes, class_counts=examples.class_counts[known]
+    )
+    return traffic.count(algorithm, server, client, some)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +53,20 @@ def count(algorithm):
 )
 def test_bytes_of_one_client(name, upload, download):
     assert count(federation.make(name))[:2] == (upload, download)
+
+
+@pytest.mark.parametrize("name", ["fedpac", "fedcac"])
+def test_the_examples_of_one_client_suffice(name):
+    algorithm = federation.make(name)
+    assert count(algorithm, known=slice(1)) == count(algorithm)
+
+
+@pytest.mark.parametrize("name", ["fedpac", "fedcac", "fedproto"])
+def test_what_a_robust_rule_sees_is_uploaded_once(name):
+    algorithm = federation.make(name)
+    seen = count(aggregation.apply(algorithm, aggregation.median()))
+    plain = count(algorithm)
+    assert seen == (plain.upload, plain.download, plain.upload)
 
 
 def test_the_servers_optimizer_stays_at_the_server():

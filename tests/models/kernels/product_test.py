@@ -125,4 +125,4 @@ def test_missing_numbers_stay_missing():
      (20, 512, False), (32, 100, False)],
 )  # fmt: skip
 def test_cpus_write_sums_out_where_it_was_measured_to_pay(rows, outputs, pays):
-    assert product_lib._writing_out_pays(rows, outputs) is pays
+    assert product_lib._sum_pays(rows, outputs) is pays

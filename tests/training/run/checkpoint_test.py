@@ -124,7 +124,7 @@ def hook(monkeypatch):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("which", ["*", "state/manifest*", "state/_METADATA", "d/*", "notes/m*"])
-def test_a_damaged_checkpoint_is_set_aside(folder, which, damage, hook, capsys):
+def test_a_damaged_checkpoint_is_renamed(folder, which, damage, hook, capsys):
     files = [path for path in (folder / "6").rglob(which) if path.is_file()]
     assert files, "Orbax keeps other files now; name those instead"
     for path in files:
@@ -144,12 +144,12 @@ def test_a_damaged_checkpoint_is_set_aside(folder, which, damage, hook, capsys):
 def test_where_all_are_damaged_the_newest_is_named(folder, hook):
     for path in folder.rglob("d/*"):
         fill_with_zeros(path)
-    with pytest.raises(UserError, match="round 6 cannot be used .*start anew") as refusal:
+    with pytest.raises(UserError, match="round 6 cannot be used .*start again") as refusal:
         restore(folder)
     assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_a_checkpoint_follows_one_that_was_set_aside(folder, hook, capsys):
+def test_a_checkpoint_follows_one_that_was_renamed(folder, hook, capsys):
     for path in (folder / "6").rglob("d/*"):
         fill_with_zeros(path)
     checkpoints = Checkpoints(folder)

@@ -136,7 +136,7 @@ def test_resuming_a_finished_run_changes_nothing(straight, built, tmp_path):
     again = loop.run(built._replace(config=config(rounds=3)), tmp_path, resume=True)
     assert (tmp_path / "metrics.jsonl").read_text() == rows
     assert again["personal_accuracy"] == first["personal_accuracy"]
-    with pytest.raises(UserError, match="holds a run of 3 rounds and config.rounds is 2"):
+    with pytest.raises(UserError, match="contains a run of 3 rounds, but config.rounds is 2"):
         loop.run(built._replace(config=config(rounds=2)), tmp_path, resume=True)
 
 

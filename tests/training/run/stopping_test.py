@@ -34,7 +34,7 @@ def test_the_second_signal_ends_the_process(number):
         assert process.poll() is None
         process.send_signal(number)
         assert process.wait(timeout=20) == 128 + number
-        assert process.stderr.read().startswith(f"{number.name}: stopping after the rounds")
+        assert process.stderr.read().startswith(f"{number.name}: stopping after the current rounds")
 
 
 def test_handlers_are_restored():

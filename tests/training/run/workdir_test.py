@@ -109,7 +109,7 @@ def test_first_difference(old, new, difference):
 
 def test_a_config_cut_short(tmp_path):
     (tmp_path / "config.json").write_text('{"a": ')
-    with pytest.raises(UserError, match="config.json is no valid JSON"):
+    with pytest.raises(UserError, match="config.json is not valid JSON"):
         workdir.claim(tmp_path, config(), resume=False)
 
 

@@ -76,7 +76,7 @@ def test_a_checksum_covers_every_byte(tmp_path):
     beside = tmp_path / "metrics.jsonl"
     beside.write_bytes(lines(ROWS))
     path = tmp_path / "result.json"
-    writers.write_json(path, writers.sealed({"score": 0.25, "round": None}, [beside]))
+    writers.write_json(path, writers.with_checksums({"score": 0.25, "round": None}, [beside]))
     content = path.read_bytes()
     assert writers.is_intact(json.loads(content), tmp_path)
     noticed = 0

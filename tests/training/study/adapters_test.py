@@ -36,7 +36,7 @@ def test_a_run_is_resumed_with_its_base_and_with_no_other(tmp_path, residence):
     where = {"engine.residence": residence}
     loop.run(experiment.build(config(**where)), tmp_path)
     longer = config(**where, rounds=3)
-    with pytest.raises(UserError, match="holds a run with another config: adapter.base_seed"):
+    with pytest.raises(UserError, match="contains a run with another config: adapter.base_seed"):
         loop.run(experiment.build(config(**where, rounds=3, **{"adapter.base_seed": 1})), tmp_path)
     result = loop.run(experiment.build(longer), tmp_path, resume=True)
     assert result["rounds"] == 3

@@ -162,7 +162,8 @@ def test_experiments_can_share_one_copy_of_the_examples(built):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_can_be_built_for_several_seeds(name):
-    changes = {"algorithm": name, "model.name": "mlp_bn" if name == "fedbn" else "mlp"}
+    needs_norm = "normalization" in ALGORITHMS[name].needs
+    changes = {"algorithm": name, "model.name": "mlp_bn" if needs_norm else "mlp"}
     both = [config(seed=seed, **changes) for seed in (0, 1)]
     assert vectorized.build(both).num_variants == 2
 
