@@ -116,25 +116,25 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
       dtype: The dtype of the computation, such as bfloat16.
     """
 
-    def cast(parameters):
+    def cast(params):
         def one(path, leaf):
             return leaf if model.is_norm(tuple(part.key for part in path)) else leaf.astype(dtype)
 
-        return jax.tree_util.tree_map_with_path(one, parameters)
+        return jax.tree_util.tree_map_with_path(one, params)
 
     def shortened(inputs):
         return map_measurements(lambda x: x.astype(dtype), inputs, model.reads_ids)
 
-    def features(parameters, inputs, mask=None, key=None):
-        found = model.features(cast(parameters), shortened(inputs), mask, key)
-        return found.astype(tree.dtype(parameters))
+    def features(params, inputs, mask=None, key=None):
+        found = model.features(cast(params), shortened(inputs), mask, key)
+        return found.astype(tree.dtype(params))
 
-    def head(parameters, features, mask=None, key=None):
-        outputs = model.head(cast(parameters), features.astype(dtype), mask, key)
-        return outputs.astype(tree.dtype(parameters))
+    def head(params, features, mask=None, key=None):
+        outputs = model.head(cast(params), features.astype(dtype), mask, key)
+        return outputs.astype(tree.dtype(params))
 
-    def observe(parameters, inputs, mask):
-        return model.observe(cast(parameters), shortened(inputs), mask)
+    def observe(params, inputs, mask):
+        return model.observe(cast(params), shortened(inputs), mask)
 
     observed = None if model.observe is None else observe
     return model._replace(features=features, head=head, observe=observed)
@@ -168,8 +168,8 @@ _RANDOM = (
     "only; remove them, or use nn.Dropout."
 )
 _DETERMINISTIC = (
-    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training and "
-    "not in evaluation."
+    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training "
+    "and not in evaluation."
 )
 _BOTH = (
     "The network has dropout and batch normalization, whose running statistics would be those "
@@ -325,9 +325,9 @@ def from_flax(
         with _dropping(None):
             return network.init(key, example())["params"]
 
-    def variables(parameters, part, mask):
+    def variables(params, part, mask):
         """Returns the variables of a part: its arrays and, in training, the masks of BatchNorms."""
-        arrays = {"params": parameters.get(part, {})}
+        arrays = {"params": params.get(part, {})}
         if mask is not None:
             masks = {(*path[1:], "mask"): mask for path in watchers if path[0] == part}
             arrays["examples"] = unflatten_dict(masks)
@@ -342,22 +342,22 @@ def from_flax(
                 arrays, *inputs, rngs={} if own is None else dict.fromkeys(dropout, own)
             )
 
-    def features(parameters, inputs, mask=None, key=None):
-        return apply(body, variables(parameters, "body", mask), key, inputs)
+    def features(params, inputs, mask=None, key=None):
+        return apply(body, variables(params, "body", mask), key, inputs)
 
-    def apply_head(parameters, features, mask=None, key=None):
-        arrays = [_at(tied, parameters["body"])] if tied else []
-        return apply(head, variables(parameters, "head", mask), key, features, *arrays)
+    def apply_head(params, features, mask=None, key=None):
+        arrays = [_at(tied, params["body"])] if tied else []
+        return apply(head, variables(params, "head", mask), key, features, *arrays)
 
-    def observe(parameters, inputs, mask):
-        if not watching <= set(parameters):
+    def observe(params, inputs, mask):
+        if not watching <= set(params):
             raise ValueError(
                 "Running statistics belong to a model with body and head; for a dict of models use "
                 "LocalTraining.of_models."
             )
         seen, x = {}, inputs
         for part, module in (("body", body), ("head", head))[: 2 if "head" in watching else 1]:
-            x, state = module.apply(variables(parameters, part, mask), x, mutable=["observed"])
+            x, state = module.apply(variables(params, part, mask), x, mutable=["observed"])
             seen.update({part: state["observed"]} if part in watching else {})
         return seen
 
