@@ -135,7 +135,7 @@ def test_the_store_and_the_host_hold_the_same_arrays(tmp_path):
         with pytest.raises(UserError, match="inputs of all clients the same names"):
             store.add(rows | {"other": rows["answer"]}, dataset.targets[start:end], train=sizes[0])
         narrow = rows | {"answer": rows["answer"][:, :2]}
-        with pytest.raises(UserError, match="give all the same form"):
+        with pytest.raises(UserError, match="give all examples the same"):
             store.add(narrow, dataset.targets[start:end], train=sizes[0])
     found = data.load_store(str(tmp_path))
     assert found.vocabulary == {"question": (WORDS,), "answer": (WORDS,)}

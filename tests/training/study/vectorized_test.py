@@ -191,6 +191,17 @@ def test_data_sets_of_different_forms_share_no_program():
         vectorized.build(seeds, datasets=datasets)
 
 
+def test_runs_that_score_other_clients_share_no_program():
+    seeds = [
+        config(**{"seed": seed, "data.seed": seed, "engine.eval_clients": 2}) for seed in (0, 1)
+    ]
+    datasets = [experiment.build_dataset(one) for one in seeds]
+    chosen = [experiment.choose_evaluated(*each) for each in zip(seeds, datasets, strict=True)]
+    assert not np.array_equal(*chosen)
+    with pytest.raises(UserError, match="eval_clients chooses other clients"):
+        vectorized.build(seeds, datasets=datasets)
+
+
 def test_resumed_runs_keep_their_client_batch_size(tmp_path):
     for number, chunk in enumerate((1, 4, 1)):
         (tmp_path / str(number)).mkdir()
