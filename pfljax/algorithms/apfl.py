@@ -41,7 +41,7 @@ class Share(NamedTuple):
     """What goes from step to step.
 
     Attributes:
-      alpha: `[]`, the share `alpha_k`.
+      alpha: `[]`, the mixing weight `alpha_k`.
       loss: `[]`, the sum of the mixture's losses.
       statistics: the mixture's running statistics, at their paths in the model.
     """
@@ -82,14 +82,15 @@ def apfl(
         w       <- mean_k theta_k
 
     Args:
-      task: model and loss.
-      local: how clients train both models.
-      alpha: where `alpha_k` begins, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
+      task: The model and its loss.
+      local: The clients' local training of both models.
+      alpha: Initial value of `alpha_k`, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
         `alpha_rate=0` is local training beside it.
-      alpha_rate: rate of `alpha_k`, 0 to 0.1, which no schedule touches; 0 keeps it. The paper
+      alpha_rate: Learning rate of `alpha_k`, 0 to 0.1, without schedule; 0 keeps it. The paper
         takes that of the models.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
-      server_optimizer: as in FedAvg.
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; a client's state is `v_k` and `alpha_k`, and the server's is FedAvg's.

@@ -65,15 +65,16 @@ def apple(
         lambda = (1 + cos(pi r / R)) / 2 or epsilon^(r / R) in round r < R, later 0
 
     Args:
-      task: model and loss.
-      local: how clients train their cores.
-      relation_rate: rate of the relations, 0.0001 to 0.05; 0 leaves them.
-      mu: weight of the pull of the relations to the shares, 0.001 to 1.
-      duration: R as a part of the run, 0 to 1; 0 never pulls.
-      exponential: the second form of lambda; False takes the cosine.
-      epsilon: where the second form ends, 0.0001 to 0.1.
-      uniform_start: begin with all relations 1 / N; False begins with the shares.
-      one_core: begin with one core for all clients; False draws a core for each.
+      task: The model and its loss.
+      local: The clients' local training of their cores.
+      relation_rate: Learning rate of the relations, 0.0001 to 0.05; 0 keeps them.
+      mu: Weight of the proximal term of the relations, 0.001 to 1.
+      duration: R as a fraction of the run, 0 to 1; 0 disables the proximal term.
+      exponential: Whether to use the second form of lambda; False uses the cosine.
+      epsilon: Final value of the second form, 0.0001 to 0.1.
+      uniform_start: Whether relations are initialized to 1 / N; False uses the fractions of
+        examples.
+      one_core: Whether all clients start with the same core; False draws one for each.
 
     Returns:
       The method; a client's state is its relations `[N]`. It deploys the mixture of the cores that

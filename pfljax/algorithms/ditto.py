@@ -35,11 +35,11 @@ def ditto(
         v_k <- local training from v_k on L_k(v) + lam/2 ||v - w||^2;   w as in FedAvg
 
     Args:
-      task: model and loss.
-      local: how clients train both models.
-      lam: weight of the pull towards the global model, 0.01 to 2; 0 is local training.
-      personal_epochs: passes over the examples for the personal model.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training of both models.
+      lam: Weight of the proximal term to the global model, 0.01 to 2; 0 is local training.
+      personal_epochs: Number of epochs of the personalized model.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; a client's state is its personal model, and the global model is FedAvg's.

@@ -60,14 +60,17 @@ def fedala(
         theta_k <- local training from theta^_k on L_k;   w as in FedAvg
 
     Args:
-      task: model and loss; its layers are counted from the last one.
-      local: how clients train; its batch size is also that of the weights.
-      eta: rate of the weights, 0.1 to 10, which no schedule touches; 0 is FedAvg.
-      share: of the examples to learn weights on, 0.05 to 1; the first ones without `shuffle`.
-      layers: how many layers get weights, from 1 to all; 0 is FedAvg.
-      first_passes: the most passes for the weights the first time, 1 to 100; later it is one.
-      settled: the first time ends at a lower standard deviation of ten passes' losses, 0.01 to 0.1.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss; layers are counted from the last one.
+      local: The clients' local training; its batch size is also that of the weights.
+      eta: Learning rate of the weights, 0.1 to 10, without schedule; 0 is FedAvg.
+      share: Fraction of the examples for learning weights, 0.05 to 1; the first ones without
+        `shuffle`.
+      layers: Number of layers with weights, from 1 to all; 0 is FedAvg.
+      first_passes: Maximum number of passes for the weights in the first phase, 1 to 100; later
+        one.
+      settled: Standard deviation of the losses of ten passes that ends the first phase, 0.01 to
+        0.1.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's. A client deploys `theta^_k`.

@@ -38,9 +38,9 @@ def fedavg(
         w <- w + server_optimizer(-Delta)
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      server_optimizer: takes `-Delta` for a gradient.
+      task: The model and its loss.
+      local: The clients' local training.
+      server_optimizer: The optimizer of the server, with `-Delta` as gradient.
 
     Returns:
       The method; its server state is an `averaging.ServerState`.

@@ -37,10 +37,10 @@ def fedavg_ft(
         w as in FedAvg;   theta_k = local training from w on L_k, for evaluation only
 
     Args:
-      task: model and loss.
-      local: how clients train, and fine-tune.
-      fine_tuning_epochs: passes over a client's training examples before it is evaluated; 1 to 20.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training and fine-tuning.
+      fine_tuning_epochs: Number of epochs of fine-tuning before an evaluation, 1 to 20.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its global model is FedAvg's.

@@ -38,11 +38,11 @@ def fedbabu(
         theta_k = fine_tuning_epochs of training on L_k from (body, h), for evaluation only
 
     Args:
-      task: model and loss.
-      local: how clients train, and fine-tune.
-      fine_tuning_epochs: passes over a client's training examples, body and head together, before
+      task: The model and its loss.
+      local: The clients' local training and fine-tuning.
+      fine_tuning_epochs: Number of epochs of fine-tuning, body and head together, before
         it is evaluated; 1 to 20; 0 evaluates the common model.
-      server_optimizer: as in FedAvg, for the body.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; its server state is FedPer's, and its global model the body with the initial head.

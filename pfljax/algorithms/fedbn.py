@@ -32,9 +32,9 @@ def fedbn(
         w <- w + server_optimizer(-sum_k n_k (theta_k - w) / sum_k n_k)
 
     Args:
-      task: model and loss; which arrays are normalization is for the model to say.
-      local: how clients train.
-      server_optimizer: as in FedAvg, for the common part.
+      task: The model and its loss; the model identifies its normalization layers.
+      local: The clients' local training.
+      server_optimizer: As in FedAvg, for the common part.
 
     Returns:
       The method: FedPer with normalization for a head. A client's state are its normalization

@@ -67,13 +67,13 @@ def fedcac(
         u_k <- mean of theta_k and all theta_j with O_kj >= O + (t / beta) (O_max - O)
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      tau: share of the entries of an array that are critical, 0.1 to 0.9; 0 is FedAvg, and 1 is
+      task: The model and its loss.
+      local: The clients' local training.
+      tau: Fraction of the entries of an array that are critical, 0.1 to 0.9; 0 is FedAvg, and 1 is
         FedAvg with uniform weights.
-      beta: the round `t`, counted from 1, in which only the closest clients still share critical
+      beta: The round `t`, counted from 1, in which only the closest clients still share critical
         entries, 40 to 200; later nobody does.
-      server_optimizer: as in FedAvg.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method. A client deploys `v_k`; the global model is `w`.

@@ -52,12 +52,12 @@ def fedem(
         probabilities of x:  sum_m pi_km softmax(f_m(x))
 
     Args:
-      task: model and losses, for classification.
-      local: how clients train all learners.
-      learners: how many, the paper's M, 2 to 5; the paper takes 3. 1 is FedAvg.
-      absent_count: clients that a round leaves out count in its average, by their examples, with
+      task: The model and its losses, for classification.
+      local: The clients' local training of all learners.
+      learners: Number of learners, the paper's M, 2 to 5 (paper: 3); 1 is FedAvg.
+      absent_count: Whether absent clients count in the average, by their examples, with
         the learners as they were; False averages over the cohort.
-      server_optimizer: as in FedAvg, for the learners.
+      server_optimizer: As in FedAvg, for the learners.
 
     Returns:
       The method; a client's state is `pi_k` `[M]`. What it deploys are learners and `pi_k`; its

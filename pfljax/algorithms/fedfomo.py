@@ -72,13 +72,15 @@ def fedfomo(
         where no model gains anything, training goes on from theta_k
 
     Args:
-      task: model and loss.
-      local: how clients train; without `shuffle` the last examples stored are held out.
-      models: how many a client weighs, its own included, 1 to 20 (paper: 5, 10); 1 trains locally.
-      validation_share: of the examples, held out to weigh models, 0.1 to 0.3; 0 trains locally.
-      exploration: probability in the first round that a model is a random one in place of that with
+      task: The model and its loss.
+      local: The clients' local training; without `shuffle` the last examples stored are held out.
+      models: Number of models that a client weighs, including its own, 1 to 20 (paper: 5, 10); 1
+        trains locally.
+      validation_share: Fraction of the examples held out to weigh models, 0.1 to 0.3; 0 trains
+        locally.
+      exploration: Probability in the first round that a model is a random one instead of that with
         the largest affinity, drawn for each model, 0 to 1.
-      exploration_decay: what is taken off it with every round, 0 to 0.2; 0 explores for ever.
+      exploration_decay: Decrease of this probability per round, 0 to 0.2; 0 explores forever.
 
     Returns:
       The method; a client deploys its `theta_k`. There is no global model.

@@ -68,20 +68,21 @@ def fedgen(
         a_ky = n_ky / sum_j n_jy;   y by the labels' shares, e noise;   w as in FedAvg
 
     Args:
-      task: model and loss, for classification.
-      local: how clients train; a step generates as many features as a batch has places.
-      weight: of the loss on generated features, 0.1 to 10; 0 is FedAvg.
-      decay: what the weight is multiplied by in each round, 0.95 to 1; 1 keeps it.
-      first_round: from which on that loss counts, 0 or 1; before round 1 nothing trained it.
-      diversity: weight of the term against features that do not depend on the noise, 0 to 1.
-      label_weights: weigh the logits for a label by a client's examples with it; False by all.
-      generator_steps: of the server in a round, 20 to 1000.
-      generator_rate: of Adam, 0.0001 to 0.01.
-      generator_batch: features that the server generates in a step, at least 2.
-      noise_size: entries of the noise.
-      hidden_size: width of the generator's hidden layer, 32 to 512.
-      uniform_noise: draw the noise from [0, 1); False from a normal distribution.
-      server_optimizer: as in FedAvg, for the model.
+      task: The model and its loss, for classification.
+      local: The clients' local training; a step generates a batch of features.
+      weight: Weight of the loss on generated features, 0.1 to 10; 0 is FedAvg.
+      decay: Factor of the weight per round, 0.95 to 1; 1 keeps it.
+      first_round: First round with that loss, 0 or 1; in round 0 the generator is untrained.
+      diversity: Weight of the term that penalizes features independent of the noise, 0 to 1.
+      label_weights: Whether to weight logits for a label by a client's examples with it; False by
+        all.
+      generator_steps: Number of generator steps of the server in a round, 20 to 1000.
+      generator_rate: Learning rate of Adam for the generator, 0.0001 to 0.01.
+      generator_batch: Number of features generated in a step, at least 2.
+      noise_size: Dimension of the noise.
+      hidden_size: Width of the generator's hidden layer, 32 to 512.
+      uniform_noise: Whether to draw the noise from [0, 1); False uses a normal distribution.
+      server_optimizer: As in FedAvg, for the model.
 
     Returns:
       The method; its global model is FedAvg's.

@@ -35,10 +35,10 @@ def fedprox(
         theta_k = local training from w on L_k(theta) + mu/2 ||theta - w||^2;   w as in FedAvg
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      mu: weight of the proximal term, 0.001 to 1; 0 is FedAvg.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training.
+      mu: Weight of the proximal term, 0.001 to 1; 0 is FedAvg.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's.

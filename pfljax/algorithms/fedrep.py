@@ -73,11 +73,12 @@ def fedrep(
         body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
 
     Args:
-      task: model and loss.
-      local: how clients train; its epochs are the body's.
-      head_epochs: passes over the examples for the head, 1 to 15; the paper takes 10.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper writes.
-      server_optimizer: as in FedAvg, for the body.
+      task: The model and its loss.
+      local: The clients' local training; its epochs are those of the body.
+      head_epochs: Number of epochs of the head, 1 to 15 (paper: 10).
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; server and clients hold what FedPer's hold.

@@ -20,8 +20,8 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
     that a comparison at partial participation gives every method the same work.
 
     Args:
-      task: model and loss.
-      local: how clients train.
+      task: The model and its loss.
+      local: The clients' local training.
 
     Returns:
       The method; its server state is the initial model, a client's state its own.

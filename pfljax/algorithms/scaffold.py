@@ -55,9 +55,9 @@ def scaffold(
         c <- c + (1/N) sum_k (c_k' - c_k);   c_k <- c_k'
 
     Args:
-      task: model and loss.
-      local: how clients train; the paper's analysis is for plain SGD.
-      server_optimizer: as in FedAvg; SGD's learning rate is the paper's global step size.
+      task: The model and its loss.
+      local: The clients' local training; the paper's analysis is for plain SGD.
+      server_optimizer: As in FedAvg; SGD's learning rate is the paper's global step size.
 
     Returns:
       The method; a client's state is its control variate.
