@@ -1,6 +1,6 @@
-"""Ditto: every client keeps a model of its own, held near the global one.
+"""Ditto: every client has a personalized model with a proximal term to the global one.
 
-Server: FedAvg's. Client: its personal model `v_k`.
+Server: FedAvg's. Client: its personalized model `v_k`.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`); `v_k` never leaves the client.
 Cost per client and round: one local training for `w`, `personal_epochs` for `v_k`.
 
@@ -30,7 +30,7 @@ def ditto(
     personal_epochs: Annotated[int, core.at_least(1)] = 1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
-    """Personal models beside a global one.
+    """Personalized models beside a global one.
 
         v_k <- local training from v_k on L_k(v) + lam/2 ||v - w||^2;   w as in FedAvg
 
@@ -42,11 +42,11 @@ def ditto(
       server_optimizer: As in FedAvg.
 
     Returns:
-      The method; a client's state is its personal model, and the global model is FedAvg's.
+      The method; a client's state is its personalized model, and the global model is FedAvg's.
 
     Notes:
-      Both trainings start from the `w` received in this round, in either order. The personal loss
-      reported is `L_k` without the pull.
+      Both trainings start from the `w` received in this round, in either order. The reported
+      personalized loss is `L_k` without the proximal term.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

@@ -1,9 +1,9 @@
-"""FedAvg with fine-tuning: the average of all, trained a little more by each client.
+"""FedAvg with fine-tuning: the global model, trained further by each client.
 
 Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
 Cost per client and round: one local training; per evaluation `fine_tuning_epochs` more.
 
-The simplest personalization, and a strong one: it stands beside every comparison.
+The simplest personalization, and a strong baseline.
 
 References:
   Yu, Bagdasaryan, Shmatikov, "Salvaging Federated Learning by Local Adaptation", 2020,

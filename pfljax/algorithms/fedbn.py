@@ -1,4 +1,4 @@
-"""FedBN: every client keeps its own normalization layers, and all else is common.
+"""FedBN: normalization layers are private to each client, and everything else is common.
 
 Server: the model without normalization. Client: its normalization layers, running statistics
 included. Down: the common part. Up: its change, weighted by examples (`sum`).
@@ -37,12 +37,12 @@ def fedbn(
       server_optimizer: As in FedAvg, for the common part.
 
     Returns:
-      The method: FedPer with normalization for a head. A client's state are its normalization
+      The method: FedPer with normalization layers as head. A client's state is its normalization
       layers `b_k`, the server's is FedPer's. There is no global model.
 
     Notes:
-      FedAvg averages the same arrays, running statistics included. PFLlib finds the layers by 'bn'
-      in their names, and never sends running statistics, whatever the method. The paper averages
-      uniformly, over clients of one size.
+      FedAvg averages the same arrays, running statistics included. PFLlib detects the layers by
+      'bn' in their names, and never sends running statistics, whatever the method. The paper
+      averages uniformly, over clients of one size.
     """
     return fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)

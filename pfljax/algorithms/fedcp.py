@@ -1,9 +1,9 @@
-"""FedCP: a network decides for each example which part of its features the common head reads.
+"""FedCP: a policy network splits each example's features between a common and a private head.
 
 Server: the model and the policy network. Client: its head.
-Down: the model and the policy. Up: the changes of body, policy and of the head, which goes half the
+Down: the model and the policy. Up: the changes of body, policy and of the head, which moves half
 way from the common to the client's, weighted by examples (`sum`).
-Cost per client and round: one local training with a second pass through the body received.
+Cost per client and round: one local training with a second pass through the received body.
 
 References:
   Zhang, Hua, Wang, Song, Xue, Ma, Guan, "FedCP: Separating Feature Information for Personalized

@@ -1,10 +1,9 @@
-"""FedEM: every client predicts with a mixture of learners that all clients share.
+"""FedEM: every client predicts with its mixture of shared learners.
 
 Server: the learners `theta_1 ... theta_M` and the state of their optimizer. Client: its mixture
-weights `pi_k`.
-Down: the learners. Up: their changes, weighted by examples (`sum`).
-Cost per client and round: a local training of M models and, for the responsibilities, their forward
-passes once more; another pass without gradients for `pi_k`. M times FedAvg's messages.
+weights `pi_k`. Down: the learners. Up: their changes, weighted by examples (`sum`). Cost per client
+and round: a local training of M models and, for the responsibilities, another forward pass of each;
+another pass without gradients for `pi_k`. M times FedAvg's messages.
 
 References:
   Marfoq, Neglia, Bellet, Kameni, Vidal, "Federated Multi-Task Learning under a Mixture of

@@ -1,10 +1,10 @@
-"""FedGen: FedAvg whose server learns to generate features, by which clients learn absent classes.
+"""FedGen: FedAvg with a generator of features, from which clients learn absent classes.
 
-Server: FedAvg's, the generator and its optimizer's state, how often each label occurs. Client:
-nothing. Down: `w`, the generator, the labels' shares. Up: FedAvg's (`sum`); the head and the number
-of examples of each class (`each`), which the generator is trained against.
-Cost per client and round: one local training, with as many generated features as examples for the
-head; on the server `generator_steps` through the generator and the cohort's heads.
+Server: FedAvg's, the generator and its optimizer's state, the frequency of each label. Client:
+nothing. Down: `w`, the generator, the label frequencies. Up: FedAvg's (`sum`); the head and the
+number of examples of each class (`each`), which the generator is trained against. Cost per client
+and round: one local training, with as many generated features as examples for the head; on the
+server `generator_steps` through the generator and the cohort's heads.
 
 References:
   Zhu, Hong, Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", 2021,
@@ -92,7 +92,7 @@ def fedgen(
       `weight` 1, normal noise and an average of logits; weights by label, `decay`, `first_round`,
       diversity, sizes and rates are its authors', whose code has `weight=10`, uniform noise, Adam
       with weight decay and falling rate, and a pull to predictions on generated features. For a
-      label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
+      label that the cohort lacks, all examples count. `docs/departures.md` gives PFLlib's settings.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)

@@ -1,9 +1,9 @@
-"""FedKD: a private mentor and a shared mentee teach each other; what is sent is of low rank.
+"""FedKD: mutual distillation of a private mentor and a shared mentee, sent with low rank.
 
 Server: the mentee. Client: its mentor, and a matrix that maps the mentee's features to its own.
 Down: the mentee, moved by a compressed change. Up: its compressed change (`sum`).
 Cost per client and round: two local trainings, a singular value decomposition of each matrix. The
-metric `upload_bytes` counts the ranks that are sent up; down, the whole mentee is counted.
+metric `upload_bytes` counts the ranks sent up; the download is counted as the whole mentee.
 
 References:
   Wu, Wu, Lyu, Huang, Xie, "Communication-Efficient Federated Learning via Knowledge Distillation",
@@ -79,7 +79,7 @@ def fedkd(
 
     Notes:
       In place of the paper's gradient the change over local training is sent, as in its authors'
-      code; the distance of attention maps is left out. The paper does not say whether D is constant
+      code; the distance of attention maps is omitted. The paper leaves open whether D is constant
       (else a model would gain from a greater loss), nor whose losses train A; the code, and PFLlib,
       have `detach=False`, and zeros for a matrix whose energy only all singular values hold. PFLlib
       has also `compress_models=True`, and the divergence over the number of classes.

@@ -1,9 +1,10 @@
-"""FedPAC: a common body whose features keep to common prototypes, and heads mixed for each client.
+"""FedPAC: a common body aligned with global prototypes, and heads mixed for each client.
 
 Server: the body, the prototypes, the initial head. Client: its head.
 Down: the body and the prototypes; after the round a mixed head. Up: the body's change and the mean
 feature of each class, weighted (`sum`); the head and `C d + 1` numbers of its features (`each`).
-Cost per client and round: FedRep's, two passes without gradients, a program of `cohort` unknowns.
+Cost per client and round: FedRep's, two passes without gradients, a quadratic program of `cohort`
+unknowns.
 
 References:
   Xu, Tong, Huang, "Personalized Federated Learning with Feature Alignment and Classifier

@@ -1,4 +1,4 @@
-"""FedPer: a common body, and a head for every client, trained together.
+"""FedPer: a common body and private heads, trained jointly.
 
 Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
 Cost per client and round: one local training.

@@ -1,6 +1,6 @@
-"""FedProto: clients exchange the mean feature of each class, and never a model.
+"""FedProto: clients share the mean feature of each class instead of a model.
 
-Server: a prototype for each class, which classes have one, the initial model. Client: its model.
+Server: the prototypes, a mask of the classes that have one, the initial model. Client: its model.
 Down: the prototypes. Up: the mean feature of each class, weighted by examples (`sum`).
 Cost per client and round: one local training and a pass without gradients; `C (d + 1)` numbers.
 

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the server's model.
+"""FedProx: FedAvg with a proximal term to the server's model.
 
 Server: the model `w` and the state of its optimizer. Client: nothing.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
@@ -45,7 +45,7 @@ def fedprox(
 
     Notes:
       The paper lets a slow client stop early (gamma-inexactness); here every client of the
-      cohort runs all its epochs. The loss reported is `L_k` without the proximal term.
+      cohort runs all its epochs. The reported loss is `L_k` without the proximal term.
     """
 
     def client_update(server, client, data, context):

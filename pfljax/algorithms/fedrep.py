@@ -1,4 +1,4 @@
-"""FedRep: a common body and a head for every client, trained one after the other.
+"""FedRep: a common body and private heads, trained one after the other.
 
 Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
 Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head.
@@ -84,11 +84,11 @@ def fedrep(
       The method; server and clients hold what FedPer's hold.
 
     Notes:
-      The paper's clients have one size. Its authors' code averages uniformly where it deals images
-      out and by examples where the clients' sizes differ, and so does PFLlib. The code trains with
-      momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer here.
-      Batch normalization uses the batch's statistics in both trainings; the running statistics of
-      the body change in its own only.
+      The paper's clients have one size. Its authors' code averages uniformly where it partitions
+      images out and by examples where the clients' sizes differ, and so does PFLlib. The code
+      trains with momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer
+      here. Batch normalization uses the batch's statistics in both trainings; the running
+      statistics of the body change in its own only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 

@@ -1,6 +1,6 @@
-"""Local: every client trains alone. The baseline that a federated method has to beat.
+"""Local: every client trains alone, the baseline without federation.
 
-Server: the initial model, which it never touches. Client: its own model `theta_k`.
+Server: the initial model, which never changes. Client: its model `theta_k`.
 Down and up: nothing. Cost per client and round: one local training.
 """
 

@@ -1,4 +1,4 @@
-"""Per-FedAvg: a common model that is good after each client has taken a gradient step from it.
+"""Per-FedAvg: a common model optimized for its performance after one local gradient step.
 
 Server: FedAvg's. Client: nothing.
 Down: `w`. Up: `theta_k - w`, with uniform weights (`sum`).

@@ -1,8 +1,8 @@
-"""pFedHN: a hypernetwork at the server makes every client's model from what it knows of the client.
+"""pFedHN: a hypernetwork at the server generates each client's model from an embedding.
 
 Server: the hypernetwork `h`, an embedding `v_k` of each client, their optimizer's state.
 Client: nothing.
-Down: `theta_k = h(v_k)`, a model; never the hypernetwork. Up: the change of it (`each`).
+Down: `theta_k = h(v_k)`, a model; never the hypernetwork. Up: its change (`each`).
 Cost per client and round: one local training; at the server a pass through the hypernetwork, which
 is `hidden` times as large as a model, and one back.
 

@@ -1,6 +1,6 @@
-"""pFedMe: clients solve for a model near their copy of the common one, which follows it.
+"""pFedMe: personalized models as solutions of a proximal problem around the common one.
 
-Server: the model `w`. Client: its personal model `theta_k`, which is only evaluated.
+Server: the model `w`. Client: its personalized model `theta_k`, for evaluation only.
 Down: `w`. Up: `w_k - w`, with uniform weights (`sum`).
 Cost per client and round: `inner_steps` local trainings.
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take the drift out of the clients' steps.
+"""SCAFFOLD: control variates correct the drift of the clients' steps.
 
 Server: the model `w` and the control variate `c`, the mean of the clients'. Client: its control
 variate `c_k`, an estimate of its own gradient.
