@@ -168,8 +168,8 @@ _RANDOM = (
     "only; remove them, or use nn.Dropout."
 )
 _DETERMINISTIC = (
-    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training and "
-    "not in evaluation."
+    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training "
+    "and not in evaluation."
 )
 _BOTH = (
     "The network has dropout and batch normalization, whose running statistics would be those "
