@@ -213,7 +213,7 @@ def test_a_model_that_reads_other_inputs_is_refused(tmp_path):
         config = config_of()
         with config.unlocked():
             config.model = {"name": name}
-        with pytest.raises(UserError, match="name one of"):
+        with pytest.raises(UserError, match="set config.model.name to one of"):
             experiment.build(config, dataset)
     measured = dataset._replace(
         vocabulary={"item": (ITEMS,)}, mean={"user": 0.0}, std={"user": 1.0}
@@ -223,7 +223,7 @@ def test_a_model_that_reads_other_inputs_is_refused(tmp_path):
     config = config_of()
     with config.unlocked():
         config.model.vocabulary = 5
-    with pytest.raises(UserError, match="leave the key out"):
+    with pytest.raises(UserError, match="remove the key"):
         experiment.build(config, dataset)
 
 

@@ -66,8 +66,7 @@ def ids(*shape):
     ],
 )
 def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, model, outputs):
-    make, frozen = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
-    task = make(frozen)
+    task = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
 
     out = jax.eval_shape(lambda key: task.predict(task.init(key), inputs[:2]), jax.random.key(0))
     assert out.shape == (2, *outputs)
@@ -94,8 +93,7 @@ def test_models_that_do_not_answer_the_question(
 
 def test_a_vocabulary_may_be_named_where_the_data_set_has_none():
     given = dataset("classification", ids(5), ids(), 9)
-    make, frozen = build_task(config_of("lstm", vocabulary=7), given)
-    task = make(frozen)
+    task = build_task(config_of("lstm", vocabulary=7), given)
     assert task.num_classes == 9
 
 

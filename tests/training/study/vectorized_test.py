@@ -198,7 +198,7 @@ def test_runs_that_score_other_clients_share_no_program():
     datasets = [experiment.build_dataset(one) for one in seeds]
     chosen = [experiment.choose_evaluated(*each) for each in zip(seeds, datasets, strict=True)]
     assert not np.array_equal(*chosen)
-    with pytest.raises(UserError, match="eval_clients chooses other clients"):
+    with pytest.raises(UserError, match="eval_clients chooses different clients"):
         vectorized.build(seeds, datasets=datasets)
 
 
