@@ -1,4 +1,4 @@
-"""Installs pfljax; the reason for each requirement stands in third_party/README.md."""
+"""Installs pfljax; third_party/README.md gives the reason for each requirement."""
 
 import pathlib
 import re

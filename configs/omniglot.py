@@ -1,6 +1,6 @@
 """Omniglot by alphabet: character recognition, the CNN on 28x28, batch 10.
 
-Each client has the characters of its own alphabet, 8 clients with 242 characters in the two small
+Each client has the characters of one alphabet, 8 clients with 242 characters in the two small
 archives. 30 rounds of one local epoch. With `--config.data.options.omniglot.owners=drawer
 --config.data.options.omniglot.labels=alphabet` the 20 drawers are the clients, each with all
 alphabets; there, FedAvg was better than fine-tuned FedAvg and Local (one seed). `:lenet`,

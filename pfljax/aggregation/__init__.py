@@ -1,6 +1,6 @@
 """What happens to the clients' messages between `ClientOutput.sum` and the server.
 
-Each aggregator has a file of its own; `AGGREGATORS` names them for configs. An aggregator's factory
+Each aggregator is one file; `AGGREGATORS` lists them for configs. An aggregator's factory
 takes its hyper-parameters as keyword-only arguments. Without any the messages are added up as they
 are: the plain mean.
 """

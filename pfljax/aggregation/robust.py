@@ -66,8 +66,8 @@ def median() -> Aggregator:
       The aggregator; it has no state.
 
     Notes:
-      Clients count alike, whatever their weights; those with weight 0 do not. Of an even number of
-      values the median is the mean of the two in the middle. A part without weight becomes the
+      Clients count equally, whatever their weights, except those with weight 0. Of an even number
+      of values the median is the mean of the two in the middle. A part without weight becomes the
       median times the number of clients.
     """
 

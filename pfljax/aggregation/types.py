@@ -73,7 +73,7 @@ class Aggregator(NamedTuple):
         sum; None leaves the total as it is.
       combine: `(Message, present, server state, Context) -> (values, server state)`: takes the
         messages of all clients, stacked `[cohort, ...]`, with `present` `[cohort]` bool, and
-        returns what stands for the mean of their values. The server then sees each message, and
+        returns a replacement of the mean of their values. The server then sees each message, and
         secure aggregation is impossible. None where the sum suffices.
       init_client: `Message -> client state`, from a message of zeros; None for no state.
       init_server: `Message -> server state`, likewise. Clients receive it with the download.

@@ -65,7 +65,7 @@ def fedcp(
       reach only the cohort. The default `lam` is PFLlib's.
       Batch normalization is in training mode in the whole objective, in the body received too: in
       the authors' code that copy is frozen, but not in evaluation mode. A head with batch
-      normalization is refused: each of the two heads would want statistics of its own part.
+      normalization is refused: each of the two heads would need statistics of its part.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task, at=("model",))
 

@@ -64,7 +64,7 @@ def fedem(
 
     Notes:
       As in the paper the responsibilities `q` belong to the learners received and to the old
-      `pi_k`, and stay during the local epochs. They are not stored but computed anew for each
+      `pi_k`, and are fixed during the local epochs. They are not stored but recomputed for each
       batch: the same values, unless the model's losses are random. A client that a round leaves out
       keeps its `pi_k`; one that never took part gets it by a step from uniform weights. In the
       paper all clients take part; its authors' code has `absent_count`, which is the same then.
@@ -78,7 +78,7 @@ def fedem(
         of_learners = local._replace(observe=jax.vmap(local.observe, in_axes=(0, None)))
 
     def init_server(population, key):
-        # Learners that begin alike stay alike, so each has a start of its own.
+        # Learners with equal initial params would stay equal, so each is initialized differently.
         models = jax.vmap(task.init)(jax.random.split(key, learners))
         total = jnp.sum(population.sizes).astype(tree.dtype(models))
         return FedEMServer(averaging.init(models, server_optimizer), total)

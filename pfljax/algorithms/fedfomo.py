@@ -70,7 +70,7 @@ def fedfomo(
         g_kj = (V_k(theta_k') - V_k(theta_j)) / ||theta_j - theta_k'||,   V_k the held-out loss
         theta_k' <- sum_j max(g_kj, 0) theta_j / sum_j max(g_kj, 0),   over the models j it has
         theta_k <- local training from theta_k' on the other examples;   P_kj <- P_kj + g_kj
-        where no model gains anything, training goes on from theta_k
+        where no model gains anything, training continues from theta_k
 
     Args:
       task: The model and its loss.

@@ -103,8 +103,9 @@ def fedpac(
     Notes:
       A class that the cohort lacks keeps its prototype. The authors' code has `least_weight=0.001`;
       PFLlib drops such weights without making up for them, mixes one head after the other in place,
-      weighs prototypes alike, and may pair statistics with the wrong heads. Batch normalization is
-      in training mode in both trainings, and uses running statistics where features are averaged.
+      weights prototypes equally, and may pair statistics with the wrong heads. Batch normalization
+      is in training mode in both trainings, and uses running statistics where features are
+      averaged.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)

@@ -41,7 +41,7 @@ def fedproto(
     prototypes_in_training: bool = False,
     weight_by_size: bool = True,
 ) -> core.Algorithm:
-    """Models of their own for the clients, whose features are pulled to common prototypes.
+    """Private models whose features are aligned with common prototypes.
 
         theta_k <- local training on L_k + lam mean_i [y_i seen] ||z_i - P_{y_i}||^2 / d
         P_c <- sum_k n_kc mean(z_i: y_i = c) / sum_k n_kc,   over the clients that have class c
@@ -52,7 +52,7 @@ def fedproto(
       local: The clients' local training.
       lam: Weight of the distance to the prototypes, 0.1 to 4; 0 is local training.
       prototypes_in_training: Whether to average the features of the training steps; False uses
-        those of the trained model, in a pass of its own.
+        those of the trained model, in a separate pass.
       weight_by_size: Whether to average with weights `n_kc`; False weighs clients with the class
         equally.
 
@@ -65,7 +65,7 @@ def fedproto(
       Before any prototype the head answers; later a class without one scores 1 below the others.
       PFLlib averages uniformly what training saw, and forgets classes that the cohort lacks.
       Batch normalization is in training mode in the whole objective, and so in the features that
-      `prototypes_in_training` averages; a pass of its own uses the running statistics, as
+      `prototypes_in_training` averages; a separate pass uses the running statistics, as
       prediction does.
     """
 

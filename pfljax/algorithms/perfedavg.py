@@ -31,7 +31,7 @@ from pfljax.ops import averaging
 def part(batch: core.Batch, index: int, parts: int) -> core.Batch:
     """Returns one of `parts` equal pieces of a batch, in rows; only the last is never empty.
 
-    A batch that is not full is cut by its real examples, which stand in front.
+    A partial batch is split by its real examples, which come first.
     """
     size = jnp.sum(batch.mask, dtype=jnp.int32)
     start, end = index * size // parts, (index + 1) * size // parts

@@ -44,7 +44,7 @@ def pfedme(
         then once:                     w_k <- w_k - eta lam (w_k - theta)
         w <- (1 - beta) w + beta mean_k w_k
 
-    Both start a round at the `w` received, and theta goes on from batch to batch.
+    Both start a round at the received `w`, and theta is carried from batch to batch.
 
     Args:
       task: The model and its loss.

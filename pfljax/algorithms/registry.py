@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pfljax.algorithms.requirements import NEEDS, Setting, require
 from pfljax.core import Algorithm, LocalTraining, Task, check_hyperparameters
 
-# What methods make personal, and how; a method may have several tags, and stands under the first
+# How methods personalize; a method may have several tags, and is listed under the first
 # in tables, which have this order.
 TAGS = (
     "no federation",
@@ -46,7 +46,7 @@ class Method:
         or the factory itself, for a method outside the library.
       title: The name of the method in sentences and tables; empty for the factory's name.
       year: The year of the paper; None for a method without one.
-      tags: Families to which the method belongs, of `TAGS`; it stands under the first in tables.
+      tags: Families to which the method belongs, of `TAGS`; it is listed under the first in tables.
       needs: What the method cannot be used without, keys of `requirements.NEEDS`.
     """
 
@@ -76,7 +76,7 @@ class Method:
         Args:
           task: The model and the loss.
           full_participation: Whether all clients that take part in training do so in every round.
-          has_server_data: Whether the server holds examples of its own.
+          has_server_data: Whether the server has its own examples.
 
         Raises:
           UserError: The sentence names the method, what it needs, and what to do.

@@ -21,7 +21,7 @@ class Setting:
     Attributes:
       task: The model and the loss.
       full_participation: Whether all clients that take part in training do so in every round.
-      has_server_data: Whether the server holds examples of its own.
+      has_server_data: Whether the server has its own examples.
     """
 
     task: Task

@@ -43,7 +43,7 @@ class Range(NamedTuple):
             above = "positive" if self.least == 0 else f"above {self.least}"
             return f"be {above}" + (f" and at most {self.most}" if self.most < math.inf else "")
         if self.most < math.inf:
-            return f"lie between {self.least} and {self.most}"
+            return f"be between {self.least} and {self.most}"
         return f"be at least {self.least}"
 
 

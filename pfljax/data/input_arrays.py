@@ -17,7 +17,7 @@ Statistic = float | np.ndarray | dict[str, float | np.ndarray]
 # Sizes of id spaces, by name where inputs are a dict; the names of measured inputs are left out.
 Vocabulary = tuple[int, ...] | dict[str, tuple[int, ...]]
 
-# What separates the name of an array from the key under which files hold it: `inputs.caption`.
+# Separates the key in files from the name of an array: `inputs.caption`.
 SEPARATOR = "."
 
 

@@ -509,9 +509,9 @@ def _round_well(
         rounded = values.astype(np.float32).astype(wide)
         error = np.maximum(error, np.abs(values - rounded).max(axis=0))
         first = values[0] if first is None else first
-        apart = (values - first).astype(np.float64)
-        count, total = count + len(values), total + apart.sum(axis=0)
-        squares += np.square(apart).sum(axis=0)
+        offsets = (values - first).astype(np.float64)
+        count, total = count + len(values), total + offsets.sum(axis=0)
+        squares += np.square(offsets).sum(axis=0)
     deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
     bad = error > _ROUNDING * deviation
     if bad.any():

@@ -50,7 +50,7 @@ def lora(
         y = x W + b + scale (x A) B,   A [in, rank] uniform in +-1/sqrt(in), B [rank, out] zero
 
     The product `A B` is never formed: clients trained at once share `x W`, and each adds two thin
-    products of its own.
+    separate products.
 
     Args:
       model: A network without batch normalization.

@@ -164,7 +164,7 @@ class Split(nn.Module):
 _DROPOUT = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
 
 _RANDOM = (
-    "The network draws random numbers of its own, but pfljax passes keys to networks for dropout "
+    "The network draws additional random numbers, but pfljax passes keys to networks for dropout "
     "only; remove them, or use nn.Dropout."
 )
 _DETERMINISTIC = (

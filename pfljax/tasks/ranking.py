@@ -1,4 +1,4 @@
-"""Ranking: the item that was chosen stands before others that were not."""
+"""Ranking: the chosen item before items that were not chosen."""
 
 from __future__ import annotations
 

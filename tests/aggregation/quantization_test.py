@@ -69,7 +69,7 @@ def test_entries_that_a_stage_before_left_out_stay_out_and_do_not_count():
 
 
 def test_the_number_of_bits_may_be_traced():
-    with pytest.raises(UserError, match="bits is 1; it must lie between 2 and 16"):
+    with pytest.raises(UserError, match="bits is 1; it must be between 2 and 16"):
         aggregation.quantize(bits=1)
     traced = jax.jit(lambda bits: coded(bits, LEAF))
     for bits in (3, 8):

@@ -41,7 +41,7 @@ def method(
         ({"lam": np.float32(-0.5)}, "method: lam is -0.5; it must be at least 0."),
         ({"steps": 0}, "method: steps is 0; it must be at least 1."),
         ({"steps": 1.5}, "method: steps is 1.5; it must be a whole number."),
-        ({"share": 1.01}, "method: share is 1.01; it must lie between 0 and 1."),
+        ({"share": 1.01}, "method: share is 1.01; it must be between 0 and 1."),
         ({"reach": 0}, "method: reach is 0; it must be positive."),
         ({"decay": 0.0}, "method: decay is 0.0; it must be positive and at most 1."),
     ],

@@ -1,4 +1,4 @@
-"""Every use of randomness has a key of its own."""
+"""Every use of randomness has a separate key."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Dirichlet partitions: their promises, their least sizes, and that they end."""
+"""Dirichlet partitions: their properties, minimum sizes, and termination."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Files that are damaged or made to do harm: each costs one sentence, and none is read wrongly.
+"""Damaged or hostile files: each gives a one-line error, and none is read wrongly.
 
 `VALID` writes a small valid data set for every kind of reader. The table of hostile files changes
 one of their files in the way its name says; the damage test flips bits and cuts files at random.
@@ -381,7 +381,7 @@ def test_what_is_valid_is_loaded(tmp_path, valid):
     assert outcome(tmp_path, valid(tmp_path)) == ("loaded", "")
 
 
-# The hostile files: each row writes a valid data set, and then one file of it anew.
+# The hostile files: each row writes a valid data set, and then replaces one of its files.
 
 
 def with_file(valid, name, content):

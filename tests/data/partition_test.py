@@ -1,4 +1,4 @@
-"""Partitions: every example to exactly one client, what each promises, and what it refuses."""
+"""Partitions: every example goes to exactly one client; properties and refusals of each."""
 
 import hashlib
 import re

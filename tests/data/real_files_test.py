@@ -15,7 +15,7 @@ class Facts(NamedTuple):
     """What is known of a data set.
 
     Attributes:
-      folder: in which it lies there.
+      folder: The subdirectory of the data set.
       inputs: dtype and shape.
       classes: `C`.
       owners: how many natural clients.

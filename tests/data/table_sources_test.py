@@ -319,7 +319,7 @@ def test_movielens_files_that_are_wrong(tmp_path):
         assert "not a table of the columns" in refusal("movielens", tmp_path)
 
 
-def test_synthetic_is_more_alike_with_smaller_options():
+def test_synthetic_clients_are_more_similar_with_smaller_options():
     pool = LOAD["synthetic"](clients=20, seed=3)
     assert pool.inputs.shape[1] == 60 and pool.inputs.dtype == np.float32
     assert len(np.unique(pool.owners)) == 20 and np.bincount(pool.owners).min() >= 50

@@ -121,7 +121,7 @@ def test_groups_of_one_architecture_are_one_federation(name):
 def test_two_architectures_share_what_they_upload(name, networks):
     clients, servers, metrics, before, scores = run(name, networks, devices=2)
     shapes = [jax.tree.map(jnp.shape, own) for own in clients]
-    assert shapes[0] != shapes[1], "each group has a model of its own"
+    assert shapes[0] != shapes[1], "each group has a different model"
 
     def part(server):
         return server.prototypes.means if name == "fedproto" else server.average.params

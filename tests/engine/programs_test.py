@@ -1,4 +1,4 @@
-"""Variants in one program are the runs of their own that they stand for."""
+"""Variants in one program give the results of separate runs."""
 
 import federation
 import jax
@@ -60,7 +60,7 @@ def test_seeds_and_hyperparameters_in_one_program_equal_separate_runs(at_once):
     assert federation.differ(first, second), "the seeds differ"
 
 
-def test_states_are_stacked_and_taken_apart_again():
+def test_states_are_stacked_and_unstacked():
     examples = mapping.replicate(federation.examples(), jax.devices()[:2])
     keys = jax.numpy.stack([jax.random.key(seed) for seed in SEEDS])
     states = build(1)[0](examples, keys, programs.Inputs(values={"lam": LAMS}))

@@ -3,7 +3,7 @@
     python tests/experiments/commands.py < COMMANDS.json > OUTCOMES.json
 
 Reads `{name: [binary, argument, ...]}` and writes `{name: {status, stdout, stderr, compiled}}`.
-Each command runs in a fork of its own, taken before JAX starts its backend and its threads, so
+Each command runs in a separate fork, taken before JAX starts its backend and its threads, so
 that no flag, no device and no file descriptor passes from one to the next.
 """
 

@@ -499,7 +499,7 @@ def test_an_argument_of_the_model_counts(outcomes):
 
 @pytest.mark.parametrize("residence", ["device", "host"])
 def test_a_full_disk_gives_a_one_line_error(tmp_path, residence):
-    """A limit on the length of files stands for it."""
+    """Simulated by a limit on the length of files."""
     words = [sys.executable, "experiments/train.py", QUICK, "--config.algorithm=ditto", "--quiet"]
     words += [f"--config.engine.residence={residence}", "--config.checkpoint_every=2"]
     words += ["--config.rounds=6", f"--workdir={tmp_path / 'run'}"]

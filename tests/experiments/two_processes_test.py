@@ -142,7 +142,7 @@ HOST = "--config.engine.residence=host"
 
 
 def test_two_processes_keep_a_population_on_their_hosts(one, tmp_path):
-    """Each keeps half of the clients, in a file of its own, and goes on from it."""
+    """Each process stores half of the clients in a separate file, and resumes from it."""
     place = tmp_path / "run"
     train_in_two(place, 2, HOST)
     assert {path.name for path in place.glob("*.rows")} == {
@@ -151,7 +151,7 @@ def test_two_processes_keep_a_population_on_their_hosts(one, tmp_path):
     }
     alone = train(place, 3, HOST, "--resume")
     _, error = alone.communicate(timeout=180)
-    assert alone.returncode == 2 and "goes on with as many processes" in error
+    assert alone.returncode == 2 and "resume with the same number of processes" in error
     train_in_two(place, 3, HOST, "--resume")
     assert_same_run(place, one)
 

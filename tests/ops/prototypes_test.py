@@ -22,7 +22,7 @@ def test_the_mean_of_each_class_leaves_padding_out():
     np.testing.assert_array_equal(renewed.means, total.means)
 
 
-def test_weights_by_examples_or_alike():
+def test_weights_by_examples_or_equal():
     total = prototypes.ClassSums(jnp.array([[6.0], [0.0]]), jnp.array([3.0, 0.0]))
     np.testing.assert_array_equal(total.weighted(True).weight, [3, 0])
     alike = total.weighted(False)

@@ -1,4 +1,4 @@
-"""Losses and metrics of the tasks, with paper and pencil."""
+"""Losses and metrics of the tasks, derived by hand."""
 
 import flax.linen as nn
 import jax

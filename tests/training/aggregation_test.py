@@ -145,7 +145,7 @@ REFUSALS = {
     "twice": ({"aggregation.stages": ("clip", "clip")}, "'clip' .* cannot follow 'clip'"),
     "range": (
         {"aggregation.quantize.bits": 1},
-        "config.aggregation.quantize.bits is 1; it must lie",
+        "config.aggregation.quantize.bits is 1; it must be",
     ),
     "metrics": ({"aggregation.metrics": "secret"}, "Unknown aggregation.metrics 'secret'"),
     "no noise on the count": (

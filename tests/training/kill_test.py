@@ -1,4 +1,4 @@
-"""Runs that end at random moments, and go on: every number is that of a run that never ended."""
+"""Runs killed at random times and resumed: all results equal those of an undisturbed run."""
 
 import collections
 import json

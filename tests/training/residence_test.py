@@ -1,4 +1,4 @@
-"""Runs whose population lies on the host: their numbers, their resumption, what they refuse."""
+"""Runs with the population on the host: results, resumption and refusals."""
 
 import jax
 import numpy as np

@@ -45,7 +45,7 @@ REQUIRED = (
     *("name", "inputs", "targets", "num_classes", "num_unseen", "mean", "std"),
     *(f"{split}_{part}" for split in validate.SPLITS for part in Split._fields),
 )
-# Those of inputs, which stand under several keys where inputs are a dict.
+# The keys of inputs, several if inputs are a dict.
 BY_NAME = ("inputs", "mean", "std", "vocabulary")
 _STATISTICS = ("mean", "std", "target_mean", "target_std")
 _PARTS = ("_offsets", "_sizes")

@@ -72,7 +72,7 @@ class DeviceStore:
             examples = jax.tree.map(lambda leaf: leaf[0], examples)
         return jax.eval_shape(lambda examples: examples.population(), examples), examples
 
-    def open(self, directory: pathlib.Path, *, anew: bool) -> None:
+    def open(self, directory: pathlib.Path, *, overwrite: bool) -> None:
         """Does nothing: checkpoints contain the private states."""
 
     def snapshot(self, state: FederatedState) -> FederatedState:

@@ -75,14 +75,14 @@ class RowFile:
       path: The path of the file.
       row: The shapes and dtypes of one client's state.
       snapshots: Number of snapshots to keep, the latest ones.
-      anew: Whether to start with an empty file; else its rows are those of an earlier run, which
+      overwrite: Whether to start with an empty file; else it has the rows of an earlier run, which
         are all kept until `adopt` is called.
 
     Raises:
       UserError: The file cannot be opened.
     """
 
-    def __init__(self, path: pathlib.Path, row: PyTree, *, snapshots: int, anew: bool):
+    def __init__(self, path: pathlib.Path, row: PyTree, *, snapshots: int, overwrite: bool):
         leaves, self._structure = jax.tree.flatten(row)
         self._fields, self._row_bytes = [], 0
         for leaf in leaves:
@@ -98,12 +98,12 @@ class RowFile:
         self._free = np.zeros(0, np.int32)
         self._end = 0  # the end of the rows that were ever in use
         # Whether the list contains all snapshots.
-        self._all_known = anew
+        self._all_known = overwrite
         if not self._row_bytes:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("wb" if anew else "ab").close()
+            path.open("wb" if overwrite else "ab").close()
             rows = path.stat().st_size // self._row_bytes
             if rows:
                 self._map(rows)

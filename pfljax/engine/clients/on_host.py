@@ -115,13 +115,13 @@ class HostStates:
         shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)
         return population, jax.tree.map(jnp.asarray, shard)
 
-    def open(self, directory: pathlib.Path, *, anew: bool) -> None:
+    def open(self, directory: pathlib.Path, *, overwrite: bool) -> None:
         """Stores private states in a file there from now on; before, in a temporary one."""
         self._file = mmap_rows.RowFile(
             self.damaged_file(directory),
             jax.eval_shape(self.encode, self.client),
             snapshots=self._snapshots,
-            anew=anew,
+            overwrite=overwrite,
         )
 
     @property
@@ -130,7 +130,7 @@ class HostStates:
         if self._file is None:
             folder = tempfile.mkdtemp(prefix="pfljax-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self.open(pathlib.Path(folder), anew=True)
+            self.open(pathlib.Path(folder), overwrite=True)
         return self._file
 
     def snapshot(self, state: FederatedState) -> FederatedState:

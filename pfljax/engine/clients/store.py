@@ -79,8 +79,8 @@ class ClientStore(Protocol):
     def example_shapes(self) -> tuple[Population, Examples]:
         """Returns shapes of the population, and the examples of at least one client to trace."""
 
-    def open(self, directory: pathlib.Path, *, anew: bool) -> None:
-        """Uses files in a work directory from now on; `anew` overwrites those of earlier runs."""
+    def open(self, directory: pathlib.Path, *, overwrite: bool) -> None:
+        """Uses files in a work directory from now on; `overwrite` replaces those of earlier runs."""
 
     def snapshot(self, state: FederatedState) -> FederatedState:
         """Returns the state to put into a checkpoint."""

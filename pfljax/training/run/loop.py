@@ -243,7 +243,7 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
             opened.callback(run.close)
             run.claim(resume)
         # Opened with the checkpoints, which contain the table of rows.
-        experiment.store.open(runs[0].directory, anew=runs[0].saved is None)
+        experiment.store.open(runs[0].directory, overwrite=runs[0].saved is None)
         state = clock.init([run.experiment.config.seed for run in runs])
         state, notes = _resumed(experiment, runs, state)
         done = runs[0].saved or 0

@@ -25,7 +25,7 @@ _OF_OTHER_KEYS = ("server_optimizer", "server_data")
 def hyperparameters(factory: Callable) -> dict[str, bool | int | float | str | dict[str, str]]:
     """Returns the names and defaults of a method's hyper-parameters, read from its signature.
 
-    A hyper-parameter that is a network is `{'name': ''}`, no model of its own, which takes the
+    A hyper-parameter that is a network is `{'name': ''}`, without a model, which takes the
     model's arguments as further keys. `server_optimizer` and `server_data` are made from keys of
     their own.
 

@@ -39,7 +39,7 @@ def assert_read(file, table, ids, version=0):
 
 @pytest.fixture
 def file(tmp_path):
-    return RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, anew=True)
+    return RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, overwrite=True)
 
 
 def test_there_and_back(file):
@@ -72,7 +72,7 @@ def test_a_snapshot_stays_what_it_was(file, tmp_path):
     assert_read(file, table, [2, 3])
     assert table.max() == 5, "a row that no snapshot holds is written in place"
 
-    again = RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, anew=False)
+    again = RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, overwrite=False)
     resumed = kept.copy()
     assert_read(again, resumed, ids)
     again.write(resumed, ids, states(ids, 3))
@@ -93,12 +93,12 @@ def test_rows_of_forgotten_snapshots_are_used_again(file):
 
 def test_snapshots_of_an_earlier_run_are_kept_until_they_are_known_to_be_old(tmp_path):
     path, ids, table = tmp_path / "rows", np.arange(3), new_table(3)
-    file = RowFile(path, ROW, snapshots=2, anew=True)
+    file = RowFile(path, ROW, snapshots=2, overwrite=True)
     file.write(table, ids, states(ids))
     older = file.snapshot(table).table
     file.write(table, ids, states(ids, 1))
     table = file.snapshot(table).table
-    again = RowFile(path, ROW, snapshots=2, anew=False)
+    again = RowFile(path, ROW, snapshots=2, overwrite=False)
     for version in (2, 3):
         again.write(table, ids, states(ids, version))
         assert_read(again, older, ids)
@@ -107,18 +107,18 @@ def test_snapshots_of_an_earlier_run_are_kept_until_they_are_known_to_be_old(tmp
 
 def test_a_file_that_lost_rows_is_found_out(tmp_path):
     path, ids, table = tmp_path / "rows", np.arange(3), new_table(3)
-    file = RowFile(path, ROW, snapshots=2, anew=True)
+    file = RowFile(path, ROW, snapshots=2, overwrite=True)
     file.write(table, ids, states(ids))
     kept = file.snapshot(table)
     with path.open("r+b") as cut:
         cut.truncate(path.stat().st_size - 1)
-    assert RowFile(path, ROW, snapshots=2, anew=False).damaged(kept).tolist() == [2]
+    assert RowFile(path, ROW, snapshots=2, overwrite=False).damaged(kept).tolist() == [2]
     path.unlink()
-    assert RowFile(path, ROW, snapshots=2, anew=False).damaged(kept).tolist() == [0, 1, 2]
+    assert RowFile(path, ROW, snapshots=2, overwrite=False).damaged(kept).tolist() == [0, 1, 2]
 
 
 def test_states_without_arrays_take_no_file(tmp_path):
-    file = RowFile(tmp_path / "rows", (), snapshots=2, anew=True)
+    file = RowFile(tmp_path / "rows", (), snapshots=2, overwrite=True)
     table = new_table(3)
     file.write(table, np.arange(3), ())
     assert file.read(table, np.arange(3)) == () and not (tmp_path / "rows").exists()
@@ -131,12 +131,12 @@ def test_states_without_arrays_take_no_file(tmp_path):
 def test_a_resumed_run_appends_after_the_rows_in_use(tmp_path):
     """Twenty kills, each a round after a checkpoint: the file does not grow with them."""
     path, ids, table = tmp_path / "rows", np.arange(50), new_table(50)
-    file = RowFile(path, ROW, snapshots=3, anew=True)
+    file = RowFile(path, ROW, snapshots=3, overwrite=True)
     file.write(table, ids, states(ids))
     kept = [file.snapshot(table)]
     lengths = []
     for version in range(1, 21):
-        file = RowFile(path, ROW, snapshots=3, anew=False)
+        file = RowFile(path, ROW, snapshots=3, overwrite=False)
         assert not file.damaged(kept[-1]).size
         file.adopt(kept)
         table = kept[-1].table.copy()
@@ -152,14 +152,14 @@ def test_a_resumed_run_appends_after_the_rows_in_use(tmp_path):
 @pytest.mark.parametrize("bit", [0, 77, 184 * 3 + 5, 9 * 184 - 1])
 def test_a_flipped_bit_of_a_row_is_found(tmp_path, bit):
     path, ids, table = tmp_path / "rows", np.arange(9)[::-1], new_table(12)
-    file = RowFile(path, ROW, snapshots=2, anew=True)
+    file = RowFile(path, ROW, snapshots=2, overwrite=True)
     file.write(table, ids, states(ids))
     kept = file.snapshot(table)
     assert not file.damaged(kept).size
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    again = RowFile(path, ROW, snapshots=2, anew=False)
+    again = RowFile(path, ROW, snapshots=2, overwrite=False)
     assert again.damaged(kept).tolist() == [ids[bit // 8 // 23]]
 
 
@@ -182,14 +182,14 @@ def test_a_full_disk_gives_a_one_line_error(file, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="deep/rows cannot grow to .*No space left on device"):
         file.write(table, ids, states(ids, 1))
-    again = RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, anew=False)
+    again = RowFile(tmp_path / "deep" / "rows", ROW, snapshots=2, overwrite=False)
     assert not again.damaged(kept).size
 
 
 def test_it_grows_by_a_bounded_step(tmp_path, monkeypatch):
     monkeypatch.setattr(mmap_rows, "_MOST_AHEAD", 100 * 23)
     path, table = tmp_path / "rows", new_table(2000)
-    file = RowFile(path, ROW, snapshots=2, anew=True)
+    file = RowFile(path, ROW, snapshots=2, overwrite=True)
     for begin in range(0, 2000, 50):
         ids = np.arange(begin, begin + 50)
         file.write(table, ids, states(ids))

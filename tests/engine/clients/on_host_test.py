@@ -20,7 +20,7 @@ METHODS = ["fedavg", "fedper", "ditto", "fedfomo"]
 
 
 def on_host(**changes):
-    """The tiny federation, as it lies on the host."""
+    """The tiny federation, stored on the host."""
     given = federation.examples()
     return HostExamples(
         inputs=given.inputs,

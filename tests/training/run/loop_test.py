@@ -1,4 +1,4 @@
-"""A run: the files it leaves, the numbers in them, and how it goes on after an interruption."""
+"""A run: its files, their content, and its resumption after an interruption."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is settled before JAX is first used, in a process of its own."""
+"""Settings made before JAX is first used, tested in a separate process."""
 
 import os
 import subprocess

@@ -40,7 +40,7 @@ def texts():
     )
 
 
-def test_nothing_of_the_size_of_clients_times_tokens_lies_on_a_device():
+def test_no_array_of_clients_times_tokens_is_on_a_device():
     config = config_of("fedavg", "lstm_lm", "device", embedding=2, widths=(2,))
     built = experiment.build(config, texts())
     counts = 4 * CLIENTS * TOKENS
@@ -50,7 +50,7 @@ def test_nothing_of_the_size_of_clients_times_tokens_lies_on_a_device():
     assert tree.num_bytes(with_counts) == tree.num_bytes(built.examples) + counts
 
 
-def test_nothing_of_that_size_lies_on_the_host():
+def test_no_array_of_that_size_is_on_the_host():
     config = config_of("fedavg", "lstm_lm", "host", embedding=2, widths=(2,))
     built = experiment.build(config, texts())
     assert built.examples.class_counts is None

@@ -1,4 +1,4 @@
-"""Runs that share a program: what each leaves behind is what a run of its own would."""
+"""Vectorized runs: each writes the results of a separate run."""
 
 import json
 
