@@ -1,4 +1,4 @@
-"""BUILD says what the sources do: dependencies, the direction of imports, and what stays where."""
+"""BUILD matches the sources: dependencies, directions of imports, and restricted imports."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A room may import rooms of earlier layers, and none of its own.
+# A package may import packages of lower layers, and none of its own layer.
 LAYERS = (
     {"errors"},
     {"core"},
@@ -116,7 +116,7 @@ def maps(tree: ast.AST) -> set[str]:
 def faults(root: pathlib.Path) -> list[str]:
     """Returns what is wrong with a source tree and its BUILD, a sentence each."""
     targets = read_build(root)
-    layer_of = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+    layer_of = {package: number for number, layer in enumerate(LAYERS) for package in layer}
     paths = [
         path.relative_to(root).as_posix()
         for folder in ("pfljax", "experiments", "configs", "tests")

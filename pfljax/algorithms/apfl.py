@@ -1,6 +1,6 @@
-"""APFL: every client answers with a mixture of the common model and one of its own.
+"""APFL: every client predicts with a mixture of the common model and its own.
 
-Server: the model `w`. Client: its model `v_k` and its share `alpha_k` of the mixture.
+Server: the model `w`. Client: its model `v_k` and its mixing weight `alpha_k`.
 Down: `w`. Up: `theta_k - w`, with uniform weights (`sum`); `v_k` and `alpha_k` never leave.
 Cost per client and round: two local trainings, on the same batches.
 
@@ -26,10 +26,10 @@ from pfljax.ops import averaging
 
 
 class Own(NamedTuple):
-    """What a client keeps.
+    """The private state of a client.
 
     Attributes:
-      params: `v_k`, nested dict of arrays; its running statistics are those of the mixture.
+      params: `v_k`; its running statistics are those of the mixture.
       alpha: `[]`, its weight in the mixture.
     """
 
@@ -38,10 +38,10 @@ class Own(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What goes from step to step.
+    """The carry of local training.
 
     Attributes:
-      alpha: `[]`, the share `alpha_k`.
+      alpha: `[]`, the mixing weight `alpha_k`.
       loss: `[]`, the sum of the mixture's losses.
       statistics: the mixture's running statistics, at their paths in the model.
     """
@@ -54,7 +54,7 @@ class Share(NamedTuple):
 def mixture(
     alpha: jax.Array, own: core.Params, common: core.Params, statistics: core.Params
 ) -> core.Params:
-    """Returns `alpha own + (1 - alpha) common` with running statistics of its own."""
+    """Returns `alpha own + (1 - alpha) common` with separate running statistics."""
 
     def one(v, w):
         weight = jnp.asarray(alpha, w.dtype)
@@ -73,7 +73,7 @@ def apfl(
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
-    """Descent on the common model and, through the mixture, on the client's own.
+    """Descent on the common model and, through the mixture, on the client's model.
 
         m = alpha_k v_k + (1 - alpha_k) theta          at every batch, all three at once:
         theta   <- theta - eta g(theta)
@@ -82,26 +82,27 @@ def apfl(
         w       <- mean_k theta_k
 
     Args:
-      task: model and loss.
-      local: how clients train both models.
-      alpha: where `alpha_k` begins, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
+      task: The model and its loss.
+      local: The clients' local training of both models.
+      alpha: Initial value of `alpha_k`, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
         `alpha_rate=0` is local training beside it.
-      alpha_rate: rate of `alpha_k`, 0 to 0.1, which no schedule touches; 0 keeps it. The paper
-        takes that of the models.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
-      server_optimizer: as in FedAvg.
+      alpha_rate: Learning rate of `alpha_k`, 0 to 0.1, without schedule; 0 keeps it. The paper
+        uses that of the models.
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; a client's state is `v_k` and `alpha_k`, and the server's is FedAvg's.
 
     Notes:
-      The paper moves `alpha_k` along its gradient and leaves its range to the reader; it is kept
-      where the mixture is convex. PFLlib takes the gradient at `v_k` itself in place of the
+      The paper moves `alpha_k` along its gradient and leaves its range open; it is clipped so
+      that the mixture is convex. PFLlib takes the gradient at `v_k` itself in place of the
       mixture, decays `alpha_k`, and overwrites `v_k` with the mixture at the end of a round, so
-      that it is mixed twice; that is another method and has no keyword.
-      The statistics of a mixture are no mixture of statistics: batch normalization of the mixture
-      has running statistics that training observes at the mixture, and that a client keeps. So with
-      batch normalization `alpha=0` deploys `w` with these in place of the average ones.
+      that it is mixed twice; this is another method and not configurable.
+      The statistics of a mixture are not a mixture of statistics: batch normalization has private
+      running statistics, updated in training at the mixture. With batch normalization, `alpha=0`
+      therefore deploys `w` with these instead of the average ones.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

@@ -1,10 +1,9 @@
-"""APPLE: every client learns how much of everybody's core model to take into its own.
+"""APPLE: every client learns how to mix the core models of all clients.
 
-Server: the clients' core models, and their shares of the examples. Client: its relations, a weight
-for each core.
-Down: all cores and shares. Up: the client's core (`each`).
-Cost per client and round: one local training, at every step of which N models are added up and N
-products taken with the gradient; N models down. For few clients.
+Server: the clients' core models, and their fractions of the examples. Client: its relations, a
+weight for each core. Down: all cores and fractions. Up: the client's core (`each`). Cost per client
+and round: one local training, with a sum of N models and N products with the gradient in every
+step; N models down. For few clients.
 
 References:
   Luo, Wu, "Adapt to Adaptation: Learning Personalization for Cross-Silo Federated Learning", 2022,
@@ -25,9 +24,11 @@ from pfljax.ops import stacked
 
 
 class AppleServer(NamedTuple):
-    """Attributes:
-    cores: `[N, ...]`, each client's core model.
-    shares: `[N]`, each client's part of all training examples, the paper's `p_0`; never changes.
+    """Server state.
+
+    Attributes:
+      cores: `[N, ...]`, each client's core model.
+      shares: `[N]`, each client's fraction of all training examples, the paper's `p_0`; constant.
     """
 
     cores: core.Params
@@ -37,7 +38,7 @@ class AppleServer(NamedTuple):
 def annealing(
     round: jax.Array, num_rounds: jax.Array, duration: float, exponential: bool, epsilon: float
 ) -> jax.Array:
-    """Returns `[]`: 1 in round 0, then less, and 0 after the part `duration` of the run."""
+    """Returns `[]`: 1 in round 0, decreasing, and 0 after the fraction `duration` of the run."""
     last = duration * num_rounds
     done = round / jnp.maximum(last, 1e-6)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
@@ -57,7 +58,7 @@ def apple(
     uniform_start: bool = False,
     one_core: bool = False,
 ) -> core.Algorithm:
-    """Core models for all, and directed relations that mix them.
+    """Core models of all clients, mixed by directed relations.
 
         theta_k = sum_j p_kj c_j;   g = the gradient of L_k at theta_k
         c_k <- step of local.optimizer along N p_kk g
@@ -65,31 +66,31 @@ def apple(
         lambda = (1 + cos(pi r / R)) / 2 or epsilon^(r / R) in round r < R, later 0
 
     Args:
-      task: model and loss.
-      local: how clients train their cores.
-      relation_rate: rate of the relations, 0.0001 to 0.05; 0 leaves them.
-      mu: weight of the pull of the relations to the shares, 0.001 to 1.
-      duration: R as a part of the run, 0 to 1; 0 never pulls.
-      exponential: the second form of lambda; False takes the cosine.
-      epsilon: where the second form ends, 0.0001 to 0.1.
-      uniform_start: begin with all relations 1 / N; False begins with the shares.
-      one_core: begin with one core for all clients; False draws a core for each.
+      task: The model and its loss.
+      local: The clients' local training of their cores.
+      relation_rate: Learning rate of the relations, 0.0001 to 0.05; 0 keeps them.
+      mu: Weight of the proximal term of the relations, 0.001 to 1.
+      duration: R as a fraction of the run, 0 to 1; 0 disables the proximal term.
+      exponential: Whether to use the second form of lambda; False uses the cosine.
+      epsilon: Final value of the second form, 0.0001 to 0.1.
+      uniform_start: Whether relations are initialized to 1 / N; False uses the fractions of
+        examples.
+      one_core: Whether all clients start with the same core; False draws one for each.
 
     Returns:
-      The method; a client's state is its relations `[N]`. It deploys the mixture of the cores that
-      the server has. There is no global model.
+      The method; a client's state is its relations `[N]`. It deploys the mixture of the server's
+      cores. There is no global model.
 
     Notes:
-      The paper's rate of the cores is N times that of `local`: a core sees only its share of the
-      gradient, and so one rate serves any number of clients. Where relations and cores begin, mu,
-      R and the form of lambda are those of the authors' code as far as the paper is not certain
-      enough to repeat; that code has mu 0.1 without the paper's 1/2, which is 0.2 here. It also
-      applies the decay of the learning rate to the relations, which no schedule touches here. All
-      cores are sent. A client that never took part has no core and learns relations to those of
-      the others. PFLlib uploads the mixture in place of the core, shows later clients the cores of
-      earlier ones in the same round, averages where the product adds, and has `one_core`, the
-      cosine and `duration=1`. Cores are added up with weights of any sign, as running statistics of
-      batch normalization cannot be.
+      The paper's rate of the cores is N times that of `local`: a core gets only its fraction of the
+      gradient, so that one rate suits any number of clients. Initial relations and cores, mu, R and
+      the form of lambda follow the authors' code, as the paper leaves them open; that code has mu
+      0.1 without the paper's 1/2, which is 0.2 here. It also applies the learning rate decay to the
+      relations, which have no schedule here. All cores are sent. A client that never took part has
+      no core and learns relations to those of the others. PFLlib uploads the mixture instead of the
+      core, sends later clients the cores of earlier ones in the same round, averages instead of
+      summing the product, and has `one_core`, the cosine and `duration=1`. Weights of cores may be
+      negative, which excludes running statistics of batch normalization.
     """
 
     def init_server(population, key):
@@ -109,7 +110,7 @@ def apple(
         pull = jnp.asarray(mu * factor, client.dtype)
 
         def gradient(params, relations, batch, key):
-            # The server's stack has the client's core as it was received: `moved` is what it lacks.
+            # The server's stack contains the received core of this client; `moved` is its change.
             moved, weight = tree.subtract(params, received), own @ relations
             mixture = tree.add(stacked.mix(relations, server.cores), tree.scale(weight, moved))
             loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)

@@ -1,6 +1,6 @@
-"""Ditto: every client keeps a model of its own, held near the global one.
+"""Ditto: every client has a personalized model with a proximal term to the global one.
 
-Server: FedAvg's. Client: its personal model `v_k`.
+Server: FedAvg's. Client: its personalized model `v_k`.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`); `v_k` never leaves the client.
 Cost per client and round: one local training for `w`, `personal_epochs` for `v_k`.
 
@@ -30,23 +30,23 @@ def ditto(
     personal_epochs: Annotated[int, core.at_least(1)] = 1,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
-    """Personal models beside a global one.
+    """Personalized models beside a global one.
 
         v_k <- local training from v_k on L_k(v) + lam/2 ||v - w||^2;   w as in FedAvg
 
     Args:
-      task: model and loss.
-      local: how clients train both models.
-      lam: weight of the pull towards the global model, 0.01 to 2; 0 is local training.
-      personal_epochs: passes over the examples for the personal model.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training of both models.
+      lam: Weight of the proximal term to the global model, 0.01 to 2; 0 is local training.
+      personal_epochs: Number of epochs of the personalized model.
+      server_optimizer: As in FedAvg.
 
     Returns:
-      The method; a client's state is its personal model, and the global model is FedAvg's.
+      The method; a client's state is its personalized model, and the global model is FedAvg's.
 
     Notes:
-      Both trainings start from the `w` received in this round, in either order. The personal loss
-      reported is `L_k` without the pull.
+      Both trainings start from the `w` received in this round, in either order. The reported
+      personalized loss is `L_k` without the proximal term.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

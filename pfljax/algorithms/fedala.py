@@ -1,9 +1,9 @@
-"""FedALA: each client mixes the common model into its own, with a learned weight for every entry.
+"""FedALA: each client mixes the common model into its own, with learned element-wise weights.
 
 Server: FedAvg's. Client: its model `theta_k`, weights `W_k` for its upper layers.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
 Cost per client and round: one local training, and one pass over `share` of the examples for the
-weights; up to `first_passes` of these the first time. Every evaluation takes them too.
+weights; up to `first_passes` of these in the first phase. Every evaluation needs them too.
 
 References:
   Zhang, Hua, Wang, Song, Xue, Ma, Guan, "FedALA: Adaptive Local Aggregation for Personalized
@@ -25,15 +25,17 @@ from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
 
-# The first phase is over when the losses of the last ten passes hardly differ any more.
+# The first phase ends when the losses of the last ten passes hardly differ.
 PASSES_COMPARED = 10
 
 
 class FedAlaClient(NamedTuple):
-    """Attributes:
-    params: `theta_k`, as the client trained it last.
-    weights: `W_k` in [0, 1], of the shape of the upper layers; ones at first.
-    started: `[]` bool, whether the first phase is over.
+    """Private state of a client.
+
+    Attributes:
+      params: `theta_k`, as last trained.
+      weights: `W_k` in [0, 1], with the shapes of the upper layers; initially ones.
+      started: `[]` bool, whether the first phase is over.
     """
 
     params: core.Params
@@ -60,24 +62,28 @@ def fedala(
         theta_k <- local training from theta^_k on L_k;   w as in FedAvg
 
     Args:
-      task: model and loss; its layers are counted from the last one.
-      local: how clients train; its batch size is also that of the weights.
-      eta: rate of the weights, 0.1 to 10, which no schedule touches; 0 is FedAvg.
-      share: of the examples to learn weights on, 0.05 to 1; the first ones without `shuffle`.
-      layers: how many layers get weights, from 1 to all; 0 is FedAvg.
-      first_passes: the most passes for the weights the first time, 1 to 100; later it is one.
-      settled: the first time ends at a lower standard deviation of ten passes' losses, 0.01 to 0.1.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss; layers are counted from the last one.
+      local: The clients' local training; its batch size is also that of the weights.
+      eta: Learning rate of the weights, 0.1 to 10, without schedule; 0 is FedAvg.
+      share: Fraction of the examples for learning weights, 0.05 to 1; the first ones without
+        `shuffle`.
+      layers: Number of layers with weights, from 1 to all; 0 is FedAvg.
+      first_passes: Maximum number of passes for the weights in the first phase, 1 to 100; later
+        one.
+      settled: Standard deviation of the losses of ten passes that ends the first phase, 0.01 to
+        0.1.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's. A client deploys `theta^_k`.
 
     Notes:
-      A client's first time is when it first meets a `w` other than its model. The paper then learns
-      until the weights converge; the rule of ten passes is its authors', by losses of last batches,
-      not the passes' means. The examples are consecutive rows from a random one on.
+      A client's first phase is when it first receives a `w` that differs from its model. The paper
+      then learns until the weights converge; the rule of ten passes is that of the authors' code,
+      which uses the last batches' losses instead of the passes' means. The examples are
+      consecutive rows from a random one on.
       Weights are learned in the training mode of batch normalization, whose running statistics have
-      no gradient then: they keep the weight 1 and are those of `w`, in upper layers too.
+      no gradient then: they keep the weight 1 and are those of `w`, also in upper layers.
     """
     chosen = task.layers[max(len(task.layers) - layers, 0) :]
 
@@ -85,7 +91,7 @@ def fedala(
         return any(path[: len(layer)] == layer for layer in chosen)
 
     def some(data, key):
-        """A view of `share` of the examples, one at least."""
+        """Returns a view of the fraction `share` of the examples, at least one."""
         count = jnp.floor(share * data.size).astype(jnp.int32)
         count = jnp.clip(count, jnp.minimum(data.size, 1), data.size)
         start = jax.random.randint(key, (), 0, data.size - count + 1) if local.shuffle else 0
@@ -122,12 +128,12 @@ def fedala(
             done = (passes > PASSES_COMPARED) & (jnp.std(recent) < settled)
             return (passes < limit) & ~done
 
-        apart = (tree.squared_norm(gap) > 0) & (data.size > 0)
-        limit = jnp.where(apart, jnp.where(client.started, 1, first_passes), 0)
+        differs = (tree.squared_norm(gap) > 0) & (data.size > 0)
+        limit = jnp.where(differs, jnp.where(client.started, 1, first_passes), 0)
         recent = jnp.zeros(PASSES_COMPARED, jnp.result_type(float))
         state = (client.weights, recent, jnp.zeros((), jnp.int32))
         weights, _, _ = jax.lax.while_loop(unfinished, learn, state)
-        return mixture(weights), weights, client.started | apart
+        return mixture(weights), weights, client.started | differs
 
     def init_client(server, profile, key):
         upper, _ = split_params(server.params, is_upper)

@@ -1,10 +1,10 @@
-"""FedAvg: one model for all, the average of what the clients make of it.
+"""FedAvg: one model for all clients, the average of their local trainings.
 
 Server: the model `w` and the state of its optimizer. Client: nothing.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
 Cost per client and round: one local training.
 
-Any optax optimizer serves at the server: SGD with learning rate 1 is FedAvg, with momentum
+Any optax optimizer can be used at the server: SGD with learning rate 1 is FedAvg, with momentum
 FedAvgM, and Adam, Yogi and Adagrad are FedAdam, FedYogi and FedAdagrad.
 
 References:
@@ -38,9 +38,9 @@ def fedavg(
         w <- w + server_optimizer(-Delta)
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      server_optimizer: takes `-Delta` for a gradient.
+      task: The model and its loss.
+      local: The clients' local training.
+      server_optimizer: The optimizer of the server, with `-Delta` as gradient.
 
     Returns:
       The method; its server state is an `averaging.ServerState`.

@@ -1,9 +1,9 @@
-"""FedAvg with fine-tuning: the average of all, trained a little more by each client.
+"""FedAvg with fine-tuning: the global model, trained further by each client.
 
 Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
 Cost per client and round: one local training; per evaluation `fine_tuning_epochs` more.
 
-The simplest personalization, and a strong one: it stands beside every comparison.
+The simplest personalization, and a strong baseline.
 
 References:
   Yu, Bagdasaryan, Shmatikov, "Salvaging Federated Learning by Local Adaptation", 2020,
@@ -37,10 +37,10 @@ def fedavg_ft(
         w as in FedAvg;   theta_k = local training from w on L_k, for evaluation only
 
     Args:
-      task: model and loss.
-      local: how clients train, and fine-tune.
-      fine_tuning_epochs: passes over a client's training examples before it is evaluated; 1 to 20.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training and fine-tuning.
+      fine_tuning_epochs: Number of epochs of fine-tuning before an evaluation, 1 to 20.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its global model is FedAvg's.

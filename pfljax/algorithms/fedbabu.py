@@ -1,4 +1,4 @@
-"""FedBABU: a common body trained against a head that nobody trains, then fine-tuned by each client.
+"""FedBABU: a common body trained with a frozen head, then fine-tuned by each client.
 
 Server: the body, and the initial head. Client: nothing.
 Down: the body. Up: the body's change, weighted by examples (`sum`).
@@ -38,21 +38,21 @@ def fedbabu(
         theta_k = fine_tuning_epochs of training on L_k from (body, h), for evaluation only
 
     Args:
-      task: model and loss.
-      local: how clients train, and fine-tune.
-      fine_tuning_epochs: passes over a client's training examples, body and head together, before
-        it is evaluated; 1 to 20; 0 evaluates the common model.
-      server_optimizer: as in FedAvg, for the body.
+      task: The model and its loss.
+      local: The clients' local training and fine-tuning.
+      fine_tuning_epochs: Number of epochs of fine-tuning, body and head together, before
+        an evaluation, 1 to 20; 0 evaluates the common model.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; its server state is FedPer's, and its global model the body with the initial head.
 
     Notes:
-      Clients fine-tune from the aggregated body, and whenever they are evaluated. PFLlib fine-tunes
+      Clients fine-tune from the aggregated body, at every evaluation. PFLlib fine-tunes
       once, after the last round, from the body that the client trained itself in that round; the
       last aggregate is never used. Its rounds before that are those of `fine_tuning_epochs=0`.
-      Frozen are the head's parameters. Its running statistics, where it has any, belong to the body
-      here: the features of which they are the statistics change with it.
+      The head's trainable parameters are frozen. Its running statistics, if any, are treated as
+      part of the body, as they depend on its features.
     """
     whole = task
     task = whole._replace(is_head=lambda path: whole.is_head(path) and not whole.is_statistic(path))
@@ -71,8 +71,8 @@ def fedbabu(
         params = common_model(server)
         return core.train(task.loss, params, data, context, local, epochs=fine_tuning_epochs).params
 
-    together = fedper(task, local, server_optimizer=server_optimizer)
-    return together._replace(
+    joint = fedper(task, local, server_optimizer=server_optimizer)
+    return joint._replace(
         init_client=lambda server, profile, key: (),
         client_update=client_update,
         personalize=personalize,

@@ -1,4 +1,4 @@
-"""FedBN: every client keeps its own normalization layers, and all else is common.
+"""FedBN: normalization layers are private to each client, and everything else is common.
 
 Server: the model without normalization. Client: its normalization layers, running statistics
 included. Down: the common part. Up: its change, weighted by examples (`sum`).
@@ -32,17 +32,17 @@ def fedbn(
         w <- w + server_optimizer(-sum_k n_k (theta_k - w) / sum_k n_k)
 
     Args:
-      task: model and loss; which arrays are normalization is for the model to say.
-      local: how clients train.
-      server_optimizer: as in FedAvg, for the common part.
+      task: The model and its loss; the model identifies its normalization layers.
+      local: The clients' local training.
+      server_optimizer: As in FedAvg, for the common part.
 
     Returns:
-      The method: FedPer with normalization for a head. A client's state are its normalization
+      The method: FedPer with normalization layers as head. A client's state is its normalization
       layers `b_k`, the server's is FedPer's. There is no global model.
 
     Notes:
-      FedAvg averages the same arrays, running statistics included. PFLlib finds the layers by 'bn'
-      in their names, and never sends running statistics, whatever the method. The paper averages
-      uniformly, over clients of one size.
+      FedAvg averages the same arrays, running statistics included. PFLlib detects the layers by
+      'bn' in their names, and never sends running statistics, whatever the method. The paper
+      averages uniformly, over clients of one size.
     """
     return fedper(task._replace(is_head=task.is_norm), local, server_optimizer=server_optimizer)

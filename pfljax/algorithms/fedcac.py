@@ -1,7 +1,7 @@
-"""FedCAC: entries that matter to a client are shared with like clients only, all others with all.
+"""FedCAC: a client's critical entries are shared with similar clients only, all others with all.
 
-Server: FedAvg's, and the overlap from which on clients work together. Client: which entries of its
-model are critical, and a model that holds their values.
+Server: FedAvg's, and the overlap above which clients form a group. Client: the mask of its critical
+entries, and a model with their values.
 Down: `w`, and after the round the mean model of the client's group. Up: `theta_k - w`, weighted by
 examples (`sum`); `theta_k` and its mask of critical entries (`each`).
 Cost per client and round: one local training; at the server a sum over the cohort for each client.
@@ -67,13 +67,13 @@ def fedcac(
         u_k <- mean of theta_k and all theta_j with O_kj >= O + (t / beta) (O_max - O)
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      tau: share of the entries of an array that are critical, 0.1 to 0.9; 0 is FedAvg, and 1 is
+      task: The model and its loss.
+      local: The clients' local training.
+      tau: Fraction of the entries of an array that are critical, 0.1 to 0.9; 0 is FedAvg, and 1 is
         FedAvg with uniform weights.
-      beta: the round `t`, counted from 1, in which only the closest clients still share critical
-        entries, 40 to 200; later nobody does.
-      server_optimizer: as in FedAvg.
+      beta: The round `t`, counted from 1, in which only the closest clients still share critical
+        entries, 40 to 200; later none does.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method. A client deploys `v_k`; the global model is `w`.

@@ -1,9 +1,9 @@
-"""FedCP: a network decides for each example which part of its features the common head reads.
+"""FedCP: a policy network splits each example's features between a common and a private head.
 
 Server: the model and the policy network. Client: its head.
-Down: the model and the policy. Up: the changes of body, policy and of the head, which goes half the
+Down: the model and the policy. Up: the changes of body, policy and of the head, which moves half
 way from the common to the client's, weighted by examples (`sum`).
-Cost per client and round: one local training with a second pass through the body received.
+Cost per client and round: one local training with a second pass through the received body.
 
 References:
   Zhang, Hua, Wang, Song, Xue, Ma, Guan, "FedCP: Separating Feature Information for Personalized
@@ -44,12 +44,12 @@ def fedcp(
         (body, g, policy) <- weighted average of (body_k, (h_k + g) / 2, policy_k)
 
     Args:
-      task: model and loss, for classification; its loss is taken to be the cross-entropy.
-      local: how clients train.
-      lam: weight of the pull of the features to those of the body received, 0.1 to 10.
-      gumbel: scale of the noise in training; 1 is the Gumbel-softmax, 0 the plain softmax.
-      noisy_evaluation: the same noise when a client predicts; False predicts without any.
-      server_optimizer: as in FedAvg, for body, common head and policy together.
+      task: The model and its loss, for classification; the loss is assumed to be the cross-entropy.
+      local: The clients' local training.
+      lam: Weight of the distance of the features to those of the received body, 0.1 to 10.
+      gumbel: Scale of the noise in training; 1 is the Gumbel-softmax, 0 the plain softmax.
+      noisy_evaluation: Whether to add the noise in predictions too; False predicts without noise.
+      server_optimizer: As in FedAvg, for body, common head and policy together.
 
     Returns:
       The method; a client's state is its head. It deploys its head on the common body, the common

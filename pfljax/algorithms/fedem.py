@@ -1,10 +1,9 @@
-"""FedEM: every client predicts with a mixture of learners that all clients share.
+"""FedEM: every client predicts with its mixture of shared learners.
 
 Server: the learners `theta_1 ... theta_M` and the state of their optimizer. Client: its mixture
-weights `pi_k`.
-Down: the learners. Up: their changes, weighted by examples (`sum`).
-Cost per client and round: a local training of M models and, for the responsibilities, their forward
-passes once more; another pass without gradients for `pi_k`. M times FedAvg's messages.
+weights `pi_k`. Down: the learners. Up: their changes, weighted by examples (`sum`). Cost per client
+and round: a local training of M models and, for the responsibilities, another forward pass of each;
+another pass without gradients for `pi_k`. M times FedAvg's messages.
 
 References:
   Marfoq, Neglia, Bellet, Kameni, Vidal, "Federated Multi-Task Learning under a Mixture of
@@ -52,12 +51,12 @@ def fedem(
         probabilities of x:  sum_m pi_km softmax(f_m(x))
 
     Args:
-      task: model and losses, for classification.
-      local: how clients train all learners.
-      learners: how many, the paper's M, 2 to 5; the paper takes 3. 1 is FedAvg.
-      absent_count: clients that a round leaves out count in its average, by their examples, with
+      task: The model and its losses, for classification.
+      local: The clients' local training of all learners.
+      learners: Number of learners, the paper's M, 2 to 5 (paper: 3); 1 is FedAvg.
+      absent_count: Whether absent clients count in the average, by their examples, with
         the learners as they were; False averages over the cohort.
-      server_optimizer: as in FedAvg, for the learners.
+      server_optimizer: As in FedAvg, for the learners.
 
     Returns:
       The method; a client's state is `pi_k` `[M]`. What it deploys are learners and `pi_k`; its

@@ -1,7 +1,7 @@
-"""FedFomo: every client weighs a few others' models by what each would gain it.
+"""FedFomo: every client weighs a few other clients' models by the gain from each.
 
-Server: every client's last model, and the affinity matrix `P`, which says whose models helped whom.
-Client: its model, and the one from which its last training began.
+Server: every client's last model, and the affinity matrix `P` of gains between clients.
+Client: its model, and the one from which its last training started.
 Down: `models - 1` of the others' models, chosen by `P`. Up: the client's model and its row of gains
 (`each`).
 Cost per client and round: a local training on the examples that are not held out, and
@@ -34,7 +34,8 @@ class FedFomoServer(NamedTuple):
     """Attributes:
     models: `[N, ...]`, each client's last model; the initial one before it has uploaded any.
     uploaded: `[N]` bool, who has.
-    affinity: `[N, N]`, the paper's `P`; row k says what the others' models were worth to client k.
+    affinity: `[N, N]`, the paper's `P`; row k contains the gains of client k from the others'
+      models.
     initial: the model from which clients begin; never changes.
     """
 
@@ -72,13 +73,15 @@ def fedfomo(
         where no model gains anything, training goes on from theta_k
 
     Args:
-      task: model and loss.
-      local: how clients train; without `shuffle` the last examples stored are held out.
-      models: how many a client weighs, its own included, 1 to 20 (paper: 5, 10); 1 trains locally.
-      validation_share: of the examples, held out to weigh models, 0.1 to 0.3; 0 trains locally.
-      exploration: probability in the first round that a model is a random one in place of that with
+      task: The model and its loss.
+      local: The clients' local training; without `shuffle` the last examples stored are held out.
+      models: Number of models that a client weighs, including its own, 1 to 20 (paper: 5, 10); 1
+        trains locally.
+      validation_share: Fraction of the examples held out to weigh models, 0.1 to 0.3; 0 trains
+        locally.
+      exploration: Probability in the first round that a model is a random one instead of that with
         the largest affinity, drawn for each model, 0 to 1.
-      exploration_decay: what is taken off it with every round, 0 to 0.2; 0 explores for ever.
+      exploration_decay: Decrease of this probability per round, 0 to 0.2; 0 explores forever.
 
     Returns:
       The method; a client deploys its `theta_k`. There is no global model.
@@ -87,11 +90,11 @@ def fedfomo(
       The client's own model is always among those weighed. A client holds out the same random
       examples in every round of a run; they depend on the seed. Equal affinities are chosen from at
       random. The paper deploys the mixture at the end of a round, which here begins the next: what
-      is deployed is the mixture after training. How exploration ends the paper does not say; rule
-      and numbers are its authors', who explore in six rounds. PFLlib never explores, holds out the
-      last examples, and takes the mean of the batches' losses for `V_k`.
-      Batch normalization uses running statistics in `V_k`, which judges models; they are mixed with
-      the models, and left out of the distance.
+        is deployed is the mixture after training. The paper does not specify how exploration ends;
+        rule and numbers are its authors', who explore in six rounds. PFLlib never explores, holds
+        out the last examples, and takes the mean of the batches' losses for `V_k`. Batch
+        normalization uses running statistics in `V_k`, which judges models; they are mixed with the
+        models, and left out of the distance.
     """
 
     def init_server(population, key):

@@ -1,10 +1,10 @@
-"""FedGen: FedAvg whose server learns to generate features, by which clients learn absent classes.
+"""FedGen: FedAvg with a generator of features, from which clients learn absent classes.
 
-Server: FedAvg's, the generator and its optimizer's state, how often each label occurs. Client:
-nothing. Down: `w`, the generator, the labels' shares. Up: FedAvg's (`sum`); the head and the number
-of examples of each class (`each`), which the generator is trained against.
-Cost per client and round: one local training, with as many generated features as examples for the
-head; on the server `generator_steps` through the generator and the cohort's heads.
+Server: FedAvg's, the generator and its optimizer's state, the frequency of each label. Client:
+nothing. Down: `w`, the generator, the label frequencies. Up: FedAvg's (`sum`); the head and the
+number of examples of each class (`each`), which the generator is trained against. Cost per client
+and round: one local training, with as many generated features as examples for the head; on the
+server `generator_steps` through the generator and the cohort's heads.
 
 References:
   Zhu, Hong, Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", 2021,
@@ -68,20 +68,21 @@ def fedgen(
         a_ky = n_ky / sum_j n_jy;   y by the labels' shares, e noise;   w as in FedAvg
 
     Args:
-      task: model and loss, for classification.
-      local: how clients train; a step generates as many features as a batch has places.
-      weight: of the loss on generated features, 0.1 to 10; 0 is FedAvg.
-      decay: what the weight is multiplied by in each round, 0.95 to 1; 1 keeps it.
-      first_round: from which on that loss counts, 0 or 1; before round 1 nothing trained it.
-      diversity: weight of the term against features that do not depend on the noise, 0 to 1.
-      label_weights: weigh the logits for a label by a client's examples with it; False by all.
-      generator_steps: of the server in a round, 20 to 1000.
-      generator_rate: of Adam, 0.0001 to 0.01.
-      generator_batch: features that the server generates in a step, at least 2.
-      noise_size: entries of the noise.
-      hidden_size: width of the generator's hidden layer, 32 to 512.
-      uniform_noise: draw the noise from [0, 1); False from a normal distribution.
-      server_optimizer: as in FedAvg, for the model.
+      task: The model and its loss, for classification.
+      local: The clients' local training; a step generates a batch of features.
+      weight: Weight of the loss on generated features, 0.1 to 10; 0 is FedAvg.
+      decay: Factor of the weight per round, 0.95 to 1; 1 keeps it.
+      first_round: First round with that loss, 0 or 1; in round 0 the generator is untrained.
+      diversity: Weight of the term that penalizes features independent of the noise, 0 to 1.
+      label_weights: Whether to weight logits for a label by a client's examples with it; False by
+        all.
+      generator_steps: Number of generator steps of the server in a round, 20 to 1000.
+      generator_rate: Learning rate of Adam for the generator, 0.0001 to 0.01.
+      generator_batch: Number of features generated in a step, at least 2.
+      noise_size: Dimension of the noise.
+      hidden_size: Width of the generator's hidden layer, 32 to 512.
+      uniform_noise: Whether to draw the noise from [0, 1); False uses a normal distribution.
+      server_optimizer: As in FedAvg, for the model.
 
     Returns:
       The method; its global model is FedAvg's.
@@ -91,7 +92,7 @@ def fedgen(
       `weight` 1, normal noise and an average of logits; weights by label, `decay`, `first_round`,
       diversity, sizes and rates are its authors', whose code has `weight=10`, uniform noise, Adam
       with weight decay and falling rate, and a pull to predictions on generated features. For a
-      label that the cohort lacks all examples weigh. `docs/departures.md` tells PFLlib's settings.
+      label that the cohort lacks, all examples count. `docs/departures.md` gives PFLlib's settings.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)

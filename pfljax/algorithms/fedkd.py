@@ -1,9 +1,9 @@
-"""FedKD: a private mentor and a shared mentee teach each other; what is sent is of low rank.
+"""FedKD: mutual distillation of a private mentor and a shared mentee, sent with low rank.
 
 Server: the mentee. Client: its mentor, and a matrix that maps the mentee's features to its own.
 Down: the mentee, moved by a compressed change. Up: its compressed change (`sum`).
 Cost per client and round: two local trainings, a singular value decomposition of each matrix. The
-metric `upload_bytes` counts the ranks that are sent up; down, the whole mentee is counted.
+metric `upload_bytes` counts the ranks sent up; the download is counted as the whole mentee.
 
 References:
   Wu, Wu, Lyu, Huang, Xie, "Communication-Efficient Federated Learning via Knowledge Distillation",
@@ -58,16 +58,20 @@ def fedkd(
         energy_start + (energy_end - energy_start) (round + 1) / num_rounds
 
     Args:
-      task: model and loss of the mentor, for classification.
-      local: how clients train; mentor, mentee and matrix each have an optimizer of this kind.
-      distillation: weight of the divergence between the predictions, 0 to 10.
-      hidden: weight of the distance between the features, 0 to 10; both 0 leave the mentor alone.
-      energy_start: share of the squared singular values to be exceeded at first, 0.5 to 1 (all).
-      energy_end: the same in the last round.
-      detach: the other model's part in a loss and D are constants; False takes one gradient of all.
-      compress_models: cut the mentees' ranks, `w <- C(mean_k C(g_k))`, not those of their changes.
-      weight_by_size: average with weights `n_k`; False averages uniformly.
-      mentee: the task of a smaller model to be shared; None, in a config a model without a name,
+      task: The model of the mentor and its loss, for classification.
+      local: The clients' local training; mentor, mentee and matrix have separate optimizers.
+      distillation: Weight of the divergence between the predictions, 0 to 10.
+      hidden: Weight of the distance between the features, 0 to 10; if both are 0, the mentor trains
+        alone.
+      energy_start: Fraction of the squared singular values to exceed in the first round, 0.5 to 1
+        (all).
+      energy_end: The same in the last round.
+      detach: Whether the other model's part in a loss and D are constants; False uses one gradient
+        of all.
+      compress_models: Whether to truncate the ranks of the mentees, `w <- C(mean_k C(g_k))`,
+        instead of those of their changes.
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly.
+      mentee: The task of a smaller shared model; None, in a config a model without a name,
         shares a model like the mentor.
 
     Returns:
@@ -75,7 +79,7 @@ def fedkd(
 
     Notes:
       In place of the paper's gradient the change over local training is sent, as in its authors'
-      code; the distance of attention maps is left out. The paper does not say whether D is constant
+      code; the distance of attention maps is omitted. The paper leaves open whether D is constant
       (else a model would gain from a greater loss), nor whose losses train A; the code, and PFLlib,
       have `detach=False`, and zeros for a matrix whose energy only all singular values hold. PFLlib
       has also `compress_models=True`, and the divergence over the number of classes.

@@ -1,9 +1,10 @@
-"""FedPAC: a common body whose features keep to common prototypes, and heads mixed for each client.
+"""FedPAC: a common body aligned with global prototypes, and heads mixed for each client.
 
 Server: the body, the prototypes, the initial head. Client: its head.
 Down: the body and the prototypes; after the round a mixed head. Up: the body's change and the mean
 feature of each class, weighted (`sum`); the head and `C d + 1` numbers of its features (`each`).
-Cost per client and round: FedRep's, two passes without gradients, a program of `cohort` unknowns.
+Cost per client and round: FedRep's, two passes without gradients, a quadratic program of `cohort`
+unknowns.
 
 References:
   Xu, Tong, Huang, "Personalized Federated Learning with Feature Alignment and Classifier
@@ -43,7 +44,7 @@ class HeadOffer(NamedTuple):
     """What a client shows to those who may take from its head.
 
     Attributes:
-      head: as trained in this round.
+      head: The head as trained in this round.
       shares: `[C, d]`, the mean feature of a class times the class's share of the examples.
       variance: `[]`, how far `shares` is from its expectation: the squared error of this estimate.
     """
@@ -87,13 +88,14 @@ def fedpac(
         H_k = (n_kc / n_k mean(z_i: y_i = c))_c,   V_k = (mean_i ||z_i||^2 - ||H_k||^2) / n_k
 
     Args:
-      task: model and loss, for classification.
-      local: how clients train; its epochs are the body's.
-      lam: weight of the pull to the prototypes, 0.1 to 10; 0 aligns nothing.
-      head_epochs: passes over the examples for the head, 1 to 5; the paper takes 1.
-      least_weight: heads with no more weight are left out of a mixture, 0 to 0.01.
-      weight_by_size: average prototypes with weights `n_kc`; False weighs their clients alike.
-      server_optimizer: as in FedAvg, for the body.
+      task: The model and its loss, for classification.
+      local: The clients' local training; its epochs are those of the body.
+      lam: Weight of the distance to the prototypes, 0.1 to 10; 0 aligns nothing.
+      head_epochs: Number of epochs of the head, 1 to 5 (paper: 1).
+      least_weight: Heads with a weight up to this are removed from a mixture, 0 to 0.01.
+      weight_by_size: Whether to average prototypes with weights `n_kc`; False weighs clients
+        equally.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; a client's state is its head. There is no global model.

@@ -1,4 +1,4 @@
-"""FedPer: a common body, and a head for every client, trained together.
+"""FedPer: a common body and private heads, trained jointly.
 
 Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
 Cost per client and round: one local training.
@@ -44,9 +44,9 @@ def fedper(
         body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      server_optimizer: as in FedAvg, for the body.
+      task: The model and its loss.
+      local: The clients' local training.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; a client's state is its head. There is no global model.

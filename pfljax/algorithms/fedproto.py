@@ -1,6 +1,6 @@
-"""FedProto: clients exchange the mean feature of each class, and never a model.
+"""FedProto: clients share the mean feature of each class instead of a model.
 
-Server: a prototype for each class, which classes have one, the initial model. Client: its model.
+Server: the prototypes, a mask of the classes that have one, the initial model. Client: its model.
 Down: the prototypes. Up: the mean feature of each class, weighted by examples (`sum`).
 Cost per client and round: one local training and a pass without gradients; `C (d + 1)` numbers.
 
@@ -48,12 +48,13 @@ def fedproto(
         predicted class of z: the nearest prototype
 
     Args:
-      task: model and loss, for classification.
-      local: how clients train.
-      lam: weight of the pull to the prototypes, 0.1 to 4; 0 is local training.
-      prototypes_in_training: average the features that the training steps saw; False takes those of
-        the trained model, in a pass of its own.
-      weight_by_size: average with weights `n_kc`; False weighs all clients with the class alike.
+      task: The model and its loss, for classification.
+      local: The clients' local training.
+      lam: Weight of the distance to the prototypes, 0.1 to 4; 0 is local training.
+      prototypes_in_training: Whether to average the features of the training steps; False uses
+        those of the trained model, in a pass of its own.
+      weight_by_size: Whether to average with weights `n_kc`; False weighs clients with the class
+        equally.
 
     Returns:
       The method; a client's state is its model. What it deploys are model, prototypes and which are

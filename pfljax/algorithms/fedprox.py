@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the server's model.
+"""FedProx: FedAvg with a proximal term to the server's model.
 
 Server: the model `w` and the state of its optimizer. Client: nothing.
 Down: `w`. Up: `theta_k - w`, weighted by examples (`sum`).
@@ -35,17 +35,17 @@ def fedprox(
         theta_k = local training from w on L_k(theta) + mu/2 ||theta - w||^2;   w as in FedAvg
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      mu: weight of the proximal term, 0.001 to 1; 0 is FedAvg.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training.
+      mu: Weight of the proximal term, 0.001 to 1; 0 is FedAvg.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's.
 
     Notes:
       The paper lets a slow client stop early (gamma-inexactness); here every client of the
-      cohort runs all its epochs. The loss reported is `L_k` without the proximal term.
+      cohort runs all its epochs. The reported loss is `L_k` without the proximal term.
     """
 
     def client_update(server, client, data, context):

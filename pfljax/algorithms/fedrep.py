@@ -1,4 +1,4 @@
-"""FedRep: a common body and a head for every client, trained one after the other.
+"""FedRep: a common body and private heads, trained one after the other.
 
 Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
 Cost per client and round: one local training of the body, `head_epochs` cheap ones of the head.
@@ -73,21 +73,22 @@ def fedrep(
         body <- body + server_optimizer(-sum_k n_k (body_k - body) / sum_k n_k)
 
     Args:
-      task: model and loss.
-      local: how clients train; its epochs are the body's.
-      head_epochs: passes over the examples for the head, 1 to 15; the paper takes 10.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper writes.
-      server_optimizer: as in FedAvg, for the body.
+      task: The model and its loss.
+      local: The clients' local training; its epochs are those of the body.
+      head_epochs: Number of epochs of the head, 1 to 15 (paper: 10).
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; server and clients hold what FedPer's hold.
 
     Notes:
-      The paper's clients have one size. Its authors' code averages uniformly where it deals images
-      out and by examples where the clients' sizes differ, and so does PFLlib. The code trains with
-      momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer here.
-      Batch normalization uses the batch's statistics in both trainings; the running statistics of
-      the body change in its own only.
+      The paper's clients have one size. Its authors' code averages uniformly where it partitions
+      images out and by examples where the clients' sizes differ, and so does PFLlib. The code
+      trains with momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer
+      here. Batch normalization uses the batch's statistics in both trainings; the running
+      statistics of the body change in its own only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 

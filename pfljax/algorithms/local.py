@@ -1,6 +1,6 @@
-"""Local: every client trains alone. The baseline that a federated method has to beat.
+"""Local: every client trains alone, the baseline without federation.
 
-Server: the initial model, which it never touches. Client: its own model `theta_k`.
+Server: the initial model, which never changes. Client: its model `theta_k`.
 Down and up: nothing. Cost per client and round: one local training.
 """
 
@@ -20,8 +20,8 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
     that a comparison at partial participation gives every method the same work.
 
     Args:
-      task: model and loss.
-      local: how clients train.
+      task: The model and its loss.
+      local: The clients' local training.
 
     Returns:
       The method; its server state is the initial model, a client's state its own.

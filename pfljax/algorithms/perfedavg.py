@@ -1,4 +1,4 @@
-"""Per-FedAvg: a common model that is good after each client has taken a gradient step from it.
+"""Per-FedAvg: a common model optimized for its performance after one local gradient step.
 
 Server: FedAvg's. Client: nothing.
 Down: `w`. Up: `theta_k - w`, with uniform weights (`sum`).
@@ -62,17 +62,19 @@ def perfedavg(
         theta_k = adaptation_steps times theta <- theta - alpha g(theta; b) from w, for evaluation
 
     Args:
-      task: model and loss.
-      local: how clients train; SGD's learning rate is the paper's `beta`. A batch holds all its
-        parts, two of them or (hessian_free) three.
-      alpha: rate of the inner step, and of the adaptation, 0.001 to 0.1; 0 is FedAvg on `b2`.
-      hessian_free: adds the Hessian term by finite differences on a third part; False leaves it out
-        (first order).
-      delta: how far the finite differences reach, 0.0001 to 0.01.
-      adaptation_steps: gradient steps of a client before it is evaluated, 1 to 10, each on as many
-        examples as an inner step sees; 0 evaluates the common model.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
-      server_optimizer: as in FedAvg.
+      task: The model and its loss.
+      local: The clients' local training; SGD's learning rate is the paper's `beta`. A batch holds
+        all its parts, two of them or (hessian_free) three.
+      alpha: Learning rate of the inner step and of the adaptation, 0.001 to 0.1; 0 is FedAvg on
+        `b2`.
+      hessian_free: Whether to add the Hessian term by finite differences on a third part; False
+        omits it (first order).
+      delta: Step size of the finite differences, 0.0001 to 0.01.
+      adaptation_steps: Number of gradient steps of a client before an evaluation, 1 to 10, each on
+        as many examples as an inner step sees; 0 evaluates the common model.
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      server_optimizer: As in FedAvg.
 
     Returns:
       The method; its server state is FedAvg's.

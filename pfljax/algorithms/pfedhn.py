@@ -1,8 +1,8 @@
-"""pFedHN: a hypernetwork at the server makes every client's model from what it knows of the client.
+"""pFedHN: a hypernetwork at the server generates each client's model from an embedding.
 
 Server: the hypernetwork `h`, an embedding `v_k` of each client, their optimizer's state.
 Client: nothing.
-Down: `theta_k = h(v_k)`, a model; never the hypernetwork. Up: the change of it (`each`).
+Down: `theta_k = h(v_k)`, a model; never the hypernetwork. Up: its change (`each`).
 Cost per client and round: one local training; at the server a pass through the hypernetwork, which
 is `hidden` times as large as a model, and one back.
 
@@ -60,20 +60,21 @@ def pfedhn(
         v_k <- v_k + rate (d theta_k / d v_k)^T Delta_k
 
     Args:
-      task: model and loss.
-      local: how clients train.
-      rate: of the hypernetwork and the embeddings, 0.001 to 0.1. The features of the last hidden
-        layer have a squared norm of about `hidden`, so that without momentum `1 / hidden` moves the
-        mean of the models about as far as FedAvg does.
-      momentum: of both, 0 to 0.95; the embeddings of clients that a round leaves out move on.
-      weight_decay: of hypernetwork and embeddings, 0 to 0.01.
-      clip: the largest norm of the gradient of both together, 1 to 100; longer ones are shortened.
-      embedding_size: numbers in an embedding; 0 takes 1 + N / 4, the paper's.
-      hidden: features in each hidden layer, 10 to 200; the paper takes 100.
-      layers: hidden layers, 0 to 4; the paper takes 3.
-      linear_layer: one more layer of `hidden` features without ReLU, between these and the heads.
-      spread: how far apart the clients' first models are, as a part of their scale, 0.01 to 1.
-      joining_rounds: local trainings by which the embedding of a client that never took part is
+      task: The model and its loss.
+      local: The clients' local training.
+      rate: Learning rate of the hypernetwork and the embeddings, 0.001 to 0.1. The features of the
+        last hidden layer have a squared norm of about `hidden`, so that without momentum `1 /
+        hidden` moves the mean of the models about as far as FedAvg does.
+      momentum: Momentum of both, 0 to 0.95; embeddings of absent clients continue to move.
+      weight_decay: Weight decay of hypernetwork and embeddings, 0 to 0.01.
+      clip: Maximum norm of the gradient of both together, 1 to 100; larger ones are clipped.
+      embedding_size: Dimension of an embedding; 0 uses 1 + N / 4, as in the paper.
+      hidden: Width of the hidden layers, 10 to 200 (paper: 100).
+      layers: Number of hidden layers, 0 to 4 (paper: 3).
+      linear_layer: Whether there is another layer of `hidden` features without ReLU before the
+        heads.
+      spread: Spread of the clients' initial models relative to their scale, 0.01 to 1.
+      joining_rounds: Number of local trainings with which the embedding of a new client is
         learned for each evaluation, 1 to 50.
 
     Returns:

@@ -1,6 +1,6 @@
-"""pFedMe: clients solve for a model near their copy of the common one, which follows it.
+"""pFedMe: personalized models as solutions of a proximal problem around the common one.
 
-Server: the model `w`. Client: its personal model `theta_k`, which is only evaluated.
+Server: the model `w`. Client: its personalized model `theta_k`, for evaluation only.
 Down: `w`. Up: `w_k - w`, with uniform weights (`sum`).
 Cost per client and round: `inner_steps` local trainings.
 
@@ -47,16 +47,17 @@ def pfedme(
     Both start a round at the `w` received, and theta goes on from batch to batch.
 
     Args:
-      task: model and loss.
-      local: how clients train; SGD's learning rate is `eta`. Keep `eta lam` below 2.
-      lam: how strongly theta and `w_k` hold each other, 1 to 50; the paper takes 15 most often.
-      inner_steps: steps on theta for a batch, the paper's K, 1 to 10.
-      inner_rate: rate of these steps, 0.001 to 0.1; keep `inner_rate lam` below 2.
-      beta: how far the server goes towards the mean, 1 to 4; 1 is the mean, 0 never moves.
-      weight_decay: pulls theta to zero by `weight_decay theta` in each inner step; 0 in the paper.
-      weight_by_size: average with weights `n_k`; False averages uniformly, as the paper does.
-      train_to_evaluate: when it is evaluated, every client solves for its theta from the current
-        `w`; False evaluates the theta of the last round in which the client took part.
+      task: The model and its loss.
+      local: The clients' local training; SGD's learning rate is `eta`. Keep `eta lam` below 2.
+      lam: Weight of the coupling of theta and `w_k`, 1 to 50 (paper: mostly 15).
+      inner_steps: Number of steps on theta per batch, the paper's K, 1 to 10.
+      inner_rate: Learning rate of these steps, 0.001 to 0.1; keep `inner_rate lam` below 2.
+      beta: Step size of the server towards the mean, 1 to 4; 1 is the mean, 0 never moves.
+      weight_decay: Coefficient of the decay of theta in each inner step; 0 in the paper.
+      weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
+        paper.
+      train_to_evaluate: Whether, in an evaluation, every client solves for its theta from the
+        current `w`; False evaluates the theta of the last round in which the client took part.
 
     Returns:
       The method; a client's state is its theta, that of `w` before its first round. The server

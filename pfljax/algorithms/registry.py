@@ -85,7 +85,7 @@ class Method:
         require(title, self.needs, Setting(task, full_participation, has_server_data))
 
     def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
-        """Makes the method; `checked` says what it refuses."""
+        """Returns the method; see `checked` for its errors."""
         return self.factory(task, local, **hyperparameters)
 
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take the drift out of the clients' steps.
+"""SCAFFOLD: control variates correct the drift of the clients' steps.
 
 Server: the model `w` and the control variate `c`, the mean of the clients'. Client: its control
 variate `c_k`, an estimate of its own gradient.
@@ -55,9 +55,9 @@ def scaffold(
         c <- c + (1/N) sum_k (c_k' - c_k);   c_k <- c_k'
 
     Args:
-      task: model and loss.
-      local: how clients train; the paper's analysis is for plain SGD.
-      server_optimizer: as in FedAvg; SGD's learning rate is the paper's global step size.
+      task: The model and its loss.
+      local: The clients' local training; the paper's analysis is for plain SGD.
+      server_optimizer: As in FedAvg; SGD's learning rate is the paper's global step size.
 
     Returns:
       The method; a client's state is its control variate.

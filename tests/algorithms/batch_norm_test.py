@@ -804,9 +804,9 @@ def test_weight_decay_and_clipping_leave_statistics_alone():
 
 def test_a_client_without_a_step_is_excluded_from_the_groups_of_fedcac():
     local = LOCAL._replace(drop_remainder=True)  # clients of 3 and of 1 examples make no step
-    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    all_clients = sampling.CohortPlan(num_clients=8, size=8)
     algorithm = ALGORITHMS["fedcac"](federation.task(), local._replace(observe=None))
-    outcome = federation.run(algorithm, plan=everybody, rounds=1)
+    outcome = federation.run(algorithm, plan=all_clients, rounds=1)
     sizes = [
         sum(np.sum(leaf[k]) for leaf in jax.tree.leaves(outcome.clients.critical)) for k in range(8)
     ]

@@ -304,7 +304,7 @@ def linear_features() -> core.Task:
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_fedproto(by_size):
-    # Nobody has class 3; the second client lacks class 0, the first class 2.
+    # No client has class 3; the second client lacks class 0, the first class 2.
     labels, lam, rounds = np.array([0, 0, 0, 1, 1, 2, 0, 1, 1, 2, 2, 0]), 0.7, 3
     own = [(POINTS[e - n : e], labels[e - n : e]) for e, n in zip(ENDS, SIZES, strict=True)]
     task = linear_features()
@@ -482,7 +482,7 @@ def test_fedfomo():
                 return 0.5 * ((held_out - theta) ** 2).sum(axis=-1).mean()
 
             gain = np.zeros(3)
-            for j in range(3 if round else 0):  # nobody has uploaded a model before
+            for j in range(3 if round else 0):  # no client has uploaded a model before
                 distance = np.linalg.norm(sent[j] - before[k])
                 gain[j] = (loss(before[k]) - loss(sent[j])) / (distance + 1e-5)
             affinity[k] += gain

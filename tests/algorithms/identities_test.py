@@ -14,7 +14,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.ops import hypernetwork
 
-EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
+ALL_CLIENTS = sampling.CohortPlan(num_clients=8, size=8)
 
 OPTIONS = ("task", "local", "plan", "data", "rounds", "join")
 
@@ -52,8 +52,8 @@ def test_ditto_without_pull_is_local_training_beside_fedavg():
 
 
 def test_apfl_between_fedavg_and_local_training():
-    average, local = run("fedavg", plan=EVERYBODY), run("local", plan=EVERYBODY)
-    held = {"plan": EVERYBODY, "alpha_rate": 0.0, "weight_by_size": True}
+    average, local = run("fedavg", plan=ALL_CLIENTS), run("local", plan=ALL_CLIENTS)
+    held = {"plan": ALL_CLIENTS, "alpha_rate": 0.0, "weight_by_size": True}
     common = run("apfl", alpha=0.0, **held)
     federation.assert_close(common.scores["personal"], average.scores["global"])
     own = run("apfl", alpha=1.0, join="initial", **held)
@@ -61,15 +61,15 @@ def test_apfl_between_fedavg_and_local_training():
     federation.assert_close(own.clients.params, local.clients)
     federation.assert_close(own.scores["personal"], local.scores["personal"])
     assert federation.differ(run("apfl", alpha=0.5, **held).clients.params, local.clients)
-    moving = run("apfl", plan=EVERYBODY, alpha=0.5, alpha_rate=0.3).clients.alpha
+    moving = run("apfl", plan=ALL_CLIENTS, alpha=0.5, alpha_rate=0.3).clients.alpha
     assert np.all((moving >= 0) & (moving <= 1)) and np.ptp(moving) > 0
 
 
 def test_fine_tuning_for_no_epoch_is_fedavg():
-    average = run("fedavg", plan=EVERYBODY)
-    tuned = run("fedavg_ft", plan=EVERYBODY, fine_tuning_epochs=0)
+    average = run("fedavg", plan=ALL_CLIENTS)
+    tuned = run("fedavg_ft", plan=ALL_CLIENTS, fine_tuning_epochs=0)
     federation.assert_close(tuned.scores, average.scores)
-    more = run("fedavg_ft", plan=EVERYBODY, fine_tuning_epochs=3)
+    more = run("fedavg_ft", plan=ALL_CLIENTS, fine_tuning_epochs=3)
     federation.assert_close(more.scores["global"], average.scores["global"])
     assert federation.differ(more.scores["personal"], average.scores["personal"])
 
@@ -415,7 +415,7 @@ def test_fedfomo_explores_less_and_less_and_sends_the_unseen_anything(fedfomo_se
 
     for client, exploration in ((0, 1.0), (8, 0.0)):
         ids = sent_to(client, 0, exploration=exploration)
-        assert set(ids.flat) == set(range(7)) - {client}  # nobody has client 7's
+        assert set(ids.flat) == set(range(7)) - {client}  # no client has client 7's
         assert np.all(ids[:, 0] != ids[:, 1])
     # With the authors' 0.3 less 0.05 a round: nothing is random from the sixth round on. A model of
     # two explores on its own, and finds the best of six or of five by chance.
@@ -612,15 +612,15 @@ def test_fedgen_without_weight_is_fedavg():
 
 
 def test_fedcp_draws_noise_in_training_only():
-    quiet = run("fedcp", rounds=1, plan=EVERYBODY)
-    noisy = run("fedcp", rounds=1, plan=EVERYBODY, noisy_evaluation=True)
+    quiet = run("fedcp", rounds=1, plan=ALL_CLIENTS)
+    noisy = run("fedcp", rounds=1, plan=ALL_CLIENTS, noisy_evaluation=True)
     federation.assert_close(noisy.server, quiet.server)
     federation.assert_close(noisy.clients, quiet.clients)
     assert federation.differ(noisy.scores, quiet.scores)
     # At a rate of zero nothing moves, so that the same models are evaluated, with other keys.
     still = run("fedcp", rounds=1, local=federation.local_training(optimizer=optax.sgd(0.0)))
     federation.assert_close(still.scores, still.untrained_scores)
-    plain = run("fedcp", rounds=1, plan=EVERYBODY, gumbel=0.0)
+    plain = run("fedcp", rounds=1, plan=ALL_CLIENTS, gumbel=0.0)
     assert federation.differ(plain.server.params, quiet.server.params)
 
 

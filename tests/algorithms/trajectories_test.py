@@ -51,7 +51,7 @@ class Case(NamedTuple):
       first_round: `(our client states after it, initial model) -> what PFLlib has then`.
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
       tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
-        method's module in place of ours that draws: it hands out what PFLlib drew.
+        method's module in place of ours that draws: it returns the draws of PFLlib.
     """
 
     file: str
@@ -607,8 +607,8 @@ def test_rounds_of_fedpac():
             for path, array in their_names(server.average.params):
                 same(array, theirs[f"{now}global/{path}"])
 
-            everybody = np.ones(clients, bool)
-            weights = np.stack([head_weights(each, everybody, i) for i in range(clients)])
+            all_clients = np.ones(clients, bool)
+            weights = np.stack([head_weights(each, all_clients, i) for i in range(clients)])
             dropped = np.where(weights > 1e-3, weights, 0)
             close(dropped, theirs[f"{now}server/head_weights"])
             heads = stacked_heads(theirs, now, clients)

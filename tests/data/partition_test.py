@@ -81,7 +81,9 @@ def test_pathological_unbalanced_differs_in_numbers_only(labels, num_clients, pe
     assert_partition(clients, labels)
     assert all(len(np.unique(labels[rows])) == per_client for rows in clients)
     for label in np.unique(labels):
-        holders = [sum(label in labels[rows] for rows in dealt) for dealt in (even, clients)]
+        holders = [
+            sum(label in labels[rows] for rows in partitioned) for partitioned in (even, clients)
+        ]
         assert holders[0] == holders[1]
 
 
@@ -242,7 +244,10 @@ REFUSED = {
     "labels of two axes": (lambda: partition.iid(LABELS[:, None], 2, 0), "shape (40, 1)"),
     "no class per client": (lambda: partition.pathological(LABELS, 4, 0, 0), "at least 1"),
     "too many classes": (lambda: partition.pathological(LABELS, 4, 5, 0), "use at most 4"),
-    "a class for nobody": (lambda: partition.pathological(LABELS, 1, 3, 0), "classes_per_client=4"),
+    "a class without a client": (
+        lambda: partition.pathological(LABELS, 1, 3, 0),
+        "classes_per_client=4",
+    ),
     "too few examples": (lambda: partition.pathological(LABELS, 40, 4, 0), "at most 10 clients"),
     "no shard": (lambda: partition.shards(LABELS, 4, 0, 0), "shards_per_client must be"),
     "too many shards": (lambda: partition.shards(LABELS, 4, 11, 0), "shards_per_client=10"),

@@ -1,4 +1,4 @@
-"""The real files in PFLJAX_DATA: what is in them, and that every partition can deal it out."""
+"""The real files in PFLJAX_DATA: their content, and that every partition applies to them."""
 
 import os
 from pathlib import Path

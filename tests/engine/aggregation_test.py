@@ -185,16 +185,16 @@ def sums_of(bad):
 )
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_no_aggregator_hides_a_message_that_is_not_finite(aggregator, bad):
-    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    all_clients = sampling.CohortPlan(num_clients=8, size=8)
     algorithm = aggregated(sums_of(bad), aggregator)
-    found = federation.run(algorithm, plan=everybody, rounds=2).metrics["not_finite"]
+    found = federation.run(algorithm, plan=all_clients, rounds=2).metrics["not_finite"]
     assert found.tolist() == [ALL_FINITE, SERVER_NOT_FINITE]
 
 
 def test_memory_that_is_not_finite_names_the_client():
-    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    all_clients = sampling.CohortPlan(num_clients=8, size=8)
     algorithm = aggregated(sums_of(jnp.nan), aggregation.top_k(fraction=0.3))
-    found = federation.run(algorithm, plan=everybody, rounds=2).metrics["not_finite"]
+    found = federation.run(algorithm, plan=all_clients, rounds=2).metrics["not_finite"]
     assert found.tolist() == [ALL_FINITE, 5]
 
 

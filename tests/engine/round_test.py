@@ -23,7 +23,7 @@ class Notes(NamedTuple):
     """The private state of `gossip`: what a client wrote down, of several dtypes."""
 
     mark: jax.Array  # [2] float32
-    visits: jax.Array  # [] int32
+    rounds_done: jax.Array  # [] int32
     flag: jax.Array  # [] bool
     key: jax.Array  # [] typed key
 
@@ -33,8 +33,10 @@ def gossip() -> core.Algorithm:
 
     def client_update(server, client, data, context):
         row = data.size * jnp.ones(2)
-        visits = client.visits + 1
-        state = Notes(client.mark, visits, ~client.flag, jax.random.fold_in(client.key, visits))
+        rounds_done = client.rounds_done + 1
+        state = Notes(
+            client.mark, rounds_done, ~client.flag, jax.random.fold_in(client.key, rounds_done)
+        )
         return core.ClientOutput(
             state, sum=core.weighted({"size": row}, 1.0), each=row, metrics={"loss": row[0]}
         )
@@ -82,7 +84,7 @@ def test_rows_of_every_dtype_travel_and_members_see_the_others_and_their_data(de
             np.testing.assert_allclose(found, [others + mean, own], rtol=1e-6)
         else:
             np.testing.assert_array_equal(outcome.clients.mark[client], 0)
-        assert outcome.clients.visits[client] == (client in ids)
+        assert outcome.clients.rounds_done[client] == (client in ids)
         assert outcome.clients.flag[client] == (client in ids)
     np.testing.assert_allclose(outcome.metrics["loss"], [mean], rtol=1e-6)
     assert outcome.metrics["examples"][0] == sizes.sum()
@@ -153,13 +155,17 @@ def test_a_state_that_is_not_finite_is_named():
             personalize=lambda server, client, data, context: client,
         )
 
-    everybody = sampling.CohortPlan(num_clients=8, size=8)
+    all_clients = sampling.CohortPlan(num_clients=8, size=8)
     for where in ("state", "sum", "metrics", "server", "nowhere"):
         found = federation.run(
-            algorithm(5, where), plan=everybody, devices=2, chunk=2, rounds=3
+            algorithm(5, where), plan=all_clients, devices=2, chunk=2, rounds=3
         ).metrics["not_finite"]
-        nobody = {"nowhere": ALL_FINITE, "server": SERVER_NOT_FINITE, "sum": SERVER_NOT_FINITE}
-        culprit = nobody.get(where, 5)
+        not_a_client = {
+            "nowhere": ALL_FINITE,
+            "server": SERVER_NOT_FINITE,
+            "sum": SERVER_NOT_FINITE,
+        }
+        culprit = not_a_client.get(where, 5)
         assert found[0] == ALL_FINITE and found[1] == culprit, where
 
 
@@ -188,8 +194,8 @@ def test_dropped_clients_and_empty_cohorts_leave_no_trace(name):
 
 
 def test_unseen_clients_never_train_but_join_when_evaluated():
-    everybody = sampling.CohortPlan(num_clients=8, size=8)
-    outcome = federation.run(federation.make("local"), plan=everybody, rounds=4)
+    all_clients = sampling.CohortPlan(num_clients=8, size=8)
+    outcome = federation.run(federation.make("local"), plan=all_clients, rounds=4)
     start = federation.make("local").init_server(
         None, streams.key_of(jax.random.key(0), streams.SERVER_INIT)
     )

@@ -1,4 +1,4 @@
-"""Cohorts: their sizes, their distribution, and how they are dealt over devices."""
+"""Cohorts: their sizes, their distribution, and their assignment to devices."""
 
 import jax
 import jax.numpy as jnp
@@ -55,54 +55,54 @@ def test_dropout_replaces_clients_by_padding():
 )
 def test_assignment_keeps_every_client_and_balances_the_load(sizes, devices, chunk, prefer_owner):
     ids = jnp.arange(len(sizes), dtype=jnp.int32)
-    hands = np.asarray(
+    assignment = np.asarray(
         sampling.assign(
             ids, jnp.array(sizes), num_devices=devices, chunk=chunk, prefer_owner=prefer_owner
         )
     )
-    assert hands.shape[0] == devices and hands.shape[1] % chunk == 0
-    np.testing.assert_array_equal(np.sort(hands[hands >= 0]), np.arange(len(sizes)))
-    loads = np.where(hands >= 0, np.array(sizes)[hands], 0).sum(axis=1)
+    assert assignment.shape[0] == devices and assignment.shape[1] % chunk == 0
+    np.testing.assert_array_equal(np.sort(assignment[assignment >= 0]), np.arange(len(sizes)))
+    loads = np.where(assignment >= 0, np.array(sizes)[assignment], 0).sum(axis=1)
     assert loads.max() - loads.min() <= max(sizes)
-    for hand in hands:
-        own = [sizes[i] for i in hand if i >= 0]
+    for shard in assignment:
+        own = [sizes[i] for i in shard if i >= 0]
         assert own == sorted(own, reverse=True)
 
 
 @pytest.mark.parametrize(("devices", "gap"), [(2, 2), (4, 362)])
 def test_the_loads_of_small_cohorts_are_balanced(devices, gap):
-    """Given back and forth, the largest hand would have 776 examples more, of four hands 952."""
+    """In alternating order, the largest of two shards would have 776 examples more, of four 952."""
     sizes = [1972, 374, 1222, 1905, 1437, 4641, 942, 951, 2700, 3004]
     sizes = np.array([*sizes, 2337, 2829, 2709, 1600, 4297, 4086, 2721, 4239, 3949, 4577])
-    hands = sampling.assign(
+    assignment = sampling.assign(
         jnp.arange(20, dtype=jnp.int32), jnp.array(sizes), num_devices=devices, chunk=1
     )
-    assert np.ptp(sizes[np.asarray(hands)].sum(axis=1)) <= gap
+    assert np.ptp(sizes[np.asarray(assignment)].sum(axis=1)) <= gap
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_most_clients_train_on_the_device_that_owns_them(devices):
     """Of a hundred for each device; none moves where all homes are as full in every size."""
 
-    def guests(ids, sizes):
-        hands = sampling.assign(
+    def remote_fraction(ids, sizes):
+        assignment = sampling.assign(
             jnp.array(ids), jnp.array(sizes), num_devices=devices, chunk=1, prefer_owner=True
         )
-        hands = np.asarray(hands)
+        assignment = np.asarray(assignment)
         placed = {client: int(sizes[place]) for place, client in enumerate(ids)}
-        loads = [sum(placed[client] for client in hand) for hand in hands.tolist()]
+        loads = [sum(placed[client] for client in shard) for shard in assignment.tolist()]
         assert np.ptp(loads) < 0.02 * max(loads)
-        assert sorted(hands.reshape(-1)) == sorted(ids)
-        return float(np.mean(hands % devices != np.arange(devices)[:, None]))
+        assert sorted(assignment.reshape(-1)) == sorted(ids)
+        return float(np.mean(assignment % devices != np.arange(devices)[:, None]))
 
     draw, count = np.random.default_rng(0), 100 * devices
     drawn = draw.choice(10 * count, count, replace=False).astype(np.int32)
-    assert 0 < guests(drawn, draw.integers(50, 150, count)) < 0.25
-    everybody = np.arange(count, dtype=np.int32)
-    assert guests(everybody, np.full(count, 7)) == 0
+    assert 0 < remote_fraction(drawn, draw.integers(50, 150, count)) < 0.25
+    all_clients = np.arange(count, dtype=np.int32)
+    assert remote_fraction(all_clients, np.full(count, 7)) == 0
     # All live on the first device: the others have no other clients to train.
-    away = guests(devices * everybody, draw.integers(50, 150, count))
-    assert away == pytest.approx(1 - 1 / devices)
+    remote = remote_fraction(devices * all_clients, draw.integers(50, 150, count))
+    assert remote == pytest.approx(1 - 1 / devices)
 
 
 @pytest.mark.parametrize("size", [1, 3, 19])

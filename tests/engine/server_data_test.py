@@ -22,7 +22,7 @@ from pfljax.training.study import experiment, placement, vectorized
 from pfljax.training.study.config import default_config
 
 RATE, BATCH, CLASSES = 0.5, 4, federation.NUM_CLASSES
-EVERYBODY = sampling.CohortPlan(num_clients=8, size=8)
+ALL_CLIENTS = sampling.CohortPlan(num_clients=8, size=8)
 
 
 @checked
@@ -97,7 +97,7 @@ def plain_round(params, data):
 
 def options(devices):
     return Options(
-        plan=EVERYBODY,
+        plan=ALL_CLIENTS,
         clients_per_chunk=1,
         eval_clients_per_chunk=1,
         eval_batch_size=4,
@@ -116,7 +116,7 @@ def test_server_data_are_an_argument_of_the_programs(residence):
     if residence == "device":
         init = programs.init_program(make, devices=devices)
         rounds = programs.rounds_program(
-            make, EVERYBODY, clients_per_chunk=1, rounds_per_call=1, devices=devices
+            make, ALL_CLIENTS, clients_per_chunk=1, rounds_per_call=1, devices=devices
         )
         placed = mapping.replicate(examples, devices)
         begin = programs.Bound(init, inputs)

@@ -208,14 +208,14 @@ def test_a_baseline_that_fails_is_reported():
 PRETENDER = """
 import pathlib, sys
 import numpy as np
-told = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 for part, size in (("train", 6), ("test", 2)):
-    data = np.load(pathlib.Path("..", "dataset", told["-data"], part, "0.npz"), allow_pickle=True)
+    data = np.load(pathlib.Path("..", "dataset", args["-data"], part, "0.npz"), allow_pickle=True)
     data = data["data"].tolist()
     assert data["x"].shape == (size, 1, 28, 28) and data["y"].shape == (size,), data["x"].shape
-assert (told["-m"], told["-nc"], told["-lbs"], told["-dev"]) == ("DNN", "2", "10", "cpu")
-for number in range(int(told["-gr"]) + 1):
-    seconds = (9.0 if number == 0 else 0.5) + (0.25 if told["-eg"] == "1" else 0)
+assert (args["-m"], args["-nc"], args["-lbs"], args["-dev"]) == ("DNN", "2", "10", "cpu")
+for number in range(int(args["-gr"]) + 1):
+    seconds = (9.0 if number == 0 else 0.5) + (0.25 if args["-eg"] == "1" else 0)
     print("-" * 25, "time cost", "-" * 25, seconds)
 """
 

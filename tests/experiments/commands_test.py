@@ -424,7 +424,7 @@ MISTAKES = {
         "--pfllib_dir=DIR",
     ),
     "python of an unknown baseline": (["benchmark.py", "--peer_python=fedjx=/bin/sh"], "'fedjax'"),
-    "python without a baseline": ([*FEDJAX, "--peer_python=/bin/sh"], "OPPONENT=PYTHON"),
+    "python without a baseline": ([*FEDJAX, "--peer_python=/bin/sh"], "BASELINE=PYTHON"),
     "python that is not there": ([*FEDJAX, "--peer_python=fedjax={place}/python"], "names no file"),
     "workload without baselines": ([*FEDJAX, "--workload=r12"], "leave --against out"),
     "clients too different": (["benchmark.py", "--against=drjax"], "equally many examples"),

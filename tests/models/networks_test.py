@@ -442,7 +442,7 @@ def test_a_table_of_users_distinguishes_users():
 
 
 @pytest.mark.parametrize(
-    "name, shape, outputs, arguments, told",
+    "name, shape, outputs, arguments, message",
     [
         ("cnn", (8, 8, 1), 10, {}, "8x8"),
         ("cnn", (64,), 10, {}, "reads images"),
@@ -458,6 +458,6 @@ def test_a_table_of_users_distinguishes_users():
         ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
     ],
 )
-def test_models_that_do_not_fit_are_refused(name, shape, outputs, arguments, told):
-    with pytest.raises(UserError, match=told):
+def test_models_that_do_not_fit_are_refused(name, shape, outputs, arguments, message):
+    with pytest.raises(UserError, match=message):
         models.MODELS[name](shape, outputs, **arguments)

@@ -47,7 +47,7 @@ def test_mean_losses_and_distances_of_each_model():
     models = {"w": jnp.array([0.0, 1.0])}
     mean = stacked.mean_losses(task, models, data, context, local)
     np.testing.assert_allclose(mean, [5 / 3, 2 / 3], rtol=1e-6)
-    nobody = data.rows(0, 0)
-    np.testing.assert_array_equal(stacked.mean_losses(task, models, nobody, context, local), 0)
+    no_examples = data.rows(0, 0)
+    np.testing.assert_array_equal(stacked.mean_losses(task, models, no_examples, context, local), 0)
     distances = stacked.squared_distances(models, {"w": jnp.array(3.0)})
     np.testing.assert_array_equal(distances, [9, 4])

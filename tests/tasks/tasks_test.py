@@ -59,8 +59,10 @@ def test_next_token_counts_tokens_and_leaves_the_padding_out():
     expected = -np.log([(0.4 * 0.2) ** 0.5, 0.3])
     np.testing.assert_allclose(losses[:2], expected, rtol=1e-6)
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
-    told = {"accuracy": 1, "count": 3, "loss": -np.log(0.4 * 0.2 * 0.3)}
-    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(told)
+    expected_metrics = {"accuracy": 1, "count": 3, "loss": -np.log(0.4 * 0.2 * 0.3)}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        expected_metrics
+    )
 
 
 def test_a_text_without_targets_costs_nothing():
@@ -92,8 +94,15 @@ def test_a_ranking_puts_the_chosen_item_before_others():
     np.testing.assert_allclose(losses[:2], expected, rtol=1e-5)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
     # One item and the half of another stand before the first one, nothing before the second.
-    told = {"ndcg": 1 / np.log2(3.5) + 1, "hit": 2, "auc": 0.5 + 1, "loss": sum(expected)}
-    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(told, rel=1e-5)
+    expected_metrics = {
+        "ndcg": 1 / np.log2(3.5) + 1,
+        "hit": 2,
+        "auc": 0.5 + 1,
+        "loss": sum(expected),
+    }
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        expected_metrics, rel=1e-5
+    )
     assert (task.score, task.more_is_better, task.num_features) == ("ndcg", True, 0)
 
 

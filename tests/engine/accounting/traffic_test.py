@@ -1,4 +1,4 @@
-"""What a client sends and receives, by hand for a 5-4-3 MLP."""
+"""The upload and download of a client, computed by hand for a 5-4-3 MLP."""
 
 import dataclasses
 

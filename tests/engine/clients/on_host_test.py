@@ -133,7 +133,7 @@ def million(count):
         offsets={name: given.offsets["train"][ids] for name in given.offsets},
         sizes={"train": given.sizes["train"][ids], "validation": never, "test": never + 1},
         num_participants=count,
-        class_counts=lambda: pytest.fail("nobody reads the labels of all clients"),
+        class_counts=lambda: pytest.fail("the labels of all clients are not needed"),
     )
 
 

@@ -25,10 +25,10 @@ def built():
 
 @pytest.fixture(scope="module")
 def straight(built, tmp_path_factory):
-    """A run from beginning to end: its directory, its result, and what it told of its progress."""
-    directory, told = tmp_path_factory.mktemp("straight"), []
-    result = loop.run(built, directory, progress=lambda *news: told.append(news))
-    return directory, result, told
+    """A run from beginning to end: its directory, its result, and its progress reports."""
+    directory, reports = tmp_path_factory.mktemp("straight"), []
+    result = loop.run(built, directory, progress=lambda *news: reports.append(news))
+    return directory, result, reports
 
 
 def test_the_files(straight):
@@ -96,9 +96,9 @@ def test_the_clients(straight, built):
 
 
 def test_the_progress(straight):
-    _, result, told = straight
-    assert [done for done, _ in told] == [0, 2, 3, 4, 6]
-    assert told[-1][1] == {
+    _, result, reports = straight
+    assert [done for done, _ in reports] == [0, 2, 3, 4, 6]
+    assert reports[-1][1] == {
         model: result[f"{model}_accuracy"]["last"] for model in ("personal", "global")
     }
 
@@ -151,7 +151,7 @@ def test_an_unusable_checkpoint_is_named(built, tmp_path):
     loop.run(built._replace(config=config(rounds=3)), tmp_path)
     narrow = config()
     narrow.model.widths = (4,)
-    other = experiment.build(narrow)._replace(config=config())  # as if nobody had noticed
+    other = experiment.build(narrow)._replace(config=config())  # without the check of the config
     with pytest.raises(UserError, match="checkpoints/3 is of another model"):
         loop.run(other, tmp_path, resume=True)
 

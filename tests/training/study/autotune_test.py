@@ -111,9 +111,9 @@ def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
 
 def test_sizes_are_those_of_a_typical_cohort():
     local = core.LocalTraining(optax.sgd(0.1), batch_size=10)
-    everybody = sampling.CohortPlan(num_clients=5, size=5)
-    assert autotune._typical_steps(dataset(), local, everybody, 1).tolist() == [2, 2, 2, 2, 1]
-    assert autotune._typical_steps(dataset(), local, everybody, 2).tolist() == [2, 2, 1]
+    all_clients = sampling.CohortPlan(num_clients=5, size=5)
+    assert autotune._typical_steps(dataset(), local, all_clients, 1).tolist() == [2, 2, 2, 2, 1]
+    assert autotune._typical_steps(dataset(), local, all_clients, 2).tolist() == [2, 2, 1]
     few = sampling.CohortPlan(num_clients=5, size=2)
     assert autotune._typical_steps(dataset(), local, few, 1).tolist() == [2, 2]
 

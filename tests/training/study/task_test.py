@@ -21,20 +21,20 @@ CLIENTS, EACH = 4, 12
 def dataset(kind, inputs, targets, num_classes=0, **more):
     """A data set that says what its targets are; each client has six training examples."""
 
-    class Told(FederatedDataset):
+    class Declared(FederatedDataset):
         task = kind
 
         def class_counts(self):
             return np.zeros((self.num_clients, self.num_classes), np.int32)
 
     for name, value in more.items():
-        setattr(Told, name, value)
+        setattr(Declared, name, value)
     start = np.arange(CLIENTS, dtype=np.int32) * EACH
     splits = [
         Split(start + begin, np.full(CLIENTS, size, np.int32))
         for begin, size in ((0, 6), (6, 2), (8, 4))
     ]
-    return Told("toy", inputs, targets, *splits, num_classes)
+    return Declared("toy", inputs, targets, *splits, num_classes)
 
 
 def config_of(model, **arguments):
@@ -75,7 +75,7 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
 
 
 @pytest.mark.parametrize(
-    "kind, inputs, targets, classes, more, model, told",
+    "kind, inputs, targets, classes, more, model, message",
     [
         ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "to one of fasttext"),
         ("classification", ids(5), ids(), 9, {}, "lstm", "config.model.vocabulary"),
@@ -84,8 +84,10 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
         ("ranking", ids(4, 2), ids(), 0, {"vocabulary": (3, 4)}, "lstm", r"vocabulary"),
     ],
 )
-def test_models_that_do_not_answer_the_question(kind, inputs, targets, classes, more, model, told):
-    with pytest.raises(UserError, match=told):
+def test_models_that_do_not_answer_the_question(
+    kind, inputs, targets, classes, more, model, message
+):
+    with pytest.raises(UserError, match=message):
         build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
 
 
