@@ -75,12 +75,12 @@ def measure(devices: int) -> dict:
     return {
         "seconds": statistics.median(seconds[1:]),
         "at_work": at_work,
-        "parcels": parcels(built) if jax.tree.leaves(state.clients) else 0,
+        "buckets": buckets(built) if jax.tree.leaves(state.clients) else 0,
         **sent._asdict(),
     }
 
 
-def parcels(built: experiment.Experiment) -> float:
+def buckets(built: experiment.Experiment) -> float:
     """Returns the mean number of buckets of migrated states in the timed rounds."""
     found = []
     for number in range(_ROUNDS.value + 1):
@@ -141,14 +141,14 @@ def main():
         seconds, at_work = found["seconds"], found["at_work"]
         fields = collectives.Communication._fields
         sent = collectives.Communication(*(found[field] for field in fields))
-        all_parcels = sent._replace(posted=found["parcels"] * sent.posted)
+        all_buckets = sent._replace(exchanged=found["buckets"] * sent.exchanged)
         sums, copies, bucket, sends = (
-            f"{value / 1e3:,.1f}" for value in (*sent, all_parcels.sent(devices))
+            f"{value / 1e3:,.1f}" for value in (*sent, all_buckets.sent(devices))
         )
         table.add_row(
             *(str(devices), str(devices * _CLIENTS.value), f"{seconds:.4f}"),
             f"{seconds * at_work / devices:.4f}",
-            *(sums, copies, f"{found['parcels']:.1f}", bucket, sends),
+            *(sums, copies, f"{found['buckets']:.1f}", bucket, sends),
         )
     app.say(table)
 

@@ -89,22 +89,24 @@ def fedcp(
         common, shared = server.params["model"], server.params["policy"]
         return {"own": own, "common": common, "policy": shared, "direction": direction_of(own)}
 
-    def outputs_of(params, inputs, key, scale, mask=None):
+    def outputs_of(params, inputs, key, scale, mask=None, drop_key=None):
         """The outputs, and the features before they are split; given a mask, in training mode."""
-        features = task.features(params["own"], inputs, mask)
+        features = task.features(params["own"], inputs, mask, drop_key)
         noise = scale * draw(key, (features.shape[0], 2, features.shape[1]), features.dtype)
         own, common = policy.separate(params["policy"], params["direction"], features, noise)
-        return task.head(params["own"], own) + task.head(params["common"], common), features
+        heads = zip((params["own"], params["common"]), (own, common), strict=True)
+        own, common = (task.head(of, part, mask, drop_key) for of, part in heads)
+        return own + common, features
 
     def client_update(server, client, data, context):
         start = deploy(server, client)
         moving, fixed = split_params(start, lambda path: path[0] in ("own", "policy"))
 
         def objective(moving, batch, key):
-            models = {**moving, **fixed}
-            outputs, features = outputs_of(models, batch.inputs, key, gumbel, batch.mask)
+            models, mode = {**moving, **fixed}, (batch.mask, key)
+            outputs, features = outputs_of(models, batch.inputs, key, gumbel, *mode)
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
-            received = task.features(fixed["common"], batch.inputs, batch.mask)
+            received = task.features(fixed["common"], batch.inputs, *mode)
             pull = discrepancy.squared_mmd(features, received, batch.mask)
             return core.mean_over(losses, batch.mask) + lam * pull
 

@@ -116,7 +116,9 @@ def fedgen(
             task_key, draw_key = jax.random.split(key)
             labels, noise = sample(draw_key, server, local.batch_size)
             features = generate(server.generator, labels, noise)
-            logits = task.head(params, features, jnp.ones(labels.shape, bool))  # in training mode
+            # In training mode, as the loss below.
+            mode = (jnp.ones(labels.shape, bool), draw_key)
+            logits = task.head(params, features, *mode)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return task.loss(params, batch, task_key) + strength * jnp.mean(losses)
 

@@ -108,10 +108,11 @@ def fedkd(
             taught = distillation * divergence(target, logits, batch.mask)
             return taught + hidden * distance(features, mapped, batch.mask)
 
-        features = task.features(models["mentor"], batch.inputs, batch.mask)
-        mapped = shared.features(models["mentee"], batch.inputs, batch.mask) @ models["bridge"]
-        logits = task.predict(models["mentor"], batch.inputs, batch.mask)
-        shared_logits = shared.predict(models["mentee"], batch.inputs, batch.mask)
+        features = task.features(models["mentor"], batch.inputs, batch.mask, mentor_key)
+        mapped = shared.features(models["mentee"], batch.inputs, batch.mask, mentee_key)
+        mapped = mapped @ models["bridge"]
+        logits = task.predict(models["mentor"], batch.inputs, batch.mask, mentor_key)
+        shared_logits = shared.predict(models["mentee"], batch.inputs, batch.mask, mentee_key)
         own += learned(logits, fixed(shared_logits), features, fixed(mapped)) / scale
         other += learned(shared_logits, fixed(logits), fixed(features), mapped) / scale
         return own + other, own

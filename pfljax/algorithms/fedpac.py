@@ -123,7 +123,7 @@ def fedpac(
         variance = jnp.maximum(squares / examples - tree.squared_norm(shares), 0)
 
         def objective(params, batch, key):
-            features = task.features(params, batch.inputs, batch.mask)
+            features = task.features(params, batch.inputs, batch.mask, key)
             pull = prototypes.pull(known, features, batch)
             return task.loss(params, batch, key) + lam * pull
 

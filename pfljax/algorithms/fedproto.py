@@ -75,7 +75,7 @@ def fedproto(
 
     def client_update(server, client, data, context):
         def objective(params, batch, key):
-            features = task.features(params, batch.inputs, batch.mask)
+            features = task.features(params, batch.inputs, batch.mask, key)
             pull = prototypes.pull(server.prototypes, features, batch)
             return task.loss(params, batch, key) + lam * pull, features
 

@@ -98,7 +98,7 @@ class Trained(NamedTuple):
 
 
 def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
-    """Returns `[]` int32, the steps in one epoch of a client with `size` `[]` examples."""
+    """Returns `[]` int32, the number of steps per epoch for a client of `size` `[]` examples."""
     rounded = size if local.drop_remainder else size + local.batch_size - 1
     return rounded // local.batch_size
 

@@ -21,6 +21,8 @@ indented row after those of the row above.
       ORDER         epoch         the order of a client's examples
       STEP          step          a step of local training
       AGGREGATION   stage         an aggregator, on the client or at the server
+    key of a step
+      DROPOUT       0, 1          dropout in the body and in the head of a network
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ import jax
 # The first number below the key of the run.
 SERVER_INIT, CLIENT_INIT, CLIENT, COHORT, SERVER, UPDATE, EXCHANGE, EVALUATION = range(8)
 
-# Numbers below the key of a context that no method uses for `Context.child`.
-ORDER, STEP, AGGREGATION = 2**32 - 1, 2**32 - 2, 2**32 - 3
+# Numbers below the key of a context or of a step that no method uses for `Context.child`.
+ORDER, STEP, AGGREGATION, DROPOUT = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 4
 
 
 def key_of(key: jax.Array, *path: jax.Array | int) -> jax.Array:

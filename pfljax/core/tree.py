@@ -23,7 +23,7 @@ def dtype(tree: PyTree) -> jnp.dtype:
 
 
 def divide(tree: PyTree, number: jax.Array) -> PyTree:
-    """Returns `tree / number`, in the dtype of each leaf, whatever that of the scalar `number`."""
+    """Returns `tree / number` in the dtype of each leaf, whatever that of the scalar `number`."""
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(number, leaf.dtype), tree)
 
 

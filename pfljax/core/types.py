@@ -138,16 +138,19 @@ class Task(NamedTuple):
     examples: in `losses` and `loss` unless `train=False`, in the other functions if they get the
     batch's `mask` `[B]`. Otherwise it uses the running statistics of the model. All terms of a
     training objective get the mask, so that the whole objective is in one mode; code that evaluates
-    a model omits it.
+    a model omits it. Likewise dropout drops if a function gets a `key`, and in `losses` and `loss`
+    unless `train=False`.
 
     Attributes:
       init: `key -> params`.
       losses: `(params, batch, key, train=True) -> [B]`, the loss of each example, masked or not.
       loss: `(params, batch, key, train=True) -> []`, the mean of the losses over the batch's real
         examples.
-      predict: `(params, inputs, mask=None) -> outputs` (for classification, logits `[B, C]`).
-      features: `(params, inputs, mask=None) -> [B, d]`, the input of the head.
-      head: `(params, features, mask=None) -> outputs`, so `predict = head after features`.
+      predict: `(params, inputs, mask=None, key=None) -> outputs` (for classification, logits
+        `[B, C]`).
+      features: `(params, inputs, mask=None, key=None) -> [B, d]`, the input of the head.
+      head: `(params, features, mask=None, key=None) -> outputs`, so `predict = head after
+        features`.
       is_head: `path -> bool`, whether the array at `path` belongs to the head.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples. Their mean is
         over examples, or, if there is a metric 'count', over the units that it counts, such as

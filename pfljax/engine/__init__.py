@@ -1,1 +1,1 @@
-"""Runs any method over any population: knows the protocol, no method by name."""
+"""Runs any method on any population, through the protocol of `core.Algorithm`."""

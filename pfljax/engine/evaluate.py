@@ -1,4 +1,4 @@
-"""Evaluation of all clients, or of some, in one program; it knows no method by name."""
+"""Evaluation of all clients, or of some, in one program."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def evaluate_client(
     unseen: jax.Array | None,
     context: Context,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores one client's personalized model, and the global one, on its own examples.
+    """Evaluates one client's personalized model, and the global one, on the client's examples.
 
     A held-out client, which never takes part in training, is adapted by one local update from the
-    server's current state, of which it uploads nothing; its model is personalized after that.
+    server's current state, without uploading anything; then its model is personalized.
 
     Args:
-      algorithm: the method.
-      task: model and metrics.
-      batch_size: examples scored together.
-      server: the method's server state.
-      client: the client's private state.
-      examples: of this client and others.
-      row: `[]` int32, where the client stands in `examples`; -1 scores nothing.
-      unseen: `[]` bool, whether it never takes part; None where all clients do.
-      context: the client's key and the round.
+      algorithm: The method.
+      task: The model and its metrics.
+      batch_size: Number of examples evaluated at once.
+      server: The method's server state.
+      client: The client's private state.
+      examples: The examples of this and other clients.
+      row: `[]` int32, the row of the client in `examples`; -1 for padding.
+      unseen: `[]` bool, whether the client is held out; None if no client is.
+      context: The context, with the client's key and the round.
 
     Returns:
       `{model: {split: {metric: []}}}`, sums over the client's examples; model is 'personal' and,
-      where the method has one, 'global'.
+      if the method has one, 'global'.
     """
     data = examples.of_client(row)
     if unseen is not None:
-        # Clients that took part are given no examples here, so that the update costs nothing.
+        # Participating clients get no examples here, so that the update costs nothing.
         joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
         joined = algorithm.update_client(server, client, joining, context.child(0)).state
         client = tree.where(unseen, joined, client)
@@ -62,7 +62,7 @@ def evaluate_client(
     models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
     if algorithm.global_params is not None:
         models["global"] = algorithm.global_params(server)
-    # The predictions of a global model are the task's; only those of personal ones may differ.
+    # The global model predicts as in the task; only personalized models may predict differently.
     evaluate_model = {"personal": personal_metrics(algorithm, task), "global": task.evaluate}
 
     def score(split):
@@ -97,8 +97,8 @@ def personal_metrics(algorithm: Algorithm, task: Task) -> Callable:
         return task.evaluate
     if task.metrics is None:
         raise UserError(
-            "The method combines the outputs of several models, and the metrics of this task are "
-            "not computed from outputs; name a method with one personalized model, such as ditto."
+            "The method combines the outputs of several models, but the metrics of this task are "
+            "not computed from outputs; choose a method with one personalized model, such as ditto."
         )
 
     def metrics(params, batch, key):
@@ -119,18 +119,18 @@ def evaluate_rows(
     num_clients: int,
     num_rounds: jax.Array,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores some clients on this device, wherever their rows and examples came from.
+    """Evaluates some clients on this device, whatever the source of their states and examples.
 
     Args:
-      algorithm: the method.
-      task: model and metrics.
-      batch_size: examples scored together.
-      clients_per_chunk: how many clients are scored together.
-      state: `clients` holds the rows of these clients.
-      examples: at least those of these clients.
-      ids: `[rows]` int32; -1 where it is nobody.
-      rows: `[rows]` int32, where each client stands in `examples`; -1 where it is nobody.
-      num_clients: seen and unseen.
+      algorithm: The method.
+      task: The model and its metrics.
+      batch_size: Number of examples evaluated at once.
+      clients_per_chunk: Number of clients evaluated at once.
+      state: The state; `clients` are the states of these clients.
+      examples: The examples of at least these clients.
+      ids: `[rows]` int32; -1 is padding.
+      rows: `[rows]` int32, the row of each client in `examples`; -1 is padding.
+      num_clients: Number of clients, including held-out ones.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
@@ -169,7 +169,7 @@ def evaluate(
     num_rounds: jax.Array,
     eval_ids: np.ndarray | None = None,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores clients, each on the device that owns it; see `build_evaluation`."""
+    """Evaluates clients, each on the device that owns it; see `programs.build_evaluation`."""
     count = examples.num_clients
     if eval_ids is None:
         ids = on_device.owned_ids(count)
@@ -192,7 +192,7 @@ def evaluate(
     )
 
     def by_id(leaf):
-        """`[rows]` on each device -> `[num_clients]`; client i is row i // devices of one."""
+        """Returns `[num_clients]` from `[rows]` of each device; client i is row i // devices."""
         if eval_ids is not None:
             return mapping.stack_over_devices(leaf)[positions]
         return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]

@@ -1,4 +1,4 @@
-"""All clients' examples as they lie on a device: flat, in stored dtype, with offsets."""
+"""All clients' examples on a device: flat, in stored dtype, with offsets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pfljax.core.types import ClientProfile, Population, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The examples of all clients, seen and unseen.
+    """The examples of all clients, including held-out ones.
 
     Attributes:
       inputs: `[num_examples, ...]` in stored dtype; one array, or a tree of arrays.
-      targets: `[num_examples, ...]`.
-      offsets: `{split: [num_clients] int32}` for the splits train, validation and test.
-      sizes: `{split: [num_clients] int32}`.
-      class_counts: `[num_clients, C]` int32, of the training examples; None where no function of
-        the method reads them.
-      max_train_size: the largest training set (static).
-      num_participants: the clients with ids below it may be chosen for a round (static).
+      targets: `[num_examples, ...]`, the targets.
+      offsets: `{split: [num_clients] int32}`, the first row of each client, for the splits train,
+        validation and test.
+      sizes: `{split: [num_clients] int32}`, the number of rows of each client.
+      class_counts: `[num_clients, C]` int32, of the training examples; None if no function of the
+        method uses them.
+      max_train_size: The size of the largest training set (static).
+      num_participants: Number of clients that can be sampled, those with the lowest ids (static).
     """
 
     inputs: PyTree
@@ -37,11 +38,11 @@ class Examples:
 
     @property
     def num_clients(self) -> int:
-        """All clients, the unseen ones included."""
+        """Number of all clients, including held-out ones."""
         return self.sizes["train"].shape[0]
 
     def of_client(self, client_id: jax.Array, split: str = "train") -> ClientData:
-        """Returns one client's view of a split; an empty one for a negative id."""
+        """Returns one client's view of a split, without examples for a negative id."""
         row = jnp.maximum(client_id, 0)
         return ClientData(
             inputs=self.inputs,
@@ -53,12 +54,12 @@ class Examples:
         )
 
     def profile(self, client_id: jax.Array) -> ClientProfile:
-        """Returns what is known of a client before it trains."""
+        """Returns the profile of a client."""
         data = self.of_client(client_id)
         return ClientProfile(client_id, data.size, data.class_counts)
 
     def population(self) -> Population:
-        """Returns the profiles of all clients that may take part."""
+        """Returns the profiles of all clients that can be sampled."""
         seen = slice(self.num_participants)
         counts = None if self.class_counts is None else self.class_counts[seen]
         return Population(self.sizes["train"][seen], counts)

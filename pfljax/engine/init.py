@@ -1,4 +1,4 @@
-"""The state before the first round."""
+"""The initial states of server and clients."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pfljax.engine import mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
 
-# From which state of the server a client's private state begins: the one of the round in which the
-# client first takes part, or the one before the first round.
+# The state of the server from which a client's private state is initialized: that of the round in
+# which the client first takes part, or that before the first round.
 JOINS = ("current", "initial")
 
 
 def init_server(algorithm: Algorithm, population: Population, key: jax.Array) -> PyTree:
-    """Returns the server's first state; `key` is the run's."""
+    """Returns the server's initial state; `key` is the key of the run."""
     return algorithm.init_server(population, streams.key_of(key, streams.SERVER_INIT))
 
 
 def init_client(
     algorithm: Algorithm, server: PyTree, profile: ClientProfile, key: jax.Array
 ) -> PyTree:
-    """Returns one client's first state; `server` is the server's, and `key` the run's."""
+    """Returns a client's initial state from the server's state and the key of the run."""
     own_key = streams.key_of(key, streams.CLIENT_INIT, profile.id)
     return algorithm.init_client(server, profile, own_key)
 
 
 def first_states(algorithm: Algorithm, population: Population) -> tuple[PyTree, PyTree]:
-    """Returns the first state of the server and of one client, to trace their shapes.
+    """Returns the initial states of the server and of one client, to trace their shapes.
 
     Args:
       algorithm: The method.
@@ -49,13 +49,13 @@ def private_state(
     client: PyTree,
     profile: ClientProfile,
 ) -> PyTree:
-    """Returns a client's private state: the one kept, or a first one where it never took part.
+    """Returns a client's stored private state, or an initial one if it never took part.
 
     Args:
-      algorithm: the method.
-      state: of the run; `joined` says who took part.
-      client: the private state that is kept for the client.
-      profile: of the client; a negative id is padding.
+      algorithm: The method.
+      state: The state of the run, with `joined`.
+      client: The private state stored for the client.
+      profile: The profile of the client; a negative id is padding.
     """
     if not jax.tree.leaves(state.joined):
         return client
@@ -66,7 +66,7 @@ def private_state(
 def init_state(
     algorithm: Algorithm, join: str, examples: Examples, key: jax.Array
 ) -> FederatedState:
-    """Returns the state of round 0, of its clients this device's; see `build_start`."""
+    """Returns the state of round 0, with the clients of this device; see `programs.build_init`."""
     server = init_server(algorithm, examples.population(), key)
 
     def one(client_id):

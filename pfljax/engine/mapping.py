@@ -1,7 +1,8 @@
-"""The client axis and the device axis: `vmap` over clients and `pmap` stand here and nowhere else.
+"""The client axis and the device axis: the only module with `vmap` over clients and `pmap`.
 
-On every device a scan goes over chunks of clients, and `vmap` over the clients of a chunk.
-Chunks of one are not vmapped at all: on a CPU a plain matrix product beats a batched one.
+On every device, a scan iterates over chunks of clients, and `vmap` maps over the clients of a
+chunk. Chunks of one client are not vmapped: on a CPU, a plain matrix product is faster than a
+batched one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pfljax.core.types import FederatedState
 PyTree = Any
 AXIS = "devices"
 
-# How a federated state lies on devices: private states are spread, all else is replicated.
+# The sharding of a federated state: private states are sharded, everything else is replicated.
 STATE_AXES = FederatedState(server=None, clients=0, round=None, key=None, joined=None)
 
 
@@ -31,12 +32,12 @@ def local_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh
 
 
 def spread_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
-    """Returns how an array with a leading device axis lies on the devices of `mesh`."""
+    """Returns the sharding of an array with a leading device axis on the devices of `mesh`."""
     return jax.NamedSharding(mesh, jax.P(AXIS))
 
 
 def replicate(values: PyTree, devices: Sequence[jax.Device] | None = None) -> PyTree:
-    """Copies arrays to every device of this process, as `in_axes=None` takes them."""
+    """Copies arrays to every device of this process, as required by `in_axes=None`."""
     return jax.device_put(values, jax.NamedSharding(local_mesh(devices), jax.P()))
 
 
@@ -44,8 +45,8 @@ class Program:
     """A function compiled once, at its first call, for the shapes of that call.
 
     Attributes:
-      compile_seconds: of tracing, lowering and compiling; 0 before the first call.
-      device_bytes: what a device needs for arguments, results and in between, as XLA plans it.
+      compile_seconds: The seconds of tracing, lowering and compiling; 0 before the first call.
+      device_bytes: The device memory for arguments, results and temporaries, as planned by XLA.
     """
 
     def __init__(self, function: Callable, positions: jax.Array):
@@ -56,15 +57,15 @@ class Program:
         self.device_bytes: int | None = None
 
     def trace(self, *args: Any) -> Any:
-        """Returns what the program does on its devices, as JAX writes it down."""
+        """Returns the jaxpr of the program."""
         return jax.make_jaxpr(self._function)(self._positions, *args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
-        """Returns the program before XLA compiles it, for those who want to read it."""
+        """Returns the program before XLA compiles it, for inspection."""
         return self._function.lower(self._positions, *args)
 
     def compile(self, *args: Any) -> jax.stages.Compiled:
-        """Compiles for the shapes of `args`, the first time; returns the compiled program."""
+        """Compiles for the shapes of `args` at the first call; returns the compiled program."""
         if self._compiled is None:
             begin = time.perf_counter()
             self._compiled = self.lower(*args).compile()
@@ -82,7 +83,7 @@ class Program:
     def __call__(self, *args: Any) -> Any:
         program = self.compile(*args)
         if jax.process_count() > 1:
-            # Only `pmap` itself takes each process's arrays for its part of the whole.
+            # Only `pmap` accepts each process's local arrays as parts of global ones.
             program = self._function
         return program(self._positions, *args)
 
@@ -98,13 +99,13 @@ def over_devices(
     """Prepares `program` to run on all devices at once, each with its slice of the inputs.
 
     Args:
-      program: may call the collectives below.
-      in_axes: for each argument 0 (a leading device axis is split) or None (replicated).
-      out_axes: likewise for the results.
-      donate: arguments whose memory the results may take over.
-      devices: the devices to use; None means all.
+      program: The function; it may call the collectives below.
+      in_axes: For each argument, 0 (split along a leading device axis) or None (replicated).
+      out_axes: The same for the results.
+      donate: The arguments whose memory the results may reuse.
+      devices: The devices to use; None means all.
     """
-    # `pmap` wants at least one argument with a device axis, and stateless methods have none.
+    # `pmap` needs at least one argument with a device axis, and stateless methods have none.
     mesh = local_mesh(devices)
     positions = jax.device_put(np.arange(mesh.size, dtype=np.int32), spread_sharding(mesh))
     mapped = jax.pmap(
@@ -119,12 +120,12 @@ def over_devices(
 
 
 def device_index() -> jax.Array:
-    """Returns `[]` int32, which of the devices this is."""
+    """Returns `[]` int32, the index of this device."""
     return jax.lax.axis_index(AXIS)
 
 
 def num_devices() -> int:
-    """Returns how many devices run the program, over all processes (static)."""
+    """Returns the number of devices that run the program, over all processes (static)."""
     return jax.lax.axis_size(AXIS)
 
 
@@ -155,12 +156,12 @@ def exchange_over_devices(rows: PyTree) -> PyTree:
 def map_and_sum(
     function: Callable[[PyTree], tuple[PyTree, PyTree]], clients: PyTree, *, clients_per_chunk: int
 ) -> tuple[PyTree, PyTree]:
-    """Applies a function of one client to many, and adds up part of what it returns.
+    """Applies a function to many clients, and sums a part of its results.
 
     Args:
       function: `client -> (row, term)`.
-      clients: arrays with a leading client axis, a multiple of `clients_per_chunk` long.
-      clients_per_chunk: how many clients are vmapped together; memory grows with it.
+      clients: Arrays with a leading client axis, whose length is a multiple of `clients_per_chunk`.
+      clients_per_chunk: Number of clients that are vmapped at once; memory is proportional to it.
 
     Returns:
       The rows, stacked along the client axis, and the sum of the terms.
@@ -175,7 +176,7 @@ def map_and_sum(
 
 
 class States(Protocol):
-    """States of clients, which are read and written in place."""
+    """States of clients that are read and written in place."""
 
     def read(self, numbers: jax.Array) -> PyTree:
         """Returns `[n, ...]`, the states of the clients `numbers` `[n]`."""
@@ -199,13 +200,13 @@ def map_states(
     *,
     clients_per_chunk: int,
 ) -> tuple[States, PyTree, PyTree]:
-    """`map_and_sum` for clients with a state each, which is replaced where it lies.
+    """`map_and_sum` for clients with states, which are updated in place.
 
     Args:
       function: `(client, state) -> (state, row, term)`.
-      states: of the clients.
-      clients: arrays with a leading client axis, a multiple of `clients_per_chunk` long.
-      clients_per_chunk: how many clients are vmapped together; memory grows with it.
+      states: The states of the clients.
+      clients: Arrays with a leading client axis, whose length is a multiple of `clients_per_chunk`.
+      clients_per_chunk: Number of clients that are vmapped at once; memory is proportional to it.
 
     Returns:
       The states, the rows, stacked along the client axis, and the sum of the terms.
@@ -231,7 +232,7 @@ def map_states(
 
 
 def _map_chunk(function: Callable, clients: PyTree, states: PyTree) -> tuple:
-    """Applies a function to the clients of a chunk; returns its results, the last added up."""
+    """Applies a function to the clients of a chunk; returns its results, with the terms summed."""
     if jax.tree.leaves(clients)[0].shape[0] == 1:
         clients, states = jax.tree.map(lambda leaf: leaf[0], (clients, states))
         states, rows, terms = function(clients, states)

@@ -1,4 +1,4 @@
-"""The same round as a plain Python loop over clients: the oracle of the tests, and pseudo-code."""
+"""The same round as a plain Python loop over clients: the reference for tests, and pseudo-code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
         server_update=lambda server, uploads, cohort, context: server_update(
             server, uploads, cohort.ids, cohort.sizes, context
         ),
-        download=None,  # It is a part of the compiled `client_update`.
+        download=None,  # part of the compiled `client_update`
         exchange=algorithm.exchange
         and (
             lambda server, client, data, uploads, cohort, member, context: exchange(
@@ -59,20 +59,20 @@ def reference_round(
     examples: Examples,
     num_rounds: int,
 ) -> FederatedState:
-    """Runs one round, client after client, as the papers' pseudo-code does.
+    """Runs one round, client after client, like the pseudo-code of a paper.
 
     Args:
-      algorithm: the method.
-      plan: how the cohort is chosen.
-      state: `clients` is a list, one private state for each client; None for those that never took
+      algorithm: The method.
+      plan: The parameters of cohort sampling.
+      state: The state; `clients` is a list of private states, None for clients that never took
         part.
-      examples: of all clients.
-      num_rounds: the planned length of the run.
+      examples: The examples of all clients.
+      num_rounds: The planned length of the run.
 
     Returns:
       The next state.
     """
-    algorithm = _compiled(algorithm, plan.num_clients)  # It is the loop that is plain.
+    algorithm = _compiled(algorithm, plan.num_clients)  # the loop is plain Python
     length = jnp.int32(num_rounds)
 
     def context(stream, client_id):

@@ -2,9 +2,9 @@
 
     sample    sample the cohort, and assign its clients to the devices with balanced load
     gather    copy the states of clients that train on another device than their owner
-    update    run `client_update` for every client; add up what goes to the server
+    update    run `client_update` for every client; sum the uploads
     server    run the method's server update with the total
-    exchange  let the clients of the cohort learn from one another, if the method does
+    exchange  update the cohort's states from each other's uploads, if the method does
     scatter   copy these states back to their owners
 
 The same round as a plain Python loop over clients is `engine/reference.py`. For clients on the
@@ -64,13 +64,13 @@ def update_clients(
     rows: jax.Array,
     num_rounds: jax.Array,
 ) -> Updated:
-    """Runs the updates of this device's shard of the cohort, and adds up over all devices.
+    """Runs the updates of this device's shard of the cohort, and sums over all devices.
 
     Args:
       algorithm: The method.
       clients_per_chunk: Number of clients that a device trains at once.
       state: The state, whose `clients` is the `DeviceCohort` of this shard.
-      examples: At least those of this shard.
+      examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
       num_rounds: `[]` int32, the planned length of the run.
@@ -134,7 +134,7 @@ def exchange_clients(
       clients_per_chunk: Number of clients that a device trains at once.
       state: The state after the server's update.
       updated: The cohort after the clients' updates.
-      examples: At least those of this shard.
+      examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
       members: `[shard]` int32, the row of each client in `cohort`.
@@ -170,7 +170,7 @@ def metrics_of(sums: dict[str, Weighted]) -> dict[str, jax.Array]:
 
 
 def slots(sizes: jax.Array, clients_per_chunk: int) -> jax.Array:
-    """Returns `[]`, the examples of a cohort with padding: a chunk waits for its largest client."""
+    """Returns `[]`, the examples of a cohort with padding: clients of a chunk take equal time."""
     return jnp.sum(jnp.max(sizes.reshape(-1, clients_per_chunk), axis=1)) * clients_per_chunk
 
 
@@ -204,7 +204,7 @@ def train_cohort(
       algorithm: The method.
       clients_per_chunk: Number of clients that a device trains at once.
       state: The state, whose `clients` is the `DeviceCohort` of this device's shard of the cohort.
-      examples: At least those of this shard.
+      examples: The examples of at least this shard.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
       cohort: The clients of all devices, one device's shard after the other.
       num_rounds: `[]` int32, the planned length of the run.

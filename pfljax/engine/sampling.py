@@ -1,4 +1,4 @@
-"""Which clients take part in a round: chosen inside the program, from the run's key."""
+"""Sampling of cohorts, inside the program, from the key of the run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scipy import stats
 
 SAMPLINGS = ("fixed", "poisson")
 
-# Where a cohort is so small a part of the population, drawing again whoever was drawn twice costs
-# less than putting everybody in random order.
+# If the cohort is a small fraction of the population, redrawing duplicates costs less than
+# permuting all clients.
 _SMALL_PART = 1 / 16
 
 # Number of groups of clients of similar size, within each of which the load is balanced.
@@ -23,14 +23,15 @@ OVERFLOW_PROBABILITY = 1e-9
 
 
 class CohortPlan(NamedTuple):
-    """How cohorts are chosen (static).
+    """The parameters of cohort sampling (static).
 
     Attributes:
-      num_clients: clients to choose from.
-      size: clients in a cohort; for Poisson sampling, on average. All of them: full participation.
-      sampling: 'fixed' (that many, without replacement) or 'poisson' (each client joins
+      num_clients: Number of clients to sample from.
+      size: Number of clients in a cohort; for Poisson sampling, the mean. All clients for full
+        participation.
+      sampling: 'fixed' (this number, without replacement) or 'poisson' (each client joins
         independently with probability size / num_clients).
-      dropout: probability with which a chosen client fails before it trains.
+      dropout: The probability that a sampled client fails before it trains.
     """
 
     num_clients: int
@@ -45,7 +46,7 @@ class CohortPlan(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """The most clients that a cohort can have."""
+        """The maximum number of clients in a cohort."""
         if self.sampling == "fixed" or self.size == self.num_clients:
             return self.size
         rate = self.size / self.num_clients
@@ -54,9 +55,9 @@ class CohortPlan(NamedTuple):
 
 
 def _distinct(key: jax.Array, num_clients: int, capacity: int) -> jax.Array:
-    """Chooses `capacity` different clients in time that does not depend on `num_clients`.
+    """Draws `capacity` different clients in time that does not depend on `num_clients`.
 
-    A stream of uniform draws of which those seen before are left out is a uniform choice.
+    A stream of uniform draws without repeated ones is a uniform sample without replacement.
 
     Returns:
       `[capacity]` int32.
@@ -69,22 +70,22 @@ def _distinct(key: jax.Array, num_clients: int, capacity: int) -> jax.Array:
             jax.random.fold_in(key, number), (capacity,), 0, num_clients, jnp.int32
         )
         ids = jnp.where(repeated, fresh, ids)
-        # Equal ids stand together then, one that had been accepted before any new one.
+        # Equal ids are then adjacent, with an accepted one before new ones.
         ordered, _, order = jax.lax.sort((ids, repeated, positions), num_keys=3)
         again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
         return ids, repeated.at[order].set(again), number + 1
 
-    everybody = (jnp.zeros(capacity, jnp.int32), jnp.ones(capacity, bool), jnp.int32(0))
-    ids, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, everybody)
+    all_slots = (jnp.zeros(capacity, jnp.int32), jnp.ones(capacity, bool), jnp.int32(0))
+    ids, _, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, all_slots)
     return ids
 
 
 def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
-    """Chooses a cohort.
+    """Samples a cohort.
 
     Args:
-      plan: how.
-      key: typed key of the round's own.
+      plan: The parameters of sampling.
+      key: Typed PRNG key of the round.
 
     Returns:
       `[plan.capacity]` int32, client ids; -1 is padding.
@@ -99,7 +100,7 @@ def sample(plan: CohortPlan, key: jax.Array) -> jax.Array:
             ids = jax.random.choice(choice_key, plan.num_clients, (plan.capacity,), replace=False)
             ids = ids.astype(jnp.int32)
         if plan.sampling == "poisson":
-            # A uniform subset of binomial size is what independent coin flips give.
+            # A uniform subset of binomial size has the distribution of independent coin flips.
             rate = plan.size / plan.num_clients
             count = jax.random.binomial(count_key, plan.num_clients, rate)
             ids = jnp.where(jnp.arange(plan.capacity) < count, ids, -1)
@@ -144,13 +145,13 @@ def assign(
     neighbours = filled.reshape(shard, num_devices)
     loads = jnp.zeros(filled.shape).at[: ids.shape[0]].set(sizes[order]).reshape(neighbours.shape)
 
-    def give(total, row):
-        turn = jnp.argsort(jnp.argsort(total))
-        return total + loads[row][turn], neighbours[row][turn]
+    def assign_row(total, row):
+        rank = jnp.argsort(jnp.argsort(total))
+        return total + loads[row][rank], neighbours[row][rank]
 
     rows = jnp.argsort(loads[:, 0] - loads[:, -1], descending=True)
-    _, given = jax.lax.scan(give, jnp.zeros(num_devices), rows)
-    return jnp.zeros_like(neighbours).at[rows].set(given).T
+    _, assigned = jax.lax.scan(assign_row, jnp.zeros(num_devices), rows)
+    return jnp.zeros_like(neighbours).at[rows].set(assigned).T
 
 
 def _prefer_owners(ids: jax.Array, num_devices: int) -> jax.Array:
@@ -179,19 +180,19 @@ def _prefer_owners(ids: jax.Array, num_devices: int) -> jax.Array:
     turn = np.where(group % 2 == 1, start + ends - 1 - turn, turn)
     ids = ids[turn]
 
-    home = jnp.where(ids < 0, num_devices, ids % num_devices)
-    before = _rank(group * (num_devices + 1) + home)
-    stays = (home < num_devices) & (before < capacity)
-    place = start + home * capacity + before
-    taken = jnp.zeros(ids.shape, bool).at[jnp.where(stays, place, ids.shape[0])].set(True)
+    owner = jnp.where(ids < 0, num_devices, ids % num_devices)
+    before = _rank(group * (num_devices + 1) + owner)
+    stays = (owner < num_devices) & (before < capacity)
+    slot = start + owner * capacity + before
+    taken = jnp.zeros(ids.shape, bool).at[jnp.where(stays, slot, ids.shape[0])].set(True)
     # In each group there are as many free slots as clients left.
     moving, left = jnp.argsort(2 * group + stays), jnp.argsort(2 * group + taken)
-    place = jnp.where(stays, place, jnp.zeros_like(left).at[moving].set(left))
-    return ((place - start) // capacity)[turn]
+    slot = jnp.where(stays, slot, jnp.zeros_like(left).at[moving].set(left))
+    return ((slot - start) // capacity)[turn]
 
 
 def _rank(values: jax.Array) -> jax.Array:
-    """Returns `[n]`, for each of the values `[n]` how many equal ones stand before it."""
+    """Returns `[n]`, the number of equal values before each of the values `[n]`."""
     order = jnp.argsort(values)
     ordered = values[order]
     rank = jnp.arange(values.shape[0]) - jnp.searchsorted(ordered, ordered)

@@ -1,4 +1,4 @@
-"""Which of its arguments a traced function reads; what a method reads of its context and data."""
+"""Which arguments a traced function uses, such as a method's context and data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pfljax.engine.examples import Examples
 
 
 def of_program(program: Any) -> list[bool]:
-    """Returns for each flat argument of a program whether it reads it or returns it.
+    """Returns for each flat argument of a program whether it is used or returned.
 
     Args:
-      program: what `jax.make_jaxpr(function)(*args)` returned.
+      program: The result of `jax.make_jaxpr(function)(*args)`.
 
     Example:
       >>> import jax
@@ -33,12 +33,12 @@ def of_program(program: Any) -> list[bool]:
 
 
 def uses_planned_length(algorithm: Algorithm, server: PyTree, examples: Examples) -> bool:
-    """Returns whether a method's rounds or its personal models depend on `Context.num_rounds`.
+    """Returns whether a method's rounds or personalized models depend on `Context.num_rounds`.
 
     Args:
-      algorithm: the method.
-      server: the server's state, or its shapes.
-      examples: of at least one client.
+      algorithm: The method.
+      server: The server's state, or its shapes.
+      examples: The examples of at least one client.
     """
 
     def run(num_rounds, server, examples):
@@ -49,7 +49,7 @@ def uses_planned_length(algorithm: Algorithm, server: PyTree, examples: Examples
 
 
 def uses_class_counts(algorithm: Algorithm, population: Population, data: ClientData) -> bool:
-    """Returns whether a method reads how many examples of each class clients have.
+    """Returns whether a method uses the number of examples of each class of the clients.
 
     Args:
       algorithm: The method.
@@ -78,7 +78,7 @@ def _one_round(
     data: ClientData,
     num_participants: int,
 ) -> PyTree:
-    """Calls each function of a method for a round in which client 0 trains alone."""
+    """Calls each function of a method for a round with client 0 as the cohort."""
     key, client_id = jax.random.key(0), jnp.int32(0)
     context = Context(key, jnp.int32(0), num_rounds, client_id, key)
     profile = ClientProfile(client_id, data.size, data.class_counts)

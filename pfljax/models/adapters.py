@@ -125,13 +125,13 @@ def lora(
 
             return nn.intercept_methods(intercept)
 
-        def features(params, inputs, mask=None):
+        def features(params, inputs, mask=None, key=None):
             with updating("body", params):
-                return model.features(whole(params), inputs, mask)
+                return model.features(whole(params), inputs, mask, key)
 
-        def head(params, features, mask=None):
+        def head(params, features, mask=None, key=None):
             with updating("head", params):
-                return model.head(whole(params), features, mask)
+                return model.head(whole(params), features, mask, key)
 
         def is_layer(path):
             return path in kernels or is_trained((*path, "kernel"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from pfljax.core import Path, tree
+from pfljax.core import Path, streams, tree
 from pfljax.errors import UserError
 from pfljax.models.layers import STATISTICS, BatchNorm, GroupNorm
 
@@ -26,12 +28,13 @@ class Model(NamedTuple):
     """A network; its params are a nested dict with the keys 'body' and 'head'.
 
     If a function gets a `mask` `[B]`, the network is in training mode: batch normalization uses the
-    statistics of the examples where the mask is True. None means the running statistics.
+    statistics of the examples where the mask is True. None means the running statistics. If a
+    function gets a `key`, a typed PRNG key, layers with dropout drop. None means that they do not.
 
     Attributes:
       init: `key -> params`.
-      features: `(params, inputs [B, ...], mask=None) -> [B, d]`, the body.
-      head: `(params, features [B, d], mask=None) -> outputs`.
+      features: `(params, inputs [B, ...], mask=None, key=None) -> [B, d]`, the body.
+      head: `(params, features [B, d], mask=None, key=None) -> outputs`.
       is_head: `path -> bool`, whether an array belongs to the head.
       num_features: `d`; 0 if an example has one row of features for each position.
       layers: The path of each layer's arrays, in the order in which inputs pass the layers.
@@ -113,26 +116,25 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
       dtype: The dtype of the computation, such as bfloat16.
     """
 
-    def cast(parameters):
+    def cast(params):
         def one(path, leaf):
             return leaf if model.is_norm(tuple(part.key for part in path)) else leaf.astype(dtype)
 
-        return jax.tree_util.tree_map_with_path(one, parameters)
+        return jax.tree_util.tree_map_with_path(one, params)
 
     def shortened(inputs):
         return map_measurements(lambda x: x.astype(dtype), inputs, model.reads_ids)
 
-    def features(parameters, inputs, mask=None):
-        return model.features(cast(parameters), shortened(inputs), mask).astype(
-            tree.dtype(parameters)
-        )
+    def features(params, inputs, mask=None, key=None):
+        found = model.features(cast(params), shortened(inputs), mask, key)
+        return found.astype(tree.dtype(params))
 
-    def head(parameters, features, mask=None):
-        outputs = model.head(cast(parameters), features.astype(dtype), mask)
-        return outputs.astype(tree.dtype(parameters))
+    def head(params, features, mask=None, key=None):
+        outputs = model.head(cast(params), features.astype(dtype), mask, key)
+        return outputs.astype(tree.dtype(params))
 
-    def observe(parameters, inputs, mask):
-        return model.observe(cast(parameters), shortened(inputs), mask)
+    def observe(params, inputs, mask):
+        return model.observe(cast(params), shortened(inputs), mask)
 
     observed = None if model.observe is None else observe
     return model._replace(features=features, head=head, observe=observed)
@@ -162,8 +164,16 @@ class Split(nn.Module):
 _DROPOUT = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
 
 _RANDOM = (
-    "The network {}, but pfljax applies networks without random numbers; remove it, and "
-    "regularize with config.client_optimizer.weight_decay if needed."
+    "The network draws random numbers of its own, but pfljax passes keys to networks for dropout "
+    "only; remove them, or use nn.Dropout."
+)
+_DETERMINISTIC = (
+    "The network sets `deterministic` of {}; omit it, because pfljax applies dropout in training "
+    "and not in evaluation."
+)
+_BOTH = (
+    "The network has dropout and batch normalization, whose running statistics would be those "
+    "without dropout; use GroupNorm instead of batch normalization."
 )
 _OTHER_ARRAYS = (
     "The network has arrays in {} beside its parameters; use the layers of pfljax.models.layers, "
@@ -182,24 +192,65 @@ def shapes_of(arrays: Any) -> Any:
     return tuple(arrays.shape)
 
 
-def layer_types(network: nn.Module, example: Any) -> dict[Path, type[nn.Module]]:
-    """Returns path and type of each module that owns arrays, in the order in which inputs pass.
+def _dropping(key: jax.Array | None) -> contextlib.AbstractContextManager:
+    """Sets `deterministic` of layers with dropout: False if there is a key, True if it is None."""
+
+    def call(apply, args, kwargs, context):
+        if _needs_mode(context, args, kwargs):
+            kwargs = {**kwargs, "deterministic": key is None}
+        return apply(*args, **kwargs)
+
+    return nn.intercept_methods(call)
+
+
+def _needs_mode(context: nn.module.InterceptorContext, args: tuple, kwargs: dict) -> bool:
+    """Returns whether a call of a layer with dropout leaves `deterministic` open.
 
     Raises:
-      UserError: The network has arrays that are not parameters and would be lost, has dropout or
-        draws other random numbers, or cannot be applied to an example.
+      UserError: The layer has a rate above 0 and sets `deterministic` itself.
     """
-    types = {}
+    module = context.module
+    rate = next((name for kind, name in _DROPOUT.items() if isinstance(module, kind)), None)
+    if rate is None or context.method_name != "__call__":
+        return False
+    given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs).arguments
+    decides = module.deterministic is not None or given.get("deterministic") is not None
+    if decides and getattr(module, rate) > 0:
+        raise UserError(_DETERMINISTIC.format(type(module).__name__))
+    # Attention without dropout needs no mode.
+    return not decides and (isinstance(module, nn.Dropout) or getattr(module, rate) > 0)
+
+
+class Layers(NamedTuple):
+    """What a network consists of.
+
+    Attributes:
+      types: Path and type of each module that has arrays, in the order in which inputs pass.
+      dropout: Names of flax's random streams of the layers with dropout; empty for a network
+        without any.
+    """
+
+    types: dict[Path, type[nn.Module]]
+    dropout: frozenset[str]
+
+
+def layers_of(network: nn.Module, example: Any) -> Layers:
+    """Returns what a network consists of.
+
+    Raises:
+      UserError: The network has arrays that are not parameters and would be lost, sets when it
+        drops, draws other random numbers, or cannot be applied to an example.
+    """
+    types, streams_of = {}, []
 
     def record(call, args, kwargs, context):
         module = context.module
         types.setdefault(module.path, type(module))
         if isinstance(module, nn.BatchNorm):
             raise UserError(_OTHER_ARRAYS.format("['batch_stats']"))
-        for kind, rate in _DROPOUT.items():
-            # Even if it is deterministic: such a network has no other mode and never drops.
-            if isinstance(module, kind) and getattr(module, rate) > 0:
-                raise UserError(_RANDOM.format(f"has dropout ({type(module).__name__})"))
+        if _needs_mode(context, args, kwargs):
+            streams_of.append(getattr(module, "rng_collection", "dropout"))
+            kwargs = {**kwargs, "deterministic": True}
         return call(*args, **kwargs)
 
     def start_and_apply(x):
@@ -214,7 +265,7 @@ def layer_types(network: nn.Module, example: Any) -> dict[Path, type[nn.Module]]
     except UserError:
         raise
     except flax.errors.InvalidRngError as error:
-        raise UserError(_RANDOM.format("draws random numbers")) from error
+        raise UserError(_RANDOM) from error
     except Exception as error:  # any exception of a user's module
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -225,7 +276,10 @@ def layer_types(network: nn.Module, example: Any) -> dict[Path, type[nn.Module]]
         raise UserError(_OTHER_ARRAYS.format(sorted(others)))
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     owners = {tuple(part.key for part in path[:-1]) for path, _ in leaves}
-    return {path: kind for path, kind in types.items() if path in owners}
+    types = {path: kind for path, kind in types.items() if path in owners}
+    if streams_of and any(issubclass(kind, BatchNorm) for kind in types.values()):
+        raise UserError(_BOTH)
+    return Layers(types, frozenset(streams_of))
 
 
 def from_flax(
@@ -248,7 +302,7 @@ def from_flax(
         embedding; it belongs to the body.
 
     Raises:
-      UserError: Body or head is not a flax.linen module, or is one that `layer_types` refuses.
+      UserError: Body or head is not a flax.linen module, or is one that `layers_of` refuses.
     """
     for part, module in {"body": body, "head": head}.items():
         if not isinstance(module, nn.Module):
@@ -262,38 +316,48 @@ def from_flax(
     def example():
         return zero_example(input_shape, reads_ids)
 
-    types = layer_types(network, jax.eval_shape(example))
+    types, dropout = layers_of(network, jax.eval_shape(example))
     norms = {path for path, kind in types.items() if issubclass(kind, NORMALIZATION)}
     watchers = [path for path, kind in types.items() if issubclass(kind, BatchNorm)]
     watching = {path[0] for path in watchers}
 
     def init(key):
-        return network.init(key, example())["params"]
+        with _dropping(None):
+            return network.init(key, example())["params"]
 
-    def variables(parameters, part, mask):
+    def variables(params, part, mask):
         """Returns the variables of a part: its arrays and, in training, the masks of BatchNorms."""
-        arrays = {"params": parameters.get(part, {})}
+        arrays = {"params": params.get(part, {})}
         if mask is not None:
             masks = {(*path[1:], "mask"): mask for path in watchers if path[0] == part}
             arrays["examples"] = unflatten_dict(masks)
         return arrays
 
-    def features(parameters, inputs, mask=None):
-        return body.apply(variables(parameters, "body", mask), inputs)
+    def apply(module, arrays, key, *inputs):
+        if not dropout:
+            return module.apply(arrays, *inputs)
+        own = None if key is None else streams.key_of(key, streams.DROPOUT, int(module is head))
+        with _dropping(own):
+            return module.apply(
+                arrays, *inputs, rngs={} if own is None else dict.fromkeys(dropout, own)
+            )
 
-    def apply_head(parameters, features, mask=None):
-        arrays = [_at(tied, parameters["body"])] if tied else []
-        return head.apply(variables(parameters, "head", mask), features, *arrays)
+    def features(params, inputs, mask=None, key=None):
+        return apply(body, variables(params, "body", mask), key, inputs)
 
-    def observe(parameters, inputs, mask):
-        if not watching <= set(parameters):
+    def apply_head(params, features, mask=None, key=None):
+        arrays = [_at(tied, params["body"])] if tied else []
+        return apply(head, variables(params, "head", mask), key, features, *arrays)
+
+    def observe(params, inputs, mask):
+        if not watching <= set(params):
             raise ValueError(
                 "Running statistics belong to a model with body and head; for a dict of models use "
                 "LocalTraining.of_models."
             )
         seen, x = {}, inputs
         for part, module in (("body", body), ("head", head))[: 2 if "head" in watching else 1]:
-            x, state = module.apply(variables(parameters, part, mask), x, mutable=["observed"])
+            x, state = module.apply(variables(params, part, mask), x, mutable=["observed"])
             seen.update({part: state["observed"]} if part in watching else {})
         return seen
 

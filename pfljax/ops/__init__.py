@@ -1,1 +1,1 @@
-"""What several methods share: averages, prototypes, hypernetworks, masks, low rank, mixtures."""
+"""Building blocks of methods: averages, prototypes, hypernetworks, masks, mixtures."""

@@ -1,9 +1,9 @@
-"""The server that most methods share: a model moved by the mean of its clients' changes.
+"""The server of most methods: a model moved by the mean change of its clients.
 
-With `Delta` the weighted mean of `theta_k - w` over the cohort, the server takes
-`-Delta` for a gradient and lets any optax optimizer take the step (FedOpt). With plain
-SGD and learning rate 1 this is the weighted average of the clients' models (FedAvg).
-Running statistics are no parameters, and are averaged whatever the optimizer, see `of_parameters`.
+Let `Delta` be the weighted mean of `theta_k - w` over the cohort. The server uses `-Delta` as a
+gradient for any optax optimizer (FedOpt). With plain SGD and learning rate 1 this is the weighted
+average of the clients' models (FedAvg). Running statistics are not trainable, and are averaged
+whatever the optimizer; see `of_trainable`.
 
 References:
   McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep
@@ -22,16 +22,16 @@ from pfljax.core.params import join_params, split_params
 from pfljax.core.types import Params, Path, PyTree, Task
 from pfljax.core.uploads import Weighted, mean
 
-# The weighted average of the clients' models, as FedAvg takes it.
+# The weighted average of the clients' models, as in FedAvg.
 PLAIN = optax.sgd(1.0)
 
 
 class ServerState(NamedTuple):
-    """Server state: a model, or the part of one that clients share.
+    """Server state: a model, or the shared part of one.
 
     Attributes:
-      params: nested dict of arrays.
-      optimizer_state: of the server optimizer.
+      params: The params of the model or its part.
+      optimizer_state: The state of the server optimizer.
     """
 
     params: Params
@@ -41,15 +41,15 @@ class ServerState(NamedTuple):
 def of_trainable(
     optimizer: optax.GradientTransformation, task: Task, at: Path = ()
 ) -> optax.GradientTransformation:
-    """Returns a server optimizer that steps parameters only; statistics take their mean change.
+    """Returns a server optimizer for trainable arrays; statistics move by their mean change.
 
-    A running variance is a mean over clients, which no learning rate, momentum or second moment may
-    move past: it could end below zero. To apply this twice is to apply it once.
+    A running variance is a mean over clients, which learning rates, momentum or second moments must
+    not overshoot: it could become negative. The function is idempotent.
 
     Args:
-      optimizer: the server optimizer; the arrays that it sees are the parameters.
-      task: says which arrays of its model are running statistics.
-      at: the path of the task's model in what the server holds.
+      optimizer: The server optimizer, which is applied to the trainable arrays.
+      task: The task, which identifies the running statistics of its model.
+      at: The path of the task's model in the server's params.
     """
     if task.observe is None:
         return optimizer
@@ -77,12 +77,12 @@ def init(params: Params, optimizer: optax.GradientTransformation) -> ServerState
 def apply(
     server: ServerState, total: Weighted, optimizer: optax.GradientTransformation
 ) -> ServerState:
-    """Moves the server's model by the cohort's mean change.
+    """Moves the server's model by the mean change of the cohort.
 
     Args:
-      server: the state before.
-      total: the cohort's sum of `weighted(theta_k - w, weight_k)`.
-      optimizer: the server optimizer.
+      server: The state before the update.
+      total: The cohort's sum of `weighted(theta_k - w, weight_k)`.
+      optimizer: The server optimizer.
     """
     gradient = tree.scale(-1.0, mean(total))
     updates, optimizer_state = optimizer.update(gradient, server.optimizer_state, server.params)

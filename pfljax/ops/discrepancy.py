@@ -1,4 +1,4 @@
-"""The maximum mean discrepancy: how far apart two samples' distributions are."""
+"""The maximum mean discrepancy between the distributions of two samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def squared_mmd(
         K(x, y) = sum_s exp(-||x - y||^2 / (2 s))
 
     Args:
-      a: `[B, d]`.
-      b: `[B, d]`.
-      mask: `[B]` bool, the rows that count in both.
-      bandwidths: the `s`.
+      a: `[B, d]`, the first sample.
+      b: `[B, d]`, the second sample.
+      mask: `[B]` bool, the rows to use in both.
+      bandwidths: The values of `s`.
     """
     pairs = mask[:, None] & mask
 

@@ -1,4 +1,4 @@
-"""Losses by which one model learns from what another one makes of the same examples."""
+"""Losses for distillation between two models on the same examples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def divergence(target: jax.Array, logits: jax.Array, mask: jax.Array) -> jax.Arr
     """Returns `[]`, the mean of `KL(softmax(target) || softmax(logits))` over real examples.
 
     Args:
-      target: `[B, C]`, logits.
-      logits: `[B, C]`.
-      mask: `[B]` bool.
+      target: `[B, C]`, the target logits.
+      logits: `[B, C]`, the logits to train.
+      mask: `[B]` bool, True for real examples.
     """
     target, logits = jax.nn.log_softmax(target), jax.nn.log_softmax(logits)
     return mean_over(jnp.sum(jnp.exp(target) * (target - logits), axis=-1), mask)

@@ -1,4 +1,4 @@
-"""Choices between what has proved best and what may be better: an epsilon-greedy rule."""
+"""Epsilon-greedy choices of rows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def choose(
     count: int,
     probability: float | jax.Array,
 ) -> jax.Array:
-    """Chooses different rows one after another, each the best one left or a random one left.
+    """Chooses different rows one after another, each the best remaining one or a random one.
 
     Args:
-      key: typed.
-      scores: `[N]`; among equal ones chance decides.
+      key: Typed PRNG key.
+      scores: `[N]`, the scores of the rows; ties are broken randomly.
       usable: `[N]` bool; the other rows come last.
-      count: how many rows, at most `N`.
-      probability: `[]`, that a row is a random one, drawn for each row on its own.
+      count: Number of rows to choose, at most `N`.
+      probability: `[]`, the probability of a random row, drawn independently for each row.
 
     Returns:
-      `[count]` int32, the rows in the order in which they were chosen.
+      `[count]` int32, the rows in the order of choice.
     """
     rows = jnp.arange(scores.shape[0], dtype=jnp.int32)
     explore_key, *rank_keys = jax.random.split(key, 3)

@@ -1,4 +1,4 @@
-"""A small network that makes features of a class out of noise."""
+"""A small network that generates features of a class from noise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def init(
     """Returns a generator, see `generate`.
 
     Args:
-      key: typed.
-      noise_size: entries of the noise.
-      classes: `C`.
-      hidden: width of the hidden layer.
-      features: `d`.
-      dtype: of all arrays.
+      key: Typed PRNG key.
+      noise_size: The dimension of the noise.
+      classes: The number of classes, `C`.
+      hidden: The width of the hidden layer.
+      features: The dimension of the features, `d`.
+      dtype: The dtype of all arrays.
     """
     keys = jax.random.split(key)
     return {
@@ -36,7 +36,7 @@ def init(
 def draw(
     key: jax.Array, label_shares: jax.Array, count: int, noise_size: int, uniform: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns labels `[count]` by their shares, and noise `[count, noise_size]`.
+    """Returns labels `[count]`, drawn by their frequencies, and noise `[count, noise_size]`.
 
     The noise is uniform in `[0, 1)`, or normal.
     """
@@ -49,8 +49,8 @@ def draw(
 def generate(generator: Params, labels: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns features `[count, d]`: linear, normalized over the batch, ReLU, linear.
 
-    The first layer has no bias: normalizing takes it out again, and Adam would make steps of the
-    rounding errors in its gradient.
+    The first layer has no bias: normalization would remove it, and Adam would follow the rounding
+    errors in its gradient.
     """
     classes = generator["hidden"].shape[0] - noise.shape[1]
     hot = jax.nn.one_hot(labels, classes, dtype=noise.dtype)
@@ -60,9 +60,9 @@ def generate(generator: Params, labels: jax.Array, noise: jax.Array) -> jax.Arra
 
 
 def likeness(features: jax.Array, noise: jax.Array) -> jax.Array:
-    """Returns `[]`, `exp(-mean_ij |z_i - z_j| |e_i - e_j|^2)`, means over coordinates within.
+    """Returns `[]`, `exp(-mean_ij |z_i - z_j| |e_i - e_j|^2)`, with means over coordinates inside.
 
-    It is greatest, 1, where different noise makes the same features.
+    The maximum is 1, if different noise yields the same features.
     """
     between = jnp.mean(jnp.abs(features[:, None] - features), axis=-1)
     return jnp.exp(-jnp.mean(between * jnp.mean((noise[:, None] - noise) ** 2, axis=-1)))
@@ -75,14 +75,14 @@ def learn(
     optimizer_state: PyTree,
     keys: jax.Array,
 ) -> tuple[Params, PyTree]:
-    """Minimizes an objective without examples, whose draws come from a key of each step.
+    """Minimizes an objective without examples, with a separate key for each step.
 
     Args:
       objective: `(generator, key) -> []`.
-      generator: nested dict of arrays to start from.
-      optimizer: any of optax.
-      optimizer_state: its state to start from.
-      keys: `[steps]`, typed.
+      generator: The initial params of the generator.
+      optimizer: Any optax optimizer.
+      optimizer_state: The initial state of the optimizer.
+      keys: `[steps]`, typed PRNG keys.
 
     Returns:
       The generator and the optimizer's state after the last step.

@@ -1,4 +1,4 @@
-"""A network whose outputs are the arrays of a model, and the way back from these to itself."""
+"""A network that generates the params of a model, and the gradients with respect to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from pfljax.core import tree
 from pfljax.core.types import Params
 
-# {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}, and where a linear
-# layer stands before the heads, 'linear': {'kernel', 'bias'}.
+# {'hidden': [{'kernel', 'bias'}, ...], 'heads': {'kernel': tree, 'bias': tree}}, and with a linear
+# layer before the heads, 'linear': {'kernel', 'bias'}.
 Hypernetwork = Any
 
 
@@ -24,24 +24,25 @@ def init(
     spread: float,
     linear: bool = False,
 ) -> Hypernetwork:
-    """Returns a hypernetwork that makes models near `model`.
+    """Returns a hypernetwork that generates models near `params`.
 
-    The heads' biases are `model`; their kernels add `spread` times each array's root mean square.
+    The biases of the heads are `params`; their kernels add `spread` times each array's root mean
+    square.
 
     Args:
-      key: typed.
-      params: nested dict of arrays; each gets a linear head.
-      size: numbers in an embedding, of mean square 1.
-      hidden: features in each hidden layer.
-      layers: hidden layers, each followed by a ReLU.
-      spread: see above.
-      linear: another layer of `hidden` features without ReLU, between these and the heads.
+      key: Typed PRNG key.
+      params: The params near which models are generated; each array gets a linear head.
+      size: The dimension of an embedding, whose entries have mean square 1.
+      hidden: The width of the hidden layers.
+      layers: The number of hidden layers, each followed by a ReLU.
+      spread: The relative spread of the generated models.
+      linear: Whether there is another layer without ReLU between the hidden layers and the heads.
     """
     dtype = tree.dtype(params)
     hidden_key, heads_key = jax.random.split(key)
 
     def layer(number, gain):
-        # He's scale keeps the features' mean square at that of the embedding, which is 1.
+        # He's scale preserves the mean square of the embedding, which is 1.
         draw = jax.random.normal(jax.random.fold_in(hidden_key, number), (width, hidden), dtype)
         return {"kernel": draw * (gain / width) ** 0.5, "bias": jnp.zeros(hidden, dtype)}
 
@@ -64,7 +65,7 @@ def init(
 
 
 def generate(network: Hypernetwork, embedding: jax.Array) -> Params:
-    """Returns the model of an embedding `[d]`, or those of many `[K, d]`, leaves `[K, ...]`."""
+    """Returns the model of an embedding `[d]`, or the models of `[K, d]`, leaves `[K, ...]`."""
     features = embedding
     for layer in network["hidden"]:
         features = jax.nn.relu(features @ layer["kernel"] + layer["bias"])
@@ -80,7 +81,7 @@ def generate(network: Hypernetwork, embedding: jax.Array) -> Params:
 def pull_back(
     network: Hypernetwork, embedding: jax.Array, change: Params
 ) -> tuple[Hypernetwork, jax.Array]:
-    """Returns the gradients of `-sum <h(v), change>`: descent on them moves `h(v)` along it."""
+    """Returns the gradients of `-sum <h(v), change>`; descent moves `h(v)` along `change`."""
 
     def disagreement(network, embedding):
         products = jax.tree.map(jnp.vdot, generate(network, embedding), change)

@@ -1,4 +1,4 @@
-"""Layers as plain arrays, for the small networks that a method adds."""
+"""Layers as plain arrays, for additional small networks of methods."""
 
 from __future__ import annotations
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from pfljax.core.types import PyTree
 
 
-def largest(scores: jax.Array, share: float) -> jax.Array:
-    """Returns a mask of the `share` largest entries of an array; never of those that are 0."""
+def largest(scores: jax.Array, fraction: float) -> jax.Array:
+    """Returns a mask of the `fraction` largest entries of an array; entries of 0 are excluded."""
     ordered = jnp.sort(scores.ravel())
-    count = jnp.floor(share * scores.size).astype(jnp.int32)
+    count = jnp.floor(fraction * scores.size).astype(jnp.int32)
     least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
     return (scores >= least) & (scores > 0) & (count > 0)
 
 
 def any_entry(masks: PyTree) -> jax.Array:
-    """Returns `[n]` bool, which of `n` masks, leaves `[n, ...]`, hold somewhere."""
+    """Returns `[n]` bool, which of `n` masks, leaves `[n, ...]`, have any True entry."""
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(masks)]
     return sum(jnp.any(leaf, axis=1) for leaf in leaves) > 0
 
@@ -25,12 +25,12 @@ def any_entry(masks: PyTree) -> jax.Array:
 def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
     """Returns `[n, m]`, `1 - |M_i - M_j|_1 / (2 |M_i|_1)` of each of `n` and each of `m` masks.
 
-    The overlap with an empty mask is not defined, and 0 is returned for it; `any_entry` says which
-    rows to leave out of a mean, a maximum or a group.
+    The overlap with an empty mask is undefined, and returned as 0; use `any_entry` to exclude such
+    rows from a mean, a maximum or a group.
 
     Args:
-      masks: leaves `[n, ...]` bool.
-      others: leaves `[m, ...]` bool.
+      masks: The `n` masks, leaves `[n, ...]` bool.
+      others: The `m` masks, leaves `[m, ...]` bool.
     """
     rows, columns = (
         [
@@ -41,6 +41,6 @@ def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
     )
     common = sum(a @ b.T for a, b in zip(rows, columns, strict=True))
     sizes, other_sizes = (sum(jnp.sum(leaf, axis=1) for leaf in side) for side in (rows, columns))
-    apart = sizes[:, None] + other_sizes - 2 * common
+    differences = sizes[:, None] + other_sizes - 2 * common
     known = (sizes > 0)[:, None] & (other_sizes > 0)
-    return jnp.where(known, 1 - apart / jnp.maximum(2 * sizes, 1)[:, None], 0)
+    return jnp.where(known, 1 - differences / jnp.maximum(2 * sizes, 1)[:, None], 0)

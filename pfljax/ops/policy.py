@@ -1,4 +1,4 @@
-"""A small network that decides for each example how its features are divided between two heads."""
+"""A small network that splits the features of each example between two heads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def init(key: jax.Array, size: int, dtype: jnp.dtype) -> Params:
     """Returns a policy, see `separate`.
 
     Args:
-      key: typed.
-      size: `d`, features of an example.
-      dtype: of all arrays.
+      key: Typed PRNG key.
+      size: The dimension of the features, `d`.
+      dtype: The dtype of all arrays.
     """
     layer = linear.init(key, size, 2 * size, dtype)
     return {"linear": layer, "norm": linear.init_norm(2 * size, dtype)}
@@ -24,18 +24,18 @@ def init(key: jax.Array, size: int, dtype: jnp.dtype) -> Params:
 def separate(
     policy: Params, direction: jax.Array, features: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
-    """Splits features in two that add up to them.
+    """Splits features into two parts that sum to them.
 
         s = softmax over the pair of (reshape(relu(norm(linear(z * v / ||v||)))) + noise)
 
     Args:
-      policy: nested dict of arrays.
+      policy: The params of the policy.
       direction: `[d]`, the client's `v`.
-      features: `[B, d]`.
+      features: `[B, d]`, the features `z`.
       noise: `[B, 2, d]`, or 0.
 
     Returns:
-      `[B, d]` each: for the client's head, and for the common one.
+      `[B, d]` each: the parts for the client's head and for the common head.
     """
     length = jnp.sqrt(jnp.maximum(jnp.sum(direction**2), 1e-12))
     hidden = linear.apply(policy["linear"], features * direction / length)

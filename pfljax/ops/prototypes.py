@@ -1,4 +1,4 @@
-"""The mean feature of each class: adding it up over clients, and pulling features to it."""
+"""Prototypes, the mean feature of each class: aggregation over clients, and a proximal loss."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pfljax.core.uploads import Weighted
 
 
 class Prototypes(NamedTuple):
-    """Attributes:
-    means: `[C, d]`, zeros for a class without one.
-    seen: `[C]` bool, the classes that have one.
+    """The prototypes of all classes.
+
+    Attributes:
+      means: `[C, d]`, zeros for a class without a prototype.
+      seen: `[C]` bool, the classes with a prototype.
     """
 
     means: jax.Array
@@ -25,9 +27,11 @@ class Prototypes(NamedTuple):
 
 
 class ClassSums(NamedTuple):
-    """Attributes:
-    sums: `[C, d]`, the features of each class, added up.
-    counts: `[C]` float, how many they are.
+    """Sums of features per class.
+
+    Attributes:
+      sums: `[C, d]`, the sums of the features of each class.
+      counts: `[C]` float, the number of examples of each class.
     """
 
     sums: jax.Array
@@ -35,34 +39,34 @@ class ClassSums(NamedTuple):
 
     @property
     def means(self) -> jax.Array:
-        """`[C, d]`, zeros for a class without examples."""
+        """Returns `[C, d]`, zeros for a class without examples."""
         return self.sums / jnp.maximum(self.counts, 1)[:, None]
 
     def weighted(self, by_size: bool) -> Weighted:
-        """A client's means, with a weight for each class: its examples, or 1 for all clients alike.
+        """Returns a client's means, weighted for each class by its examples, or by 1.
 
         Args:
-          by_size: whether the weights are numbers of examples.
+          by_size: Whether the weights are numbers of examples.
 
         Returns:
           The term of the prototypes, for `ClientOutput.sum`; its weight is `[C]`.
         """
-        share = jnp.where(by_size, 1, 1 / jnp.maximum(self.counts, 1))
-        return Weighted(share[:, None] * self.sums, share * self.counts)
+        factor = jnp.where(by_size, 1, 1 / jnp.maximum(self.counts, 1))
+        return Weighted(factor[:, None] * self.sums, factor * self.counts)
 
 
 def none(num_classes: int, num_features: int, dtype: jnp.dtype) -> Prototypes:
-    """Returns prototypes of no class."""
+    """Returns prototypes without any class."""
     return Prototypes(jnp.zeros((num_classes, num_features), dtype), jnp.zeros(num_classes, bool))
 
 
 def no_sums(prototypes: Prototypes) -> ClassSums:
-    """Returns the sums of no example, in the shapes and dtype of `prototypes`."""
+    """Returns the sums of no examples, in the shapes and dtype of `prototypes`."""
     return ClassSums(jnp.zeros_like(prototypes.means), jnp.zeros_like(prototypes.means[:, 0]))
 
 
 def add_batch(total: ClassSums, features: jax.Array, batch: Batch) -> ClassSums:
-    """Adds a batch's real examples, with `features` `[B, d]`, to their classes."""
+    """Adds the features `[B, d]` of a batch's real examples to their classes."""
     classes = total.counts.shape[0]
     member = jax.nn.one_hot(batch.targets, classes, dtype=features.dtype) * batch.mask[:, None]
     return ClassSums(total.sums + member.T @ features, total.counts + jnp.sum(member, axis=0))
@@ -76,18 +80,18 @@ def of_client(
     context: Context,
     local: LocalTraining,
 ) -> tuple[ClassSums, jax.Array]:
-    """Adds up what a client's examples give, in one pass.
+    """Returns the sums over a client's examples, in one pass.
 
     Args:
-      task: features and classes.
-      params: nested dict of arrays.
-      like: prototypes of the shapes and dtype wanted.
-      data: the client's examples.
-      context: its key decides the order of the examples.
-      local: batch size, order, last batch, and how many passes.
+      task: The task, for features and classes.
+      params: The params of the model.
+      like: Prototypes of the same shapes and dtype.
+      data: The client's examples.
+      context: The context, whose key determines the order of the examples.
+      local: The settings: batch size, order, partial batches, and number of passes.
 
     Returns:
-      The sums of each class, and `[]`, the features' squared norms added up.
+      The sums of each class, and `[]`, the sum of the features' squared norms.
     """
 
     def step(carry, batch, key):
@@ -102,7 +106,7 @@ def of_client(
 
 
 def renew(prototypes: Prototypes, total: Weighted) -> Prototypes:
-    """Returns the means of the cohort's weighted total; a class that it lacks keeps its own."""
+    """Returns the means of the cohort's weighted total; absent classes keep their prototype."""
     here = total.weight > 0
     means = total.value / jnp.where(here, total.weight, 1)[:, None]
     return Prototypes(jnp.where(here[:, None], means, prototypes.means), prototypes.seen | here)

@@ -1,4 +1,4 @@
-"""A small quadratic program: the best weights of a mixture, exact and inside a compiled round."""
+"""A quadratic program on the simplex: optimal mixing weights, exact, inside a compiled round."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pfljax.core.client_data import mean_over
 def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.Array:
     """Returns the `a` `[n]` that minimizes `a^T matrix a` with `a >= 0` and `sum a = 1`.
 
-    Up to its scale `a` is the `b >= 0` that minimizes `b^T Q b / 2 - sum b`, which an active set
-    finds exactly: solve for the free entries alone, stop where one of them would turn negative and
-    fix it at zero, else free the entry that gains most (Lawson and Hanson 1974, chapter 23).
+    Up to its scale, `a` is the `b >= 0` that minimizes `b^T Q b / 2 - sum b`, which an active set
+    method finds exactly: solve for the free entries; if one would become negative, stop there and
+    fix it at zero, otherwise free the entry with the largest gain (Lawson and Hanson 1974,
+    chapter 23).
 
     Args:
       matrix: `[n, n]`, symmetric and positive semidefinite.
-      allowed: `[n]` bool; the other entries stay zero. Without any, all are zero.
-      least: entries of the optimum no greater than this become zero, and the others make up for it.
+      allowed: `[n]` bool; the other entries are zero. If none is allowed, all are zero.
+      least: Entries of the optimum up to this value are set to zero, and the others rescaled.
     """
     size = allowed.shape[0]
     scale = mean_over(jnp.diag(matrix), allowed)
@@ -31,13 +32,15 @@ def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.A
         system = jnp.where(free[:, None] & free, matrix, identity)
         target = jnp.linalg.solve(system, free.astype(matrix.dtype))
         sinking = free & (target <= 0)
-        room = jnp.where(sinking, entries / jnp.where(sinking, entries - target, 1), 1)
-        moved = jnp.where(free, entries + jnp.min(room) * (target - entries), 0)
+        step_size = jnp.where(sinking, entries / jnp.where(sinking, entries - target, 1), 1)
+        moved = jnp.where(free, entries + jnp.min(step_size) * (target - entries), 0)
         gain = jnp.where(allowed & ~free, 1 - matrix @ moved, -jnp.inf)
         entering = jnp.arange(size) == jnp.argmax(gain)
         blocked = jnp.any(sinking)
         free = jnp.where(
-            blocked, free & ~(sinking & (room <= jnp.min(room))), free | (entering & (gain > 0))
+            blocked,
+            free & ~(sinking & (step_size <= jnp.min(step_size))),
+            free | (entering & (gain > 0)),
         )
         done = ~blocked & (jnp.max(gain) <= size * accuracy)
         return jnp.maximum(moved, 0) * free, free, done, count + 1

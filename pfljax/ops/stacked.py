@@ -1,4 +1,4 @@
-"""Tables: many trees of one structure in one, whose leaves `[N, ...]` have a row for each."""
+"""Stacked pytrees: `N` trees of one structure as one tree with leaves `[N, ...]`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pfljax.core.types import Cohort, Context, Params, PyTree, Task
 
 
 def repeat(tree: PyTree, count: int) -> PyTree:
-    """Returns a table of `count` rows, all of them `tree`."""
+    """Returns `tree` stacked `count` times."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], count, axis=0), tree)
 
 
 def take(table: PyTree, index: jax.Array | int) -> PyTree:
-    """Returns the row at `index` `[]`, or the table of those at `index` `[K]`."""
+    """Returns the row at `index` `[]`, or the stacked rows at `index` `[K]`."""
     return jax.tree.map(lambda leaf: leaf[index], table)
 
 
 def prepend(tree: PyTree, table: PyTree) -> PyTree:
-    """Returns the table with `tree` for a first row."""
+    """Returns the stacked tree with `tree` as an additional first row."""
     return jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), tree, table)
 
 
 def mix(weights: jax.Array, table: PyTree) -> PyTree:
-    """Returns the sum of the rows times `weights` `[N]`, each leaf in its own dtype."""
+    """Returns the sum of the rows weighted by `weights` `[N]`, each leaf in its own dtype."""
     return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), table)
 
 
 def squared_distances(table: PyTree, tree: PyTree) -> jax.Array:
-    """Returns `[N]`, the squared distance of each row from `tree`."""
+    """Returns `[N]`, the squared distance of each row to `tree`."""
     return jax.vmap(tree_lib.squared_distance, in_axes=(0, None))(table, tree)
 
 
@@ -42,11 +42,11 @@ def losses(
     """Returns `[N, B]`, each model's loss on each example, whatever its mask.
 
     Args:
-      task: losses.
-      models: leaves `[N, ...]`.
-      batch: the examples.
-      key: for losses that are random.
-      train: the mode of batch normalization, see `Task`; False to judge models.
+      task: The task, for its losses.
+      models: Stacked params, leaves `[N, ...]`.
+      batch: The examples.
+      key: Typed PRNG key for random losses.
+      train: The mode of batch normalization, see `Task`; False to evaluate models.
     """
     return jax.vmap(lambda params: task.losses(params, batch, key, train))(models)
 
@@ -62,12 +62,12 @@ def mean_losses(
     """Returns `[N]`, each model's mean loss over a client's examples; zeros without any.
 
     Args:
-      task: losses.
-      models: leaves `[N, ...]`.
-      data: the client's examples.
-      context: its key is for losses that are random.
-      local: batch size.
-      train: the mode of batch normalization, see `Task`; False judges models as they would predict.
+      task: The task, for its losses.
+      models: Stacked params, leaves `[N, ...]`.
+      data: The client's examples.
+      context: The context, with a key for random losses.
+      local: The settings, for the batch size.
+      train: The mode of batch normalization, see `Task`; False to evaluate models.
     """
 
     def step(total, batch, key):
@@ -80,14 +80,14 @@ def mean_losses(
 
 
 def scatter_indices(cohort: Cohort) -> jax.Array:
-    """Returns `[cohort]`, where to write in a table of all clients, with `mode="drop"`.
+    """Returns `[cohort]`, the rows of the cohort in a table of all clients, for `mode="drop"`.
 
-    An empty place of the cohort gets a row behind the table's end, so that it writes nothing.
+    A padding slot of the cohort gets a row beyond the end, so that it writes nothing.
     """
     return jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids)
 
 
 def update_rows(table: PyTree, cohort: Cohort, new: PyTree) -> PyTree:
-    """Returns a table `[N, ...]` of all clients with the cohort's rows, `new` `[cohort, ...]`."""
+    """Returns a table `[N, ...]` of all clients with the rows `new` `[cohort, ...]` of a cohort."""
     here = scatter_indices(cohort)
     return jax.tree.map(lambda old, some: old.at[here].set(some, mode="drop"), table, new)

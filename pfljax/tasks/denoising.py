@@ -66,11 +66,10 @@ def denoising(
 
     of_noisy = from_network(model, errors, metrics, score="mse", more_is_better=False)
 
-    def add_noise(params, batch, key):
+    def add_noise(params, batch, time_key, noise_key):
         """Returns the batch with noisy examples, the noise being the targets."""
         dtype = tree.dtype(params)
         x = (batch.inputs.astype(dtype) - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
-        time_key, noise_key = jax.random.split(key)
         step = jax.random.randint(time_key, x.shape[:1], 0, num_timesteps)
         noise = jax.random.normal(noise_key, x.shape, dtype)
         share = jnp.asarray(shares, dtype)[step].reshape(-1, *(1,) * (x.ndim - 1))
@@ -79,10 +78,12 @@ def denoising(
         return Batch({"noisy": noisy, "time": time}, noise, batch.mask)
 
     def losses(params, batch, key, train=True):
-        return of_noisy.losses(params, add_noise(params, batch, key), key, train)
+        key, *keys = jax.random.split(key, 3)
+        return of_noisy.losses(params, add_noise(params, batch, *keys), key, train)
 
     def params_metrics(params, batch, key):
-        return of_noisy.evaluate(params, add_noise(params, batch, key), key)
+        key, *keys = jax.random.split(key, 3)
+        return of_noisy.evaluate(params, add_noise(params, batch, *keys), key)
 
     return of_noisy._replace(
         losses=losses, loss=mean_loss(losses), metrics=None, params_metrics=params_metrics

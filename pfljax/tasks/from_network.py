@@ -55,14 +55,15 @@ def from_network(
 
         return map_measurements(standardize, inputs, model.reads_ids, mean, std)
 
-    def features(params, inputs, mask=None):
-        return model.features(params, standardized(params, inputs), mask)
+    def features(params, inputs, mask=None, key=None):
+        return model.features(params, standardized(params, inputs), mask, key)
 
-    def predict(params, inputs, mask=None):
-        return model.head(params, features(params, inputs, mask), mask)
+    def predict(params, inputs, mask=None, key=None):
+        return model.head(params, features(params, inputs, mask, key), mask, key)
 
     def losses(params, batch, key, train=True):
-        return example_losses(predict(params, batch.inputs, batch.mask if train else None), batch)
+        mode = (batch.mask, key) if train else ()
+        return example_losses(predict(params, batch.inputs, *mode), batch)
 
     def observe(params, batch):
         return model.observe(params, standardized(params, batch.inputs), batch.mask)

@@ -74,11 +74,13 @@ def next_token(model: Model, *, num_classes: int, block_size: int | None = None)
         blocks = num_blocks(batch.targets)
         if blocks == 1 or (train and model.observe is not None):
             return whole.losses(params, batch, key, train)
-        features = whole.features(params, batch.inputs)
+        key = key if train else None
+        features = whole.features(params, batch.inputs, None, key)
 
         @jax.checkpoint
-        def sums(features, targets):
-            return sums_of_texts(whole.head(params, features), targets)
+        def sums(block, features, targets):
+            own = None if key is None else jax.random.fold_in(key, block)
+            return sums_of_texts(whole.head(params, features, None, own), targets)
 
         return losses_of_texts(_in_blocks(sums, blocks, features, batch.targets))
 
@@ -88,7 +90,7 @@ def next_token(model: Model, *, num_classes: int, block_size: int | None = None)
             return whole.evaluate(params, batch, key)
         features = whole.features(params, batch.inputs)
 
-        def sums(features, targets):
+        def sums(block, features, targets):
             return sums_of_texts(whole.head(params, features), targets)
 
         return over_batch(_in_blocks(sums, blocks, features, batch.targets), batch.mask)
@@ -102,7 +104,8 @@ def _in_blocks(
     """Applies a function of rows to blocks of rows, one block after the other.
 
     Args:
-      function: `(*arrays) -> {name: [rows]}`, each row of which depends on that row alone.
+      function: `(block, *arrays) -> {name: [rows]}`, each row of which depends on that row alone;
+        `block` is the number of the block, `[]` int32.
       num_blocks: Number of blocks, of equal size; the last one is filled up with zeros.
       *arrays: `[B, ...]` each.
 
@@ -116,5 +119,6 @@ def _in_blocks(
         padded = jnp.pad(array, ((0, num_blocks * size - rows), *((0, 0),) * (array.ndim - 1)))
         return padded.reshape(num_blocks, size, *array.shape[1:])
 
-    found = jax.lax.map(lambda block: function(*block), tuple(map(split, arrays)))
+    blocks = jnp.arange(num_blocks), *map(split, arrays)
+    found = jax.lax.map(lambda block: function(*block), blocks)
     return jax.tree.map(lambda values: values.reshape(-1)[:rows], found)

@@ -47,17 +47,17 @@ def ranking(model: Model) -> Task:
     def of_items(function):
         """Makes a function of items `[B, ...]` one of examples `[B, 1 + K, ...]`."""
 
-        def apply(params, examples, *mask):
+        def apply(params, examples, mask=None, key=None):
             batch, items = jax.tree.leaves(examples)[0].shape[:2]
             flat = jax.tree.map(lambda x: x.reshape(batch * items, *x.shape[2:]), examples)
-            masks = [jnp.repeat(one, items) for one in mask if one is not None]
-            out = function(params, flat, *masks)
+            repeated = None if mask is None else jnp.repeat(mask, items)
+            out = function(params, flat, repeated, key)
             return out.reshape(batch, items, *out.shape[1:])
 
         return apply
 
-    def head(params, features, *mask):
-        return of_items(model.head)(params, features, *mask)[..., 0]
+    def head(params, features, mask=None, key=None):
+        return of_items(model.head)(params, features, mask, key)[..., 0]
 
     def margins(scores):
         return scores[:, :1] - scores[:, 1:]

@@ -48,9 +48,9 @@ def quadratic() -> core.Task:
         init=lambda key: {"body": {"w": jnp.zeros(2)}, "head": {"w": jnp.zeros(2)}},
         losses=losses,
         loss=loss,
-        predict=lambda model, inputs, mask=None: inputs - flat(model),
-        features=lambda model, inputs, mask=None: inputs,
-        head=lambda model, features, mask=None: features,
+        predict=lambda model, inputs, mask=None, key=None: inputs - flat(model),
+        features=lambda model, inputs, mask=None, key=None: inputs,
+        head=lambda model, features, mask=None, key=None: features,
         is_head=lambda path: path[0] == "head",
         metrics=lambda outputs, batch: {
             "accuracy": jnp.sum(batch.mask),
@@ -287,11 +287,11 @@ def linear_features() -> core.Task:
             jnp.sum(model["head"]["kernel"]) * 0 * batch.mask
         ),
         loss=lambda model, batch, key, train=True: jnp.sum(model["head"]["kernel"]) * 0,
-        predict=lambda model, inputs, mask=None: (
+        predict=lambda model, inputs, mask=None, key=None: (
             inputs @ model["body"]["w"] @ model["head"]["kernel"]
         ),
-        features=lambda model, inputs, mask=None: inputs @ model["body"]["w"],
-        head=lambda model, features, mask=None: features @ model["head"]["kernel"],
+        features=lambda model, inputs, mask=None, key=None: inputs @ model["body"]["w"],
+        head=lambda model, features, mask=None, key=None: features @ model["head"]["kernel"],
         is_head=lambda path: path[0] == "head",
         metrics=lambda outputs, batch: {
             "accuracy": jnp.sum((jnp.argmax(outputs, axis=-1) == batch.targets) * batch.mask),

@@ -626,10 +626,10 @@ def test_fedcp_draws_noise_in_training_only():
 
 def test_fedcp_without_rounds_answers_as_the_model_where_the_head_is_linear():
     # The two parts of the features add up to them, and both heads are the same at first.
-    def head(model, features, mask=None):
+    def head(model, features, mask=None, key=None):
         return features @ model["head"]["kernel"]
 
-    def predict(model, inputs, mask=None):
+    def predict(model, inputs, mask=None, key=None):
         return head(model, task.features(model, inputs))
 
     task = federation.task()

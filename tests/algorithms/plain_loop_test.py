@@ -111,13 +111,13 @@ def task() -> core.Task:
         logits = predict(model, batch.inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
 
-    def features(model, inputs, mask=None):
+    def features(model, inputs, mask=None, key=None):
         return jnp.tanh(inputs @ model["body"]["kernel"] + model["body"]["bias"])
 
-    def head(model, z, mask=None):
+    def head(model, z, mask=None, key=None):
         return z @ model["head"]["kernel"] + model["head"]["bias"]
 
-    def predict(model, inputs, mask=None):
+    def predict(model, inputs, mask=None, key=None):
         return head(model, features(model, inputs))
 
     return core.Task(

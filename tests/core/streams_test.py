@@ -28,6 +28,8 @@ def keys_of_a_context(context: Context):
     """What local training and a method's children draw from, two levels deep."""
     for order in (streams.ORDER, streams.STEP, streams.AGGREGATION):
         yield from (streams.key_of(context.key, order, step) for step in range(STEPS))
+    step = streams.key_of(context.key, streams.STEP, 0)
+    yield from (streams.key_of(step, streams.DROPOUT, part) for part in range(2))
     for child in range(CHILDREN):
         yield context.child(child).key
         for order in (streams.ORDER, streams.STEP):

@@ -27,8 +27,8 @@ def test_class_counts_are_read_by_fedgen_alone(name):
 def test_class_counts_are_found_in_each_function():
     plain = federation.make("ditto")
 
-    def init_server(key, population):
-        return plain.init_server(key, population), jnp.sum(population.class_counts)
+    def init_server(population, key):
+        return plain.init_server(population, key), jnp.sum(population.class_counts)
 
     def init_client(server, profile, key):
         return plain.init_client(server, profile, key), jnp.sum(profile.class_counts)

@@ -37,6 +37,6 @@ def test_every_key_has_a_meaning(page):
 
 
 def test_a_meaning_may_take_several_lines(page):
-    assert "must give every client, and without which the natural one leaves an owner out" in page
+    assert "partition drops owners with fewer" in page
     assert "| `cohort.dropout` | `0.0` | dropout: " in page
     assert "| `hparams.ditto.lam` | `0.1` | weight of the pull towards the global model" in page

@@ -362,10 +362,9 @@ def attention(**options):
 @pytest.mark.parametrize(
     "last, message",
     [
-        (lambda x: nn.Dropout(0.5, deterministic=False)(x), "dropout .Dropout"),
-        (lambda x: nn.Dropout(0.5, deterministic=True)(x), "dropout .Dropout"),  # would never drop
-        (lambda x: nn.Dropout(0.5)(x), "dropout .Dropout"),
-        (attention(dropout_rate=0.1, deterministic=False), "dropout .Multi"),
+        (lambda x: nn.Dropout(0.5, deterministic=False)(x), "deterministic. of Dropout"),
+        (lambda x: nn.Dropout(0.5, deterministic=True)(x), "deterministic. of Dropout"),
+        (attention(dropout_rate=0.1, deterministic=False), "deterministic. of Multi"),
         (lambda x: nn.BatchNorm(use_running_average=False)(x), "batch_stats.*BatchNorm"),
         (lambda x: nn.BatchNorm()(x), "batch_stats.*BatchNorm"),
         (lambda x: x @ jnp.ones((7, 2)), r"shape \(1, 5\)"),

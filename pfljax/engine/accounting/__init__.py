@@ -1,1 +1,1 @@
-"""What a round costs: bytes that clients send and receive, and collectives between devices."""
+"""The communication of a round: bytes of clients, and collectives between devices."""

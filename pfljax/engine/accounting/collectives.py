@@ -1,12 +1,12 @@
-"""What the devices of a program send each other, counted from the traced program.
+"""Communication between the devices of a program, counted from the traced program.
 
-    reduced   added up over all devices, every device getting the sum
-    gathered  copied from every device to every device
-    posted    sent by every device to every other, each getting rows of its own
+    reduced    summed over all devices, with the sum on every device
+    gathered   copied from every device to every device
+    exchanged  sent from every device to every other one, different rows to each
 
 A loop of known length counts as often as it runs, one of unknown length (the rounds of a call, the
-parcels of a round) once, so that what is counted of a program of rounds is one round with one
-parcel of guests each way.
+buckets of a round) once. The count of a program of rounds is therefore that of one round with one
+bucket of migrated states in each direction.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ class Communication(NamedTuple):
     """Bytes of the results of a device's collectives.
 
     Attributes:
-      reduced: of sums.
-      gathered: of everybody's rows.
-      posted: of rows that go straight from each device to each.
+      reduced: The bytes of sums.
+      gathered: The bytes of rows gathered from all devices.
+      exchanged: The bytes of rows exchanged between pairs of devices.
     """
 
     reduced: int = 0
     gathered: int = 0
-    posted: int = 0
+    exchanged: int = 0
 
     def sent(self, devices: int) -> float:
-        """Returns the bytes that one of so many devices sends, with the usual ring algorithms.
+        """Returns the bytes that each of `devices` devices sends, with the usual ring algorithms.
 
-        A sum takes every byte around twice but for its own part, copies once; a device posts
-        nothing to itself.
+        A sum sends every byte twice except a device's own part, a gather once; a device sends no
+        exchanged rows to itself.
 
         Example:
-          >>> Communication(reduced=100, posted=8).sent(4)
+          >>> Communication(reduced=100, exchanged=8).sent(4)
           156.0
         """
         others = (devices - 1) / devices
-        return others * (2 * self.reduced + self.gathered + self.posted)
+        return others * (2 * self.reduced + self.gathered + self.exchanged)
 
 
-_KINDS = {"psum": "reduced", "all_gather": "gathered", "all_to_all": "posted"}
+_KINDS = {"psum": "reduced", "all_gather": "gathered", "all_to_all": "exchanged"}
 
 
 def count(program: mapping.Program, *args: Any) -> Communication:
-    """Traces a program, without compiling it, and counts.
+    """Traces a program without compiling it, and counts its communication.
 
     Args:
-      program: of `mapping.over_devices`.
-      *args: as it is called with, or their shapes.
+      program: A program of `mapping.over_devices`.
+      *args: The arguments of the program, or their shapes.
     """
     found = dict.fromkeys(Communication._fields, 0)
     _visit(program.trace(*args).jaxpr, 1, found)

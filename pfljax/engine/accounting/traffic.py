@@ -1,4 +1,4 @@
-"""What a client sends and receives in a round, counted from shapes."""
+"""The upload and download of a client in a round, counted from shapes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Traffic(NamedTuple):
     """Bytes of one client in one round.
 
     Attributes:
-      upload: of `ClientOutput.sum` and `ClientOutput.each`, as their shapes tell it; where an
-        aggregator sends less, the metric `upload_bytes` of a round says how much.
-      download: of those arrays of what the server sends that `client_update` reads (without
-        `Algorithm.download` that is the server's state), and of those of the client's state that
-        `exchange` makes of what others sent.
-      upload_each: of `ClientOutput.each` alone, which the server sees client by client.
+      upload: The bytes of `ClientOutput.sum` and `ClientOutput.each`, from their shapes; if an
+        aggregator sends less, the metric `upload_bytes` of a round contains the number.
+      download: The bytes of those arrays of the download that `client_update` uses (without
+        `Algorithm.download`, of the server's state), and of those of the client's state that
+        `exchange` computes from other clients' uploads.
+      upload_each: The bytes of `ClientOutput.each` only, which the server receives individually.
     """
 
     upload: int
@@ -32,13 +32,13 @@ class Traffic(NamedTuple):
 
 
 def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) -> Traffic:
-    """Traces one client's update, without running it, and counts.
+    """Traces one client's update without running it, and counts its bytes.
 
     Args:
-      algorithm: the method.
-      server: the server state, or its shapes.
-      client: one client's state, or its shapes.
-      examples: of all clients.
+      algorithm: The method.
+      server: The server's state, or its shapes.
+      client: One client's state, or its shapes.
+      examples: The examples of all clients.
     """
     key = jax.random.key(0)
     context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)

@@ -1,1 +1,1 @@
-"""Where the states and the examples of clients are kept: on devices, or on the host."""
+"""Storage of the clients' states and examples, on devices or on the host."""

@@ -1,8 +1,8 @@
-"""Which process keeps which client, where populations lie on hosts: client `i` process `i % P`.
+"""Assignment of clients to processes, for populations on the host: client `i` to process `i % P`.
 
-Clients train and are scored by the process that keeps them, so that no state and no example ever
-crosses between hosts. The cohort is still drawn uniformly from all clients: how many of a process
-are in it differs from round to round, and each has room for more than its even share.
+Clients are trained and evaluated by the process that owns them, so that no state and no example is
+sent between hosts. The cohort is still sampled uniformly from all clients: the number of clients of
+a process differs from round to round, and each process has a capacity above the mean.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def kept_here(table: np.ndarray) -> np.ndarray:
 
 
 def capacity(plan: sampling.CohortPlan, num_processes: int) -> int:
-    """Returns how many clients of a cohort a process has room for.
+    """Returns the capacity of a process, in clients of a cohort.
 
-    Those beyond them are left out, which happens no more often than `OVERFLOW_PROBABILITY` says.
+    Clients beyond it are dropped, with a probability of at most `OVERFLOW_PROBABILITY`.
 
     Example:
       >>> plan = sampling.CohortPlan(num_clients=10_000_000, size=10_240)
@@ -39,15 +39,15 @@ def capacity(plan: sampling.CohortPlan, num_processes: int) -> int:
 
 
 def group_by_process(ids: np.ndarray, num_processes: int, capacity: int) -> np.ndarray:
-    """Sorts clients by the process that keeps them.
+    """Groups clients by the process that owns them.
 
     Args:
-      ids: `[n]`; negative ones are nobody.
+      ids: `[n]` int32; negative ids are padding.
       num_processes: `P`.
-      capacity: for each process; clients beyond them are left out.
+      capacity: The capacity of each process; clients beyond it are dropped.
 
     Returns:
-      `[P, capacity]` int32, filled up with -1.
+      `[P, capacity]` int32, padded with -1.
 
     Example:
       >>> group_by_process(np.array([4, 1, -1, 2]), 2, 3)

@@ -15,12 +15,12 @@ from pfljax.engine.examples import Examples
 
 
 class DeviceStore:
-    """Private states spread over the devices, and examples on every device.
+    """Private states sharded over the devices, and examples on every device.
 
     Args:
-      examples: The examples of all clients; stacked where variants have their own.
-      options: What programs are compiled for.
-      eval_ids: `[n]`, the clients that evaluations score; None for all.
+      examples: The examples of all clients; stacked if they differ between runs.
+      options: The settings for which programs are compiled.
+      eval_ids: `[n]`, the evaluated clients; None for all.
       examples_vary: Whether the examples are stacked.
     """
 
@@ -73,7 +73,7 @@ class DeviceStore:
         return jax.eval_shape(lambda examples: examples.population(), examples), examples
 
     def open(self, directory: pathlib.Path, *, anew: bool) -> None:
-        """Does nothing: checkpoints hold the private states."""
+        """Does nothing: checkpoints contain the private states."""
 
     def snapshot(self, state: FederatedState) -> FederatedState:
         """Returns the state itself."""
@@ -94,7 +94,7 @@ class DeviceStore:
         return on_device.to_devices(host, like, devices)
 
     def damaged(self, snapshot: FederatedState) -> np.ndarray:
-        """Returns no client: a checkpoint checks its arrays itself."""
+        """Returns no client: a checkpoint verifies its arrays itself."""
         return np.zeros(0, np.int32)
 
     def damaged_file(self, directory: pathlib.Path) -> pathlib.Path:

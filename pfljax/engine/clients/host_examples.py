@@ -1,4 +1,4 @@
-"""All clients' examples as they lie on the host, and the few of them that a device needs now."""
+"""All clients' examples on the host, and copies of those that a device needs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from pfljax.engine.examples import Examples
 
 
 class HostExamples(NamedTuple):
-    """The examples of all clients, seen and unseen, in arrays that may be memory-mapped files.
+    """The examples of all clients, including held-out ones, possibly in memory-mapped files.
 
-    Clients may shard rows.
+    Clients may share rows.
 
     Attributes:
       inputs: `[num_examples, ...]` in stored dtype; one array, or a tree of arrays.
-      targets: `[num_examples, ...]`.
-      offsets: `{split: [num_clients]}` for the splits train, validation and test.
-      sizes: `{split: [num_clients]}`.
+      targets: `[num_examples, ...]`, the targets.
+      offsets: `{split: [num_clients]}`, the first row of each client, for the splits train,
+        validation and test.
+      sizes: `{split: [num_clients]}`, the number of rows of each client.
       num_classes: `C`.
-      max_train_size: the largest training set.
-      num_participants: the clients with ids below it may be chosen for a round.
-      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only where the
-        server's first state depends on them. None where no function of the method reads them.
+      max_train_size: The size of the largest training set.
+      num_participants: Number of clients that can be sampled, those with the lowest ids.
+      class_counts: `() -> [num_clients, C]` int32, of the training examples; called only if the
+        server's initial state depends on them. None if no function of the method uses them.
     """
 
     inputs: Any
@@ -39,25 +40,25 @@ class HostExamples(NamedTuple):
 
     @property
     def num_clients(self) -> int:
-        """All clients, the unseen ones included."""
+        """Number of all clients, including held-out ones."""
         return len(self.sizes["train"])
 
     def capacity(self, shard: int, splits: Sequence[str]) -> int:
-        """Returns how many examples `shard` clients have at most."""
+        """Returns the maximum number of examples of `shard` clients."""
         totals = sum(np.asarray(self.sizes[split], np.int64) for split in splits)
         shard = min(shard, len(totals))
         return max(1, int(np.partition(totals, -shard)[-shard:].sum()))
 
     def shard(self, ids: np.ndarray, splits: Sequence[str], capacity: int) -> Examples:
-        """Copies the examples of some clients together.
+        """Copies the examples of some clients to new arrays.
 
         Args:
-          ids: `[shard]`; nobody where negative.
-          splits: which examples; the others are left out, as if the clients had none.
-          capacity: of the arrays returned; see the method of this name.
+          ids: `[shard]`; negative ids are padding.
+          splits: The splits to copy; the clients have no examples of the others.
+          capacity: The length of the returned arrays; see the method of this name.
 
         Returns:
-          NumPy arrays, in which client `ids[i]` stands in row i.
+          NumPy arrays, in which client `ids[i]` has the index i.
         """
         stored, structure = jax.tree.flatten((self.inputs, self.targets))
         copies = [np.zeros((capacity, *array.shape[1:]), array.dtype) for array in stored]
@@ -75,8 +76,8 @@ class HostExamples(NamedTuple):
                     copy[end : end + size] = array[begin : begin + size]
                 offsets[split][row], sizes[split][row] = end, size
                 if split == "train" and counts is not None and self.num_classes:
-                    # Raveled, because next_token has a row of tokens for each example; every
-                    # token is counted, padding too, as `FederatedDataset.class_counts` does.
+                    # Raveled, because next_token has a row of tokens for each example; all tokens
+                    # are counted, including padding, as in `FederatedDataset.class_counts`.
                     labels = targets[end : end + size].ravel()
                     counts[row] = np.bincount(labels, minlength=self.num_classes)
                 end += size

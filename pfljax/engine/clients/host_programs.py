@@ -1,12 +1,12 @@
-"""The programs of a population on the host, called as those of one on the devices are.
+"""The programs of a population on the host, with the interface of those on the devices.
 
-    devices  round r          | round r+1        | ...
-    host     examples of r+1, | examples of r+2, |
-             rows of r+1,     | rows of r+2,     |
-             store rows of r  | store rows of r+1|
+    devices  round r              | round r+1            | ...
+    host     examples of r+1,     | examples of r+2,     |
+             read states of r+1,  | read states of r+2,  |
+             write states of r    | write states of r+1  |
 
-One thread does the host's work in this order. Where a client of round r takes part in round r+1
-too, the rows of r are stored before those of r+1 are fetched. What the devices do is in
+One thread runs the host's work in this order. If a client of round r takes part in round r+1 too,
+the states of r are written before those of r+1 are read. The computation on the devices is that of
 `engine/round.py` and `engine/evaluate.py`: cohorts, and results to rounding, are those of a
 population on the devices.
 """
@@ -31,7 +31,7 @@ _ALL = ("train", "validation", "test")
 
 
 class _OnHost:
-    """What a program of a host-resident population tells of the one it runs on the devices."""
+    """The properties of a host program that are those of its device program."""
 
     program: mapping.Program
 
@@ -45,7 +45,7 @@ class _OnHost:
 
 
 class HostInit(_OnHost):
-    """`(examples, key, inputs) -> state` of round 0; no client is read or written."""
+    """`(examples, key, inputs) -> state` of round 0; no client state is read or written."""
 
     def __init__(self, clients: HostStates, make: programs.Make, inputs: programs.Inputs):
         self._of = clients
@@ -55,7 +55,7 @@ class HostInit(_OnHost):
         def server(key, inputs, sizes, counts):
             return init.init_server(make(*inputs).algorithm, Population(sizes, counts), key)
 
-        # The labels of all clients are counted only where the method uses the counts.
+        # The labels of all clients are counted only if the method uses the counts.
         used = used_arguments.of_program(jax.make_jaxpr(server)(key, inputs, *shape))
         self._uses_counts = shape.class_counts is not None and used[-1]
 
@@ -84,7 +84,7 @@ class HostInit(_OnHost):
         self, examples: HostExamples, key: jax.Array, inputs: programs.Inputs
     ) -> FederatedState:
         state = self.program(*self._arguments(examples, key), inputs)
-        # The rounds take over the memory of the state that they are given.
+        # Rounds reuse the memory of the state that they receive.
         if self._of.options.join == "initial":
             self._of.initial_server = jax.tree.map(jnp.copy, state.server)
         return state._replace(clients=mmap_rows.new_table(examples.num_clients)[None])
@@ -133,9 +133,9 @@ class HostRounds(_OnHost):
         )
 
     def _cohorts(self, key: jax.Array, first: int, count: int) -> list[np.ndarray]:
-        """Returns the ids of some rounds, dealt: `[devices, shard]` each.
+        """Returns the assigned ids of several rounds, `[devices, shard]` each.
 
-        Each process deals the clients that it keeps over its devices; all know all assignment.
+        Each process assigns its clients to its devices; all processes compute all assignments.
         """
         host = jax.local_devices(backend="cpu")[0]
         key = jax.device_put(jax.random.wrap_key_data(np.asarray(jax.random.key_data(key))), host)
@@ -144,7 +144,7 @@ class HostRounds(_OnHost):
             return [self._assign(ids) for ids in drawn]
 
     def _assign(self, cohort: np.ndarray) -> np.ndarray:
-        """Deals a cohort; returns `[devices, shard]`."""
+        """Assigns a cohort to devices; returns `[devices, shard]`."""
         kept = by_process.group_by_process(cohort, self._of.num_processes, self._of.capacity)
         return np.concatenate([self._assign_here(ids, self._of.sizes_of(ids)) for ids in kept])
 
@@ -228,7 +228,7 @@ class HostEvaluation(_OnHost):
         )
 
     def _parts(self) -> np.ndarray:
-        """Returns `[parts, devices, shard]`, the clients to score, as many at a time as train."""
+        """Returns `[parts, devices, shard]`, the evaluated clients, in parts as for training."""
         ids, num_processes = np.asarray(self.ids, np.int32), self._of.num_processes
         at_a_time = self._of.shard * self._of.devices_here
         most = int(np.bincount(ids % num_processes).max())
@@ -241,7 +241,7 @@ class HostEvaluation(_OnHost):
         )
 
     def _in_order(self, parts: np.ndarray, found: Any) -> Any:
-        """Takes the scores `[parts, devices here, shard]` of all processes to where `ids` are."""
+        """Returns the scores `[parts, devices here, shard]` of all processes, ordered by `ids`."""
         if self._of.num_processes > 1:
             found = multihost_utils.process_allgather(found)
             # `[processes, parts, devices of one, shard]`
@@ -283,7 +283,7 @@ class HostStore(HostStates):
     ) -> store.Programs:
         """See `ClientStore.programs`; several variants are not supported on the host."""
         if variants is not None:
-            raise ValueError("Clients on the host share no program between variants.")
+            raise ValueError("Clients on the host cannot be vectorized over variants.")
 
         population, _ = self.example_shapes()
         self.client = jax.eval_shape(

@@ -16,7 +16,7 @@ from pfljax.engine.clients import on_device
 
 PyTree = Any
 
-# Size of a bucket relative to an even share of a device's shard for each pair of devices: small, so
+# Size of a bucket relative to a uniform distribution of a shard over pairs of devices: small, so
 # that buckets are filled, as few clients are remote.
 _BUCKET = 1 / 16
 
@@ -64,7 +64,7 @@ def _transfers(assignment: jax.Array, slots: jax.Array) -> _Transfers:
     size = _bucket_size(*assignment.shape)
 
     def first(wanted, values):
-        """`[devices, shard]`: of each row the values that are wanted, then -1."""
+        """Returns `[devices, shard]`, the selected values of each row, followed by -1."""
         order = jnp.argsort(~wanted, axis=1)
         found = jnp.take_along_axis(jnp.where(wanted, values, -1), order, axis=1)
         return jnp.pad(found, ((0, 0), (0, -assignment.shape[1] % size)), constant_values=-1)
@@ -86,12 +86,12 @@ def _exchange_bucket(
     """Exchanges one bucket: rows of `source` become rows of `target` on other devices.
 
     Args:
-      source: states on this device.
-      target: states on this device.
-      sent: `[devices, shard]` int32, the rows of `source` that go to each device; -1 for none.
+      source: The states on this device to send.
+      target: The states on this device to replace.
+      sent: `[devices, shard]` int32, the rows of `source` for each device; -1 for none.
       received: `[devices, shard]` int32, the rows of `target` for those of each device; -1 for
         none.
-      index: `[]` int32, of the bucket.
+      index: `[]` int32, the index of the bucket.
 
     Returns:
       The target with the received states.
@@ -115,11 +115,11 @@ def _exchange_bucket(
 def receive_buffer(clients: PyTree, shard: int) -> PyTree | None:
     """Returns a buffer `[shard + 1, ...]` for states of remote clients; None on a single device.
 
-    Rounds reuse it, because memory that the system newly provides is slow at its first write.
+    Rounds reuse it, because newly allocated memory is slow at its first write.
 
     Args:
       clients: `[rows, ...]`, the states that this device owns.
-      shard: number of clients that a device trains in a round.
+      shard: Number of clients that a device trains in a round.
     """
     if mapping.num_devices() == 1 or not jax.tree.leaves(clients):
         return None
@@ -136,11 +136,11 @@ def receive_buffer(clients: PyTree, shard: int) -> PyTree | None:
 def gather_states(
     clients: PyTree, buffer: PyTree | None, assignment: jax.Array
 ) -> on_device.DeviceCohort:
-    """Brings the states of this device's shard of the cohort together.
+    """Gathers the states of this device's shard of the cohort.
 
     Args:
       clients: `[rows, ...]`, the states that this device owns.
-      buffer: of `receive_buffer`, whatever it contains.
+      buffer: A buffer of `receive_buffer`, with any content.
       assignment: `[devices, shard]` int32, the clients that each device trains; -1 is padding.
     """
     devices, me = mapping.num_devices(), mapping.device_index()

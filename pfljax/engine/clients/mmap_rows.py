@@ -1,15 +1,15 @@
-"""Private states in a memory-mapped file on the host, for populations that outgrow the devices.
+"""Private states in a memory-mapped file on the host, for populations larger than device memory.
 
-A *table* says where each client's state is: `[num_clients]` int32, a row of the file, or -1 for a
+A *table* contains the row of each client's state in the file: `[num_clients]` int32, with -1 for a
 client that never took part, whose state need not exist. Rows are written in place, unless a
-snapshot holds them: those stay, and the client gets another row. So a snapshot is a copy of the
-table, and costs on disk the rows that were written after it; a run that ends at any moment finds
-the rows of its snapshots as they were.
+snapshot uses them: these are kept, and the client gets another row. A snapshot is therefore a copy
+of the table, and costs disk space only for the rows written after it; if a run ends at any moment,
+the rows of its snapshots are unchanged.
 
-Every row has a checksum, taken while it is written: the 31 low bits of its CRC-32, at 1 to 7 GB/s
-on one core, in the thread that copies rows to the file. A snapshot takes the checksums along and
-reads no row. `RowFile.damaged` reads the rows of one snapshot, once for each resumption: 100 GB in
-the time that the disk needs, or in 15 to 100 s where they are in memory.
+Every row has a checksum, computed when it is written: the 31 low bits of its CRC-32, at 1 to 7 GB/s
+on one core, in the thread that copies rows to the file. A snapshot copies the checksums and reads
+no row. `RowFile.damaged` reads the rows of one snapshot, once for each resumption: 100 GB take the
+time of reading them from disk, or 15 to 100 s if they are in memory.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from pfljax.errors import UserError
 PyTree = Any
 
 _NOBODY = -1
-# How far the file grows ahead of the rows in use. It doubles up to there.
+# Maximum growth of the file ahead of the rows in use; below it, the file doubles.
 _MOST_AHEAD = 64 * 2**20
-# Rows read at a time when checksums are compared.
+# Number of bytes read at a time to verify checksums.
 _BLOCK = 16 * 2**20
 
 
 def new_table(num_clients: int) -> np.ndarray:
-    """Returns the table of a population of which no client took part yet."""
+    """Returns the table of a population in which no client has taken part."""
     return np.full(num_clients, _NOBODY, np.int32)
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint keeps of the private states that lie in a file.
+    """The part of a checkpoint that describes private states in a file.
 
     Attributes:
       table: `[num_clients]` int32, the row of each client; -1 for none.
@@ -53,7 +53,7 @@ class Snapshot(NamedTuple):
 
 
 def _checksum(row: np.ndarray) -> int:
-    # 31 bits, so that -1 is none and that int32 arrays, which every JAX keeps, can hold it.
+    # 31 bits, so that -1 means none and the values fit into int32.
     return zlib.crc32(row) & 0x7FFFFFFF
 
 
@@ -64,22 +64,22 @@ def _reserve(file: int, begin: int, end: int) -> None:
     try:
         os.posix_fallocate(file, begin, end - begin)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # unsupported by the file system
             raise
 
 
 class RowFile:
-    """A file of rows, one for each client that took part; not for several threads at once.
+    """A file of rows, one for each client that has taken part; not thread-safe.
 
     Args:
-      path: the file.
-      row: shapes and dtypes of one client's state.
-      snapshots: how many of the newest are kept.
-      anew: begin with an empty file; else its rows are those of an earlier run, which all stay
-        until `adopt` says which are still needed.
+      path: The path of the file.
+      row: The shapes and dtypes of one client's state.
+      snapshots: Number of snapshots to keep, the latest ones.
+      anew: Whether to start with an empty file; else its rows are those of an earlier run, which
+        are all kept until `adopt` is called.
 
     Raises:
-      UserError: the file cannot be opened.
+      UserError: The file cannot be opened.
     """
 
     def __init__(self, path: pathlib.Path, row: PyTree, *, snapshots: int, anew: bool):
@@ -92,12 +92,12 @@ class RowFile:
             self._row_bytes = end
         self._path, self._num_snapshots = path, snapshots
         self._bytes = np.zeros((0, self._row_bytes), np.uint8)
-        self._held = np.zeros(0, bool)  # by a snapshot
+        self._held = np.zeros(0, bool)  # rows used by a snapshot
         self._checksums = np.zeros(0, np.int32)
         self._snapshots: list[Snapshot] = []
         self._free = np.zeros(0, np.int32)
-        self._end = 0  # behind the last row that was ever in use
-        # Whether there are no snapshots but those in the list.
+        self._end = 0  # the end of the rows that were ever in use
+        # Whether the list contains all snapshots.
         self._all_known = anew
         if not self._row_bytes:
             return
@@ -122,20 +122,20 @@ class RowFile:
             self._bytes = np.memmap(self._path, np.uint8, mode="r+", shape=(rows, self._row_bytes))
 
     def _resize(self, rows: int, reserved: int) -> None:
-        """Makes the file so many rows long, with all their space on disk, and maps it.
+        """Resizes the file, with all its space reserved on disk, and maps it.
 
-        A mapped page without space on disk would end the process by a bus error on its first use.
-        Where the system cannot reserve space (macOS, Windows) a full disk still does.
+        A mapped page without space on disk would end the process with a bus error at its first use.
+        If the system cannot reserve space (macOS, Windows), this still happens on a full disk.
 
         Args:
-          rows: the new length.
-          reserved: how many of them certainly have their space.
+          rows: The new number of rows.
+          reserved: The number of rows whose space is already reserved.
 
         Raises:
-          UserError: the disk is full, or a quota is reached.
+          UserError: The disk is full, or a quota is reached.
         """
         size = rows * self._row_bytes
-        self._bytes = np.zeros((0, self._row_bytes), np.uint8)  # Windows resizes no mapped file.
+        self._bytes = np.zeros((0, self._row_bytes), np.uint8)  # Windows cannot resize mapped files
         try:
             with self._path.open("r+b") as file:
                 _reserve(file.fileno(), reserved * self._row_bytes, size)
@@ -144,11 +144,11 @@ class RowFile:
         except OSError as error:
             raise UserError(
                 f"{self._path} cannot grow to {size / 1e6:.0f} MB ({error.strerror}); free some "
-                "space and resume from the newest checkpoint, which is kept."
+                "space and resume from the latest checkpoint, which is kept."
             ) from error
 
     def read(self, table: np.ndarray, ids: np.ndarray) -> PyTree:
-        """Returns `[n, ...]`, the states of clients `[n]`; zeros where there is none yet."""
+        """Returns `[n, ...]`, the states of clients `[n]`; zeros for clients without a state."""
         rows = np.where(ids < 0, _NOBODY, table[np.maximum(ids, 0)])
         known = rows >= 0
         block = np.zeros((len(ids), self._row_bytes), np.uint8)
@@ -160,15 +160,15 @@ class RowFile:
         return jax.tree.unflatten(self._structure, leaves)
 
     def write(self, table: np.ndarray, ids: np.ndarray, states: PyTree) -> None:
-        """Writes the states `[n, ...]` of clients `[n]`, and where they are into `table`.
+        """Writes the states `[n, ...]` of clients `[n]`, and their rows into `table`.
 
         Args:
-          table: of the population; changed in place.
-          ids: of different clients; negative ones are left out.
-          states: what `read` returns.
+          table: The table of the population; changed in place.
+          ids: The ids of different clients; negative ones are skipped.
+          states: The states, in the format of `read`.
 
         Raises:
-          UserError: the disk is full.
+          UserError: The disk is full.
         """
         if not self._row_bytes:
             return
@@ -185,7 +185,7 @@ class RowFile:
         table[ids] = rows
 
     def _take(self, count: int) -> np.ndarray:
-        """Returns rows that no client and no snapshot has."""
+        """Returns rows that neither a client nor a snapshot uses."""
         reused, self._free = self._free[:count], self._free[count:]
         fresh = np.arange(self._end, self._end + count - len(reused), dtype=np.int32)
         end = self._end + len(fresh)
@@ -196,19 +196,19 @@ class RowFile:
         return np.concatenate([reused, fresh])
 
     def snapshot(self, table: np.ndarray) -> Snapshot:
-        """Brings the rows to disk and keeps them.
+        """Flushes the rows to disk and protects them from being overwritten.
 
-        The oldest snapshot beyond those kept gives its rows free.
+        The oldest snapshot beyond those kept releases its rows.
 
         Raises:
-          UserError: the disk does not take them.
+          UserError: The disk cannot be written.
         """
         if isinstance(self._bytes, np.memmap):
             try:
                 self._bytes.flush()
             except OSError as error:
                 raise UserError(
-                    f"{self._path} cannot be written ({error.strerror}); resume from the newest "
+                    f"{self._path} cannot be written ({error.strerror}); resume from the latest "
                     "checkpoint, which is kept."
                 ) from error
         table = table.copy()
@@ -218,7 +218,7 @@ class RowFile:
             checksums[known] = self._checksums[table[known]]
         kept = Snapshot(table, checksums)
         self._snapshots = [*self._snapshots, kept][-self._num_snapshots :]
-        # After so many snapshots, those of an earlier run that were not adopted are gone.
+        # After so many snapshots, all snapshots of an earlier run are outdated.
         self._all_known |= len(self._snapshots) == self._num_snapshots
         self._hold_snapshots()
         return kept
@@ -232,13 +232,13 @@ class RowFile:
             self._free = np.flatnonzero(~self._held[: self._end]).astype(np.int32)
 
     def adopt(self, snapshots: Sequence[Snapshot]) -> None:
-        """Takes up an earlier run's file where its snapshots end; all other rows are free.
+        """Continues the file of an earlier run from its snapshots; all other rows are released.
 
         Args:
-          snapshots: all that may still be resumed from, the newest last.
+          snapshots: All snapshots that may still be resumed from, the latest last.
 
         Raises:
-          UserError: the disk is full.
+          UserError: The disk is full.
         """
         if not self._row_bytes:
             return
@@ -254,16 +254,16 @@ class RowFile:
         self._hold_snapshots()
 
     def damaged(self, snapshot: Snapshot) -> np.ndarray:
-        """Returns the clients whose rows are not in the file as a snapshot left them."""
+        """Returns the clients whose rows in the file differ from a snapshot."""
         ids = np.flatnonzero(snapshot.table >= 0)
         if not self._row_bytes or not len(ids):
             return ids[:0]
-        # In the order of the file, which disks read fastest.
+        # In the order of the file, which is fastest for disks.
         ids = ids[np.argsort(snapshot.table[ids], kind="stable")]
         rows, wanted = snapshot.table[ids], snapshot.checksums[ids]
         good = np.zeros(len(ids), bool)
         at_a_time = min(max(1, _BLOCK // self._row_bytes), 2**16)
-        there = int(np.searchsorted(rows, len(self._bytes)))  # the file may have been cut short
+        there = int(np.searchsorted(rows, len(self._bytes)))  # the file may be truncated
         for begin in range(0, there, at_a_time):
             some = slice(begin, min(begin + at_a_time, there))
             good[some] = [_checksum(row) for row in self._bytes[rows[some]]] == wanted[some]

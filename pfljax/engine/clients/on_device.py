@@ -36,14 +36,14 @@ def owned_ids(num_clients: int) -> jax.Array:
 
 
 def split_by_owner(ids: np.ndarray, num_devices: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits chosen clients by the device that owns them.
+    """Splits client ids by the device that owns them.
 
     Args:
       ids: `[n]`, different client ids.
       num_devices: Number of devices.
 
     Returns:
-      `[num_devices, rows]` int32, the ids that each device owns, filled up with -1; and `[n]`, the
+      `[num_devices, rows]` int32, the ids that each device owns, padded with -1; and `[n]`, the
       positions of the ids in that table, row after row.
 
     Example:
@@ -135,7 +135,7 @@ def write_states(states: PyTree, rows: jax.Array, new: PyTree) -> PyTree:
         outside = jax.tree.leaves(states)[0].shape[0] if jax.tree.leaves(states) else 0
         rows = jnp.where(rows < 0, outside, rows)
         return jax.tree.map(lambda leaf, some: leaf.at[rows].set(some, mode="drop"), states, new)
-    # A slice cannot be dropped, so the old state is written again in its place.
+    # A slice cannot be dropped, so the old state is written again.
     row = jnp.maximum(rows, 0)
     kept = _choose(rows >= 0, new, _read(states, row))
     return jax.tree.map(
@@ -150,7 +150,7 @@ def to_host(state: FederatedState, num_clients: int) -> FederatedState:
 
     Args:
       state: The state of a run, clients `[devices of this process, rows, ...]`.
-      num_clients: Number of clients, held-out ones included.
+      num_clients: Number of clients, including held-out ones.
     """
 
     def by_id(leaf):
@@ -173,10 +173,10 @@ def shared_to_host(state: FederatedState) -> FederatedState:
 def to_devices(
     host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
 ) -> FederatedState:
-    """The inverse of `to_host`, on any number of devices.
+    """Returns the state on the devices, the inverse of `to_host`, for any number of devices.
 
     Args:
-      host: What `to_host` returned, perhaps on another machine.
+      host: The result of `to_host`, possibly on another machine.
       like: A state of this run, for its dtypes and keys.
       devices: The devices of the run.
     """
@@ -198,7 +198,7 @@ def to_devices(
 def shared_to_devices(
     host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]
 ) -> FederatedState:
-    """The inverse of `shared_to_host`."""
+    """Returns the inverse of `shared_to_host`."""
     return jax.tree.map(
         lambda leaf, like: tree.wrap_key_data(mapping.replicate(leaf, devices), like),
         host._replace(clients=()),

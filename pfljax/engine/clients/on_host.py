@@ -1,10 +1,10 @@
-"""A population whose rows and examples lie on the host: a million clients and more.
+"""Populations with states and examples on the host: a million clients and more.
 
-The devices receive the states and the examples of one cohort at a time, and so need no more memory
-for a million clients than for a thousand; `engine/clients/host_programs.py` runs rounds and
-evaluations. In the state of such a run `clients` is `[1, num_clients]`, the row indices of
-`engine/clients/mmap_rows.py`. Each of several processes keeps its own clients
-(`engine/clients/by_process.py`) in a file of its own.
+The devices receive the states and examples of one cohort at a time, and need no more memory for a
+million clients than for a thousand; `engine/clients/host_programs.py` runs rounds and evaluations.
+In the state of such a run, `clients` is `[1, num_clients]`, the row indices of
+`engine/clients/mmap_rows.py`. Each of several processes stores its clients
+(`engine/clients/by_process.py`) in a separate file.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ PyTree = Any
 
 
 class HostShard(NamedTuple):
-    """What the host sends to the devices for a round or for a part of an evaluation.
+    """The data that the host sends to the devices for a round or a part of an evaluation.
 
     Attributes:
-      ids: `[devices, shard]` int32, the same on every device; -1 for nobody.
-      sizes: `[devices, shard]` int32, training examples; the same on every device.
-      fresh: `[devices here, shard]` bool, who never took part; spread over those of this process.
-      clients: `[devices here, shard, ...]`, their private states, keys as their data; spread.
-      examples: `[devices here, ...]`, theirs; spread.
+      ids: `[devices, shard]` int32, replicated; -1 is padding.
+      sizes: `[devices, shard]` int32, numbers of training examples, replicated.
+      fresh: `[devices here, shard]` bool, whether a client never took part; sharded over the
+        devices of this process.
+      clients: `[devices here, shard, ...]`, the private states, keys as their data; sharded.
+      examples: `[devices here, ...]`, the examples; sharded.
     """
 
     ids: np.ndarray
@@ -58,18 +59,18 @@ class HostStates:
 
     Args:
       examples: The examples of all clients.
-      options: What programs are compiled for.
-      eval_ids: `[n]`, the clients that evaluations score; None for all.
-      snapshots: Number of the newest snapshots that are kept, see `RowFile`.
+      options: The settings for which programs are compiled.
+      eval_ids: `[n]`, the evaluated clients; None for all.
+      snapshots: Number of snapshots to keep, see `RowFile`.
 
     Attributes:
-      num_processes: Number of processes that keep clients.
+      num_processes: Number of processes that own clients.
       devices_here: Number of devices of each process.
-      capacity: Largest number of clients of a cohort that a process can train.
-      shard: Number of them that each device trains.
-      client: Shapes and dtypes of one client's private state; known once there are programs.
-      initial_server: The server's state of round 0, from which private states begin where
-        `options.join` is 'initial'; `()` otherwise, and before the first state is made.
+      capacity: The maximum number of clients of a cohort that a process can train.
+      shard: Number of clients that each device trains.
+      client: The shapes and dtypes of one client's private state; set with the first program.
+      initial_server: The server's state of round 0, from which private states are initialized if
+        `options.join` is 'initial'; otherwise, and before the first state, `()`.
     """
 
     keeps_snapshots = True
@@ -115,7 +116,7 @@ class HostStates:
         return population, jax.tree.map(jnp.asarray, shard)
 
     def open(self, directory: pathlib.Path, *, anew: bool) -> None:
-        """Keeps private states in a file there from now on; before, in a temporary one."""
+        """Stores private states in a file there from now on; before, in a temporary one."""
         self._file = mmap_rows.RowFile(
             self.damaged_file(directory),
             jax.eval_shape(self.encode, self.client),
@@ -133,26 +134,26 @@ class HostStates:
         return self._file
 
     def snapshot(self, state: FederatedState) -> FederatedState:
-        """Returns the state to put into a checkpoint; its rows are on disk and stay there.
+        """Returns the state to put into a checkpoint; its rows are flushed and protected.
 
-        Its `clients` is a `rows.Snapshot` whose arrays are `[1, num_clients]`.
+        Its `clients` is a `mmap_rows.Snapshot` whose arrays are `[1, num_clients]`.
         """
         kept = self.file.snapshot(state.clients[0])
         return state._replace(clients=jax.tree.map(lambda leaf: leaf[None], kept))
 
     def like_snapshot(self, state: FederatedState) -> FederatedState:
-        """Returns a state of the form that `snapshot` returns, without looking at any row."""
+        """Returns a state with the structure of `snapshot`, without reading any row."""
         return state._replace(clients=mmap_rows.Snapshot(state.clients, state.clients))
 
     def damaged(self, kept: FederatedState) -> np.ndarray:
-        """Returns the clients whose rows are not as a `snapshot` left them."""
+        """Returns the clients whose rows differ from a `snapshot`."""
         return self.file.damaged(jax.tree.map(lambda leaf: leaf[0], kept.clients))
 
     def adopt(self, kept: Sequence[FederatedState]) -> FederatedState:
-        """Goes on from the last of these snapshots; the rows of no other stay.
+        """Continues from the last of these snapshots; rows of no snapshot are released.
 
         Args:
-          kept: all snapshots of an earlier run that may still be resumed from.
+          kept: All snapshots of an earlier run that may still be resumed from.
 
         Returns:
           The state of the last one, as the round program takes it.
@@ -161,11 +162,11 @@ class HostStates:
         return kept[-1]._replace(clients=kept[-1].clients.table.copy())
 
     def damaged_file(self, directory: pathlib.Path) -> pathlib.Path:
-        """Returns the file of the private states that this process keeps."""
+        """Returns the file of the private states of this process."""
         return directory / self._file_name
 
     def to_host(self, state: FederatedState, num_clients: int) -> FederatedState:
-        """See `ClientStore.to_host`; every process knows the rows of its own clients only."""
+        """See `ClientStore.to_host`; every process has the rows of its own clients only."""
 
         def of_all(leaf):
             if jax.process_count() > 1:
@@ -182,17 +183,17 @@ class HostStates:
         return on_device.shared_to_devices(host, like, devices)._replace(clients=clients)
 
     def encode(self, client: PyTree) -> PyTree:
-        """Returns a private state as it is stored: keys as their data."""
+        """Returns a private state in stored form: keys as their data."""
         return jax.tree.map(tree.key_data, client)
 
     def decode(self, stored: PyTree) -> PyTree:
-        """The inverse of `encode`, for any number of clients."""
+        """Returns the inverse of `encode`, for any number of clients."""
         return jax.tree.map(tree.wrap_key_data, stored, self.client)
 
     def rows_of(
         self, algorithm: Algorithm, shard: HostShard, state: FederatedState, initial: PyTree
     ) -> tuple[PyTree, jax.Array]:
-        """Returns this device's private states, first ones for new clients, and their rows."""
+        """Returns this device's private states, initialized for new clients, and their rows."""
         server = initial if self.options.join == "initial" else state.server
         mine = shard.ids[mapping.device_index()]
         rows = jnp.where(mine < 0, -1, jnp.arange(mine.shape[0], dtype=jnp.int32))
@@ -221,7 +222,7 @@ class HostStates:
         return jax.device_put(stacked, self._spread)
 
     def clients_for(self, table: np.ndarray, ids: np.ndarray) -> tuple[jax.Array, PyTree]:
-        """Copies the private states of `ids` to the devices here; says whose are fresh."""
+        """Copies the private states of `ids` to the devices here; marks the fresh ones."""
         ids = ids[self._here]
         found = self.file.read(table, ids.reshape(-1))
         clients = jax.tree.map(lambda leaf: leaf.reshape(*ids.shape, *leaf.shape[1:]), found)
@@ -229,17 +230,17 @@ class HostStates:
         return jax.device_put((fresh, clients), self._spread)
 
     def put_back(self, table: np.ndarray, ids: np.ndarray, clients: PyTree) -> None:
-        """Stores the states `[devices here, shard, ...]` that training made of those of `ids`."""
+        """Stores the states `[devices here, shard, ...]` of `ids` after training."""
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), clients)
         self.file.write(table, ids[self._here].reshape(-1), rows)
 
     def fetch(
         self, table: np.ndarray, ids: np.ndarray, splits: Sequence[str], capacity: int
     ) -> HostShard:
-        """Returns everything that a program needs of `ids` `[devices, shard]`."""
+        """Returns the data that a program needs for `ids` `[devices, shard]`."""
         examples = self.examples_for(ids, splits, capacity)
         return HostShard(ids, self.sizes_of(ids), *self.clients_for(table, ids), examples)
 
     def sizes_of(self, ids: np.ndarray) -> np.ndarray:
-        """Returns how many training examples clients have, 0 for nobody."""
+        """Returns the number of training examples of clients, 0 for padding."""
         return np.where(ids < 0, 0, self.examples.sizes["train"][np.maximum(ids, 0)])

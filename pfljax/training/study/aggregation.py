@@ -51,7 +51,9 @@ def _shapes(dataset: FederatedDataset) -> tuple[Population, ClientData]:
         return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
 
     count, classes = dataset.num_participants, dataset.num_classes
-    examples = (array(*each.shape, dtype=each.dtype) for each in (dataset.inputs, dataset.targets))
+    examples = jax.tree.map(
+        lambda each: array(*each.shape, dtype=each.dtype), (dataset.inputs, dataset.targets)
+    )
     largest = max(1, int(dataset.train.sizes.max()))
     client = ClientData(*examples, array(), array(), array(classes), max_size=largest)
     return Population(array(count), array(count, classes)), client

@@ -1,10 +1,10 @@
-"""How many clients a device trains together: measured once for each model, and remembered.
+"""The client batch size: the number of clients that a device trains at once, measured and cached.
 
-Clients trained together share operations, and wait for the one with most steps. What a step costs
-in chunks of several sizes is measured on a few clients of one size, without the run's data, on all
-devices of the process at once, as rounds run: one alone would have caches and threads of the others
-too. It is kept beside the compilation cache. What a cohort costs follows from it and from the
-clients' sizes:
+Clients of a chunk clients operations, and all take as many steps as the largest. The time of a step
+is measured for chunks of several sizes on a few clients of one size, without the run's data, on all
+devices of the process at once: a single device would use the caches and threads of the others too.
+The measurements are stored with the compilation cache. The cost of a cohort follows from them and
+from the clients' sizes:
 
     cost(c) = sum over chunks of c clients of  c * seconds(c) * (most steps in the chunk)
 """
@@ -33,37 +33,37 @@ from pfljax.data import FederatedDataset
 from pfljax.engine import mapping, programs, sampling
 from pfljax.training.run import writers
 
-# Beyond this many, vmapped clients cost memory and gain little.
-_MOST_TOGETHER = 64
-# One client at a time keeps plain matrix products, which a CPU does best unless they are tiny.
+# More vmapped clients need more memory and gain little.
+_MAX_CHUNK = 64
+# Single clients keep plain matrix products, which are fastest on a CPU unless they are tiny.
 _ON_CPU = (1, 4, 16)
 _ELSEWHERE = (1, 4, 16, 64)
-# A run shorter than this is over before a measurement pays.
-_LEAST_ROUNDS = 20
+# A measurement does not pay off for shorter runs.
+_MIN_ROUNDS = 20
 _STEPS = 4
 _FILE = "clients_per_chunk.json"
 
 
-def by_rule(setting: str, devices: Sequence[jax.Device], share: int) -> int:
-    """Returns how many clients a device takes together where nothing is measured.
+def by_rule(setting: str, devices: Sequence[jax.Device], clients: int) -> int:
+    """Returns the client batch size without a measurement.
 
     Args:
       setting: 'auto' or a number.
-      devices: of the run.
-      share: how many clients a device has in all; more than these are never vmapped.
+      devices: The devices of the run.
+      clients: Number of clients of a device in a round, the upper bound.
     """
     if setting != "auto":
-        return min(int(setting), share)
-    return 1 if devices[0].platform == "cpu" else min(share, _MOST_TOGETHER)
+        return min(int(setting), clients)
+    return 1 if devices[0].platform == "cpu" else min(clients, _MAX_CHUNK)
 
 
 def cost(seconds: float, steps: np.ndarray, chunk: int) -> float:
     """Returns the seconds that a device needs for its clients.
 
     Args:
-      seconds: of a step of one client in chunks of this size.
-      steps: `[clients]`, of each, the most first, as cohorts are dealt.
-      chunk: how many clients are trained together.
+      seconds: The seconds of a step of one client in chunks of this size.
+      steps: `[clients]`, the steps of each client, in descending order.
+      chunk: The client batch size.
 
     Example:
       >>> cost(0.5, np.array([4, 3, 2, 2, 1]), 2)
@@ -74,7 +74,7 @@ def cost(seconds: float, steps: np.ndarray, chunk: int) -> float:
 
 
 def best(seconds: dict[int, float], steps: np.ndarray) -> int:
-    """Returns the size of chunks that costs least, of those measured."""
+    """Returns the measured chunk size with the lowest cost."""
     return min(sorted(seconds), key=lambda chunk: cost(seconds[chunk], steps, chunk))
 
 
@@ -92,15 +92,15 @@ def measure(
     Args:
       make: Builds the task.
       given: The inputs of the programs.
-      local: of the run.
+      local: The local training of the run.
       inputs: Shape and dtype of one stored example, or a tree of them.
-      targets: Likewise, of its target.
-      chunks: the sizes, in rising order; those after one that is far slower, or does not fit into
-        the device's memory, are left out.
-      devices: all of this process.
+      targets: The same for its target.
+      chunks: The sizes, in ascending order; those after one that is far slower, or does not fit
+        into device memory, are skipped.
+      devices: All devices of this process.
 
     Returns:
-      Seconds of a step of one client, for each size.
+      The seconds of a step of one client, for each size.
     """
     num_clients, size = max(chunks), _STEPS * local.batch_size
 
@@ -139,19 +139,19 @@ def measure(
         )
         try:
             replicated = mapping.replicate(keys, devices)
-            taken = _least_seconds(program, params, data, replicated, given)
+            taken = _minimum_seconds(program, params, data, replicated, given)
         except jax.errors.JaxRuntimeError as error:
             if not found or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            break  # So many do not fit into the devices' memory.
+            break  # This size does not fit into device memory.
         found[chunk] = taken / (keys.shape[0] * _STEPS)
         if found[chunk] > 1.5 * min(found.values()):
             break
     return found
 
 
-def _least_seconds(function: Callable, *args: Any) -> float:
-    """Returns how long a function takes at best, once it is compiled."""
+def _minimum_seconds(function: Callable, *args: Any) -> float:
+    """Returns the minimum time of a compiled function."""
     jax.block_until_ready(function(*args))
     taken = []
     for _ in range(3):
@@ -162,7 +162,7 @@ def _least_seconds(function: Callable, *args: Any) -> float:
 
 
 def _memory() -> pathlib.Path | None:
-    """Where measurements are kept; None where compiled programs are not kept either."""
+    """Returns the file of measurements; None if compiled programs are not cached."""
     cache = jax.config.jax_compilation_cache_dir
     return pathlib.Path(cache) / _FILE if cache else None
 
@@ -171,11 +171,11 @@ def _read(path: pathlib.Path | None) -> dict[str, dict[str, float]]:
     try:
         return json.loads(path.read_text()) if path else {}
     except (OSError, ValueError):
-        return {}  # Whatever is lost there is measured again.
+        return {}  # missing measurements are repeated
 
 
 def remembered(key: str, measure: Callable[[], dict[int, float]]) -> dict[int, float]:
-    """Returns the measurement of a key, made by `measure()` where it is not known yet."""
+    """Returns the measurement of a key, by `measure()` if it is not stored."""
     path = _memory()
     known = _read(path).get(key)
     if known is None:
@@ -185,7 +185,7 @@ def remembered(key: str, measure: Callable[[], dict[int, float]]) -> dict[int, f
                 path.parent.mkdir(parents=True, exist_ok=True)
                 writers.write_json(path, {**_read(path), key: known})
             except OSError:
-                pass  # A cache that cannot be written costs time, not the run.
+                pass  # without the cache, the measurement is repeated
     return {int(chunk): seconds for chunk, seconds in known.items()}
 
 
@@ -198,38 +198,38 @@ def choose(
     plan: sampling.CohortPlan,
     devices: Sequence[jax.Device],
 ) -> int:
-    """Returns how many clients a device trains together, as the config asks for it.
+    """Returns the client batch size of a config.
 
-    'auto' measures, if the run is long enough; all processes of a run follow the first.
+    'auto' measures, if the run is long enough; all processes of a run use the result of the first.
 
     Args:
-      config: of the run.
-      dataset: whose sizes decide how much clients wait for each other.
+      config: The config of the run.
+      dataset: The data set, for the clients' sizes.
       make: Builds the task.
       given: The inputs of the programs.
-      local: of the run.
-      plan: how many clients there are in a cohort.
-      devices: of the run.
+      local: The local training of the run.
+      plan: The parameters of cohort sampling.
+      devices: The devices of the run.
     """
-    share = -(-plan.capacity // len(devices))
-    rule = by_rule(config.engine.clients_per_chunk, devices, share)
-    if config.engine.clients_per_chunk != "auto" or config.rounds < _LEAST_ROUNDS or share == 1:
+    clients = -(-plan.capacity // len(devices))
+    rule = by_rule(config.engine.clients_per_chunk, devices, clients)
+    if config.engine.clients_per_chunk != "auto" or config.rounds < _MIN_ROUNDS or clients == 1:
         return rule
-    own = [device for device in devices if device.process_index == jax.process_index()]
-    sizes_tried = _ON_CPU if own[0].platform == "cpu" else _ELSEWHERE
-    chunks = sorted({min(share, chunk) for chunk in sizes_tried})
+    local_devices = [device for device in devices if device.process_index == jax.process_index()]
+    sizes_tried = _ON_CPU if local_devices[0].platform == "cpu" else _ELSEWHERE
+    chunks = sorted({min(clients, chunk) for chunk in sizes_tried})
     one_input, one_target = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype),
         (dataset.inputs, dataset.targets),
     )
     described = (
-        *(jax.__version__, own[0].device_kind, len(own), len(devices), chunks),
+        *(jax.__version__, local_devices[0].device_kind, len(local_devices), len(devices), chunks),
         *(config.model.to_json(), config.compute_dtype, config.client_optimizer.name),
         *(config.batch_size, str(one_input), dataset.num_classes, config.adapter.to_json()),
     )
     key = hashlib.sha256(repr(described).encode()).hexdigest()[:16]
     seconds = remembered(
-        key, lambda: measure(make, given, local, one_input, one_target, chunks, own)
+        key, lambda: measure(make, given, local, one_input, one_target, chunks, local_devices)
     )
     chosen = best(seconds, _typical_steps(dataset, local, plan, len(devices)))
     if jax.process_count() > 1:
@@ -240,7 +240,7 @@ def choose(
 def _typical_steps(
     dataset: FederatedDataset, local: LocalTraining, plan: sampling.CohortPlan, num_devices: int
 ) -> np.ndarray:
-    """Returns the steps of a device's clients in a cohort of clients of all sizes, most first."""
+    """Returns the steps of a device's clients in a typical cohort, in descending order."""
     sizes = np.sort(dataset.train.sizes[: plan.num_clients])[::-1]
     ranks = (np.arange(plan.capacity) + 0.5) * len(sizes) / plan.capacity
     steps = np.ceil(sizes[ranks.astype(int)] / local.batch_size)

@@ -1,4 +1,4 @@
-"""The keys that every config has, so that commands carry over from one study to the next."""
+"""The keys of all configs, with their defaults and checks."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Returns every key with its default; a study's config changes what it needs to.
+    """Returns all keys with their defaults, which config files override.
 
     Example:
       >>> config = default_config()
@@ -90,36 +90,36 @@ def default_config() -> ml_collections.ConfigDict:
       ('fedavg', 0.1)
     """
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of everything random in training; the data have data.seed
-    config.rounds = 100  # rounds of communication
-    # The length by which schedules and annealing go; 0 takes `rounds`. A run that may be resumed
-    # with more rounds names its whole length here from the beginning.
+    config.seed = 0  # seed of all randomness in training; data.seed is that of the data
+    config.rounds = 100  # number of communication rounds
+    # The length of schedules and annealing; 0 uses `rounds`. Set it from the start for a run that
+    # may be extended later.
     config.planned_rounds = 0
-    config.eval_every = 10  # rounds between evaluations
-    config.checkpoint_every = 50  # rounds between checkpoints; 0: only after the last round
+    config.eval_every = 10  # number of rounds between evaluations
+    config.checkpoint_every = 50  # number of rounds between checkpoints; 0: only at the end
 
-    config.algorithm = "fedavg"  # the method
+    config.algorithm = "fedavg"  # the name of the method
     config.hparams = {name: hyperparameters(row.factory) for name, row in ALGORITHMS.items()}
-    # What compare.py runs; train.py runs `algorithm` with `seed`.
+    # The methods of compare.py; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
-    config.seeds = (0,)  # of compare.py and sweep.py, in place of `seed`
-    # What a seed of compare.py decides: 'everything', so that partition and splits differ too (the
-    # seed is added to data.seed), or 'training' alone, on the partition of data.seed.
+    config.seeds = (0,)  # the seeds of compare.py and sweep.py, instead of `seed`
+    # What the seeds of compare.py vary: 'everything', including partition and splits (the seed is
+    # added to data.seed), or 'training' only, on the partition of data.seed.
     config.seeds_vary = "everything"
 
-    config.batch_size = 10  # training examples of a local step
-    config.local_epochs = 1  # passes over a client's training examples in a round
-    config.drop_remainder = False  # leave out the last batch of an epoch where it is not full
+    config.batch_size = 10  # number of examples in a local step
+    config.local_epochs = 1  # number of passes over a client's training examples
+    config.drop_remainder = False  # drop the last batch of an epoch if it is partial
     config.client_optimizer = optimizer_config("sgd", 0.05)
-    config.client_optimizer.decay = 1.0  # factor on the clients' steps, once per round
-    # The learning rate of a method's clients, where it is another: studies may tune it for each.
+    config.client_optimizer.decay = 1.0  # factor of the clients' steps per round
+    # The learning rate of one method's clients; None uses client_optimizer.learning_rate.
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
     config.server_optimizer = optimizer_config("sgd", 1.0)
 
-    # size: clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout: share lost after
-    # selection; join: from which state of the server a client's private state begins, 'current' for
-    # that of the round in which it first takes part or is scored, 'initial' for that before the
-    # first round.
+    # size: number of clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout:
+    # fraction of sampled clients that fail; join: the server's state from which a client's private
+    # state is initialized, 'current' for that of the round in which it first takes part or is
+    # evaluated, 'initial' for that before the first round.
     config.cohort = {"size": 0, "sampling": "fixed", "dropout": 0.0, "join": "current"}
 
     # stages: aggregators that the clients' messages pass through before the server, in the order in
@@ -130,39 +130,39 @@ def default_config() -> ml_collections.ConfigDict:
         config.aggregation[name] = hyperparameters(factory)
 
     config.data = {
-        "name": "digits",  # the data set
-        "dir": "",  # the directory with its files
-        "partition": "dirichlet",  # how examples are divided among clients
+        "name": "digits",  # the name of the data set
+        "dir": "",  # the directory of its files
+        "partition": "dirichlet",  # how examples are partitioned among clients
         "alpha": 0.1,  # concentration of the Dirichlet partitions
-        "classes_per_client": 2,  # pathological, dirichlet_extended
+        "classes_per_client": 2,  # pathological, dirichlet_extended: number of classes
         "balanced": True,  # pathological: a class is split equally among its clients
-        "shards_per_client": 2,  # shards
-        "size_sigma": 1.0,  # quantity_log_normal: deviation of the logarithms of sizes
-        "size_exponent": 1.0,  # quantity_power_law: sizes over their ranks
-        "num_groups": 4,  # of clients: the partition groups, and both shifts
-        "group_by": "class",  # groups: 'class' or 'superclass', what is dealt out to a group
-        # What the groups' examples look like ('rotation', 'contrast' or 'noise') ...
+        "shards_per_client": 2,  # shards: number of shards of a client
+        "size_sigma": 1.0,  # quantity_log_normal: standard deviation of log sizes
+        "size_exponent": 1.0,  # quantity_power_law: exponent of sizes over ranks
+        "num_groups": 4,  # number of groups, for the partition groups and both shifts
+        "group_by": "class",  # groups: assign single classes ('class') or 'superclass'
+        # The shift of the groups' features: 'none', 'rotation', 'contrast' or 'noise'.
         "feature_shift": "none",
-        "shift_strength": 0.5,  # contrast, noise: from 0 to 1
-        "concept_shift": "none",  # ... and what their labels mean ('permutation').
-        "num_clients": 20,  # seen and unseen ones
-        "seed": 0,  # of the partition, the splits and the choice of unseen clients
-        "test_fraction": 0.25,  # of each client's examples
-        "validation_fraction": 0.1,  # of each client's examples that are not for testing
-        "unseen_fraction": 0.0,  # of the clients, who never train and are only evaluated
-        "server_fraction": 0.0,  # of the examples, held by the server and by no client
+        "shift_strength": 0.5,  # strength of contrast and noise, from 0 to 1
+        "concept_shift": "none",  # the shift of the groups' labels: 'none' or 'permutation'
+        "num_clients": 20,  # number of clients, including held-out ones
+        "seed": 0,  # seed of the partition, the splits and the choice of held-out clients
+        "test_fraction": 0.25,  # fraction of each client's examples
+        "validation_fraction": 0.1,  # fraction of each client's other examples
+        "unseen_fraction": 0.0,  # fraction of held-out clients, which are evaluated only
+        "server_fraction": 0.0,  # fraction of the examples that belong to the server only
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
-        "server_dir": "",  # the directory with its files
+        "server_dir": "",  # the directory of its files
     }
-    # Examples that the Dirichlet and quantity partitions must give every client, and without which
-    # the natural one leaves an owner out; None for their own rules.
+    # Minimum number of examples of a client in the Dirichlet and quantity partitions; the natural
+    # partition drops owners with fewer. None uses the defaults of the partitions.
     config.data.min_size = config_dict.placeholder(int)
-    # What some data sets let one choose: the keyword-only arguments of their loaders.
+    # Options of data sets: the keyword-only arguments of their loaders.
     config.data.options = {
         name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
     }
     config.model = {
-        "name": "mlp",  # the network; its arguments are further keys here
+        "name": "mlp",  # the name of the network; its arguments are further keys
     }
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {
@@ -173,17 +173,17 @@ def default_config() -> ml_collections.ConfigDict:
         "base": "",  # file with the frozen parameters (npz); '' draws them from base_seed
         "base_seed": 0,  # of frozen parameters without a file
     }
-    # What models compute in: 'float32' or 'bfloat16'; parameters are float32 in any case.
+    # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"
     config.engine = {
-        "devices": 0,  # 0: all; on CPU one for each core
-        "clients_per_chunk": "auto",  # or a number, in quotes: how many clients are vmapped
-        "rounds_per_call": 10,  # the most rounds between two looks from the host
-        "eval_batch_size": 32,  # the most examples scored together; more outgrow a CPU's cache
-        # Where private states and examples lie: 'device', or 'host' for populations that outgrow
-        # it: in files, of which a cohort at a time comes to the devices.
+        "devices": 0,  # number of devices; 0: all, on CPU one for each core
+        "clients_per_chunk": "auto",  # client batch size: a number in quotes, or measured
+        "rounds_per_call": 10,  # maximum number of rounds in one call of the program
+        "eval_batch_size": 32,  # maximum number of examples evaluated at once
+        # Where private states and examples are stored: 'device', or 'host' for populations larger
+        # than device memory, in files of which a cohort at a time is copied to the devices.
         "residence": "device",
-        "eval_clients": 0,  # how many clients are scored, chosen once; 0: all
+        "eval_clients": 0,  # number of evaluated clients, chosen once; 0: all
     }
     return config
 
@@ -233,7 +233,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def require_known(what: str, word: str, known: Iterable[str]) -> None:
-    """Raises a `UserError` with a suggestion where `word` is not among the `known` ones."""
+    """Raises a `UserError` with a suggestion if `word` is not among the `known` ones."""
     known = list(known)
     if word not in known:
         raise UserError(
@@ -247,7 +247,7 @@ SEEDS_VARY = ("everything", "training")
 MOST = 2**31 - 1
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
-# Keys that had another name in earlier versions, so that their runs can be resumed.
+# Renamed keys of earlier versions, whose runs can be resumed.
 RENAMED = {"data.least": "data.min_size"}
 
 
@@ -258,11 +258,11 @@ def open_keys() -> tuple[str, ...]:
 
 
 def _require_keys(config, default, is_open: Container[str], prefix: str = "config.") -> None:
-    """Raises a `UserError` where a config lacks a key, or has one that nothing reads."""
+    """Raises a `UserError` if a config lacks a key, or has an unknown one."""
     for name, value in default.items():
         if name not in config:
             raise UserError(
-                f"{prefix}{name} is missing; begin with default_config() of "
+                f"{prefix}{name} is missing; start from default_config() of "
                 "pfljax.training.study.config."
             )
         if isinstance(value, ml_collections.ConfigDict):
@@ -274,16 +274,16 @@ def _require_keys(config, default, is_open: Container[str], prefix: str = "confi
         if name not in default:
             renamed = RENAMED.get(f"{prefix}{name}".removeprefix("config."))
             hint = f" It is config.{renamed} now." if renamed else suggest(name, default)
-            raise UserError(f"Nothing reads the key {prefix}{name}.{hint}")
+            raise UserError(f"Unknown config key {prefix}{name}.{hint}")
 
 
 def planned_rounds(config: ml_collections.ConfigDict) -> int:
-    """Returns the length by which schedules and annealing go."""
+    """Returns the length of schedules and annealing."""
     return config.planned_rounds or config.rounds
 
 
 def require_whole(what: str, value: Any, least: int) -> None:
-    """Raises a `UserError` where a value is no whole number from `least` to `MOST`."""
+    """Raises a `UserError` if a value is not a whole number from `least` to `MOST`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= MOST:
         raise UserError(f"{what} is {value!r}; it must be a whole number from {least} to {MOST}.")
@@ -299,7 +299,7 @@ def at(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` for the first value that cannot be meant, before any data is read."""
+    """Raises a `UserError` for the first invalid value, before any data are read."""
     _require_keys(config, default_config(), open_keys())
     require_known("algorithm", config.algorithm, ALGORITHMS)
     for name in config.algorithms:
@@ -320,7 +320,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if 0 < config.planned_rounds < config.rounds:
         raise UserError(
             f"config.planned_rounds is {config.planned_rounds}, less than config.rounds, which is "
-            f"{config.rounds}; raise it, or take 0 for as many."
+            f"{config.rounds}; raise it, or use 0 for the same number."
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
     require_known("cohort.join", config.cohort.join, init.JOINS)
@@ -334,17 +334,17 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
         )
     if not (_is_number(config.cohort.dropout) and 0 <= config.cohort.dropout < 1):
-        raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must lie in [0, 1).")
+        raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must be in [0, 1).")
     for seed in (config.seed, *config.seeds):
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"{seed!r} cannot be a seed; take whole numbers from 0 to 2**32 - 1.")
+            raise UserError(f"{seed!r} is not a valid seed; use whole numbers from 0 to 2**32 - 1.")
     for key in ("seeds", "algorithms"):
         twice = [value for value in config[key] if list(config[key]).count(value) > 1]
         if twice:
             raise UserError(
-                f"config.{key} names {twice[0]!r} twice; name each once, in one option."
+                f"config.{key} contains {twice[0]!r} twice; list each once, in one option."
             )
     if not config.seeds:
-        raise UserError("config.seeds is empty; name at least one seed, such as (0,).")
+        raise UserError("config.seeds is empty; list at least one seed, such as (0,).")
     if not config.algorithms:
-        raise UserError("config.algorithms is empty; name at least one method.")
+        raise UserError("config.algorithms is empty; list at least one method.")

@@ -1,4 +1,4 @@
-"""From a config to everything a run needs; every mistake is told before anything is compiled."""
+"""From a config to an experiment; errors are reported before anything is compiled."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Bounds(NamedTuple):
     """The sizes for which programs are compiled.
 
     Attributes:
-      train: the most training examples of a client.
-      scored: the most examples of a client in a split that is scored, at least 1.
+      train: The maximum number of training examples of a client.
+      scored: The maximum number of examples of a client in an evaluated split, at least 1.
     """
 
     train: int
@@ -126,7 +126,7 @@ def bounds_of(datasets: Sequence[FederatedDataset]) -> Bounds:
 def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
     """Whether programs compiled for one data set serve another, given the bounds of both.
 
-    Their clients may have different examples, and different numbers of them.
+    Their clients may have different examples and sizes.
     """
 
     def form(dataset):
@@ -144,12 +144,13 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
 def build_local_training(
     config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
 ) -> LocalTraining:
-    """Makes the config's local training of a task's models.
+    """Returns the config's local training of a task's models.
 
     Args:
-      config: of the run.
-      task: of the run.
-      largest: the most training examples of a client: a larger batch would be padding.
+      config: The config of the run.
+      task: The task of the run.
+      largest: The maximum number of training examples of a client, an upper bound of the batch
+        size.
     """
     decay = config.client_optimizer.decay
     of_method = {"learning_rate": config.learning_rates[config.algorithm]}
@@ -171,14 +172,14 @@ def build_algorithm(
     networks: Mapping[str, Task] = MappingProxyType({}),
     server_data: ClientData | None = None,
 ) -> Algorithm:
-    """Makes the config's method and aggregation, whose hyper-parameters may be traced.
+    """Returns the config's method and aggregation, whose hyper-parameters may be traced.
 
     Args:
-      config: of the run.
-      task: of the run.
-      dataset: The data set of the run, of which only shapes are read.
-      largest: as in `build_local_training`.
-      networks: What `build_networks` made of the config.
+      config: The config of the run.
+      task: The task of the run.
+      dataset: The data set of the run, of which only shapes are used.
+      largest: As in `build_local_training`.
+      networks: The result of `build_networks`.
       server_data: The examples that the server holds; None for none.
 
     Raises:
@@ -203,7 +204,7 @@ def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
     if not 0 <= cohort.size <= dataset.num_participants:
         raise UserError(
             f"config.cohort.size is {cohort.size}, but {dataset.num_participants} clients take "
-            "part; lower it, raise config.data.num_clients, or take 0 for everybody."
+            "part; lower it, raise config.data.num_clients, or use 0 for all."
         )
     return sampling.CohortPlan(
         num_clients=dataset.num_participants,
@@ -216,11 +217,11 @@ def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> 
 def choose_evaluated(
     config: ml_collections.ConfigDict, dataset: FederatedDataset
 ) -> np.ndarray | None:
-    """Returns the clients that the config's evaluations score; None for all."""
+    """Returns the ids of the evaluated clients of a config; None for all."""
     wanted, count = config.engine.eval_clients, dataset.num_clients
     if not 0 < wanted < count:
         return None
-    # A stream that neither the partition nor the splits of this seed use.
+    # A stream that differs from those of the partition and the splits of this seed.
     own = np.random.default_rng(np.random.SeedSequence(config.data.seed, spawn_key=(5,)))
     chosen = own.choice(count, wanted, replace=False)
     return np.sort(chosen).astype(np.int32)
@@ -230,16 +231,16 @@ def same_choice(
     one: tuple[ml_collections.ConfigDict, FederatedDataset],
     other: tuple[ml_collections.ConfigDict, FederatedDataset],
 ) -> bool:
-    """Whether the evaluations of two configs, with their data sets, score the same clients."""
+    """Whether the evaluations of two configs, with their data sets, use the same clients."""
     chosen = [choose_evaluated(*each) for each in (one, other)]
     return np.array_equal(*(np.arange(0) if ids is None else ids for ids in chosen))
 
 
 def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
-    """Returns how many examples are scored together: no more than clients fill, or nearly fill.
+    """Returns the batch size of evaluations, lowered so that the largest client fills its batches.
 
     Example:
-      A client has 33 examples at most and the config says 32: two batches of 17.
+      If the largest client has 33 examples and the config has 32, two batches of 17.
     """
     batches = -(-bounds.scored // config.engine.eval_batch_size)
     return -(-bounds.scored // batches)
@@ -248,16 +249,16 @@ def eval_batch_size(config: ml_collections.ConfigDict, bounds: Bounds) -> int:
 def clients_without_a_step(
     config: ml_collections.ConfigDict, dataset: FederatedDataset
 ) -> np.ndarray:
-    """Returns the ids of the participants that train on nothing, as they do not fill a batch.
+    """Returns the ids of the participants that never train, as they do not fill a batch.
 
     Raises:
-      UserError: that is all of them.
+      UserError: No participant trains.
     """
     least = config.batch_size if config.drop_remainder else 1
     sizes = dataset.train.sizes[: dataset.num_participants]
     if np.all(sizes < least):
         raise UserError(
-            f"No client would train: config.drop_remainder leaves out batches that are not full, "
+            f"No client would train: config.drop_remainder drops partial batches, "
             f"config.batch_size is {config.batch_size}, and the largest client has {sizes.max()} "
             "training examples; lower config.batch_size, or set config.drop_remainder=False."
         )
@@ -265,12 +266,12 @@ def clients_without_a_step(
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` for a config that cannot be meant, before any data is read."""
+    """Raises a `UserError` for an invalid config, before any data are read."""
     config_lib.check(config)
     aggregation.check(config)
     decay = config.client_optimizer.decay
     if not 0 < decay <= 1:
-        raise UserError(f"config.client_optimizer.decay is {decay}; it must lie in (0, 1].")
+        raise UserError(f"config.client_optimizer.decay is {decay}; it must be in (0, 1].")
     for key in ("client_optimizer", "server_optimizer"):
         optimizers.check(config[key], key)
     adapters.check(config.adapter)
@@ -286,19 +287,20 @@ def build(
     clients_per_chunk: int | None = None,
     bounds: Bounds | None = None,
 ) -> Experiment:
-    """Checks a config and makes everything a run needs.
+    """Checks a config and builds its experiment.
 
     Args:
-      config: all the keys of `default_config`.
-      dataset: of an experiment with the same `config.data`, to load it only once, or one's own,
-        which is checked as files are.
-      examples: of that experiment, to hold them only once; its `config.engine` must be the same.
-      clients_per_chunk: with which a run began that is to go on, where the config leaves the
-        choice; None for a run that begins.
-      bounds: of programs that are to serve other data sets of the same form too; None for this one.
+      config: The config, with all keys of `default_config`.
+      dataset: The data set of an experiment with the same `config.data`, to load it only once, or
+        the user's data set, which is validated like files.
+      examples: The examples of that experiment, to store them only once; its `config.engine` must
+        be the same.
+      clients_per_chunk: The client batch size of a run to resume, if the config leaves the choice;
+        None for a new run.
+      bounds: The bounds of programs for several data sets of the same form; None for this one.
 
     Raises:
-      UserError: something in the config cannot be meant, or the data cannot be read.
+      UserError: The config is invalid, or the data cannot be read.
     """
     check(config)
     devices = runtime.devices(config.engine.devices)
@@ -342,7 +344,7 @@ def build(
         examples = placement.on_host(dataset) if examples is None else examples
         if uses_class_counts:
             examples = examples._replace(class_counts=dataset.class_counts)
-        # One more than the checkpoints that stay: the newest is written in the background.
+        # One more than the checkpoints kept: the latest is written in the background.
         snapshots = checkpoint.KEPT + 1
         clients = HostStore(examples, options, eval_ids=eval_ids, snapshots=snapshots)
     else:
@@ -415,9 +417,9 @@ def with_values(
 
 
 def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: Bounds) -> bool:
-    """Whether a method reads class counts.
+    """Whether a method uses class counts.
 
-    The method is traced for it, and so may refuse the network before anything is compiled.
+    The method is traced, and may refuse the network before anything is compiled.
     """
 
     def shape(*axes):
@@ -447,16 +449,17 @@ def _shapes(arrays: PyTree) -> PyTree:
 def _require_statistics(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, task: Task
 ) -> None:
-    """Refuses batch normalization where every batch is a single example, which it sets to zero."""
+    """Refuses batch normalization if every batch is a single example, which becomes zero."""
     if task.observe is None:
         return
-    wanted = "batch normalization needs two examples at least to train on"
+    wanted = "batch normalization needs at least two examples to train on"
     if config.batch_size < 2:
         raise UserError(
-            f"config.batch_size is {config.batch_size}, and {wanted}; raise it, or name a model "
+            f"config.batch_size is {config.batch_size}, but {wanted}; raise it, or choose a model "
             "without batch normalization, such as one with GroupNorm."
         )
     if np.max(dataset.train.sizes) < 2:
         raise UserError(
-            f"No client has more than one training example, and {wanted}; name a model without it."
+            f"No client has more than one training example, but {wanted}; choose a model without "
+            "it."
         )

@@ -18,7 +18,7 @@ _OWN_KEYS = ("name", "decay")
 
 
 def known_optimizers() -> list[str]:
-    """Returns the names of optax's functions that make an optimizer from a learning rate."""
+    """Returns the names of the optax optimizers with a learning rate."""
     return [
         name
         for name in dir(optax)
@@ -29,11 +29,11 @@ def known_optimizers() -> list[str]:
 
 
 def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTransformation:
-    """Makes an optimizer of a config that `check` has passed; its numbers may be traced.
+    """Returns the optimizer of a config that passed `check`; its numbers may be traced.
 
     Args:
-      config: `name`, `learning_rate` and further arguments; those that are None are not passed.
-      **changes: arguments in place of the config's, but for those that are None.
+      config: The keys `name`, `learning_rate` and further arguments; None values are not passed.
+      **changes: Arguments that replace those of the config, except None values.
     """
     arguments = {name: value for name, value in config.items() if name not in _OWN_KEYS}
     arguments |= {name: value for name, value in changes.items() if value is not None}
@@ -42,27 +42,27 @@ def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTra
 
 
 def require_rate(what: str, value: Any) -> None:
-    """Raises a `UserError` where a learning rate is no positive finite number."""
+    """Raises a `UserError` if a learning rate is not a positive finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
         raise UserError(f"{what} is {value!r}; it must be a positive finite number.")
 
 
 def check(config: ml_collections.ConfigDict, key: str) -> None:
-    """Raises a `UserError` where an optimizer's config cannot be meant.
+    """Raises a `UserError` if an optimizer's config is invalid.
 
     Args:
-      config: as `make` takes it.
-      key: where the config stands, for error messages.
+      config: The config, as for `make`.
+      key: The key of the config, for error messages.
 
     Raises:
-      UserError: optax has no such optimizer, it does not take an argument that is set, or it
-        wants more than gradients.
+      UserError: optax has no such optimizer, it does not take an argument that is set, or it needs
+        more than gradients.
     """
     known = known_optimizers()
     if config.name not in known:
         raise UserError(
-            f"config.{key}.name is {config.name!r}, which is no optimizer of optax."
+            f"config.{key}.name is {config.name!r}, which is not an optax optimizer."
             f"{suggest(config.name, known)}"
         )
     taken = inspect.signature(getattr(optax, config.name)).parameters
@@ -80,8 +80,8 @@ def check(config: ml_collections.ConfigDict, key: str) -> None:
         optimizer = make(config)
         model = {"kernel": jax.ShapeDtypeStruct((2, 2), float)}
         jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), model)
-    except Exception as error:  # Line searches want the loss itself, and each says so in its way.
+    except Exception as error:  # Line searches need the loss itself, with different exceptions.
         raise UserError(
-            f"config.{key}: optax.{config.name} cannot be used so ({error}); take another, such "
-            "as sgd or adam."
+            f"config.{key}: optax.{config.name} cannot be used here ({error}); choose another, "
+            "such as sgd or adam."
         ) from error

@@ -1,4 +1,4 @@
-"""From a data set to examples where they are trained on: on every device, or on the host."""
+"""Copies a data set to where it is used: every device, or the host."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def to_devices(
     """Copies a data set to every device of this process.
 
     Args:
-      dataset: on the host.
-      devices: of the run.
-      max_train_size: the largest training set for which programs are compiled; None for the data
-        set's own.
-      class_counts: Whether the method reads them.
+      dataset: The data set on the host.
+      devices: The devices of the run.
+      max_train_size: The maximum training set size for which programs are compiled; None for that
+        of the data set.
+      class_counts: Whether the method uses class counts.
     """
     splits = _splits(dataset)
     examples = Examples(
@@ -71,13 +71,13 @@ def _splits(dataset: FederatedDataset) -> dict[str, Split]:
 def with_class_counts(
     examples: Examples, dataset: FederatedDataset, devices: Sequence[jax.Device], wanted: bool
 ) -> Examples:
-    """Returns examples that share all arrays with others but have class counts, or have none.
+    """Returns the examples with class counts, or without; all other arrays are shared.
 
     Args:
-      examples: Of the data set, on devices.
-      dataset: On the host.
-      devices: Those of the examples.
-      wanted: Whether the method reads them.
+      examples: The examples of the data set on devices.
+      dataset: The data set on the host.
+      devices: The devices of the examples.
+      wanted: Whether the method uses class counts.
     """
     if wanted == (examples.class_counts is not None):
         return examples

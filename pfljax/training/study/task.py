@@ -22,19 +22,19 @@ from pfljax.training.study import config as config_lib
 def build_task(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str = "model"
 ) -> tuple[Callable[[Params], Task], Params]:
-    """Makes one of the config's models for a data set, and the task of its targets.
+    """Returns the task of a data set, with one of the config's models.
 
     Args:
-      config: Of the run.
-      dataset: The examples and what they are.
-      key: One of `config.model_keys`, which names the model and its arguments; the adapter is for
-        the clients' model, 'model'.
+      config: The config of the run.
+      dataset: The data set.
+      key: One of `config.model_keys`, which contains the model and its arguments; the adapter is
+        for the clients' model, 'model'.
 
     Returns:
       `frozen -> task`, and the frozen parameters of the model; `()` for a model without any.
 
     Raises:
-      UserError: The model and the data set do not go together.
+      UserError: The model does not fit the data set.
     """
     name = config_lib.at(config, key).name
     config_lib.require_known("model", name, models.MODELS)
@@ -85,9 +85,9 @@ def _example_shape(inputs: Any, axes: int) -> Any:
 def _require_ids(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, model: models.Model, key: str
 ) -> None:
-    """Raises a `UserError` where a model reads ids as measurements, by the names of the inputs."""
+    """Raises a `UserError` if a model confuses ids and numeric inputs."""
     if not isinstance(dataset.inputs, Mapping):
-        return  # Which models read ids stands in their arguments.
+        return  # the models' arguments say whether they read ids
     for name in dataset.inputs:
         reads_ids = model.reads_ids
         if isinstance(reads_ids, Mapping):
@@ -97,15 +97,15 @@ def _require_ids(
             raise UserError(
                 f"The inputs {name!r} of {dataset.name} are {kinds[name in dataset.vocabulary]}, "
                 f"and the model {config_lib.at(config, key).name} reads them as "
-                f"{kinds[bool(reads_ids)]}; name another model in config.{key}.name."
+                f"{kinds[bool(reads_ids)]}; choose another model in config.{key}.name."
             )
 
 
 def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> dict[str, Task]:
-    """Makes the networks that are hyper-parameters of the config's method, where it names models.
+    """Returns the networks that are hyper-parameters of the config's method, if models are set.
 
     Raises:
-      UserError: A model and the data set do not go together, or arguments have no model.
+      UserError: A model does not fit the data set, or arguments have no model.
     """
     found = {}
     for name in core.networks(ALGORITHMS[config.algorithm].factory):
@@ -116,7 +116,7 @@ def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset)
             found[name] = make(frozen)
         elif unused := sorted(set(settings) - {"name"}):
             raise UserError(
-                f"config.{key}.{unused[0]} is an argument of a model that has no name; set "
+                f"config.{key}.{unused[0]} is an argument of a model that is not set; set "
                 f"config.{key}.name."
             )
     return found
@@ -125,7 +125,7 @@ def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset)
 def _arguments(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str
 ) -> dict[str, Any]:
-    """The config's arguments of a model, and the vocabulary where inputs are ids."""
+    """Returns the config's arguments of a model, and the vocabulary if inputs are ids."""
     arguments = dict(config_lib.at(config, key))
     name = arguments.pop("name")
     known = _parameters(name)
@@ -140,22 +140,22 @@ def _arguments(
     if name not in readers:
         if vocabulary:
             raise UserError(
-                f"{dataset.name} holds ids and the model {name} reads measurements; name one of "
-                f"{', '.join(readers)} in config.{key}.name."
+                f"{dataset.name} has ids as inputs, but the model {name} needs numeric inputs; set "
+                f"config.{key}.name to one of {', '.join(readers)}."
             )
     elif vocabulary:
         arguments.setdefault("vocabulary", _one_or_all(vocabulary))
     elif "vocabulary" not in arguments:
         raise UserError(
-            f"The model {name} reads ids and {dataset.name} does not say that it holds any; name "
-            f"another model, or how many ids there are in config.{key}.vocabulary."
+            f"The model {name} reads ids, but {dataset.name} does not declare its inputs as ids; "
+            f"choose another model, or set config.{key}.vocabulary to the number of ids."
         )
     sizes = arguments.get("vocabulary", ())
     if isinstance(dataset.inputs, Mapping):
         if name in readers and sizes != vocabulary:
             raise UserError(
                 f"config.{key}.vocabulary is {sizes}, and {dataset.name}, whose inputs are "
-                f"{', '.join(dataset.inputs)}, has the vocabulary {vocabulary}; leave the key out."
+                f"{', '.join(dataset.inputs)}, has the vocabulary {vocabulary}; remove the key."
             )
         return arguments
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
@@ -166,12 +166,12 @@ def _arguments(
 
 
 def _one_or_all(sizes: Any) -> Any:
-    """Returns the size of a single id space as a number, and several as they are."""
+    """Returns the size of a single id space as a number, and several unchanged."""
     return sizes[0] if not isinstance(sizes, Mapping) and len(sizes) == 1 else sizes
 
 
 def _parameters(name: str) -> list[str]:
-    """What a model takes beside the shape of an example and the number of outputs."""
+    """Returns a model's arguments other than example shape and number of outputs."""
     return list(inspect.signature(models.MODELS[name]).parameters)[2:]
 
 
@@ -189,6 +189,6 @@ def _require_outputs(name: str, dataset: FederatedDataset, task: Task, wanted: t
     given = jax.eval_shape(outputs).shape[1:]
     if given != wanted:
         raise UserError(
-            f"The model {name} answers an example by numbers of the shape {given}, "
-            f"and {dataset.name} asks for {wanted}; name another model."
+            f"The model {name} has outputs of shape {given} per example, but {dataset.name} needs "
+            f"{wanted}; choose another model."
         )

@@ -1,4 +1,4 @@
-"""Several runs in one program: configs that differ in seed and in numbers of the method."""
+"""Vectorized runs: configs that differ in seeds and hyper-parameters, in one program."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pfljax.training.study import experiment as experiment_lib
 from pfljax.training.study import placement
 from pfljax.training.study.experiment import Experiment
 
-# What may differ between runs that share a program, besides the seed: `hparams` of the method too.
+# Keys that may differ between vectorized runs, besides the seed and the `hparams` of the method.
 _OPTIMIZERS = ("client_optimizer", "server_optimizer")
 
 
 def differences(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, list[Any]]:
-    """Returns the keys in which configs differ, with the value of each, seeds left out.
+    """Returns the keys in which configs differ, with the values of all, without seeds.
 
     Example:
       >>> a = ml_collections.ConfigDict({'seed': 0, 'hparams': {'ditto': {'lam': 0.1}}})
@@ -65,9 +65,9 @@ def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> di
         numbers = all(isinstance(v, bool | int | float) for v in found)
         if not key.startswith(allowed) or key.endswith(".decay") or not numbers:
             raise UserError(
-                f"config.{key} cannot differ between runs of one program; only numbers of the "
-                "method, its aggregation and its optimizers can. Run it in a work directory of its "
-                "own."
+                f"config.{key} cannot differ between vectorized runs; only hyper-parameters "
+                "of the method, its aggregation and its optimizers can. Run it in a separate work "
+                "directory."
             )
     return {key: jnp.asarray(found) for key, found in values.items()}
 
@@ -78,42 +78,41 @@ def build(
     datasets: Sequence[FederatedDataset] | None = None,
     clients_per_chunk: int | None = None,
 ) -> Experiment:
-    """Checks configs and makes one experiment of them, whose programs train all at once.
+    """Checks configs and builds one experiment, whose programs train all runs at once.
 
     Args:
-      configs: of one method on one data set, with seeds and values of their own.
-      datasets: of each config, all of the same form; None where they share one.
-      like: an experiment on the same data and model, to hold and to measure them only once.
-      clients_per_chunk: with which runs began that are to go on, where the config leaves the
-        choice; None for that of `like`.
+      configs: The configs of one method on one data set, with different seeds and values.
+      datasets: The data set of each config, all of the same form; None if they share one.
+      like: An experiment on the same data and model, to store and to measure them only once.
+      clients_per_chunk: The client batch size of runs to resume, if the config leaves the choice;
+        None for that of `like`.
 
     Returns:
       The first config's experiment with `num_variants` and programs for all.
 
     Raises:
-      UserError: a config cannot be meant, or they differ in more than numbers.
+      UserError: A config is invalid, or they differ in more than numbers.
     """
     for config in configs[1:]:
         experiment_lib.check(config)
     if configs[0].engine.residence == "host":
         raise UserError(
-            "Runs whose config.engine.residence is 'host' cannot share a program; run them one by "
-            "one."
+            "Runs with config.engine.residence='host' cannot be vectorized; run them separately."
         )
     given = () if like is None else (like.dataset, like.examples)
     if clients_per_chunk is None and like is not None:
         clients_per_chunk = like.clients_per_chunk
-    # As if one client at a time were trained, until it is clear that nothing stands in the way.
+    # Built for single clients first, until the checks have passed.
     if datasets and not all(experiment_lib.same_form(datasets[0], one) for one in datasets):
         raise UserError(
-            "The data sets of these seeds have different shapes, so that no program serves "
-            "all; run them one by one, or on one partition with --config.seeds_vary=training."
+            "The data sets of these seeds have different shapes and cannot be vectorized; run them "
+            "separately, or on one partition with --config.seeds_vary=training."
         )
     for config, one in zip(configs, datasets or (), strict=bool(datasets)):
         if not experiment_lib.same_choice((configs[0], datasets[0]), (config, one)):
             raise UserError(
-                "config.engine.eval_clients chooses other clients for each seed of the data, and "
-                "runs that share a program score the same ones; take 0 for all clients, or one "
+                "config.engine.eval_clients chooses different clients for each seed of the data, "
+                "but vectorized runs evaluate the same ones; use 0 for all clients, or one "
                 "partition with --config.seeds_vary=training."
             )
     bounds = experiment_lib.bounds_of(datasets) if datasets else None
@@ -156,7 +155,7 @@ def build(
 
 
 def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
-    """Raises a `UserError` where a number decides shapes or structure, before anything compiles."""
+    """Raises a `UserError` if a number determines shapes or structure, before anything compiles."""
 
     def one_round(values, inputs, key, examples):
         algorithm, _ = first.make(*inputs._replace(values=values))
@@ -168,30 +167,30 @@ def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
         algorithm.update_client(server, client, data, context)
         algorithm.personalize(server, client, data, context)
 
-    # A mistake in the method itself shows with known numbers too, and is told as what it is.
+    # An error of the method itself also occurs with concrete numbers, and is reported as such.
     traced = (first.inputs, jax.random.key(0), first.examples)
     jax.eval_shape(functools.partial(one_round, {}), *traced)
     try:
         one = {key: found[0] for key, found in values.items()}
         jax.eval_shape(one_round, one, *traced)
-    except (TypeError, IndexError) as error:  # what JAX raises where a number must be known
+    except (TypeError, IndexError) as error:  # raised by JAX where a number must be concrete
         raise UserError(
-            f"One of {', '.join(f'config.{key}' for key in values)} decides the shape of arrays, "
-            "so that runs which differ in it cannot share a program; run them one by one."
+            f"One of {', '.join(f'config.{key}' for key in values)} determines the shape of "
+            "arrays, so runs that differ in it cannot be vectorized; run them separately."
         ) from error
 
 
 def group_by_round(directories: Sequence[pathlib.Path]) -> list[list[int]]:
-    """Groups runs that can go on in one program: of one round, with as many clients together.
+    """Groups runs that can be resumed in one program: of the same round and client batch size.
 
     Args:
-      directories: the runs' work directories.
+      directories: The work directories of the runs.
 
     Returns:
-      For each group, the numbers of its runs, in their order.
+      The indices of the runs of each group, in their order.
     """
     groups = collections.defaultdict(list)
     for number, directory in enumerate(directories):
-        begun = checkpoint.latest_round(directory), workdir.clients_per_chunk(directory)
-        groups[begun].append(number)
+        progress = checkpoint.latest_round(directory), workdir.clients_per_chunk(directory)
+        groups[progress].append(number)
     return list(groups.values())

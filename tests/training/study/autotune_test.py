@@ -98,7 +98,7 @@ def test_chunks_that_outgrow_the_memory_are_left_out(monkeypatch):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return 1.0
 
-    monkeypatch.setattr(autotune, "_least_seconds", least_seconds)
+    monkeypatch.setattr(autotune, "_minimum_seconds", least_seconds)
     task = tasks.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=2)
     rows = jax.ShapeDtypeStruct((6,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)

@@ -54,7 +54,8 @@ def test_nothing_of_that_size_lies_on_the_host():
     config = config_of("fedavg", "lstm_lm", "host", embedding=2, widths=(2,))
     built = experiment.build(config, texts())
     assert built.examples.class_counts is None
-    assert built.population.profiles.class_counts is None
+    population, examples = built.store.example_shapes()
+    assert population.class_counts is None and examples.class_counts is None
     shard = built.examples.shard(np.array([3, -1]), ("train",), capacity=5)
     assert shard.class_counts is None and shard.sizes["train"].tolist() == [2, 0]
 

@@ -51,7 +51,7 @@ def test_batch_normalization_wants_two_examples_in_a_batch():
     toy = {"model.name": "mlp_bn", "data.num_clients": 5}
     config = changed(**toy, batch_size=1)
     dataset = experiment.build_dataset(config)
-    with pytest.raises(UserError, match="config.batch_size is 1, and batch normalization"):
+    with pytest.raises(UserError, match="config.batch_size is 1, but batch normalization"):
         experiment.build(config, dataset)
     single = dataset._replace(train=dataset.train._replace(sizes=np.ones(5, np.int32)))
     with pytest.raises(UserError, match="No client has more than one training example"):
@@ -116,20 +116,20 @@ def changed(**changes):
             "config.rounds is 1(0){20}; it must be a whole",
         ),
         ("planned_rounds", 3, "config.planned_rounds is 3, less than config.rounds"),
-        ("seeds", (0, 1, 0), "config.seeds names 0 twice"),
-        ("algorithms", ("local", "local"), "config.algorithms names 'local' twice"),
+        ("seeds", (0, 1, 0), "config.seeds contains 0 twice"),
+        ("algorithms", ("local", "local"), "config.algorithms contains 'local' twice"),
         ("seeds_vary", "partition", "'everything'|everything, training"),
         ("cohort.join", "now", "current, initial"),
-        ("cohort.dropout", float("nan"), "must lie in"),
+        ("cohort.dropout", float("nan"), "must be in"),
         ("rounds", 0, "config.rounds is 0; it must be a whole number from 1"),
         ("eval_every", 0, "config.eval_every is 0"),
         ("checkpoint_every", -1, "config.checkpoint_every is -1; it must be a whole number from 0"),
         ("batch_size", 0, "config.batch_size is 0"),
         ("local_epochs", 0, "config.local_epochs is 0"),
-        ("seed", -1, "-1 cannot be a seed"),
-        ("seed", 2**32, "cannot be a seed"),
+        ("seed", -1, "-1 is not a valid seed"),
+        ("seed", 2**32, "is not a valid seed"),
         ("seeds", (), "seeds is empty"),
-        ("seeds", (0, "one"), "'one' cannot be a seed"),
+        ("seeds", (0, "one"), "'one' is not a valid seed"),
         ("engine.devices", -1, "config.engine.devices is -1; it must be a whole number from 0"),
         ("engine.rounds_per_call", 0, "config.engine.rounds_per_call is 0"),
         ("engine.eval_batch_size", 0, "config.engine.eval_batch_size is 0"),
@@ -137,9 +137,9 @@ def changed(**changes):
         ("engine.eval_clients", -1, "config.engine.eval_clients is -1"),
         ("engine.clients_per_chunk", "all", "must be 'auto' or a positive number"),
         ("engine.clients_per_chunk", "0", "must be 'auto' or a positive number"),
-        ("cohort.dropout", 1.0, re.escape("config.cohort.dropout is 1.0; it must lie in [0, 1)")),
+        ("cohort.dropout", 1.0, re.escape("config.cohort.dropout is 1.0; it must be in [0, 1)")),
         ("cohort.dropout", float("nan"), "config.cohort.dropout is nan"),
-        ("data.alhpa", 1.0, "Nothing reads the key config.data.alhpa. Did you mean 'alpha'?"),
+        ("data.alhpa", 1.0, "Unknown config key config.data.alhpa. Did you mean 'alpha'?"),
     ],
 )
 def test_invalid_values_are_refused(key, value, message):
@@ -200,8 +200,8 @@ def test_arguments_reach_optax():
     "arguments, message",
     [
         (dict(name="sdg"), "config.client_optimizer.name is 'sdg'.*Did you mean 'sgd'?"),
-        (dict(name="chain"), "no optimizer of optax"),
-        (dict(name="_deprecated_dpsgd"), "no optimizer of optax"),
+        (dict(name="chain"), "not an optax optimizer"),
+        (dict(name="_deprecated_dpsgd"), "not an optax optimizer"),
         (dict(name="adam", momentum=0.9), "momentum is set, but optax.adam takes no 'momentum'"),
         (dict(learning_rate=-0.1), "config.client_optimizer.learning_rate is -0.1"),
         (dict(learning_rate=0.0), "must be a positive finite number"),

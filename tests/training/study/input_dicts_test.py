@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pfljax import data, models
+from pfljax.core import tree
 from pfljax.errors import UserError
 from pfljax.models.ids import PADDING, Embedding, masked_mean
 from pfljax.models.model import from_flax
@@ -112,6 +113,14 @@ def test_a_run_learns_from_a_file(tmp_path, made, rate, rounds):
         assert result["personal_accuracy"]["last"] > 0.9
 
 
+def test_messages_of_a_model_of_dicts_pass_through_an_aggregator(tmp_path):
+    config = config_of(rounds=2, eval_every=2, **{"aggregation.stages": ("top_k",)})
+    result = loop.run(experiment.build(config, pairs_of_texts()), tmp_path / "run")
+    plain = experiment.build(config_of(), pairs_of_texts())
+    message = jax.eval_shape(plain.task.init, jax.random.key(0))
+    assert result["upload_bytes"] < 0.2 * tree.num_bytes(message)
+
+
 def test_the_store_and_the_host_hold_the_same_arrays(tmp_path):
     dataset = pairs_of_texts()
     with data.StoreWriter(
@@ -126,7 +135,7 @@ def test_the_store_and_the_host_hold_the_same_arrays(tmp_path):
         with pytest.raises(UserError, match="inputs of all clients the same names"):
             store.add(rows | {"other": rows["answer"]}, dataset.targets[start:end], train=sizes[0])
         narrow = rows | {"answer": rows["answer"][:, :2]}
-        with pytest.raises(UserError, match="give all the same form"):
+        with pytest.raises(UserError, match="give all examples the same"):
             store.add(narrow, dataset.targets[start:end], train=sizes[0])
     found = data.load_store(str(tmp_path))
     assert found.vocabulary == {"question": (WORDS,), "answer": (WORDS,)}
@@ -204,7 +213,7 @@ def test_a_model_that_reads_other_inputs_is_refused(tmp_path):
         config = config_of()
         with config.unlocked():
             config.model = {"name": name}
-        with pytest.raises(UserError, match="name one of"):
+        with pytest.raises(UserError, match="set config.model.name to one of"):
             experiment.build(config, dataset)
     measured = dataset._replace(
         vocabulary={"item": (ITEMS,)}, mean={"user": 0.0}, std={"user": 1.0}
@@ -214,7 +223,7 @@ def test_a_model_that_reads_other_inputs_is_refused(tmp_path):
     config = config_of()
     with config.unlocked():
         config.model.vocabulary = 5
-    with pytest.raises(UserError, match="leave the key out"):
+    with pytest.raises(UserError, match="remove the key"):
         experiment.build(config, dataset)
 
 

@@ -66,8 +66,7 @@ def ids(*shape):
     ],
 )
 def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, model, outputs):
-    make, frozen = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
-    task = make(frozen)
+    task = build_task(config_of(model), dataset(kind, inputs, targets, classes, **more))
 
     out = jax.eval_shape(lambda key: task.predict(task.init(key), inputs[:2]), jax.random.key(0))
     assert out.shape == (2, *outputs)
@@ -78,9 +77,9 @@ def test_the_data_set_decides_the_task(kind, inputs, targets, classes, more, mod
 @pytest.mark.parametrize(
     "kind, inputs, targets, classes, more, model, told",
     [
-        ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "name one of fasttext"),
+        ("classification", ids(5), ids(), 9, {"vocabulary": (7,)}, "mlp", "to one of fasttext"),
         ("classification", ids(5), ids(), 9, {}, "lstm", "config.model.vocabulary"),
-        ("next_token", ids(5), ids(5), 9, {"vocabulary": (9,)}, "lstm", r"asks for \(5, 9\)"),
+        ("next_token", ids(5), ids(5), 9, {"vocabulary": (9,)}, "lstm", r"needs \(5, 9\)"),
         ("sorting", ids(5), ids(), 9, {}, "mlp", "sorting"),
         ("ranking", ids(4, 2), ids(), 0, {"vocabulary": (3, 4)}, "lstm", r"vocabulary"),
     ],
@@ -92,8 +91,7 @@ def test_models_that_do_not_answer_the_question(kind, inputs, targets, classes, 
 
 def test_a_vocabulary_may_be_named_where_the_data_set_has_none():
     given = dataset("classification", ids(5), ids(), 9)
-    make, frozen = build_task(config_of("lstm", vocabulary=7), given)
-    task = make(frozen)
+    task = build_task(config_of("lstm", vocabulary=7), given)
     assert task.num_classes == 9
 
 

@@ -137,7 +137,7 @@ def test_what_cannot_differ_is_refused_before_anything_is_compiled(key, values, 
 
 def test_a_number_that_decides_shapes_is_refused():
     changes = [{"algorithm": "fedem", "hparams.fedem.learners": count} for count in (2, 3)]
-    with pytest.raises(UserError, match="learners.* decides the shape"):
+    with pytest.raises(UserError, match="learners.* determines the shape"):
         vectorized.build([config(**change) for change in changes])
 
 
@@ -188,6 +188,17 @@ def test_data_sets_of_different_forms_share_no_program():
     seeds = [config(**{"seed": seed, "data.num_clients": 5 + seed}) for seed in (0, 1)]
     datasets = [experiment.build_dataset(one) for one in seeds]
     with pytest.raises(UserError, match="seeds_vary=training"):
+        vectorized.build(seeds, datasets=datasets)
+
+
+def test_runs_that_score_other_clients_share_no_program():
+    seeds = [
+        config(**{"seed": seed, "data.seed": seed, "engine.eval_clients": 2}) for seed in (0, 1)
+    ]
+    datasets = [experiment.build_dataset(one) for one in seeds]
+    chosen = [experiment.choose_evaluated(*each) for each in zip(seeds, datasets, strict=True)]
+    assert not np.array_equal(*chosen)
+    with pytest.raises(UserError, match="eval_clients chooses different clients"):
         vectorized.build(seeds, datasets=datasets)
 
 
