@@ -157,6 +157,10 @@ def require_known_keys(argv: Iterable[str]) -> None:
     nodes = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
     for word in argv:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", word)
+        if match and match[1] in config_lib.model_keys():
+            raise UserError(
+                f"config.{match[1]} has keys of its own; set config.{match[1]}.name to the model."
+            )
         if match and match[1] not in {*known, *nodes} and not match[1].startswith(is_open):
             raise UserError(
                 f"Unknown config key {match[1]!r}.{nearest(match[1], known)} --print_config lists "

@@ -84,7 +84,7 @@ def test_a_damaged_row_makes_the_checkpoint_before_count(straight, built, tmp_pa
 def test_some_clients_are_scored(straight, tmp_path, engine):
     some = experiment.build(config(**engine, **{"engine.eval_clients": 2}))
     on_host = experiment.build(config(**HOST, **{"engine.eval_clients": 2}))
-    np.testing.assert_array_equal(some.eval_ids, on_host.eval_ids)
+    np.testing.assert_array_equal(some.store.eval_ids, on_host.store.eval_ids)
     loop.run(some, tmp_path)
     found, wanted = (np.load(at / "clients.npz") for at in (tmp_path, straight[0]))
     ids = found["client"]
@@ -94,5 +94,5 @@ def test_some_clients_are_scored(straight, tmp_path, engine):
 
 
 def test_runs_on_the_host_share_no_program():
-    with pytest.raises(UserError, match="'host' cannot share a program"):
+    with pytest.raises(UserError, match="'host' cannot be vectorized"):
         vectorized.build([config(seed=seed, **HOST) for seed in (0, 1)])

@@ -81,6 +81,8 @@ def test_the_command_line_sets_a_mentee():
     assert "config.hparams.fedkd.mentee.widths = (3,)" in command_line.listing(made)
     with pytest.raises(UserError, match="set config.hparams.fedkd.mentee.name"):
         command_line.set_model_arguments(config(), found)
+    with pytest.raises(UserError, match="set config.hparams.fedkd.mentee.name to the model"):
+        command_line.require_known_keys(["--config.hparams.fedkd.mentee=mlp"])
     with pytest.raises(UserError, match="Unknown config key 'hparams.fedkd.mantee.widths'"):
         command_line.require_known_keys(["--config.hparams.fedkd.mantee.widths=3"])
 
