@@ -79,13 +79,12 @@ def fedcac(
       The method. A client deploys `v_k`; the global model is `w`.
 
     Notes:
-      An entry that local training did not move is never critical. A bias right before batch
-      normalization moves by rounding errors only, and these decide its mask. A client that was not
-      in the cohort keeps its `u_k`, as it keeps its mask. One that never takes part in training (an
-      unseen one) belongs to no group: its critical entries are those it trained itself. A client
-      that made no step has no critical entry; it counts in no mean or maximum of overlaps, and in
-      no group but its own. Running statistics are no parameters and never critical: they are the
-      common ones.
+      An entry that local training did not change is never critical. A bias right before batch
+      normalization changes by rounding errors only, which determine its mask. Absent clients keep
+      their `u_k` and mask. A held-out client belongs to no group: its critical entries are those
+      that it trained itself. A client without a training step has no critical entries; it is
+      excluded from means and maxima of overlaps, and from all groups but its own. Running
+      statistics are never critical: they are those of the common model.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     average = fedavg(task, local, server_optimizer=server_optimizer)

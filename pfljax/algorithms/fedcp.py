@@ -56,14 +56,14 @@ def fedcp(
       head, the policy and its direction. There is no global model.
 
     Notes:
-      A client's direction `v_k`, which the policy sees, is the sum over classes of its head's
-      gradient at zero; for a linear head the sum of its rows over classes, as in the paper. Under
-      the cross-entropy plain SGD never changes that sum, so that it is the same for all clients.
-      We are not sure that the paper has noise in training (`gumbel=0` is the plain softmax there),
-      nor whether it means any when a client predicts; here that has none, so that accuracy is no
-      accident. In PFLlib it has, and in its first round `v_k` is random; its common head and policy
-      reach only the cohort. The default `lam` is PFLlib's.
-      Batch normalization is in training mode in the whole objective, in the body received too: in
+      A client's direction `v_k`, an input of the policy, is the sum over classes of its head's
+      gradient at zero; for a linear head the sum of its rows over classes, as in the paper. With
+      the cross-entropy, plain SGD never changes that sum, so it is the same for all clients. It is
+      unclear whether the paper has noise in training (`gumbel=0` is the plain softmax) and in
+      predictions; here predictions have none, so that accuracy is deterministic. PFLlib has noise
+      in both, and in its first round `v_k` is random; its common head and policy are sent to the
+      cohort only. The default `lam` is PFLlib's.
+      Batch normalization is in training mode in the whole objective, also in the received body: in
       the authors' code that copy is frozen, but not in evaluation mode. A head with batch
       normalization is refused: each of the two heads would need statistics of its part.
     """

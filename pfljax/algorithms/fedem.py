@@ -55,21 +55,21 @@ def fedem(
       local: The clients' local training of all learners.
       learners: Number of learners, the paper's M, 2 to 5 (paper: 3); 1 is FedAvg.
       absent_count: Whether absent clients count in the average, by their examples, with
-        the learners as they were; False averages over the cohort.
+        unchanged learners; False averages over the cohort.
       server_optimizer: As in FedAvg, for the learners.
 
     Returns:
-      The method; a client's state is `pi_k` `[M]`. What it deploys are learners and `pi_k`; its
+      The method; a client's state is `pi_k` `[M]`. It deploys the learners with `pi_k`; its
       outputs are log probabilities. There is no global model.
 
     Notes:
-      As in the paper the responsibilities `q` belong to the learners received and to the old
+      As in the paper, the responsibilities `q` are those of the received learners and the old
       `pi_k`, and are fixed during the local epochs. They are not stored but recomputed for each
-      batch: the same values, unless the model's losses are random. A client that a round leaves out
-      keeps its `pi_k`; one that never took part gets it by a step from uniform weights. In the
-      paper all clients take part; its authors' code has `absent_count`, which is the same then.
-      Batch normalization uses running statistics for the responsibilities, which judge the learners
-      received, and is in training mode in the training that follows.
+      batch: the same values, unless the model's losses are random. Absent clients keep
+      their `pi_k`; a client that never took part computes it by one step from uniform weights. In
+      the paper all clients take part; the authors' code has `absent_count`, which is then the same.
+      Batch normalization uses running statistics for the responsibilities, which evaluate the
+      received learners, and is in training mode in the training that follows.
     """
 
     server_optimizer = averaging.of_trainable(server_optimizer, task)

@@ -91,10 +91,10 @@ def fedfomo(
       examples in every round of a run; they depend on the seed. Equal affinities are chosen from at
       random. The paper deploys the mixture at the end of a round, which here begins the next: what
         is deployed is the mixture after training. The paper does not specify how exploration ends;
-        rule and numbers are its authors', who explore in six rounds. PFLlib never explores, holds
-        out the last examples, and takes the mean of the batches' losses for `V_k`. Batch
-        normalization uses running statistics in `V_k`, which judges models; they are mixed with the
-        models, and left out of the distance.
+        rule and numbers are those of the authors' code, with six rounds of exploration. PFLlib
+        never explores, holds out the last examples, and takes the mean of the batches' losses for
+        `V_k`. Batch normalization uses running statistics in `V_k`, which judges models; they are
+        mixed with the models, and left out of the distance.
     """
 
     def init_server(population, key):

@@ -88,10 +88,10 @@ def fedgen(
       The method; its global model is FedAvg's.
 
     Notes:
-      The generator normalizes always by the batch's own statistics. The paper's objective has
-      `weight` 1, normal noise and an average of logits; weights by label, `decay`, `first_round`,
-      diversity, sizes and rates are its authors', whose code has `weight=10`, uniform noise, Adam
-      with weight decay and falling rate, and a pull to predictions on generated features. For a
+      The generator always normalizes with batch statistics. The paper's objective has `weight` 1,
+      normal noise and an average of logits; weights by label, `decay`, `first_round`, diversity,
+      sizes and rates follow the authors' code, except for its `weight=10`, uniform noise, Adam with
+      weight decay and decreasing rate, and a term for predictions on generated features. For a
       label that the cohort lacks, all examples count. `docs/departures.md` gives PFLlib's settings.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)

@@ -78,11 +78,11 @@ def fedkd(
       The method; a client deploys its mentor. The mentee is the global model if it is of `task`.
 
     Notes:
-      In place of the paper's gradient the change over local training is sent, as in its authors'
+      The change over local training is sent instead of the paper's gradient, as in the authors'
       code; the distance of attention maps is omitted. The paper leaves open whether D is constant
-      (else a model would gain from a greater loss), nor whose losses train A; the code, and PFLlib,
-      have `detach=False`, and zeros for a matrix whose energy only all singular values hold. PFLlib
-      has also `compress_models=True`, and the divergence over the number of classes.
+      (otherwise a model would gain from a larger loss) and which losses train A; the authors' code
+      and PFLlib have `detach=False`, and zeros for a matrix whose energy needs all singular values.
+      PFLlib also has `compress_models=True`, and the divergence over the number of classes.
       Batch normalization is in training mode in the whole objective; running statistics of both
       models are kept, and the mentee's are averaged.
     """

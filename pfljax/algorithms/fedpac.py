@@ -102,8 +102,8 @@ def fedpac(
 
     Notes:
       A class that the cohort lacks keeps its prototype. The authors' code has `least_weight=0.001`;
-      PFLlib drops such weights without making up for them, mixes one head after the other in place,
-      weights prototypes equally, and may pair statistics with the wrong heads. Batch normalization
+      PFLlib drops such weights without rescaling, mixes one head after the other in place,
+      weights prototypes equally, and may pair statistics with other heads. Batch normalization
       is in training mode in both trainings, and uses running statistics where features are
       averaged.
     """

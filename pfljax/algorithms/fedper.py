@@ -52,8 +52,8 @@ def fedper(
       The method; a client's state is its head. There is no global model.
 
     Notes:
-      Running statistics belong to the body or the head as their layer does; those of the body are
-      averaged, never moved by the server optimizer.
+      Running statistics belong to the body or head of their layer; those of the body are averaged,
+      and not changed by the server optimizer.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 

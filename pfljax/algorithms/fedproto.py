@@ -57,13 +57,14 @@ def fedproto(
         equally.
 
     Returns:
-      The method; a client's state is its model. What it deploys are model, prototypes and which are
-      seen; its outputs are negative squared distances `[B, C]`. There is no global model.
+      The method; a client's state is its model. It deploys the model, the prototypes and their
+      mask; its outputs are negative squared distances `[B, C]`. There is no global model.
 
     Notes:
-      The paper as printed divides the weighted mean again by the number of clients; not so here.
-      Before any prototype the head answers; later a class without one scores 1 below the others.
-      PFLlib averages uniformly what training saw, and forgets classes that the cohort lacks.
+      The paper as printed divides the weighted mean again by the number of clients; this does not.
+      Before the first prototype, the outputs are those of the head; later, a class without a
+      prototype scores 1 below the others. PFLlib averages the features of training steps
+      uniformly, and drops classes that the cohort lacks.
       Batch normalization is in training mode in the whole objective, and so in the features that
       `prototypes_in_training` averages; a separate pass uses the running statistics, as
       prediction does.

@@ -81,14 +81,14 @@ def fedrep(
       server_optimizer: As in FedAvg, for the body.
 
     Returns:
-      The method; server and clients hold what FedPer's hold.
+      The method; its states are those of FedPer.
 
     Notes:
-      The paper's clients have one size. Its authors' code averages uniformly where it partitions
-      images out and by examples where the clients' sizes differ, and so does PFLlib. The code
-      trains with momentum 0.5 and decays weights by 0.0001, which are for the clients' optimizer
-      here. Batch normalization uses the batch's statistics in both trainings; the running
-      statistics of the body change in its own only.
+      The paper's clients have equal sizes. The authors' code averages uniformly where it partitions
+      images, and by examples where the clients' sizes differ, like PFLlib. The code trains with
+      momentum 0.5 and weight decay 0.0001, which are options of the clients' optimizer here. Batch
+      normalization uses batch statistics in both trainings; the running statistics of the body
+      change in the body's training only.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 

@@ -24,7 +24,7 @@ def local(task: core.Task, local: core.LocalTraining) -> core.Algorithm:
       local: The clients' local training.
 
     Returns:
-      The method; its server state is the initial model, a client's state its own.
+      The method; its server state is the initial model, and a client's state is its model.
     """
 
     def init_server(population, key):

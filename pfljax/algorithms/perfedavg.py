@@ -81,11 +81,11 @@ def perfedavg(
 
     Notes:
       The paper draws the parts independently; here they are pieces of one batch, so that an epoch
-      sees each example once. A schedule of the learning rate multiplies alpha too, in training and
-      in the adaptation. A lone example goes to the outer gradient. PFLlib has the first-order
+      uses each example once. A learning rate schedule also multiplies alpha, in training and in
+      the adaptation. A single example is used for the outer gradient. PFLlib has the first-order
       variant, with weights `n_k`, beta equal to alpha and the epochs run twice in each round.
       Batch normalization is in training mode at every gradient, on the statistics of that part of
-      the batch. Running statistics are observed at theta on the whole batch, and in the adaptation.
+      the batch. Running statistics are updated at theta on the whole batch, and in the adaptation.
     """
     parts = 3 if hessian_free else 2
     if task.observe is not None and local.batch_size < 2 * parts:

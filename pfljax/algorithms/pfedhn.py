@@ -81,14 +81,14 @@ def pfedhn(
       The method; clients have no state, and deploy `h(v_k)`. There is no global model.
 
     Notes:
-      Every array of the model has its own linear head. The paper takes one client after another,
-      where this averages the cohort's gradients of `h` with uniform weights. Before training, all
-      models are near one draw of the task's own start, whose scale suits it; the paper leaves the
-      start open. Rate, momentum, weight decay, clipping and the linear layer are those of its
-      authors' code, which also clips the clients' gradients at 50 and decays their weights by
-      0.00005; here both are for the clients' optimizer. The embedding of a client that never took
-      part begins at the mean of all, and learns with the hypernetwork frozen, by plain steps. A
-      running variance could be generated below zero, so that batch normalization is refused.
+      Every array of the model has its own linear head. The paper updates one client after another;
+      here the cohort's gradients of `h` are averaged with uniform weights. The initial models are
+      near one draw of the task's initialization, which has a suitable scale; the paper leaves this
+      open. Rate, momentum, weight decay, clipping and the linear layer follow the authors' code,
+      which also clips the clients' gradients at 50 and has a weight decay of 0.00005; both are
+      options of the clients' optimizer here. The embedding of a client that never took part is
+      initialized to the mean, and trained with the hypernetwork frozen, by plain steps. Generated
+      running variances could be negative, so batch normalization is refused.
     """
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip),

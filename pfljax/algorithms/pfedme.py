@@ -64,17 +64,17 @@ def pfedme(
       state is FedAvg's.
 
     Notes:
-      The paper asks for theta to an accuracy, and names K gradient steps in its experiments. It
-      leaves open where the first of a round begins: at `w`, as in its authors' code. In paper and
-      code all clients train in every round, and the server averages some of them. Here a round runs
-      the cohort only; as theta begins every round at `w`, absent clients miss nothing but their
-      theta, and `train_to_evaluate` gives it to them: an evaluation is then the authors'
-      personalized one of the next round, and costs a local training. A schedule of the learning
-      rate multiplies `inner_rate` too, not `lam`. The code, and PFLlib, also decay theta by 0.001,
-      and take weights `n_k`. PFLlib overwrites theta with `w_k` at the end of a round, so that what
-      it reports as personal is the global model; it is not reproduced.
-      Each model has its own running statistics: theta's are observed at every inner step, those of
-      `w_k` once for a batch, of which the server takes the mean whatever `beta`.
+      The paper solves for theta to a given accuracy, and uses K gradient steps in its experiments.
+      The initial theta of a round is left open; here it is `w`, as in the authors' code. In paper
+      and code all clients train in every round, and the server averages some of them. Here only
+      the cohort trains; as theta starts every round at `w`, absent clients miss nothing but their
+      theta, which `train_to_evaluate` computes: an evaluation is then the authors' personalized
+      one of the next round, and costs a local training. A learning rate schedule also multiplies
+      `inner_rate`, not `lam`. The code and PFLlib also decay theta by 0.001, and use weights `n_k`.
+      PFLlib overwrites theta with `w_k` at the end of a round, so that its personalized evaluation
+      is that of the global model; this is not reproduced.
+      Each model has its own running statistics: theta's are updated at every inner step, those of
+      `w_k` once per batch; the server averages the latter whatever `beta`.
     """
 
     def client_update(server, client, data, context):

@@ -63,10 +63,10 @@ def scaffold(
       The method; a client's state is its control variate.
 
     Notes:
-      Option II writes c_k' = c_k - c + (w - theta_k) / (K eta). For SGD with a constant rate that
-      is the mean of the K gradients g, which is what is computed here: it holds for every
-      optimizer and schedule. A client without a step keeps its control variate. Running statistics
-      have no gradient, so that their control variates stay zero; they are averaged.
+      Option II writes c_k' = c_k - c + (w - theta_k) / (K eta). For SGD with a constant rate,
+      this is the mean of the K gradients g, which is computed here and applies to every optimizer
+      and schedule. A client without a step keeps its control variate. Running statistics
+      have no gradient, so their control variates remain zero; they are averaged.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 

@@ -21,6 +21,6 @@ def test_the_notebook_runs():
         name: run[0].result["personal_accuracy"]["last"] for name, run in scope["runs"].items()
     }
     assert scores["fedrep"] > scores["fedavg"]
-    assert scope["result"]["hyperparameters"] == {"share": 0.5}
+    assert scope["result"]["hyperparameters"] == {"fraction": 0.5}
     assert scope["result"]["global_accuracy"]["last"] > 0.3
     assert (scope["workdir"] / "curves.png").stat().st_size > 10_000

@@ -80,7 +80,7 @@ class ClientStore(Protocol):
         """Returns shapes of the population, and the examples of at least one client to trace."""
 
     def open(self, directory: pathlib.Path, *, overwrite: bool) -> None:
-        """Uses files in a work directory from now on; `overwrite` replaces those of earlier runs."""
+        """Uses files in a work directory from now on; `overwrite` replaces older ones."""
 
     def snapshot(self, state: FederatedState) -> FederatedState:
         """Returns the state to put into a checkpoint."""
