@@ -219,7 +219,7 @@ def test_the_overview_of_comparisons_and_sweeps(comparison, tmp_path):
     assert "**" in line and " ± " in line and line.startswith(f"| `{comparison.place.name}` | ")
     assert "| `digits` | `local` | 0.1: 95.0, 1.0: diverged |" in done.stdout
     refused = python("experiments/overview.py", f"--sweeps={tmp_path / 'nothing'}")
-    assert refused.returncode == 2 and "is no directory" in refused.stderr
+    assert refused.returncode == 2 and "is not a directory" in refused.stderr
 
 
 def test_every_method_is_swept_with_the_same_values(tmp_path):
