@@ -31,12 +31,13 @@ LEAST_DISTANCE = 1e-5
 
 
 class FedFomoServer(NamedTuple):
-    """Attributes:
-    models: `[N, ...]`, each client's last model; the initial one before it has uploaded any.
-    uploaded: `[N]` bool, who has.
-    affinity: `[N, N]`, the paper's `P`; row k contains the gains of client k from the others'
-      models.
-    initial: the model from which clients begin; never changes.
+    """Server state.
+
+    Attributes:
+      models: `[N, ...]`, each client's last uploaded model; the initial one before the first.
+      uploaded: `[N]` bool, whether a client has uploaded a model.
+      affinity: `[N, N]`, the paper's `P`; row k contains the gains of client k from the others.
+      initial: The initial model of clients, which never changes.
     """
 
     models: core.Params
@@ -46,9 +47,11 @@ class FedFomoServer(NamedTuple):
 
 
 class FedFomoClient(NamedTuple):
-    """Attributes:
-    params: `theta_k`, as the client trained it last.
-    before: `theta_k'`, the model from which that training began.
+    """Private state of a client.
+
+    Attributes:
+      params: `theta_k`, as last trained.
+      before: `theta_k'`, the model from which that training started.
     """
 
     params: core.Params
@@ -88,13 +91,13 @@ def fedfomo(
 
     Notes:
       The client's own model is always among those weighed. A client holds out the same random
-      examples in every round of a run; they depend on the seed. Equal affinities are chosen from at
-      random. The paper deploys the mixture at the end of a round, which here begins the next: what
-        is deployed is the mixture after training. The paper does not specify how exploration ends;
-        rule and numbers are those of the authors' code, with six rounds of exploration. PFLlib
-        never explores, holds out the last examples, and takes the mean of the batches' losses for
-        `V_k`. Batch normalization uses running statistics in `V_k`, which judges models; they are
-        mixed with the models, and left out of the distance.
+      examples in every round of a run; they depend on the seed. Ties of affinities are broken
+      randomly. The paper deploys the mixture at the end of a round; here it starts the next round,
+      and the mixture after training is deployed. The paper does not specify how exploration ends;
+      rule and numbers are those of the authors' code, with six rounds of exploration. PFLlib
+      never explores, holds out the last examples, and uses the mean of the batches' losses for
+      `V_k`. Batch normalization uses running statistics in `V_k`, which evaluates models; they are
+      mixed with the models, and excluded from the distance.
     """
 
     def init_server(population, key):

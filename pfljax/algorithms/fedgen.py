@@ -30,11 +30,13 @@ from pfljax.ops.generator import init as init_generator
 
 
 class FedGenServer(NamedTuple):
-    """Attributes:
-    average: the model and its optimizer's state.
-    generator: nested dict of arrays, see `core.generator`.
-    optimizer_state: the generator's.
-    label_shares: `[C]`, of all clients' training examples; never changes.
+    """Server state.
+
+    Attributes:
+      average: The model and its optimizer's state.
+      generator: The params of the generator, see `ops.generator`.
+      optimizer_state: The state of the generator's optimizer.
+      label_shares: `[C]`, the label frequencies of all clients' training examples; constant.
     """
 
     average: averaging.ServerState

@@ -26,9 +26,11 @@ from pfljax.ops.distillation import distance, divergence
 
 
 class FedKDClient(NamedTuple):
-    """Attributes:
-    mentor: the client's own model, with which it predicts.
-    bridge: `[d of the mentee, d of the mentor]`.
+    """Private state of a client.
+
+    Attributes:
+      mentor: The private model, which predicts.
+      bridge: `[d of the mentee, d of the mentor]`, the map between features.
     """
 
     mentor: core.Params

@@ -22,9 +22,11 @@ from pfljax.ops import averaging
 
 
 class BodyServer(NamedTuple):
-    """Attributes:
-    average: the common body and its optimizer's state.
-    initial_head: the head that a client starts with; never changes.
+    """Server state.
+
+    Attributes:
+      average: The common body and its optimizer's state.
+      initial_head: The initial head of clients, which never changes.
     """
 
     average: averaging.ServerState

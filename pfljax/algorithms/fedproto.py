@@ -23,9 +23,11 @@ from pfljax.ops import prototypes
 
 
 class FedProtoServer(NamedTuple):
-    """Attributes:
-    initial_params: the model that a client starts with; never changes.
-    prototypes: of the classes that some client had.
+    """Server state.
+
+    Attributes:
+      initial_params: The initial model of clients, which never changes.
+      prototypes: The prototypes of all classes seen so far.
     """
 
     initial_params: core.Params
