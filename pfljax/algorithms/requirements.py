@@ -60,27 +60,27 @@ NEEDS: dict[str, Need] = {
     "classes": Need(
         lambda setting: setting.task.num_classes > 0,
         "classes",
-        "name a data set whose targets are classes",
+        "choose a data set whose targets are classes",
     ),
     "features": Need(
         lambda setting: setting.task.num_features > 0,
         "features that are rows of numbers",
-        "name another model",
+        "choose another model",
     ),
     "head": Need(
         lambda setting: setting.has(setting.task.is_head),
         "a head on the model's features",
-        "name another model",
+        "choose another model",
     ),
     "body": Need(
         lambda setting: setting.has(setting.task.is_body),
         "a body before the model's head",
-        "name another model",
+        "choose another model",
     ),
     "layers": Need(
         lambda setting: bool(setting.task.layers),
         "the order of the model's layers",
-        "name them in `Task.layers`, or name another model",
+        "name them in `Task.layers`, or choose another model",
     ),
     "normalization": Need(
         lambda setting: setting.has(setting.task.is_norm),
@@ -95,7 +95,7 @@ NEEDS: dict[str, Need] = {
     "no_head_statistics": Need(
         lambda setting: not setting.has(setting.is_head_statistic),
         "a head without running statistics",
-        "move batch normalization into the body, or name another model",
+        "move batch normalization into the body, or choose another model",
     ),
     "full_participation": Need(
         lambda setting: setting.full_participation,

@@ -34,11 +34,11 @@ def main() -> None:
         with app.progress(config.rounds) as add_bar:
             bar = add_bar(config.algorithm, score)
             result = loop.run(built, directory, resume=flags.FLAGS.resume, progress=bar)
-    for model in ("personal", "global"):
+    for model, label in {"personal": "personalized", "global": "global"}.items():
         found = tables.scores_of(result, model)
         if found is not None:
             app.say(
-                f"{config.algorithm}, {model} model: test {tables.shown(score, found['last'])} "
+                f"{config.algorithm}, {label} model: test {tables.shown(score, found['last'])} "
                 f"after {config.rounds} rounds, {tables.shown(score, found['worst_decile'])} for "
                 "the worst decile of the clients"
             )

@@ -42,7 +42,7 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
     if examples.time_gap is not None:
         raise UserError(
             f"The examples of {examples.name} are in order of time, and neighbours share "
-            "measurements: name another data set for the server in data.server_name."
+            "measurements: choose another data set for the server in data.server_name."
         )
     chosen = _choose(examples, fraction, seed)
     kept = _rows(examples, ~chosen)
@@ -81,6 +81,6 @@ def require_form(
     if found != wanted or num_classes[0] != num_classes[1]:
         raise UserError(
             f"The server's examples have the form {found} and {num_classes[0]} classes, and the "
-            f"clients' {wanted} and {num_classes[1]}: name a data set of the same form in "
+            f"clients' {wanted} and {num_classes[1]}: choose a data set of the same form in "
             "data.server_name."
         )

@@ -54,7 +54,7 @@ def denoising(
       https://arxiv.org/abs/2006.11239 (the simplified objective).
     """
     if model.observe is not None:
-        raise UserError("Denoising takes no model with batch normalization; name another model.")
+        raise UserError("Denoising takes no model with batch normalization; choose another model.")
     shares = np.cumprod(1 - np.linspace(beta_min, beta_max, num_timesteps))
 
     def errors(outputs, batch):

@@ -42,7 +42,7 @@ def ranking(model: Model) -> Task:
     """
 
     if model.observe is not None:
-        raise UserError("A ranking takes no model with batch normalization; name another model.")
+        raise UserError("A ranking takes no model with batch normalization; choose another model.")
 
     def of_items(function):
         """Makes a function of items `[B, ...]` one of examples `[B, 1 + K, ...]`."""

@@ -216,7 +216,7 @@ def test_a_config_gives_the_server_a_fraction_of_the_examples(registered):
             {"data.server_name": "digits", "data.server_fraction": 0.0},
             "data.server_name is digits, and data.server_fraction is 0",
         ),
-        ({"data.server_name": "synthetic"}, "have the form .* name a data set of the same form"),
+        ({"data.server_name": "synthetic"}, "have the form .* choose a data set of the same form"),
     ],
 )
 def test_server_data_that_cannot_be_used(registered, changes, message):
