@@ -49,7 +49,7 @@ class HostInit(_OnHost):
 
     def __init__(self, clients: HostStates, make: programs.Make, inputs: programs.Inputs):
         self._of = clients
-        shape, _ = clients.example_shapes()
+        shape = clients.population()
         key = jax.eval_shape(jax.random.key, 0)
 
         def server(key, inputs, sizes, counts):
@@ -285,11 +285,10 @@ class HostStore(HostStates):
         if variants is not None:
             raise ValueError("Clients on the host cannot be vectorized over variants.")
 
-        population, _ = self.example_shapes()
         self.client = jax.eval_shape(
             lambda inputs, population: init.first_states(make(*inputs).algorithm, population)[1],
             inputs,
-            population,
+            self.population(),
         )
         return store.Programs(
             programs.Bound(HostInit(self, make, inputs), inputs),

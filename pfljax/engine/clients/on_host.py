@@ -101,19 +101,19 @@ class HostStates:
         self.initial_server: PyTree = ()
         self._file: mmap_rows.RowFile | None = None
 
-    def example_shapes(self) -> tuple[Population, Examples]:
-        """See `ClientStore.example_shapes`."""
+    def population(self) -> Population:
+        """Returns shapes and dtypes of the profiles of all clients."""
         plan, counts = self.options.plan, None
         if self.examples.class_counts is not None:
             shape = (plan.num_clients, self.examples.num_classes)
             counts = jax.ShapeDtypeStruct(shape, jnp.int32)
-        population = Population(
-            jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32),
-            counts,
-        )
+        return Population(jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32), counts)
+
+    def example_shapes(self) -> tuple[Population, Examples]:
+        """See `ClientStore.example_shapes`."""
         capacity = max(1, self.examples.max_train_size)
         shard = self.examples.shard(np.zeros(1, np.int32), ("train",), capacity)
-        return population, jax.tree.map(jnp.asarray, shard)
+        return self.population(), jax.tree.map(jnp.asarray, shard)
 
     def open(self, directory: pathlib.Path, *, overwrite: bool) -> None:
         """Stores private states in a file there from now on; before, in a temporary one."""
