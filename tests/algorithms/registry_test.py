@@ -1,6 +1,8 @@
 """The registry: one row for each method, imported when used, and refusals in the same words."""
 
+import ast
 import inspect
+import pathlib
 import re
 import subprocess
 import sys
@@ -56,6 +58,18 @@ def test_a_row_says_what_the_method_is(name):
     assert factory.__wrapped__, "decorate the factory with `checked`"
     years = [int(year) for year in re.findall(r'",\s+(\d{4}),', module.__doc__)]
     assert row.year == (years[0] if years else None)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_method_has_its_own_tests(name):
+    """A closed form; and batch normalization, unless the method refuses it, as tested here."""
+    path = pathlib.Path(__file__).with_name(f"{name}_test.py")
+    assert path.exists(), f"write the tests of {name} in {path.name}; see CONTRIBUTING.md"
+    body = ast.parse(path.read_text()).body
+    tests = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    assert any(test.startswith("test_closed_form") for test in tests)
+    refuses = "no_statistics" in ALGORITHMS[name].needs
+    assert refuses != any(test.startswith("test_batch_norm") for test in tests)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
