@@ -1,14 +1,13 @@
 """The registry: one row for each method, imported when used, and refusals in the same words."""
 
-import ast
 import inspect
-import pathlib
 import re
 import subprocess
 import sys
 import typing
 
 import federation
+import method_files
 import pytest
 
 from pfljax import core
@@ -63,10 +62,7 @@ def test_a_row_says_what_the_method_is(name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_method_has_its_own_tests(name):
     """A closed form; and batch normalization, unless the method refuses it, as tested here."""
-    path = pathlib.Path(__file__).with_name(f"{name}_test.py")
-    assert path.exists(), f"write the tests of {name} in {path.name}; see CONTRIBUTING.md"
-    body = ast.parse(path.read_text()).body
-    tests = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    tests = method_files.tests_of(name)
     assert any(test.startswith("test_closed_form") for test in tests)
     refuses = "no_statistics" in ALGORITHMS[name].needs
     assert refuses != any(test.startswith("test_batch_norm") for test in tests)
