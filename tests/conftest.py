@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # the shared fixtures of federation.py
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # support modules, such as federation.py
 
 # One piece of code for each program instead of 32: hundreds of programs are alive at once, every
 # piece holds memory maps, and a process that runs out of its some 65,000 crashes.

@@ -7,6 +7,7 @@ import sys
 import typing
 
 import federation
+import method_files
 import pytest
 
 from pfljax import core
@@ -56,6 +57,15 @@ def test_a_row_says_what_the_method_is(name):
     assert factory.__wrapped__, "decorate the factory with `checked`"
     years = [int(year) for year in re.findall(r'",\s+(\d{4}),', module.__doc__)]
     assert row.year == (years[0] if years else None)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_method_has_its_own_tests(name):
+    """A closed form; and batch normalization, unless the method refuses it, as tested here."""
+    tests = method_files.tests_of(name)
+    assert any(test.startswith("test_closed_form") for test in tests)
+    refuses = "no_statistics" in ALGORITHMS[name].needs
+    assert refuses != any(test.startswith("test_batch_norm") for test in tests)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -1,0 +1,41 @@
+"""Local training: what a client computes alone."""
+
+import batch_norm
+import federation
+import jax
+import jax.numpy as jnp
+import optax
+import plain
+import quadratics
+from quadratics import DATA, ETA, MEANS, PLAN, START, STEPS, near, steps_towards, vector
+
+from pfljax import core
+from pfljax.algorithms import ALGORITHMS
+
+
+def test_closed_form():
+    near(vector(quadratics.run("local", 2).clients), steps_towards(START, MEANS, steps=2 * STEPS))
+
+
+def test_closed_form_with_a_learning_rate_schedule():
+    local = core.LocalTraining(
+        optax.sgd(ETA), batch_size=8, schedule=lambda round: jnp.power(0.5, round)
+    )
+    algorithm = ALGORITHMS["local"](quadratics.quadratic(), local)
+    outcome = federation.run(
+        algorithm, data=DATA, plan=PLAN, rounds=3, score=quadratics.quadratic()
+    )
+    theta = START
+    for round in range(3):
+        theta = steps_towards(theta, MEANS, rate=ETA * 0.5**round, steps=1)
+    near(vector(outcome.clients), theta)
+    assert jax.tree.leaves(outcome.clients)[0].shape[0] == 3
+
+
+def test_batch_norm():
+    def one_round(server, clients, ids, found):
+        for k in ids:
+            clients[k] = plain.train(clients[k], *plain.examples(k))
+        return server
+
+    batch_norm.check("local", one_round)
