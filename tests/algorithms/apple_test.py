@@ -65,6 +65,7 @@ def test_with_fixed_relations_and_one_step_is_fedavg():
     assert federation.differ(learning.scores["personal"], average.scores["personal"])
 
 
+@pytest.mark.slow
 def test_every_setting_counts():
     settings = {"relation_rate": 0.1, "mu": 1.0, "duration": 1.0, "exponential": False}
     usual = identities.run("apple", **settings).clients

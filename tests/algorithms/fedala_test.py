@@ -78,6 +78,7 @@ def test_without_learned_weights_is_fedavg(special):
     assert federation.differ(other.scores["personal"], other.scores["global"])
 
 
+@pytest.mark.slow
 def test_every_setting_counts():
     usual = identities.run("fedala").server
     for change in ({"layers": 2}, {"share": 0.4}, {"first_passes": 3}, {"settled": 1e-6}):

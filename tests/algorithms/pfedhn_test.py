@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import quadratics
 from quadratics import MEANS, POINTS, SIZES, near, personal_gaps, steps_towards, vector
 
@@ -89,6 +90,7 @@ def test_without_client_embeddings_is_fedavg():
     assert federation.differ(seeing.scores["personal"], blind.scores["personal"])
 
 
+@pytest.mark.slow
 def test_every_setting_counts():
     usual = identities.run("pfedhn").scores["personal"]
     for change in (

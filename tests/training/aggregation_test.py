@@ -98,7 +98,9 @@ def test_bounds_of_several_runs_share_a_program(straight, tmp_path):
     assert rows[0][-1] != rows[1][-1]
     assert results[0]["compilations"] == 1
     other = config(**SETTINGS | {"aggregation.stages": ("top_k", "quantize")})
-    with pytest.raises(UserError, match="config.aggregation.stages cannot differ between runs"):
+    with pytest.raises(
+        UserError, match="config.aggregation.stages cannot differ between vectorized runs"
+    ):
         vectorized.build([configs[0], other])
 
 
