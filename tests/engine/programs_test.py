@@ -103,6 +103,9 @@ def test_frozen_parameters_are_arguments_of_the_programs():
     size_of_state = tree.num_bytes(state.server)
     arguments = (state, examples, np.int32(1), np.int32(1))
     assert len(run_rounds.lower(*arguments).as_text()) < 5e6
+    # With a constant inside, these would be 0.1 MB.
+    plan = run_rounds.compile(*arguments).memory_analysis()
+    assert plan.argument_size_in_bytes > tree.num_bytes(inputs.frozen)
     after, metrics = run_rounds(*arguments)
     assert np.isfinite(metrics["loss"][0])
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(inputs)), "never donated"
