@@ -77,14 +77,14 @@ def settings_before(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     notes = checkpoint.newest_notes(directory)
     if notes is not None and "settings" in notes:
-        return upgraded(notes["settings"])
+        return notes["settings"]
     path = directory / "config.json"
     if not path.exists():
         return None
     content = writers.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} does not contain a config; remove it and run again.")
-    return upgraded(content)
+    return content
 
 
 def upgraded(old: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def require_same_settings(
       before: The `settings` of the run.
       config: The config with which to resume it.
     """
-    difference = first_difference(before, settings(config))
+    difference = first_difference(upgraded(before), settings(config))
     if difference:
         raise UserError(
             f"{directory} contains a run with another config: {difference}; choose another "

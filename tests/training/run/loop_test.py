@@ -322,3 +322,25 @@ def test_a_damaged_run_counts_as_unfinished(straight, built, tmp_path, name):
     assert not workdir.is_finished(place, built.config)
     assert_same_run(place, loop.run(built, place, resume=True), straight)
     assert workdir.is_finished(place, built.config)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(built, straight, tmp_path, monkeypatch):
+    """Its settings, in the file and in the checkpoint, lack new keys and have an old name."""
+    settings = workdir.settings
+
+    def earlier(config):
+        content = settings(config)
+        del content["adapter"]
+        content["data"]["least"] = content["data"].pop("min_size")
+        return content
+
+    def interrupt(done, scores):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workdir, "settings", earlier)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(built, tmp_path, progress=interrupt)
+    assert checkpoint.newest_notes(tmp_path)["settings"]["data"].keys() >= {"least"}
+    monkeypatch.undo()
+    assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
