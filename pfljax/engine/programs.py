@@ -4,8 +4,8 @@ A method is built while its programs are traced, `make(frozen, values, server_da
 parameters, numbers such as hyper-parameters and examples that the server holds are arguments of the
 programs and not constants inside them.
 Seeds, swept numbers and frozen parameters are one mechanism: a program serves a single run, or
-several *variants* of it at once. The states of variants are stacked, `clients` as
-`[devices, variants, rows, ...]` and all else as `[variants, ...]`; a single run has no such axis.
+several *vectorized* runs at once. The states of vectorized runs are stacked, `clients` as
+`[devices, runs, rows, ...]` and all else as `[runs, ...]`; a single run has no such axis.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def always(algorithm: Algorithm, task: Task | None = None) -> Make:
     return lambda frozen, values, server_data: Method(algorithm, task)
 
 
-class Variants(NamedTuple):
-    """How a program serves several variants.
+class Vectorized(NamedTuple):
+    """How a program serves vectorized runs.
 
     Attributes:
-      at_once: Number of variants that are vmapped, a divisor of their number; 1 runs one after the
+      at_once: Number of runs that are vmapped, a divisor of their number; 1 runs one after the
         other, which suits a CPU.
-      examples_vary: Whether each variant has its own examples and its own server data, stacked;
+      examples_vary: Whether each run has its own examples and its own server data, stacked;
         else all share them.
     """
 
@@ -62,8 +62,8 @@ class Inputs(NamedTuple):
     """Arguments of the programs beside states and examples, the same on every device.
 
     Attributes:
-      frozen: Frozen parameters, shared by all variants: never donated, never in a state.
-      values: `{name: []}`, numbers of the method; `{name: [variants]}` for several variants.
+      frozen: Frozen parameters, shared by all runs: never donated, never in a state.
+      values: `{name: []}`, numbers of the method; `{name: [runs]}` for vectorized runs.
       server_data: The examples that the server holds; None for none. Never in a state.
     """
 
@@ -72,20 +72,22 @@ class Inputs(NamedTuple):
     server_data: ClientData | None = None
 
 
-def _for_each(variants: Variants | None, function: Callable, examples, inputs: Inputs, *stacked):
-    """Returns `function(examples, method inputs, *variant)` for a single run or each variant."""
-    if variants is None:
+def _for_each(
+    vectorized: Vectorized | None, function: Callable, examples, inputs: Inputs, *stacked
+):
+    """Returns `function(examples, method inputs, *stacked)` for a single run or each of several."""
+    if vectorized is None:
         return function(examples, inputs, *stacked)
 
-    def one(variant):
-        (own, server_data), values, *rest = variant
-        if not variants.examples_vary:
+    def one(run):
+        (own, server_data), values, *rest = run
+        if not vectorized.examples_vary:
             own, server_data = examples, inputs.server_data
         return function(own, Inputs(inputs.frozen, values, server_data), *rest), ()
 
-    data = (examples, inputs.server_data) if variants.examples_vary else ((), ())
+    data = (examples, inputs.server_data) if vectorized.examples_vary else ((), ())
     each = (data, inputs.values, *stacked)
-    results, _ = mapping.map_and_sum(one, each, clients_per_chunk=variants.at_once)
+    results, _ = mapping.map_and_sum(one, each, clients_per_chunk=vectorized.at_once)
     return results
 
 
@@ -93,7 +95,7 @@ def init_program(
     make: Make,
     *,
     join: str = "current",
-    variants: Variants | None = None,
+    vectorized: Vectorized | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:
     """Prepares the program that makes the state of round 0.
@@ -101,7 +103,7 @@ def init_program(
     Args:
       make: Builds the method.
       join: One of `init.JOINS`.
-      variants: How the program serves several variants; None for a single run.
+      vectorized: How the program serves vectorized runs; None for a single run.
       devices: The devices to use; None means all.
 
     Returns:
@@ -112,7 +114,7 @@ def init_program(
         def one(examples, inputs, key):
             return init.init_state(make(*inputs).algorithm, join, examples, key)
 
-        return _for_each(variants, one, examples, inputs, key)
+        return _for_each(vectorized, one, examples, inputs, key)
 
     return mapping.over_devices(
         program, in_axes=(None, None, None), out_axes=mapping.STATE_AXES, devices=devices
@@ -125,17 +127,17 @@ def rounds_program(
     *,
     clients_per_chunk: int,
     rounds_per_call: int,
-    variants: Variants | None = None,
+    vectorized: Vectorized | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:
     """Prepares the program that runs rounds.
 
     Args:
       make: Builds the method.
-      plan: How cohorts are sampled; each variant samples its own.
+      plan: How cohorts are sampled; each run samples its own.
       clients_per_chunk: Number of clients that a device trains at once.
       rounds_per_call: Largest number of rounds that one call runs.
-      variants: How the program serves several variants; None for a single run.
+      vectorized: How the program serves vectorized runs; None for a single run.
       devices: The devices to use; None means all.
 
     Returns:
@@ -157,7 +159,7 @@ def rounds_program(
                 rounds_now,
             )
 
-        return _for_each(variants, one, examples, inputs, state)
+        return _for_each(vectorized, one, examples, inputs, state)
 
     return mapping.over_devices(
         program,
@@ -174,7 +176,7 @@ def evaluation_program(
     batch_size: int,
     clients_per_chunk: int,
     eval_ids: np.ndarray | None = None,
-    variants: Variants | None = None,
+    vectorized: Vectorized | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:
     """Prepares the program that evaluates all clients, or some.
@@ -184,7 +186,7 @@ def evaluation_program(
       batch_size: Number of examples that are scored at once.
       clients_per_chunk: Number of clients that a device scores at once.
       eval_ids: Ids of the clients to score, fixed in the program; None for all.
-      variants: How the program serves several variants; None for a single run.
+      vectorized: How the program serves vectorized runs; None for a single run.
       devices: The devices to use; None means all.
 
     Returns:
@@ -207,7 +209,7 @@ def evaluation_program(
                 eval_ids,
             )
 
-        return _for_each(variants, one, examples, inputs, state)
+        return _for_each(vectorized, one, examples, inputs, state)
 
     return mapping.over_devices(
         program,
@@ -281,7 +283,7 @@ def build_evaluation(algorithm: Algorithm, task: Task, **options: Any) -> Bound:
 
 
 def unstack(states: FederatedState, index: int) -> FederatedState:
-    """Returns the state of one variant, in the form of a single run."""
+    """Returns the state of one run, in the form of a single run."""
     shared = jax.tree.map(lambda leaf: leaf[index], states._replace(clients=()))
     return shared._replace(clients=jax.tree.map(lambda leaf: leaf[:, index], states.clients))
 

@@ -1,4 +1,4 @@
-"""Variants in one program give the results of separate runs."""
+"""Vectorized runs give the results of separate runs."""
 
 import federation
 import jax
@@ -21,7 +21,7 @@ def make(frozen, values, server_data):
 
 
 def build(at_once):
-    shared = {"variants": programs.Variants(at_once), "devices": jax.devices()[:2]}
+    shared = {"vectorized": programs.Vectorized(at_once), "devices": jax.devices()[:2]}
     return (
         programs.init_program(make, **shared),
         programs.rounds_program(

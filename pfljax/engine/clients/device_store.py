@@ -41,11 +41,11 @@ class DeviceStore:
         self,
         make: programs.Make,
         inputs: programs.Inputs,
-        variants: programs.Variants | None = None,
+        vectorized: programs.Vectorized | None = None,
     ) -> store.Programs:
         """See `ClientStore.programs`."""
         options = self.options
-        shared = {"variants": variants, "devices": options.devices}
+        shared = {"vectorized": vectorized, "devices": options.devices}
         init = programs.init_program(make, join=options.join, **shared)
         rounds = programs.rounds_program(
             make,

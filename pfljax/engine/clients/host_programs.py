@@ -279,11 +279,11 @@ class HostStore(HostStates):
         self,
         make: programs.Make,
         inputs: programs.Inputs,
-        variants: programs.Variants | None = None,
+        vectorized: programs.Vectorized | None = None,
     ) -> store.Programs:
-        """See `ClientStore.programs`; several variants are not supported on the host."""
-        if variants is not None:
-            raise ValueError("Clients on the host cannot be vectorized over variants.")
+        """See `ClientStore.programs`; vectorized runs are not supported on the host."""
+        if vectorized is not None:
+            raise ValueError("Clients on the host cannot be trained by vectorized runs.")
 
         self.client = jax.eval_shape(
             lambda inputs, population: init.first_states(make(*inputs).algorithm, population)[1],

@@ -66,14 +66,14 @@ class ClientStore(Protocol):
         self,
         make: programs.Make,
         inputs: programs.Inputs,
-        variants: programs.Variants | None = None,
+        vectorized: programs.Vectorized | None = None,
     ) -> Programs:
-        """Returns the programs of a run, or of several variants.
+        """Returns the programs of a run, or of vectorized runs.
 
         Args:
           make: Builds the method.
           inputs: Frozen parameters and numbers, on the devices.
-          variants: How a program serves several variants; None for a single run.
+          vectorized: How a program serves vectorized runs; None for a single run.
         """
 
     def example_shapes(self) -> tuple[Population, Examples]:

@@ -31,7 +31,7 @@ class Clock:
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
-        self._num_runs = experiment.num_variants or 1
+        self._num_runs = experiment.num_runs or 1
         self._counter = runtime.CompilationCounter()
         self._round_seconds: list[float] = []
         self._evaluation_seconds: list[float] = []
@@ -46,7 +46,7 @@ class Clock:
         """Returns the state of round 0, of one run or of vectorized runs."""
         experiment = self._experiment
         keys = [jax.random.key(seed) for seed in seeds]
-        key = keys[0] if experiment.num_variants is None else jnp.stack(keys)
+        key = keys[0] if experiment.num_runs is None else jnp.stack(keys)
         return self._timed(experiment.programs.init, experiment.examples, key)[0]
 
     def run_rounds(

@@ -302,18 +302,17 @@ def _stop_if_asked(
 
 def _each(experiment: Experiment, stacked: Any) -> list[Any]:
     """Unstacks arrays of vectorized runs; those of a single run have no such axis."""
-    if experiment.num_variants is None:
+    if experiment.num_runs is None:
         return [stacked]
     return [
-        jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
-        for index in range(experiment.num_variants)
+        jax.tree.map(lambda leaf, i=index: leaf[i], stacked) for index in range(experiment.num_runs)
     ]
 
 
 def _states(experiment: Experiment, state: FederatedState) -> list[FederatedState]:
-    if experiment.num_variants is None:
+    if experiment.num_runs is None:
         return [state]
-    return [programs.unstack(state, index) for index in range(experiment.num_variants)]
+    return [programs.unstack(state, index) for index in range(experiment.num_runs)]
 
 
 def _resumed(
@@ -344,7 +343,7 @@ def _resumed(
             f"{config.rounds}; raise it, or choose another --workdir."
         )
     states, notes = [one.state for one in restored], [one.notes for one in restored]
-    return states[0] if experiment.num_variants is None else programs.stack(states), notes
+    return states[0] if experiment.num_runs is None else programs.stack(states), notes
 
 
 def _restore(run: _Run, state: FederatedState) -> Restored:

@@ -44,8 +44,8 @@ class Experiment(NamedTuple):
       make: Builds method and task while programs are traced.
       inputs: Frozen parameters and numbers of the programs.
       store: Keeps the clients' private states and examples.
-      programs: The programs of the run, or of several variants.
-      num_variants: Number of runs that the programs serve, see `training.study.vectorized`; None
+      programs: The programs of the run, or of vectorized runs.
+      num_runs: Number of runs that the programs serve, see `training.study.vectorized`; None
         for one, whose arrays have no axis for it.
       examples_vary: Whether the examples have that axis too.
       frozen_digest: Checksum of the frozen parameters, by which checkpoints know theirs; None for
@@ -62,7 +62,7 @@ class Experiment(NamedTuple):
     inputs: programs.Inputs
     store: ClientStore
     programs: Programs
-    num_variants: int | None = None
+    num_runs: int | None = None
     examples_vary: bool = False
     frozen_digest: str | None = None
     uses_class_counts: bool = False

@@ -53,7 +53,7 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 
 
 def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> dict[str, jax.Array]:
-    """Returns `{key: [variants]}`; raises a `UserError` for keys that cannot be traced."""
+    """Returns `{key: [runs]}`; raises a `UserError` for keys that cannot be traced."""
     values = differences(configs)
     if data_vary:
         values.pop("data.seed", None)
@@ -88,7 +88,7 @@ def build(
         None for that of `like`.
 
     Returns:
-      The first config's experiment with `num_variants` and programs for all.
+      The first config's experiment with `num_runs` and programs for all.
 
     Raises:
       UserError: A config is invalid, or they differ in more than numbers.
@@ -132,12 +132,14 @@ def build(
         ]
         examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     on_cpu = options.devices[0].platform == "cpu"
-    variants = programs.Variants(1 if on_cpu else len(configs), examples_vary=datasets is not None)
+    runs_at_once = programs.Vectorized(
+        1 if on_cpu else len(configs), examples_vary=datasets is not None
+    )
     clients = DeviceStore(
         examples,
         options,
         eval_ids=first.store.eval_ids,
-        examples_vary=variants.examples_vary,
+        examples_vary=runs_at_once.examples_vary,
     )
     inputs = first.inputs._replace(values=mapping.replicate(values, options.devices))
     if datasets:
@@ -148,9 +150,9 @@ def build(
         examples=examples,
         inputs=inputs,
         store=clients,
-        programs=clients.programs(first.make, inputs, variants),
-        num_variants=len(configs),
-        examples_vary=variants.examples_vary,
+        programs=clients.programs(first.make, inputs, runs_at_once),
+        num_runs=len(configs),
+        examples_vary=runs_at_once.examples_vary,
     )
 
 

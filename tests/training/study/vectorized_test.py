@@ -49,7 +49,7 @@ def built():
 
 @pytest.fixture(scope="module")
 def finished(built, tmp_path_factory):
-    """The directories and results of three variants."""
+    """The directories and results of three runs."""
     places = [tmp_path_factory.mktemp("together") / str(number) for number in range(3)]
     return places, loop.run_vectorized(built, configs(), places)
 
@@ -144,7 +144,7 @@ def test_a_number_that_decides_shapes_is_refused():
 def test_a_learning_rate_of_the_method_may_differ():
     rates = [config(**{"learning_rates.ditto": rate}) for rate in (0.1, 0.2)]
     assert vectorized.differences(rates) == {"learning_rates.ditto": [0.1, 0.2]}
-    assert vectorized.build(rates).num_variants == 2
+    assert vectorized.build(rates).num_runs == 2
 
 
 def test_runs_that_stopped_at_the_same_round_can_be_resumed_together(tmp_path):
@@ -165,7 +165,7 @@ def test_every_method_can_be_built_for_several_seeds(name):
     needs_norm = "normalization" in ALGORITHMS[name].needs
     changes = {"algorithm": name, "model.name": "mlp_bn" if needs_norm else "mlp"}
     both = [config(seed=seed, **changes) for seed in (0, 1)]
-    assert vectorized.build(both).num_variants == 2
+    assert vectorized.build(both).num_runs == 2
 
 
 def test_seeds_on_separate_partitions_share_a_program(tmp_path):
