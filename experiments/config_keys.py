@@ -24,7 +24,7 @@ from absl import flags
 from pfljax import data, models
 from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
-from pfljax.cli import app, command_line
+from pfljax.cli import app
 from pfljax.training.study import config as config_lib
 
 _WRITE = flags.DEFINE_string("write", None, "The file to write, such as docs/config.md.")
@@ -113,7 +113,7 @@ def _table(rows: list[str]) -> str:
 def page() -> str:
     """Returns the page in Markdown."""
     default = config_lib.default_config()
-    said, keys = comments(), command_line.flat(default)
+    said, keys = comments(), config_lib.flat(default)
     rows = [
         _row(key, keys[key], said.get(key) or _of_group(key, said))
         for key in _in_order(keys, said)

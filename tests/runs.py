@@ -31,6 +31,16 @@ def config(**changes):
     return made
 
 
+def interrupt_at(round):
+    """A progress report that interrupts a run after a round."""
+
+    def progress(done, scores):
+        if done == round:
+            raise KeyboardInterrupt
+
+    return progress
+
+
 def assert_same_run(directory, result, straight):
     """Everything but the time it took is the same, bit for bit."""
     other, expected, _ = straight

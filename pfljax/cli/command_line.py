@@ -125,20 +125,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) is kind and (kind is not int or 0 < value <= config_lib.MOST)
 
 
-def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Returns all keys of a config with their values, such as 'data.alpha'."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def listing(config: ml_collections.ConfigDict) -> str:
     """Returns a line for each key of a config, including the arguments of its models."""
-    lines = flat(config)
+    lines = config_lib.flat(config)
     for key in config_lib.model_keys():
         factory = models.MODELS.get(config_lib.at(config, key).name)
         if factory is None:
@@ -152,7 +141,7 @@ def listing(config: ml_collections.ConfigDict) -> str:
 def require_known_keys(argv: Iterable[str]) -> None:
     """Raises a `UserError` for the first unknown config key on a command line."""
     default = config_lib.default_config()
-    known = list(flat(default))
+    known = list(config_lib.flat(default))
     is_open = tuple(f"{key}." for key in config_lib.open_keys())
     nodes = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
     for word in argv:

@@ -7,9 +7,9 @@ import pytest
 from pfljax import models
 from pfljax.cli import command_line
 from pfljax.errors import UserError
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import default_config, flat
 
-KEYS = list(command_line.flat(default_config()))
+KEYS = list(flat(default_config()))
 
 
 def set_to(name, **arguments):

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from pfljax.cli import command_line
-from pfljax.training.study.config import default_config
+from pfljax.training.study.config import default_config, flat
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,7 +28,7 @@ def test_the_page_is_of_today(page):
 def test_every_key_has_a_meaning(page):
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     meanings = {row[0].strip("| `"): row[2].strip(" |") for row in rows}
-    for key, value in command_line.flat(default_config()).items():
+    for key, value in flat(default_config()).items():
         if key.startswith("learning_rates."):
             continue
         assert meanings[key] or key.endswith(".imbalance"), f"{key} needs a comment in config.py"

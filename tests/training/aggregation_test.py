@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from runs import assert_same_run, config
+from runs import assert_same_run, config, interrupt_at
 
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine.programs import build_rounds
@@ -35,12 +35,8 @@ def straight(built, tmp_path_factory):
 
 @pytest.mark.parametrize("last", [2, 4])
 def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
-    def interrupt(done, scores):
-        if done == last:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        loop.run(built, tmp_path, progress=interrupt)
+        loop.run(built, tmp_path, progress=interrupt_at(last))
     assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
 
 

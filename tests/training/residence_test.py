@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from runs import assert_same_run, config
+from runs import assert_same_run, config, interrupt_at
 
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, loop, writers
@@ -42,12 +42,8 @@ def test_the_numbers_are_those_of_a_population_on_the_devices(straight, tmp_path
 def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
     """Rounds after the last checkpoint have written rows, and are repeated."""
 
-    def interrupt(done, scores):
-        if done == last:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        loop.run(built, tmp_path, progress=interrupt)
+        loop.run(built, tmp_path, progress=interrupt_at(last))
     assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
 
 

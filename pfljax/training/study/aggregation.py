@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
-import numpy as np
 
 from pfljax import aggregation
-from pfljax.core import Algorithm, ClientData, Population, check_hyperparameters
+from pfljax.core import Algorithm, check_hyperparameters
 from pfljax.data import FederatedDataset
 from pfljax.errors import UserError
+from pfljax.training.study import placement
 from pfljax.training.study.config import require_known
 
 METRICS = ("public", "none")
@@ -44,21 +44,6 @@ def hyperparameters(config: ml_collections.ConfigDict) -> dict[str, dict[str, fl
     return {name: dict(config.aggregation[name]) for name in config.aggregation.stages}
 
 
-def _shapes(dataset: FederatedDataset) -> tuple[Population, ClientData]:
-    """Returns shapes and dtypes of the population and of one client's data."""
-
-    def array(*shape, dtype=np.int32):
-        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
-
-    count, classes = dataset.num_participants, dataset.num_classes
-    examples = jax.tree.map(
-        lambda each: array(*each.shape, dtype=each.dtype), (dataset.inputs, dataset.targets)
-    )
-    largest = max(1, int(dataset.train.sizes.max()))
-    client = ClientData(*examples, array(), array(), array(classes), max_size=largest)
-    return Population(array(count), array(count, classes)), client
-
-
 def aggregated(
     config: ml_collections.ConfigDict, algorithm: Algorithm, dataset: FederatedDataset
 ) -> Algorithm:
@@ -73,7 +58,7 @@ def aggregated(
       UserError: The method's messages cannot pass through one of the aggregators.
     """
     if config.aggregation.stages:
-        shapes = _shapes(dataset)
+        shapes = placement.shapes(dataset, max(1, int(dataset.train.sizes.max())))
         message, each = aggregation.shapes_of_upload(algorithm, *shapes)
         if not jax.tree.leaves(message):
             raise UserError(

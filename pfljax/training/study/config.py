@@ -226,6 +226,17 @@ def comparison_config(
     return config
 
 
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns all keys of a config with their values, such as 'data.alpha'."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the known word nearest to a mistyped one, or ''."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Algorithm, ClientData, LocalTraining, Params, Population, PyTree, Task
+from pfljax.core import Algorithm, ClientData, LocalTraining, Params, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping, programs, sampling, used_arguments
 from pfljax.engine.clients.device_store import DeviceStore
@@ -316,7 +316,10 @@ def build(
     ALGORITHMS[config.algorithm].require_usable(
         task, full_participation=plan.is_full, has_server_data=dataset.server is not None
     )
-    uses_class_counts = _uses_class_counts(algorithm, dataset, bounds)
+    # The method is traced here, and may refuse the network before anything is compiled.
+    uses_class_counts = used_arguments.uses_class_counts(
+        algorithm, *placement.shapes(dataset, bounds.train)
+    )
     personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     shard = -(-plan.capacity // len(devices))
@@ -414,36 +417,6 @@ def with_values(
             *path, name = key.split(".")
             functools.reduce(lambda node, part: node[part], path, config)[name] = number
     return config
-
-
-def _uses_class_counts(algorithm: Algorithm, dataset: FederatedDataset, bounds: Bounds) -> bool:
-    """Whether a method uses class counts.
-
-    The method is traced, and may refuse the network before anything is compiled.
-    """
-
-    def shape(*axes):
-        return jax.ShapeDtypeStruct(axes, np.int32)
-
-    count, classes = dataset.num_participants, dataset.num_classes
-    data = ClientData(
-        inputs=_shapes(dataset.inputs),
-        targets=_shapes(dataset.targets),
-        offset=shape(),
-        size=shape(),
-        class_counts=shape(classes),
-        max_size=bounds.train,
-    )
-    population = Population(shape(count), shape(count, classes))
-    return used_arguments.uses_class_counts(algorithm, population, data)
-
-
-def _shapes(arrays: PyTree) -> PyTree:
-    """Returns shapes and dtypes of arrays as devices hold them."""
-    return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype)),
-        arrays,
-    )
 
 
 def _require_statistics(

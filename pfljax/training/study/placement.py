@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from pfljax.core import ClientData
+from pfljax.core import ClientData, Population
 from pfljax.data import FederatedDataset, ServerExamples, Split, server
 from pfljax.engine import mapping
 from pfljax.engine.clients.host_examples import HostExamples
@@ -83,6 +83,25 @@ def with_class_counts(
         return examples
     counts = mapping.replicate(dataset.class_counts(), devices) if wanted else None
     return dataclasses.replace(examples, class_counts=counts)
+
+
+def shapes(dataset: FederatedDataset, max_train_size: int) -> tuple[Population, ClientData]:
+    """Returns shapes and dtypes of the population and of one client's data, with class counts.
+
+    Args:
+      dataset: The data set on the host.
+      max_train_size: The maximum training set size for which programs are compiled.
+    """
+
+    def array(*shape, dtype=np.int32):
+        return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
+
+    count, classes = dataset.num_participants, dataset.num_classes
+    examples = jax.tree.map(
+        lambda each: array(*each.shape, dtype=each.dtype), (dataset.inputs, dataset.targets)
+    )
+    client = ClientData(*examples, array(), array(), array(classes), max_size=max_train_size)
+    return Population(array(count), array(count, classes)), client
 
 
 def on_host(dataset: FederatedDataset) -> HostExamples:

@@ -19,6 +19,7 @@ from pfljax.engine import mapping, programs
 from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, workdir
+from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment as experiment_lib
 from pfljax.training.study import placement
 from pfljax.training.study.experiment import Experiment
@@ -36,20 +37,10 @@ def differences(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, list[
       >>> differences([a, b])
       {'hparams.ditto.lam': [0.1, 0.5]}
     """
-    flat = [_flat(config) for config in configs]
+    flat = [config_lib.flat(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     found = {key: [one.get(key) for one in flat] for key in keys if key != "seed"}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
-
-
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _values(configs: Sequence[ml_collections.ConfigDict], data_vary: bool) -> dict[str, jax.Array]:

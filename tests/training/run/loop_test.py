@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from runs import ROUNDS, assert_same_run, config
+from runs import ROUNDS, assert_same_run, config, interrupt_at
 
 from pfljax.core import tree
 from pfljax.errors import DivergedError, UserError
@@ -114,12 +114,8 @@ def test_more_rounds_continue_a_shorter_run(straight, built, tmp_path):
 def test_an_interruption_leaves_no_trace(straight, built, tmp_path, last):
     """Also one between a checkpoint and the next: round 3 is repeated from round 2."""
 
-    def interrupt(done, scores):
-        if done == last:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        loop.run(built, tmp_path, progress=interrupt)
+        loop.run(built, tmp_path, progress=interrupt_at(last))
     assert not (tmp_path / "result.json").exists()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"round": 3, "pers')  # a row cut short, as a preemption leaves it
@@ -334,13 +330,9 @@ def test_a_run_of_an_earlier_version_is_resumed(built, straight, tmp_path, monke
         content["data"]["least"] = content["data"].pop("min_size")
         return content
 
-    def interrupt(done, scores):
-        if done == 4:
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(workdir, "settings", earlier)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(built, tmp_path, progress=interrupt)
+        loop.run(built, tmp_path, progress=interrupt_at(4))
     assert checkpoint.newest_notes(tmp_path)["settings"]["data"].keys() >= {"least"}
     monkeypatch.undo()
     assert_same_run(tmp_path, loop.run(built, tmp_path, resume=True), straight)
