@@ -166,10 +166,8 @@ def prototypes_of(total: jax.Array, counts: jax.Array, old: Prototypes) -> Proto
       old: Prototypes before the round.
     """
     here = counts > 0
-    means = total / jnp.where(here, counts, 1)[:, None]
-    return old._replace(
-        means=jnp.where(here[:, None], means, old.means), seen=jnp.asarray(old.seen | here)
-    )
+    means = total / np.where(here, counts, 1)[:, None]
+    return old._replace(means=np.where(here[:, None], means, old.means), seen=old.seen | here)
 
 
 def aligned(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,14 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.examples import Examples
-from pfljax.engine.programs import build_evaluation, build_init, build_rounds
+from pfljax.engine.programs import (
+    Inputs,
+    Make,
+    always,
+    evaluation_program,
+    init_program,
+    rounds_program,
+)
 from pfljax.errors import UserError
 
 SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
@@ -121,45 +129,80 @@ class Outcome:
 PLAN = sampling.CohortPlan(num_clients=8, size=5)
 
 
-def run(
-    algorithm: core.Algorithm,
+class Programs(NamedTuple):
+    """The programs of runs that differ in their numbers, seeds and examples alone.
+
+    Attributes:
+      init: `(examples, key, inputs) -> state`.
+      rounds: `(state, examples, num_rounds, rounds_now, inputs) -> (state, metrics)`.
+      evaluation: `(state, examples, num_rounds, inputs) -> scores`.
+      length: Number of rounds of a run.
+      devices: The devices to use.
+    """
+
+    init: mapping.Program
+    rounds: mapping.Program
+    evaluation: mapping.Program
+    length: int
+    devices: list[jax.Device]
+
+    def run(self, data: Examples, inputs: Inputs = Inputs(), seed: int = 0) -> Outcome:  # noqa: B008
+        """Runs the rounds and gathers everything on the host."""
+        placed = mapping.replicate(data, self.devices)
+        inputs = mapping.replicate(inputs, self.devices)
+        length = np.int32(self.length)
+        start = functools.partial(self.init, placed, jax.random.key(seed), inputs)
+        state, metrics = self.rounds(start(), placed, length, length, inputs)
+        return Outcome(
+            server=jax.tree.map(same_on_every_device, state.server),
+            clients=to_host(state, placed.num_clients).clients,
+            metrics=jax.tree.map(np.asarray, metrics),
+            evaluate_untrained=lambda: self.evaluation(start(), placed, length, inputs),
+            evaluate=lambda: self.evaluation(state, placed, length, inputs),
+        )
+
+
+def programs(
+    make: Make,
     *,
     devices: int = 1,
     chunk: int = 1,
     plan: sampling.CohortPlan = PLAN,
     rounds: int = NUM_ROUNDS,
+    join: str = "current",
+    eval_ids: np.ndarray | None = None,
+) -> Programs:
+    """Prepares the programs of runs in the engine."""
+    on = {"devices": jax.devices()[:devices]}
+    chunks = {"clients_per_chunk": chunk, **on}
+    return Programs(
+        init_program(make, join=join, **on),
+        rounds_program(make, plan, rounds_per_call=rounds, **chunks),
+        evaluation_program(make, batch_size=4, eval_ids=eval_ids, **chunks),
+        rounds,
+        on["devices"],
+    )
+
+
+def run(
+    algorithm: core.Algorithm,
+    *,
     data: Examples | None = None,
     score: core.Task | None = None,
     seed: int = 0,
-    join: str = "current",
-    eval_ids: np.ndarray | None = None,
+    **options,
 ) -> Outcome:
-    """Runs rounds in the engine and gathers everything on the host."""
-    used = jax.devices()[:devices]
-    placed = mapping.replicate(data or examples(), used)
-    num_rounds = np.int32(rounds)
-    start = functools.partial(
-        build_init(algorithm, join=join, devices=used), placed, jax.random.key(seed)
-    )
-    step = build_rounds(
-        algorithm, plan, clients_per_chunk=chunk, rounds_per_call=rounds, devices=used
-    )
-    evaluate = build_evaluation(
-        algorithm,
-        score or task(),
-        batch_size=4,
-        clients_per_chunk=chunk,
-        eval_ids=eval_ids,
-        devices=used,
-    )
-    state, metrics = step(start(), placed, num_rounds, num_rounds)
-    return Outcome(
-        server=jax.tree.map(same_on_every_device, state.server),
-        clients=to_host(state, placed.num_clients).clients,
-        metrics=jax.tree.map(np.asarray, metrics),
-        evaluate_untrained=lambda: evaluate(start(), placed, num_rounds),
-        evaluate=lambda: evaluate(state, placed, num_rounds),
-    )
+    """Runs rounds in the engine and gathers everything on the host.
+
+    Args:
+      algorithm: The method.
+      data: The examples of all clients; None for those of the tiny federation.
+      score: The task that scores the clients.
+      seed: The seed of the run.
+      **options: Of `programs`.
+    """
+    made = programs(always(algorithm, score or task()), **options)
+    return made.run(data or examples(), seed=seed)
 
 
 def same_on_every_device(leaf: jax.Array) -> np.ndarray:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import functools
 
 import federation
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import sampling
 from pfljax.engine.examples import Examples
+from pfljax.engine.programs import Inputs, Method
 
 ALL_CLIENTS = sampling.CohortPlan(num_clients=8, size=8)
 
-_OPTIONS = ("task", "local", "plan", "data", "rounds", "join")
+_OF_ENGINE = ("plan", "rounds", "join")
+_OPTIONS = ("task", "local", "data", *_OF_ENGINE)
 # More than a file has. Older runs are dropped, and with them the memory maps of their programs.
 _KEPT_RUNS = 32
 
@@ -38,12 +42,32 @@ def run(name: str, **options) -> federation.Outcome:
 
 
 def _run(name, **options):
-    hyperparameters = {key: options.pop(key) for key in list(options) if key not in _OPTIONS}
+    data = options.pop("data", None) or federation.examples()
+    values = {key: value for key, value in options.items() if _is_number_of_method(key, value)}
+    other = {key: value for key, value in options.items() if key not in values}
+    try:
+        programs = _programs(name, frozenset(values), **other)
+        return programs.run(data, Inputs(values={k: jnp.asarray(v) for k, v in values.items()}))
+    except jax.errors.ConcretizationTypeError:  # one of the numbers determines a shape
+        return _programs(name, frozenset(), **options).run(data)
+
+
+def _is_number_of_method(key, value):
+    return isinstance(value, float) and key not in _OPTIONS
+
+
+@functools.lru_cache(maxsize=_KEPT_RUNS)
+def _programs(name, numbers, **options):
+    """The programs of a method, shared by the runs that differ in some `numbers`."""
+    engine = {key: options.pop(key) for key in _OF_ENGINE if key in options}
     task = options.pop("task", federation.task())
     local = options.pop("local", federation.local_training(shuffle=False))
     local = local._replace(observe=task.observe)
-    algorithm = ALGORITHMS[name](task, local, **hyperparameters)
-    return federation.run(algorithm, score=task, **options)
+
+    def make(frozen, values, server_data):
+        return Method(ALGORITHMS[name](task, local, **options, **values), task)
+
+    return federation.programs(make, **engine)
 
 
 _run_once = functools.lru_cache(maxsize=_KEPT_RUNS)(_run)

@@ -132,7 +132,7 @@ def train(
     for _ in range(epochs):
         for u, v in batches(x, y):
             model = step(model, gradient(objective)(model, u, v, *arguments), u, part)
-    return model
+    return jax.tree.map(np.asarray, model)
 
 
 def pulled(model: Model, x: jax.Array, y: jax.Array, anchor: Model, strength: float) -> jax.Array:
@@ -156,9 +156,10 @@ def sizes(ids: Sequence[int]) -> list[int]:
 
 def classes(y: jax.Array) -> jax.Array:
     """`[C]`, how many examples a class has."""
-    return jnp.bincount(y, length=federation.NUM_CLASSES)
+    return np.bincount(y, minlength=federation.NUM_CLASSES)
 
 
 def class_sums(z: jax.Array, y: jax.Array) -> jax.Array:
     """`[C, d]`, the features of each class, added up."""
-    return jnp.stack([z[y == c].sum(axis=0) for c in range(federation.NUM_CLASSES)])
+    z = np.asarray(z)
+    return np.stack([z[y == c].sum(axis=0) for c in range(federation.NUM_CLASSES)])
