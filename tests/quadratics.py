@@ -65,9 +65,13 @@ def quadratic() -> core.Task:
     )
 
 
-def run(name: str, rounds: int, **hyperparameters) -> federation.Outcome:
+LOCAL = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS, learning_rate=ETA)
+
+
+def run(
+    name: str, rounds: int, *, local: core.LocalTraining = LOCAL, **hyperparameters
+) -> federation.Outcome:
     """Runs a method on the quadratic task, with all clients in every round, on two devices."""
-    local = core.LocalTraining(optax.sgd(ETA), batch_size=8, epochs=STEPS)
     algorithm = ALGORITHMS[name](quadratic(), local, **hyperparameters)
     return federation.run(
         algorithm, data=DATA, plan=PLAN, rounds=rounds, score=quadratic(), devices=2

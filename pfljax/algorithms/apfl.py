@@ -70,6 +70,7 @@ def apfl(
     *,
     alpha: Annotated[float, core.between(0, 1)] = 0.5,
     alpha_rate: Annotated[float, core.at_least(0)] = 0.01,
+    use_client_rate: bool = False,
     weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
@@ -86,8 +87,9 @@ def apfl(
       local: The clients' local training of both models.
       alpha: Initial value of `alpha_k`, 0 to 1; 0 is FedAvg, which evaluates `w`, and 1 with
         `alpha_rate=0` is local training beside it.
-      alpha_rate: Learning rate of `alpha_k`, 0 to 0.1, without schedule; 0 keeps it. The paper
-        uses that of the models.
+      alpha_rate: Learning rate of `alpha_k`, 0 to 0.1, without schedule; 0 keeps it.
+      use_client_rate: Whether the learning rate of `alpha_k` is that of the models, with its
+        schedule, as in the paper; False uses `alpha_rate`.
       weight_by_size: Whether to average with weights `n_k`; False averages uniformly, as in the
         paper.
       server_optimizer: As in FedAvg.
@@ -113,6 +115,8 @@ def apfl(
         return Own(server.params, jnp.asarray(alpha, jnp.result_type(float)))
 
     def client_update(server, client, data, context):
+        rate = local.rate(context.round) if use_client_rate else alpha_rate
+
         def gradient(models, share, batch, key):
             own, common = models["own"], models["common"]
             loss, of_common = jax.value_and_grad(task.loss)(common, batch, key)
@@ -121,7 +125,7 @@ def apfl(
             seen = {} if local.observe is None else local.observe(mixed, batch)
             of_own = jax.tree.map(lambda g: jnp.asarray(share.alpha, g.dtype) * g, of_mixture)
             slope = optax.tree.vdot(of_mixture, tree.subtract(own, common))
-            moved = jnp.clip(share.alpha - alpha_rate * slope, 0.0, 1.0)
+            moved = jnp.clip(share.alpha - rate * slope, 0.0, 1.0)
             share = Share(moved.astype(share.alpha.dtype), share.loss + mixed_loss, seen)
             return loss, tree.after({"own": of_own, "common": of_common}, slope), share
 

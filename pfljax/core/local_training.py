@@ -19,6 +19,7 @@ from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.core.tree import zeros_like
 from pfljax.core.types import Context, Params, Path
 from pfljax.core.uploads import Weighted, weighted
+from pfljax.errors import UserError
 
 PyTree = Any
 Objective = Callable[[Params, Batch, jax.Array], jax.Array]  # (params, batch, key) -> []
@@ -37,6 +38,8 @@ class LocalTraining(NamedTuple):
       schedule: `round -> []`, a factor of the optimizer's updates and of the rates of a method's
         other steps on models; None for none.
       observe: `Task.observe`, the running statistics after a step.
+      learning_rate: `[]`, the learning rate of `optimizer` before any schedule, for methods that
+        use it in steps of their own (`rate`); None if it is not known.
     """
 
     optimizer: optax.GradientTransformation
@@ -46,6 +49,7 @@ class LocalTraining(NamedTuple):
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
     observe: Callable[[Params, Batch], Params] | None = None
+    learning_rate: float | jax.Array | None = None
 
     def factor(self, round: jax.Array) -> jax.Array | None:
         """Returns the factor of the updates of a round; None for none."""
@@ -55,6 +59,24 @@ class LocalTraining(NamedTuple):
         """Returns a method's rate for steps on models, multiplied by the schedule."""
         factor = self.factor(round)
         return rate if factor is None else rate * factor
+
+    def rate(self, round: jax.Array) -> float | jax.Array:
+        """Returns the clients' learning rate in a round, including its schedule.
+
+            eta(round) = learning_rate * schedule(round)
+
+        Args:
+          round: `[]` int32, the round.
+
+        Raises:
+          UserError: `learning_rate` is not set.
+        """
+        if self.learning_rate is None:
+            raise UserError(
+                "The method uses the clients' learning rate, which an optax optimizer does not "
+                "tell; set LocalTraining.learning_rate to it."
+            )
+        return self.scheduled(self.learning_rate, round)
 
     def one_pass(self) -> LocalTraining:
         """Returns settings for one pass in stored order, for sums over the examples."""

@@ -7,22 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import plain
+import pytest
 import quadratics
 from identities import ALL_CLIENTS
 from quadratics import ETA, MEANS, START, STEPS, near, personal_gaps, vector
 
 
-def test_closed_form():
-    rate, w, v, alpha = 0.1, START, np.tile(START, (3, 1)), np.full((3, 1), 0.3)
-    for _ in range(2):
+@pytest.mark.parametrize("of_clients", [False, True])
+def test_closed_form(of_clients):
+    """`alpha_k` learns at a rate of its own, or at that of the models, schedule included."""
+    w, v, alpha = START, np.tile(START, (3, 1)), np.full((3, 1), 0.3)
+    for round in range(2):
+        eta = ETA * 0.5**round if of_clients else ETA
+        rate = eta if of_clients else 0.1
         theta = np.tile(w, (3, 1))
         for _ in range(STEPS):
             slope = alpha * v + (1 - alpha) * theta - MEANS  # of the mixture
             moved = np.clip(alpha - rate * (slope * (v - theta)).sum(1, keepdims=True), 0, 1)
-            theta, v = theta - ETA * (theta - MEANS), v - ETA * alpha * slope
+            theta, v = theta - eta * (theta - MEANS), v - eta * alpha * slope
             alpha = moved
         w = theta.mean(axis=0)
-    outcome = quadratics.run("apfl", 2, alpha=0.3, alpha_rate=rate)
+    local = quadratics.LOCAL
+    if of_clients:
+        local = local._replace(schedule=lambda round: 0.5**round)
+    outcome = quadratics.run(
+        "apfl", 2, local=local, alpha=0.3, alpha_rate=0.1, use_client_rate=of_clients
+    )
     near(vector(outcome.server.params), w)
     near(vector(outcome.clients.params), v)
     near(outcome.clients.alpha, alpha[:, 0])

@@ -10,6 +10,7 @@ import pytest
 
 from pfljax import core
 from pfljax.core.client_data import random_order
+from pfljax.errors import UserError
 
 BATCH = 4
 MAX_SIZE = 10
@@ -227,6 +228,15 @@ def test_the_schedule_scales_the_updates():
     for round in (0, 1, 3):
         trained = core.train(objective, model(), client(6), context(round=round), halved)
         np.testing.assert_allclose(trained.params["a"], plain * 0.5**round, rtol=1e-6)
+
+
+def test_a_method_reads_the_clients_learning_rate():
+    known = local(learning_rate=0.1)
+    assert known.rate(jnp.int32(3)) == 0.1
+    decayed = known._replace(schedule=lambda round: 0.5**round)
+    np.testing.assert_allclose(decayed.rate(jnp.int32(3)), 0.1 * 0.5**3, rtol=1e-6)
+    with pytest.raises(UserError, match="set LocalTraining.learning_rate"):
+        local().rate(jnp.int32(0))
 
 
 def test_training_keeps_dtypes():

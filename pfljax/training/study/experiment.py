@@ -153,14 +153,17 @@ def build_local_training(
         size.
     """
     decay = config.client_optimizer.decay
-    of_method = {"learning_rate": config.learning_rates[config.algorithm]}
+    # Compared with None, as a swept rate is traced.
+    rate = config.learning_rates[config.algorithm]
+    rate = config.client_optimizer.learning_rate if rate is None else rate
     return LocalTraining(
-        optimizer=optimizers.make(config.client_optimizer, **of_method),
+        optimizer=optimizers.make(config.client_optimizer, learning_rate=rate),
         batch_size=min(config.batch_size, max(1, largest)),
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
         schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
         observe=task.observe,
+        learning_rate=rate,
     )
 
 

@@ -93,9 +93,10 @@ def test_a_method_can_have_its_own_learning_rate():
     task = made_task(config, experiment.build_dataset(config))
     for name, rate in (("fedavg", 0.1), ("ditto", 0.5)):
         config.algorithm = name
-        optimizer = experiment.build_local_training(config, task).optimizer
-        update, _ = optimizer.update(1.0, optimizer.init(1.0))
+        training = experiment.build_local_training(config, task)
+        update, _ = training.optimizer.update(1.0, training.optimizer.init(1.0))
         np.testing.assert_allclose(update, -rate)
+        assert training.learning_rate == rate
 
 
 def changed(**changes):
