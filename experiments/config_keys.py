@@ -171,7 +171,11 @@ def _of_group(key: str, said: dict[str, str]) -> str:
         )
     parent = key.rpartition(".")[0]
     sentences = re.split(r"; (?=\w+[ :])", said.get(parent, ""))
-    return next((one for one in sentences if one.startswith(name)), "")
+    otherwise = ""
+    if parent == "client_schedule":
+        sentences = re.split(r"; (?=\w+:)", said[parent])
+        otherwise = f"passed to the schedule as `{name}`; None leaves optax's default"
+    return next((one for one in sentences if one.startswith(name)), otherwise)
 
 
 def _default(parameter: inspect.Parameter) -> object:

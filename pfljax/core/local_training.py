@@ -38,6 +38,8 @@ class LocalTraining(NamedTuple):
       schedule: `round -> []`, a factor of the optimizer's updates and of the rates of a method's
         other steps on models; None for none.
       observe: `Task.observe`, the running statistics after a step.
+      step_schedule: `step -> []`, a factor of the optimizer's updates at a step, counted from 0 in
+        each local training; it does not change a method's other steps. None for none.
       learning_rate: `[]`, the learning rate of `optimizer` before any schedule, for methods that
         use it in steps of their own (`rate`); None if it is not known.
     """
@@ -49,6 +51,7 @@ class LocalTraining(NamedTuple):
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
     observe: Callable[[Params, Batch], Params] | None = None
+    step_schedule: Callable[[jax.Array], jax.Array] | None = None
     learning_rate: float | jax.Array | None = None
 
     def factor(self, round: jax.Array) -> jax.Array | None:
@@ -69,8 +72,13 @@ class LocalTraining(NamedTuple):
           round: `[]` int32, the round.
 
         Raises:
-          UserError: `learning_rate` is not set.
+          UserError: `learning_rate` is not set, or changes from step to step.
         """
+        if self.step_schedule is not None:
+            raise UserError(
+                "The method uses the clients' learning rate of a round, but it has a schedule per "
+                "step; set config.client_schedule.per='round'."
+            )
         if self.learning_rate is None:
             raise UserError(
                 "The method uses the clients' learning rate, which an optax optimizer does not "
@@ -191,7 +199,7 @@ def descend(
     """Local training along an update rule, in place of the gradient of an objective.
 
         (loss, g, carry) <- gradient(theta, carry, batch, key)
-        theta <- theta + schedule(round) * u(g)
+        theta <- theta + schedule(round) * step_schedule(step) * u(g)
 
     Running statistics become the result of `local.observe` for the params before the step. Their
     part of `g` is set to zero, so that they are not changed by proximal terms and do not contribute
@@ -222,6 +230,8 @@ def descend(
         updates, optimizer_state = optimizer.update(direction, optimizer_state, params)
         if factor is not None:
             updates = optax.tree.scale(factor, updates)
+        if local.step_schedule is not None:
+            updates = optax.tree.scale(local.step_schedule(count), updates)
         moved = optax.apply_updates(params, updates)
         if local.observe is not None:
             moved = replace_params(moved, seen)
@@ -279,7 +289,7 @@ def train(
 
     At every step, with batch `b` and the optimizer's update `u`:
 
-        theta <- theta + schedule(round) * u(grad objective(theta, b))
+        theta <- theta + schedule(round) * step_schedule(step) * u(grad objective(theta, b))
 
     Args:
       objective: `(params, batch, key) -> []`; `Task.loss`, or that plus a penalty.

@@ -4,6 +4,7 @@ import batch_norm
 import federation
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import plain
 import quadratics
@@ -11,6 +12,8 @@ from quadratics import DATA, ETA, MEANS, PLAN, START, STEPS, near, steps_towards
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.training.study import schedules
+from pfljax.training.study.config import default_config
 
 
 def test_closed_form():
@@ -30,6 +33,26 @@ def test_closed_form_with_a_learning_rate_schedule():
         theta = steps_towards(theta, MEANS, rate=ETA * 0.5**round, steps=1)
     near(vector(outcome.clients), theta)
     assert jax.tree.leaves(outcome.clients)[0].shape[0] == 3
+
+
+def test_closed_form_with_a_cosine_per_round_and_a_warm_up_per_step():
+    """A round multiplies the distance by the product of its steps' `1 - rate`."""
+    rounds, steps = 3, 4
+    config = default_config()
+    config.planned_rounds, config.rounds = rounds, rounds
+    config.client_schedule.name = "cosine_decay_schedule"
+    cosine = schedules.make(config)["schedule"]
+    config.client_schedule.update({"name": "warmup_constant_schedule", "per": "step"})
+    config.client_schedule.warmup_steps = 2
+    warm_up = schedules.make(config)["step_schedule"]
+    local = quadratics.LOCAL._replace(epochs=steps, schedule=cosine, step_schedule=warm_up)
+    outcome = quadratics.run("local", rounds, local=local)
+    theta = START
+    for round in range(rounds):
+        eta = ETA * (1 + np.cos(np.pi * round / rounds)) / 2
+        for step in range(steps):
+            theta = steps_towards(theta, MEANS, rate=eta * min(step / 2, 1), steps=1)
+    near(vector(outcome.clients), theta)
 
 
 def test_batch_norm():

@@ -22,6 +22,7 @@ from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.run.clock import Clock
 from pfljax.training.run.stopping import Stopped, StopRequests
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import schedules
 from pfljax.training.study.experiment import Experiment
 
 # Called after every call of the round program: (rounds done, scores so far).
@@ -105,7 +106,8 @@ def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
     algorithm = experiment.algorithm
     population, examples = experiment.store.example_shapes()
     server, _ = jax.eval_shape(functools.partial(init.first_states, algorithm), population)
-    if used_arguments.uses_planned_length(algorithm, server, examples):
+    by_schedule = schedules.uses_planned_rounds(experiment.config)
+    if by_schedule or used_arguments.uses_planned_length(algorithm, server, examples):
         name = experiment.config.algorithm
         raise UserError(
             f"{directory} contains a run planned for {before} rounds, but this one is planned for "

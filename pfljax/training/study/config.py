@@ -81,6 +81,23 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
     return config
 
 
+def schedule_config() -> ml_collections.ConfigDict:
+    """Returns the keys of a schedule: any optax schedule whose arguments are numbers.
+
+    An argument that is None is not passed; `training.study.schedules` describes the defaults.
+    """
+    config = ml_collections.ConfigDict({"name": "constant", "per": "round"})
+    for argument in ("decay_steps", "transition_steps", "transition_begin", "warmup_steps"):
+        config[argument] = config_dict.placeholder(int)
+    values = ("init_value", "peak_value", "end_value", "decay_rate", "alpha", "exponent", "power")
+    cycle = ("pct_start", "pct_final", "div_factor", "final_div_factor")
+    for argument in (*values, *cycle):
+        config[argument] = config_dict.placeholder(float)
+    config.staircase = config_dict.placeholder(bool)
+    config.boundaries, config.scales = (), ()
+    return config
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Returns all keys with their defaults, which config files override.
 
@@ -114,6 +131,17 @@ def default_config() -> ml_collections.ConfigDict:
     config.client_optimizer.decay = 1.0  # factor of the clients' steps per round
     # The learning rate of one method's clients; None uses client_optimizer.learning_rate.
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
+    # name: optax schedule of the clients' learning rate, such as 'cosine_decay_schedule',
+    # 'exponential_decay', 'piecewise_constant_schedule' or 'warmup_cosine_decay_schedule', whose
+    # values are factors of the learning rate; 'constant' for none; per: 'round', a function of the
+    # round, which also multiplies a method's other rates for steps on models, or 'step', a function
+    # of the step since the beginning of a local training, for steps of the optimizer only;
+    # init_value: passed to the schedule; None passes 1, or 0 if the schedule takes a peak_value;
+    # peak_value: passed to the schedule; None passes 1; decay_steps: passed to the schedule; None
+    # passes the planned number of rounds, and must be replaced if the schedule is per step;
+    # transition_steps: as decay_steps; boundaries: rounds or steps of piecewise_constant_schedule,
+    # in ascending order; scales: the number by which each of the boundaries multiplies the factor.
+    config.client_schedule = schedule_config()
     config.server_optimizer = optimizer_config("sgd", 1.0)
 
     # size: number of clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout:

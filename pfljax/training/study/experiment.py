@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -27,7 +26,14 @@ from pfljax.engine.evaluate import personal_metrics
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime, writers
-from pfljax.training.study import adapters, aggregation, autotune, optimizers, placement
+from pfljax.training.study import (
+    adapters,
+    aggregation,
+    autotune,
+    optimizers,
+    placement,
+    schedules,
+)
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import task as task_lib
 
@@ -152,7 +158,6 @@ def build_local_training(
       largest: The maximum number of training examples of a client, an upper bound of the batch
         size.
     """
-    decay = config.client_optimizer.decay
     # Compared with None, as a swept rate is traced.
     rate = config.learning_rates[config.algorithm]
     rate = config.client_optimizer.learning_rate if rate is None else rate
@@ -161,9 +166,9 @@ def build_local_training(
         batch_size=min(config.batch_size, max(1, largest)),
         epochs=config.local_epochs,
         drop_remainder=config.drop_remainder,
-        schedule=None if decay == 1 else lambda round: jnp.power(decay, round),
         observe=task.observe,
         learning_rate=rate,
+        **schedules.make(config),
     )
 
 
@@ -277,6 +282,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must be in (0, 1].")
     for key in ("client_optimizer", "server_optimizer"):
         optimizers.check(config[key], key)
+    schedules.check(config)
     adapters.check(config.adapter)
     for name, rate in config.learning_rates.items():
         if rate is not None:
