@@ -50,20 +50,21 @@ def parse(text: str, config) -> tuple[str, list]:
         key = f"learning_rates.{config.algorithm}"
     if not equals or not values:
         raise UserError(f"--values={text} has no values; write KEY=VALUE,VALUE.")
-    node = config
+    node = parent = config
     for name in key.split("."):
         known = list(node) if hasattr(node, "keys") else []
         if name not in known:
             raise UserError(
                 f"--values has the unknown config key {key!r}.{config_lib.suggest(name, known)}"
             )
-        node = node[name]
+        parent, node = node, node[name]
     if key == "client_optimizer.learning_rate" and config.learning_rates[config.algorithm]:
         raise UserError(
             f"config.learning_rates sets a learning rate for {config.algorithm}; sweep "
             f"learning_rates.{config.algorithm} instead."
         )
-    kind = float if key.startswith("learning_rates.") else type(node)
+    # The type of a key without a value is known too.
+    kind = parent.get_type(key.split(".")[-1]) if node is None else type(node)
     if kind not in (bool, int, float):
         raise UserError(f"config.{key} is not a number; only numbers can be swept.")
     words = {"true": True, "false": False}

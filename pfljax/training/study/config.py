@@ -129,6 +129,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.drop_remainder = False  # drop the last batch of an epoch if it is partial
     config.client_optimizer = optimizer_config("sgd", 0.05)
     config.client_optimizer.decay = 1.0  # factor of the clients' steps per round
+    # Maximum L2 norm of the gradient of a batch, with penalties, over all arrays that the optimizer
+    # updates: those of all models where a method trains several at once. None does not clip.
+    config.client_optimizer.clip_norm = config_dict.placeholder(float)
     # The learning rate of one method's clients; None uses client_optimizer.learning_rate.
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
     # name: optax schedule of the clients' learning rate, such as 'cosine_decay_schedule',
@@ -143,6 +146,8 @@ def default_config() -> ml_collections.ConfigDict:
     # in ascending order; scales: the number by which each of the boundaries multiplies the factor.
     config.client_schedule = schedule_config()
     config.server_optimizer = optimizer_config("sgd", 1.0)
+    # Maximum L2 norm of the mean change of the clients in a round; None does not clip.
+    config.server_optimizer.clip_norm = config_dict.placeholder(float)
 
     # size: number of clients in a round, 0 for all; sampling: 'fixed' or 'poisson'; dropout:
     # fraction of sampled clients that fail; join: the server's state from which a client's private

@@ -286,7 +286,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     adapters.check(config.adapter)
     for name, rate in config.learning_rates.items():
         if rate is not None:
-            optimizers.require_rate(f"config.learning_rates.{name}", rate)
+            optimizers.require_positive(f"config.learning_rates.{name}", rate)
 
 
 def build(

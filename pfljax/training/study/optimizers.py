@@ -14,7 +14,7 @@ from pfljax.errors import UserError
 from pfljax.training.study.config import suggest
 
 # Keys of an optimizer's config that are not arguments of the optax function.
-_OWN_KEYS = ("name", "decay")
+_OWN_KEYS = ("name", "decay", "clip_norm")
 
 
 def known_optimizers() -> list[str]:
@@ -31,6 +31,10 @@ def known_optimizers() -> list[str]:
 def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTransformation:
     """Returns the optimizer of a config that passed `check`; its numbers may be traced.
 
+        u = optimizer(g min(1, clip_norm / ||g||))
+
+    where `||g||` is the L2 norm of all arrays of the gradient; without `clip_norm`, `optimizer(g)`.
+
     Args:
       config: The keys `name`, `learning_rate` and further arguments; None values are not passed.
       **changes: Arguments that replace those of the config, except None values.
@@ -38,11 +42,14 @@ def make(config: ml_collections.ConfigDict, **changes: Any) -> optax.GradientTra
     arguments = {name: value for name, value in config.items() if name not in _OWN_KEYS}
     arguments |= {name: value for name, value in changes.items() if value is not None}
     given = {name: value for name, value in arguments.items() if value is not None}
-    return getattr(optax, config.name)(**given)
+    optimizer = getattr(optax, config.name)(**given)
+    if config.get("clip_norm") is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
-def require_rate(what: str, value: Any) -> None:
-    """Raises a `UserError` if a learning rate is not a positive finite number."""
+def require_positive(what: str, value: Any) -> None:
+    """Raises a `UserError` if a learning rate or a norm is not a positive finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
         raise UserError(f"{what} is {value!r}; it must be a positive finite number.")
@@ -72,7 +79,9 @@ def check(config: ml_collections.ConfigDict, key: str) -> None:
                 f"config.{key}.{name} is set, but optax.{config.name} takes no {name!r}; it takes "
                 f"{', '.join(taken)}."
             )
-    require_rate(f"config.{key}.learning_rate", config.learning_rate)
+    require_positive(f"config.{key}.learning_rate", config.learning_rate)
+    if config.get("clip_norm") is not None:
+        require_positive(f"config.{key}.clip_norm", config.clip_norm)
     for name, value in config.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{key}.{name} is {value}; it must be a finite number.")

@@ -197,9 +197,30 @@ def test_arguments_reach_optax():
     assert update["w"] == pytest.approx(-0.1 * 1.5)
 
 
+def test_gradients_are_clipped_before_the_optimizer():
+    clipped = optimizer(clip_norm=2.0, momentum=0.5)
+    gradients = {"w": np.float32([3.0, 0.0]), "b": np.float32(4.0)}  # of norm 5
+    update, state = clipped.update(gradients, clipped.init(gradients))
+    np.testing.assert_allclose(update["w"], [-0.1 * 3 * 2 / 5, 0], rtol=1e-6)
+    np.testing.assert_allclose(update["b"], -0.1 * 4 * 2 / 5, rtol=1e-6)
+    small = {"w": np.float32([0.3, 0.0]), "b": np.float32(0.4)}
+    update, _ = clipped.update(small, state)
+    np.testing.assert_allclose(update["b"], -0.1 * (0.4 + 0.5 * 4 * 2 / 5), rtol=1e-6)
+
+
+def test_without_a_norm_the_optimizer_has_the_state_of_before():
+    """Earlier checkpoints have the state of the plain optimizer."""
+    config = changed(**{"server_optimizer.momentum": 0.9}).server_optimizer
+    made = optimizers.make(config).init({"w": 0.0})
+    plain = optax.sgd(1.0, momentum=0.9).init({"w": 0.0})
+    assert jax.tree.structure(made) == jax.tree.structure(plain)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (dict(clip_norm=0.0), "config.client_optimizer.clip_norm is 0.0; it must be a positive"),
+        (dict(clip_norm=float("nan")), "clip_norm is nan"),
         (dict(name="sdg"), "config.client_optimizer.name is 'sdg'.*Did you mean 'sgd'?"),
         (dict(name="chain"), "not an optax optimizer"),
         (dict(name="_deprecated_dpsgd"), "not an optax optimizer"),
@@ -228,6 +249,7 @@ def test_invalid_optimizers_are_refused(arguments, message):
         ({"cohort.sampling": "poison"}, "Did you mean 'poisson'?"),
         ({"client_optimizer.decay": 1.5}, "config.client_optimizer.decay is 1.5"),
         ({"client_optimizer.decay": 0.0}, "config.client_optimizer.decay is 0.0"),
+        ({"server_optimizer.clip_norm": -1.0}, "config.server_optimizer.clip_norm is -1.0"),
         ({"learning_rates.ditto": 0.0}, "config.learning_rates.ditto is 0.0"),
         ({"server_optimizer.name": "sgdd"}, "config.server_optimizer.name is 'sgdd'"),
         ({"engine.devices": 5}, "config.engine.devices is 5, but there are 4 cpu devices"),

@@ -147,6 +147,16 @@ def test_a_learning_rate_of_the_method_may_differ():
     assert vectorized.build(rates).num_runs == 2
 
 
+def test_a_norm_to_clip_by_may_differ(tmp_path):
+    norms = [config(rounds=2, **{"client_optimizer.clip_norm": norm}) for norm in (0.01, 100.0)]
+    places = [tmp_path / str(number) for number in range(3)]
+    swept = loop.run_vectorized(vectorized.build(norms), norms, places[:2])
+    alone = loop.run(experiment.build(norms[0]), places[2])
+    assert swept[0]["personal_accuracy"] == alone["personal_accuracy"]
+    loss = [writers.read_rows(place / "metrics.jsonl")[-1]["train/loss"] for place in places]
+    assert loss[0] == pytest.approx(loss[2], rel=1e-5) and loss[1] < loss[0]
+
+
 def test_runs_that_stopped_at_the_same_round_can_be_resumed_together(tmp_path):
     for number, rounds in enumerate(((2, 4), (), (4,), (2,), ())):
         for done in rounds:
