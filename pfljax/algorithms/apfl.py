@@ -135,7 +135,7 @@ def apfl(
         of_common = local.of_models("common")
         trained = core.descend(gradient, start, share, data, context, of_common)
         own = replace_params(trained.params["own"], trained.carry.statistics)
-        steps = local.epochs * core.steps_per_epoch(data.size, local)
+        steps = core.steps_per_round(data.size, local)
         change = tree.subtract(trained.params["common"], server.params)
         return core.ClientOutput(
             state=Own(own, trained.carry.alpha),

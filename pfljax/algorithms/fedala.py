@@ -103,7 +103,7 @@ def fedala(
         common, lower = split_params(server.params, is_upper)
         gap = tree.subtract(common, own)
         part = some(data, context.child(0).key)
-        one_pass = local._replace(epochs=1, drop_remainder=False)
+        one_pass = local.for_epochs(1)._replace(drop_remainder=False)
 
         def mixture(weights):
             upper = jax.tree.map(lambda mine, w, gap: mine + w * gap, own, weights, gap)

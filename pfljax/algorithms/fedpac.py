@@ -109,7 +109,7 @@ def fedpac(
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
     together = fedper(task, local, server_optimizer=server_optimizer)
-    once = local._replace(epochs=1)
+    once = local.for_epochs(1)
 
     def init_server(population, key):
         server = together.init_server(population, key)

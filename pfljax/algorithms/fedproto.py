@@ -94,6 +94,8 @@ def fedproto(
         if not prototypes_in_training:
             like, whole = server.prototypes, local.one_pass()
             total, _ = prototypes.of_client(task, params, like, data, context, whole)
+        elif local.num_steps:  # Every client has seen as many examples, whatever its size.
+            total = total.scaled_to(data.size)
         return core.ClientOutput(
             state=params, sum=total.weighted(weight_by_size), metrics=trained.metrics
         )

@@ -86,7 +86,7 @@ def scaffold(
         )
         start = server.average.params
         trained = core.train(task.loss, start, data, context, local, optimizer=optimizer)
-        steps = local.epochs * core.steps_per_epoch(data.size, local)
+        steps = core.steps_per_round(data.size, local)
         mean_gradient = tree.divide(trained.optimizer_state[0], jnp.maximum(steps, 1))
         control = tree.where(steps > 0, mean_gradient, client)
         return core.ClientOutput(

@@ -22,6 +22,7 @@ from pfljax.core.local_training import (
     for_each_batch,
     pulled_towards,
     steps_per_epoch,
+    steps_per_round,
     train,
 )
 from pfljax.core.ranges import (
@@ -92,6 +93,7 @@ __all__ = [
     "ranges",
     "shares",
     "steps_per_epoch",
+    "steps_per_round",
     "train",
     "tree",
     "weighted",

@@ -1,7 +1,7 @@
 """Local training: optimization over the examples of one client.
 
-Loops have a dynamic number of steps, `ceil(size / batch_size)` for each client, so that a client
-costs only its own steps, also beside larger ones under `vmap`.
+Loops have a dynamic number of steps, `ceil(size / batch_size)` for each client and epoch, so that a
+client costs only its own steps, also beside larger ones under `vmap`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class LocalTraining(NamedTuple):
       optimizer: Any optax optimizer; it is initialized in each round.
       batch_size: Number of examples in a step.
       epochs: Number of passes over the client's examples in a round.
+      num_steps: Number of steps in a round, in place of a number of epochs: for every client with
+        a batch, whatever its size. It passes over its examples as often as that takes, and the
+        last pass may be partial. 0 for `epochs`.
       drop_remainder: Whether to drop the last batch of an epoch if it is partial. Otherwise it is
         masked, and its loss is the mean over its examples.
       shuffle: Whether every epoch has a new order; False keeps the stored order.
@@ -47,6 +50,7 @@ class LocalTraining(NamedTuple):
     optimizer: optax.GradientTransformation
     batch_size: int = 10
     epochs: int = 1
+    num_steps: int = 0
     drop_remainder: bool = False
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
@@ -86,9 +90,13 @@ class LocalTraining(NamedTuple):
             )
         return self.scheduled(self.learning_rate, round)
 
+    def for_epochs(self, epochs: int) -> LocalTraining:
+        """Returns settings for a number of passes over the examples."""
+        return self._replace(epochs=epochs, num_steps=0)
+
     def one_pass(self) -> LocalTraining:
         """Returns settings for one pass in stored order, for sums over the examples."""
-        return self._replace(epochs=1, drop_remainder=False, shuffle=False)
+        return self.for_epochs(1)._replace(drop_remainder=False, shuffle=False)
 
     def of_models(
         self, *names: str, **others: Callable[[Params, Batch], Params] | None
@@ -133,6 +141,14 @@ def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
     return rounded // local.batch_size
 
 
+def steps_per_round(size: jax.Array, local: LocalTraining) -> jax.Array:
+    """Returns `[]` int32, the number of steps per round for a client of `size` `[]` examples."""
+    per_epoch = steps_per_epoch(size, local)
+    if local.num_steps:
+        return jnp.where(per_epoch > 0, local.num_steps, 0)
+    return local.epochs * per_epoch
+
+
 def for_each_batch(
     step: Callable[[PyTree, Batch, jax.Array], PyTree],
     carry: PyTree,
@@ -145,13 +161,15 @@ def for_each_batch(
 ) -> PyTree:
     """Runs `carry = step(carry, batch, key)` over a client's batches, epoch after epoch.
 
+    A new epoch begins where the batches of one are used up, also with a number of steps.
+
     Args:
       step: One step of the method; `key` is a typed PRNG key for this step.
       carry: The initial carry; steps keep its structure, shapes and dtypes.
       data: The client's examples.
       context: The context, whose key determines the order of the examples and the steps' keys.
-      local: The settings: batch size, epochs, order, partial batches.
-      epochs: Replaces `local.epochs`.
+      local: The settings: batch size, epochs or steps, order, partial batches.
+      epochs: Number of epochs, which replaces that of `local`, or its number of steps.
       steps: Number of steps, which replaces the number of epochs.
 
     Returns:
@@ -160,6 +178,8 @@ def for_each_batch(
     batch_size = local.batch_size
     per_epoch = steps_per_epoch(data.size, local)
     length = -(-data.max_size // batch_size) * batch_size
+    if steps is None and epochs is None and local.num_steps:
+        steps = steps_per_round(data.size, local)  # none for a client without a batch
     if steps is not None:
         epochs = -(-steps // jnp.maximum(per_epoch, 1))
     elif epochs is None:
@@ -213,7 +233,7 @@ def descend(
       context: The context, whose key determines all randomness.
       local: The settings: optimizer, batch size, epochs.
       optimizer: Replaces `local.optimizer`.
-      epochs: Replaces `local.epochs`.
+      epochs: Number of epochs, which replaces that of `local`, or its number of steps.
 
     Returns:
       The trained params, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
@@ -298,7 +318,7 @@ def train(
       context: The context, whose key determines all randomness.
       local: The settings: optimizer, batch size, epochs.
       optimizer: Replaces `local.optimizer`.
-      epochs: Replaces `local.epochs`.
+      epochs: Number of epochs, which replaces that of `local`, or its number of steps.
       trainable: `path -> bool`, whether an array is trained, including running statistics; None
         trains all arrays. No gradient is computed for the others.
 

@@ -42,6 +42,11 @@ class ClassSums(NamedTuple):
         """Returns `[C, d]`, zeros for a class without examples."""
         return self.sums / jnp.maximum(self.counts, 1)[:, None]
 
+    def scaled_to(self, size: jax.Array) -> ClassSums:
+        """Returns the sums of the same means for `size` `[]` examples in all."""
+        factor = size / jnp.maximum(jnp.sum(self.counts), 1)
+        return ClassSums(factor * self.sums, factor * self.counts)
+
     def weighted(self, by_size: bool) -> Weighted:
         """Returns a client's means, weighted for each class by its examples, or by 1.
 

@@ -96,6 +96,23 @@ def test_a_number_of_steps_takes_as_many_epochs_as_it_needs(size, steps):
     assert seen == everything[: steps if size else 0]
 
 
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("size, steps", [(10, 2), (10, 3), (10, 7), (3, 5), (0, 4)])
+def test_a_number_of_steps_per_round(size, steps, drop_remainder):
+    training = local(num_steps=steps, epochs=3, drop_remainder=drop_remainder)
+    everything = batches(size, training, epochs=8)  # a method's own number of epochs
+    assert len(everything) == 8 * int(core.steps_per_epoch(jnp.int32(size), training))
+    wanted = everything[:steps]
+    assert batches(size, training) == wanted
+    assert int(core.steps_per_round(jnp.int32(size), training)) == len(wanted)
+    once = training._replace(drop_remainder=False).one_pass()
+    assert sorted(sum(batches(size, once), [])) == list(range(size))
+
+
+def test_the_number_of_steps_follows_from_epochs_without_one():
+    assert int(core.steps_per_round(jnp.int32(10), local(epochs=2))) == 6
+
+
 def test_descend_follows_the_rule_of_the_method_and_returns_its_carry():
     def gradient(model, carry, batch, key):
         return jnp.float32(3), {"w": model["w"] - 5}, carry + jnp.sum(batch.mask)

@@ -38,6 +38,8 @@ class Clock:
         self._examples = 0.0
         self._slots = 0.0
         self._rounds = 0
+        # Clients do not pass over their examples once in each epoch, as these figures assume.
+        self._by_steps = experiment.config.local_steps > 0
         self.compile_seconds = 0.0
         self.round_compilations = 0
         self.later_compilations = 0
@@ -106,15 +108,17 @@ class Clock:
 
     @property
     def examples_per_second(self) -> float | None:
-        """Training examples of a round divided by its seconds."""
-        if not self._rounds or not self.seconds_per_round:
+        """Training examples of a round divided by its seconds; None for a number of local steps."""
+        if self._by_steps or not self._rounds or not self.seconds_per_round:
             return None
         return self._examples / self._rounds / self.seconds_per_round
 
     @property
     def padding_fraction(self) -> float | None:
-        """The fraction of the work that is padding."""
-        return 1 - self._examples / self._slots if self._slots else None
+        """The fraction of the work that is padding; None for a number of local steps."""
+        if self._by_steps or not self._slots:
+            return None
+        return 1 - self._examples / self._slots
 
     def close(self) -> None:
         """Stops counting compilations."""

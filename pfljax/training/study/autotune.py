@@ -115,7 +115,7 @@ def measure(
         class_counts=None,
         max_size=size,
     )
-    once = local._replace(epochs=1)
+    once = local.for_epochs(1)
 
     def train_all(chunk, params, data, keys, given):
         task = make(*given).task
@@ -244,4 +244,6 @@ def _typical_steps(
     sizes = np.sort(dataset.train.sizes[: plan.num_clients])[::-1]
     ranks = (np.arange(plan.capacity) + 0.5) * len(sizes) / plan.capacity
     steps = np.ceil(sizes[ranks.astype(int)] / local.batch_size)
+    if local.num_steps:
+        steps = np.where(steps > 0, local.num_steps, 0)
     return steps[: math.ceil(len(steps) / num_devices) * num_devices : num_devices]

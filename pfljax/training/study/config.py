@@ -126,11 +126,14 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.batch_size = 10  # number of examples in a local step
     config.local_epochs = 1  # number of passes over a client's training examples
+    # Number of local steps in a round for every client, whatever its size, in place of
+    # local_epochs; epochs that are a hyper-parameter of a method remain. 0 uses local_epochs.
+    config.local_steps = 0
     config.drop_remainder = False  # drop the last batch of an epoch if it is partial
     config.client_optimizer = optimizer_config("sgd", 0.05)
     config.client_optimizer.decay = 1.0  # factor of the clients' steps per round
-    # Maximum L2 norm of the gradient of a batch, with penalties, over all arrays that the optimizer
-    # updates: those of all models where a method trains several at once. None does not clip.
+    # Maximum L2 norm of the gradient of a batch, with penalties, over all arrays of one
+    # optimizer: APFL's two models have one together, FedKD's have one each. None does not clip.
     config.client_optimizer.clip_norm = config_dict.placeholder(float)
     # The learning rate of one method's clients; None uses client_optimizer.learning_rate.
     config.learning_rates = {name: config_dict.placeholder(float) for name in ALGORITHMS}
@@ -355,6 +358,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "checkpoint_every": 0,
         "batch_size": 1,
         "local_epochs": 1,
+        "local_steps": 0,
         "engine.devices": 0,
         "engine.rounds_per_call": 1,
         "engine.eval_batch_size": 1,

@@ -165,6 +165,7 @@ def build_local_training(
         optimizer=optimizers.make(config.client_optimizer, learning_rate=rate),
         batch_size=min(config.batch_size, max(1, largest)),
         epochs=config.local_epochs,
+        num_steps=config.local_steps,
         drop_remainder=config.drop_remainder,
         observe=task.observe,
         learning_rate=rate,

@@ -116,6 +116,8 @@ def test_sizes_are_those_of_a_typical_cohort():
     assert autotune._typical_steps(dataset(), local, all_clients, 2).tolist() == [2, 2, 1]
     few = sampling.CohortPlan(num_clients=5, size=2)
     assert autotune._typical_steps(dataset(), local, few, 1).tolist() == [2, 2]
+    by_steps = local._replace(num_steps=7)
+    assert autotune._typical_steps(dataset(), by_steps, few, 1).tolist() == [7, 7]
 
 
 def test_measuring_leaves_texts_alone():

@@ -127,6 +127,7 @@ def changed(**changes):
         ("checkpoint_every", -1, "config.checkpoint_every is -1; it must be a whole number from 0"),
         ("batch_size", 0, "config.batch_size is 0"),
         ("local_epochs", 0, "config.local_epochs is 0"),
+        ("local_steps", -1, "config.local_steps is -1; it must be a whole number from 0"),
         ("seed", -1, "-1 is not a valid seed"),
         ("seed", 2**32, "is not a valid seed"),
         ("seeds", (), "seeds is empty"),
