@@ -36,6 +36,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "rich>=13",
         "tensorboardX>=2.6.4",
+        "safetensors>=0.5",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],

@@ -69,7 +69,12 @@ class Method:
         return getattr(importlib.import_module(self.source), self.source.rpartition(".")[2])
 
     def require_usable(
-        self, task: Task, *, full_participation: bool = True, has_server_data: bool = True
+        self,
+        task: Task,
+        *,
+        full_participation: bool = True,
+        has_server_data: bool = True,
+        random_init: bool = True,
     ) -> None:
         """Raises a `UserError` where the method cannot be used, before any of it is traced.
 
@@ -77,12 +82,14 @@ class Method:
           task: The model and the loss.
           full_participation: Whether all clients that take part in training do so in every round.
           has_server_data: Whether the server has its own examples.
+          random_init: Whether `task.init` returns other params for another key.
 
         Raises:
           UserError: The sentence names the method, what it needs, and what to do.
         """
         title = self.title or self.factory.__name__
-        require(title, self.needs, Setting(task, full_participation, has_server_data))
+        setting = Setting(task, full_participation, has_server_data, random_init)
+        require(title, self.needs, setting)
 
     def __call__(self, task: Task, local: LocalTraining, **hyperparameters) -> Algorithm:
         """Returns the method; see `checked` for its errors."""
@@ -139,7 +146,7 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedala", "FedALA", 2023, "element-wise mixing", needs="layers"),
         _row("fedcac", "FedCAC", 2023, "element-wise mixing"),
         _row("fedbn", "FedBN", 2021, "normalization", needs="normalization"),
-        _row("fedem", "FedEM", 2021, "mixtures of models", needs="classes"),
+        _row("fedem", "FedEM", 2021, "mixtures of models", needs="classes random_init"),
         _row("fedfomo", "FedFomo", 2021, "mixtures of models"),
         _row("apple", "APPLE", 2022, "mixtures of models", needs="no_statistics"),
         _row("pfedhn", "pFedHN", 2021, "hypernetwork", needs="no_statistics"),

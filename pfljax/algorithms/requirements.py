@@ -22,11 +22,13 @@ class Setting:
       task: The model and the loss.
       full_participation: Whether all clients that take part in training do so in every round.
       has_server_data: Whether the server has its own examples.
+      random_init: Whether `task.init` returns other params for another key.
     """
 
     task: Task
     full_participation: bool = True
     has_server_data: bool = True
+    random_init: bool = True
 
     @functools.cached_property
     def _shapes(self) -> Params:
@@ -106,6 +108,11 @@ NEEDS: dict[str, Need] = {
         lambda setting: setting.has_server_data,
         "examples at the server",
         "set config.data.server_fraction, such as to 0.1",
+    ),
+    "random_init": Need(
+        lambda setting: setting.random_init,
+        "models that start with different params",
+        "remove config.init_from",
     ),
 }
 

@@ -62,7 +62,8 @@ class Inputs(NamedTuple):
     """Arguments of the programs beside states and examples, the same on every device.
 
     Attributes:
-      frozen: Frozen parameters, shared by all runs: never donated, never in a state.
+      frozen: Frozen parameters, or those with which training starts, shared by all runs: never
+        donated, never in a state.
       values: `{name: []}`, numbers of the method; `{name: [runs]}` for vectorized runs.
       server_data: The examples that the server holds; None for none. Never in a state.
     """

@@ -1,29 +1,59 @@
-"""Parameters of a model in a file: one array for each path, such as `body/Dense_0/kernel`."""
+"""Parameters of a model in a file: one array for each path, such as `body/Dense_0/kernel`.
+
+A file is in the format of its name: `.safetensors`, or else NumPy's npz.
+"""
 
 from __future__ import annotations
 
 import pathlib
 import zipfile
+from collections.abc import Container
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pfljax.core import Params
 from pfljax.errors import UserError
 
+_SAFETENSORS = ".safetensors"
+# What NumPy and safetensors raise for other formats, damaged files and dtypes that NumPy lacks.
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError),
+    *(zipfile.BadZipFile, safetensors.SafetensorError),
+)
+
 
 def save(path: pathlib.Path, params: Params) -> None:
-    """Writes parameters as an npz file.
+    """Writes parameters to a file.
 
     Args:
-      path: The file.
+      path: The file, whose name ends in `.safetensors` or `.npz`.
       params: A nested dict of arrays.
     """
-    np.savez(path, **{name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()})
+    arrays = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+    if path.suffix == _SAFETENSORS:
+        safetensors.numpy.save_file(arrays, path)
+    else:
+        np.savez(path, **arrays)
+
+
+def _read(path: pathlib.Path, wanted: Container[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the arrays of a file whose names are wanted, and the other names, sorted."""
+    if path.suffix == _SAFETENSORS:
+        with path.open("rb"), safetensors.safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+            found = {name: file.get_tensor(name) for name in names if name in wanted}
+    else:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = sorted(file.files)
+            found = {name: file[name] for name in names if name in wanted}
+    return found, [name for name in names if name not in wanted]
 
 
 def load(path: pathlib.Path, like: Params) -> Params:
-    """Reads parameters that `save` wrote.
+    """Reads parameters that `save` wrote, or another program in the same form.
 
     Args:
       path: The file.
@@ -37,10 +67,8 @@ def load(path: pathlib.Path, like: Params) -> Params:
     """
     wanted = flatten_dict(like, sep="/")
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found = {name: file[name] for name in wanted if name in file.files}
-            others = sorted(set(file.files) - set(wanted))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        found, others = _read(path, wanted)
+    except _UNREADABLE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"{path} cannot be read as parameters ({reason}); write it with "

@@ -28,7 +28,7 @@ LACKING = {
     "no_statistics": lambda: federation.task("mlp_bn"),
     "no_head_statistics": lambda: with_statistics_in_the_head(),
 }
-OF_A_RUN = {"full_participation", "server_data"}
+OF_A_RUN = {"full_participation", "server_data", "random_init"}
 
 
 def with_statistics_in_the_head():

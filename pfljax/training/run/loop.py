@@ -332,9 +332,12 @@ def _resumed(
         if settings is not None:
             workdir.require_same_settings(run.directory, settings, run.experiment.config)
         if restored[-1].notes.get("frozen") != experiment.frozen_digest:
+            which, key = (
+                ("initial", "init_from") if config.init_from else ("frozen", "adapter.base")
+            )
             raise UserError(
-                f"{run.directory} contains a run with other frozen parameters; set "
-                "config.adapter.base to the file used before, or choose another --workdir."
+                f"{run.directory} contains a run with other {which} parameters; set config.{key} "
+                "to the file used before, or choose another --workdir."
             )
         run.saved = int(restored[-1].state.round)
     if len({run.saved for run in runs}) > 1:

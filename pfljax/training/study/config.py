@@ -200,13 +200,16 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = {
         "name": "mlp",  # the name of the network; its arguments are further keys
     }
+    # File with the params with which training starts: one array for each path in the model, such as
+    # body/Dense_0/kernel, in .safetensors or .npz; '' draws them from the seed.
+    config.init_from = ""
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {
         "name": "none",  # 'none', or 'lora' for low-rank updates of matrices
         "rank": 4,  # rank of an update
         "scale": 1.0,  # factor on an update
         "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
-        "base": "",  # file with the frozen parameters (npz); '' draws them from base_seed
+        "base": "",  # file of frozen parameters, as init_from; '' draws them from base_seed
         "base_seed": 0,  # of frozen parameters without a file
     }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.

@@ -32,6 +32,7 @@ from pfljax.training.study import (
     autotune,
     optimizers,
     placement,
+    pretrained,
     schedules,
 )
 from pfljax.training.study import config as config_lib
@@ -48,14 +49,14 @@ class Experiment(NamedTuple):
       task: The model and its loss, with its frozen parameters.
       algorithm: The method for this task.
       make: Builds method and task while programs are traced.
-      inputs: Frozen parameters and numbers of the programs.
+      inputs: Frozen or initial parameters, and numbers of the programs.
       store: Keeps the clients' private states and examples.
       programs: The programs of the run, or of vectorized runs.
       num_runs: Number of runs that the programs serve, see `training.study.vectorized`; None
         for one, whose arrays have no axis for it.
       examples_vary: Whether the examples have that axis too.
-      frozen_digest: Checksum of the frozen parameters, by which checkpoints know theirs; None for
-        none.
+      frozen_digest: Checksum of the frozen parameters, or of those in a file with which training
+        starts, which a resumed run must have too; None for none.
       uses_class_counts: Whether the method uses the number of examples of each class.
     """
 
@@ -285,6 +286,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         optimizers.check(config[key], key)
     schedules.check(config)
     adapters.check(config.adapter)
+    pretrained.check(config)
     for name, rate in config.learning_rates.items():
         if rate is not None:
             optimizers.require_positive(f"config.learning_rates.{name}", rate)
@@ -324,7 +326,10 @@ def build(
     make, inputs = build_method(config, dataset, devices, bounds)
     algorithm, task = make(*inputs)
     ALGORITHMS[config.algorithm].require_usable(
-        task, full_participation=plan.is_full, has_server_data=dataset.server is not None
+        task,
+        full_participation=plan.is_full,
+        has_server_data=dataset.server is not None,
+        random_init=not config.init_from,
     )
     # The method is traced here, and may refuse the network before anything is compiled.
     uses_class_counts = used_arguments.uses_class_counts(

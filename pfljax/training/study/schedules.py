@@ -159,7 +159,7 @@ def _check_values(config: ml_collections.ConfigDict, given: dict[str, Any]) -> N
     positions = np.unique(np.linspace(0, last, _CHECKED).astype(np.int32))
     try:
         schedule = getattr(optax.schedules, settings.name)(**_arguments(config))
-        factors = np.asarray(jax.vmap(schedule)(positions))
+        factors = np.asarray(jax.lax.map(schedule, positions))
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"config.client_schedule: optax.{settings.name} refuses its arguments ({error}); "

@@ -15,7 +15,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Params, Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
-from pfljax.training.study import adapters
+from pfljax.training.study import adapters, pretrained
 from pfljax.training.study import config as config_lib
 
 
@@ -27,11 +27,12 @@ def build_task(
     Args:
       config: The config of the run.
       dataset: The data set.
-      key: One of `config.model_keys`, which contains the model and its arguments; the adapter is
-        for the clients' model, 'model'.
+      key: One of `config.model_keys`, which contains the model and its arguments; the adapter and
+        the initial parameters are for the clients' model, 'model'.
 
     Returns:
-      `frozen -> task`, and the frozen parameters of the model; `()` for a model without any.
+      `frozen -> task`, and the frozen parameters of the model, or those with which its training
+      starts; `()` for a model without either.
 
     Raises:
       UserError: The model does not fit the data set.
@@ -56,6 +57,8 @@ def build_task(
     adapted, frozen = (lambda frozen: model), ()
     if key == "model":
         adapted, frozen = adapters.build(config.adapter, model)
+        if config.init_from:
+            adapted, frozen = pretrained.build(config.init_from, model)
     task_of = tasks.TASKS[kind]
     of_dataset = {
         "num_classes": outputs,
