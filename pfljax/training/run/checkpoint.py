@@ -1,8 +1,9 @@
 """Checkpoints of the whole state, in a device-independent layout.
 
 On disk, a client's state is row `i` of `[num_clients, ...]`, whatever the number of devices and
-processes, so that a run can be resumed on others. Saving is asynchronous: the state is copied to
-the host, and written while the next rounds run.
+processes, so that a run can be resumed on others. Arrays are stored under their paths in the state,
+such as `server/params/body/Dense_0/kernel`, so that other programs can read them with Orbax. Saving
+is asynchronous: the state is copied to the host, and written while the next rounds run.
 
 Besides the state, a checkpoint contains notes: the settings of the run, its rows of metrics, and a
 checksum of each array (BLAKE2b, at about 1 GB/s on each core: 0.1 s for a state of 100 MB on one
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import functools
 import json
 import logging
 import os
@@ -109,10 +111,13 @@ class Checkpoints:
           UserError: This checkpoint, or the previous one, cannot be written.
         """
         host = self._to_host(state, num_clients)
-        leaves = _as_dict(host)
+        leaves = by_path(host)
         content = json.dumps({**(notes or {}), "digests": digests(leaves)})
         with_checksums = {"content": content, "digest": writers.digest(content.encode())}
-        items = {_STATE: ocp.args.StandardSave(leaves), _NOTES: ocp.args.JsonSave(with_checksums)}
+        items = {
+            _STATE: ocp.args.StandardSave(_nested(leaves)),
+            _NOTES: ocp.args.JsonSave(with_checksums),
+        }
         try:
             saved = self._manager.save(int(host.round), args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax passes on any exception of its storage.
@@ -155,18 +160,20 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()  # includes a checkpoint that is being written
         template = self._to_host(like, num_clients)
-        wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)]
+        wanted = _forms(by_path(template))
         good: list[Restored] = []
         damaged: dict[int, str] = {}
         for number in sorted(self._manager.all_steps(), reverse=True):
             reason, notes = "", {}
             try:
-                leaves, notes = self._read(number)
-                if [(leaf.shape, leaf.dtype) for leaf in leaves] != wanted:
+                arrays, notes = self._read(number)
+                arrays = _with_paths(arrays, list(wanted))
+                if _forms(arrays) != wanted:
                     raise UserError(
                         f"The checkpoint of round {number} in {self._directory / str(number)} is "
                         "of another model, method or number of clients; choose another --workdir."
                     )
+                leaves = [arrays[path] for path in wanted]
                 host = jax.tree.unflatten(jax.tree.structure(template), leaves)
                 state = self._to_devices(host, like, devices)
                 reason = accept(state) or ""
@@ -189,8 +196,8 @@ class Checkpoints:
         self._rename_damaged(damaged, int(good[0].state.round))
         return good
 
-    def _read(self, number: int) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Returns the arrays and the notes of a checkpoint, verified."""
+    def _read(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Returns the arrays by their paths and the notes of a checkpoint, verified."""
         notes = read_notes(self._directory / str(number))
         if notes is None:
             raise _Damaged("its notes are missing or damaged")
@@ -198,12 +205,12 @@ class Checkpoints:
             # Given shapes, Orbax would truncate or pad arrays to fit them.
             items = {_STATE: ocp.args.StandardRestore()}
             restored = self._manager.restore(number, args=ocp.args.Composite(**items))[_STATE]
-            arrays = {name: np.asarray(restored[name]) for name in sorted(restored)}
+            arrays = {path: np.asarray(leaf) for path, leaf in by_path(restored).items()}
         except Exception as error:  # Orbax passes on any exception of its storage.
             raise _Damaged(_reason(error)) from error
         if digests(arrays) != notes.pop("digests"):
             raise _Damaged("its arrays differ from their checksums")
-        return list(arrays.values()), notes
+        return arrays, notes
 
     def _rename_damaged(self, damaged: dict[int, str], good: int) -> None:
         """Renames directories of damaged checkpoints, which would else count as the latest."""
@@ -353,6 +360,46 @@ def _without_closed_loops(report: Callable[..., None]) -> Callable[..., None]:
     return hook
 
 
-def _as_dict(state: FederatedState) -> dict[str, PyTree]:
-    """Returns the leaves by index, as Orbax does not store empty containers."""
-    return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, in the order of the leaves.
+
+    Raises:
+      UserError: Two leaves have one path, as a key contains a slash.
+
+    Example:
+      >>> by_path({'server': {'params': [1, 2]}})
+      {'server/params/0': 1, 'server/params/1': 2}
+    """
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if path in found:
+            raise UserError(f"The state has two arrays with the path {path!r}; rename one of them.")
+        found[path] = leaf
+    return found
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict with these leaves; Orbax does not store empty containers."""
+    found: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, found)[name] = leaf
+    return found
+
+
+def _forms(arrays: dict[str, Any]) -> dict[str, tuple]:
+    """Returns the shape and the dtype of each array."""
+    return {path: (array.shape, array.dtype) for path, array in arrays.items()}
+
+
+def _with_paths(arrays: dict[str, np.ndarray], paths: list[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays of an earlier version, named by their index among the leaves, by path.
+
+    Args:
+      arrays: The arrays of a checkpoint of this or an earlier version.
+      paths: The paths of the arrays of the run, in the order of the leaves.
+    """
+    if "round" in arrays or len(arrays) != len(paths):
+        return arrays
+    return {path: arrays[index] for path, index in zip(paths, sorted(arrays), strict=True)}

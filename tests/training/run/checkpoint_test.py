@@ -1,20 +1,24 @@
 """Checkpoints: the layout without devices, and what is said of those that cannot be read."""
 
+import contextlib
+import json
 import pathlib
 import shutil
 import sys
+from typing import NamedTuple
 
 import federation
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pfljax.core import FederatedState
 from pfljax.engine import mapping
 from pfljax.engine.clients.on_device import to_devices, to_host
 from pfljax.errors import UserError
-from pfljax.training.run import checkpoint
+from pfljax.training.run import checkpoint, writers
 from pfljax.training.run.checkpoint import Checkpoints
 
 NUM_CLIENTS = 7
@@ -98,6 +102,81 @@ def restore(folder, like=None, devices=3):
         ].state
     finally:
         checkpoints.close()
+
+
+def test_orbax_alone_finds_arrays_by_their_paths(saved):
+    found = ocp.StandardCheckpointer().restore(saved / "6" / "state")
+    assert set(found) == {"server", "clients", "round", "key"}
+    assert set(found["clients"]) == {"w", "flag", "key"}
+    np.testing.assert_array_equal(found["server"]["w"], on_host().server["w"])
+    np.testing.assert_array_equal(found["clients"]["w"], on_host().clients["w"])
+
+
+class Pair(NamedTuple):
+    first: jax.Array
+    second: tuple
+
+
+def test_paths_of_all_kinds_of_containers(tmp_path):
+    """Names with the separators of Orbax or of paths, lists, named tuples, and no container."""
+    leaf = np.arange(3.0, dtype=np.float32)
+    server = {
+        "0.kernel": leaf,
+        "a/b": [leaf + 1, (leaf + 2,)],
+        "c": Pair(leaf + 3, ()),
+        "d": {4: leaf + 4},
+    }
+    state = on_host()._replace(server=server, clients=leaf + 5)
+    names = set(checkpoint.by_path(state))
+    assert {"server/c/first", "server/a/b/0", "server/a/b/1/0", "clients"} <= names
+    like = template()._replace(
+        server=jax.tree.map(jnp.zeros_like, server), clients=jnp.zeros((1, 3))
+    )
+    on_devices = to_devices(state, like, jax.devices()[:1])
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(on_devices, 3)
+        (restored,) = checkpoints.restore(like, 3, jax.devices()[:2])
+    assert_same(to_host(restored.state, 3), state)
+    with pytest.raises(UserError, match="two arrays with the path 'a/b'"):
+        checkpoint.by_path({"a": {"b": leaf}, "a/b": leaf})
+
+
+def save_as_before(folder, state):
+    """Writes a checkpoint in the layout of earlier versions, with arrays by their indices."""
+    leaves = {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}
+    content = json.dumps({"rows": [1], "digests": checkpoint.digests(leaves)})
+    notes = {"content": content, "digest": writers.digest(content.encode())}
+    items = {"state": ocp.args.StandardSave(leaves), "notes": ocp.args.JsonSave(notes)}
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(int(state.round), args=ocp.args.Composite(**items))
+
+
+def test_a_checkpoint_of_an_earlier_version(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save_as_before(folder, on_host(round=5))
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        (restored,) = checkpoints.restore(template(), NUM_CLIENTS, jax.devices()[:3])
+        assert_same(to_host(restored.state, NUM_CLIENTS), on_host(round=5))
+        assert restored.notes == {"rows": [1]}
+        with pytest.raises(UserError, match="is of another model, method or number of clients"):
+            checkpoints.restore(template(width=4), NUM_CLIENTS, jax.devices()[:3])
+        # The next one is in the new layout, and the earlier one remains.
+        state = to_devices(on_host(round=6), template(), jax.devices()[:1])
+        checkpoints.save(state, NUM_CLIENTS)
+        found = checkpoints.restore(template(), NUM_CLIENTS, jax.devices()[:2], all_of_them=True)
+    assert [int(one.state.round) for one in found] == [6, 5]
+    for one in found:
+        assert_same(to_host(one.state, NUM_CLIENTS).clients, on_host().clients)
+
+
+def test_arrays_with_other_names_are_of_another_model(tmp_path):
+    """Also if their shapes are those of the run, in the same order."""
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(to_devices(on_host(), template(), jax.devices()[:1]), NUM_CLIENTS)
+        server = {"v": template().server["w"], "count": template().server["count"]}
+        like = template()._replace(server=server)
+        with pytest.raises(UserError, match="is of another model"):
+            checkpoints.restore(like, NUM_CLIENTS, jax.devices()[:1])
 
 
 def truncate(path: pathlib.Path):
