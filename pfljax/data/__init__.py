@@ -9,6 +9,7 @@ clients (`shift`) are applied last.
 
 from __future__ import annotations
 
+import collections
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pfljax.data import checks, input_arrays, reading, server, validate
-from pfljax.data.arrays import from_arrays
+from pfljax.data.arrays import from_arrays, pool_from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, ServerExamples, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
@@ -26,6 +27,7 @@ from pfljax.data.partition import dirichlet, iid, make_partition, pathological
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import assemble
+from pfljax.data.tables import from_csv, from_frame, from_hugging_face, from_parquet
 from pfljax.errors import UserError
 
 __all__ = [
@@ -47,6 +49,10 @@ __all__ = [
     "describe",
     "dirichlet",
     "from_arrays",
+    "from_csv",
+    "from_frame",
+    "from_hugging_face",
+    "from_parquet",
     "iid",
     "load",
     "load_digits",
@@ -57,6 +63,7 @@ __all__ = [
     "load_store",
     "natural",
     "pathological",
+    "pool_from_arrays",
     "save_npz",
     "shift_concept",
     "shift_features",
@@ -68,7 +75,8 @@ GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "npz": load_npz,
     "store": load_store,
 }
-DATASETS = {**SOURCES, **GIVEN}
+# A view of both, which includes those that are registered later.
+DATASETS = collections.ChainMap(GIVEN, SOURCES)
 PARTITIONS = (*_DEALT, "natural")
 GROUPINGS = ("class", "superclass")
 
