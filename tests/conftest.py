@@ -34,6 +34,20 @@ def drop_compiled_programs():
 
 
 @pytest.fixture(autouse=True)
+def forget_registered_names():
+    """Removes the methods, networks, data sets and metrics that a test registers."""
+    from pfljax import data, models  # after the flags above are set
+    from pfljax.algorithms import ALGORITHMS
+
+    registries = [ALGORITHMS, models.MODELS, data.SOURCES]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+@pytest.fixture(autouse=True)
 def drop_compiled_programs_in_time():
     """Does so within a file too, long before a process has as many as it may."""
     yield

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pfljax.cli import sweep
 from pfljax.errors import UserError
+from pfljax.training import sweep
 from pfljax.training.study.config import default_config
 
 
