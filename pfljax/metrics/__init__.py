@@ -1,5 +1,5 @@
 """From per-client sums to the numbers of a table."""
 
-from pfljax.metrics.summary import Summary, over_rounds, summarize
+from pfljax.metrics.summary import Summary, best_of, over_rounds, summarize
 
-__all__ = ["Summary", "over_rounds", "summarize"]
+__all__ = ["Summary", "best_of", "over_rounds", "summarize"]

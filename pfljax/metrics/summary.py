@@ -57,6 +57,13 @@ def summarize(
     )
 
 
+def best_of(scores: Sequence[float], *, more_is_better: bool = True) -> int:
+    """Returns the index of the best score, the first of equal ones; NaN is never the best."""
+    worst, find = (-math.inf, np.argmax) if more_is_better else (math.inf, np.argmin)
+    values = np.array(scores, float)
+    return int(find(np.where(np.isfinite(values), values, worst)))
+
+
 def over_rounds(
     test: Sequence[Summary],
     validation: Sequence[Summary | None],
@@ -80,19 +87,18 @@ def over_rounds(
     """
     last = test[-1]
     best = None
-    name, find = ("max", np.argmax) if more_is_better else ("min", np.argmin)
-    worst = -math.inf if more_is_better else math.inf
+    name = "max" if more_is_better else "min"
 
-    def best_of(summaries):
-        scores = np.array([summary.weighted for summary in summaries])
-        return int(find(np.where(np.isfinite(scores), scores, worst)))
+    def best_round(summaries):
+        scores = [summary.weighted for summary in summaries]
+        return best_of(scores, more_is_better=more_is_better)
 
     if all(summary is not None for summary in validation):
-        best = test[best_of(validation)].weighted
+        best = test[best_round(validation)].weighted
     result = {
         "last": last.weighted,
         "at_best_validation": best,
-        f"{name}_over_rounds": test[best_of(test)].weighted,
+        f"{name}_over_rounds": test[best_round(test)].weighted,
         "unweighted_last": last.unweighted,
         "std": last.std,
         "worst_decile": last.worst_decile,

@@ -21,7 +21,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,9 @@ from pfljax.training.run import writers
 
 # Number of checkpoints to keep.
 KEPT = 2
+
+# The directories in a work directory: of the latest checkpoints, and of that of the best round.
+LATEST, BEST = "checkpoints", "best_checkpoint"
 
 # The two items of a checkpoint: arrays, and a JSON file.
 _STATE, _NOTES = "state", "notes"
@@ -61,11 +64,11 @@ class _Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints`.
+    """The checkpoints of one run, in `LATEST` or `BEST` of its work directory.
 
     Args:
       directory: The directory of the checkpoints; created if missing.
-      keep: Number of checkpoints to keep, the latest ones.
+      keep: Number of checkpoints to keep, the latest ones; None for all that are not removed.
       to_host: `ClientStore.to_host`.
       to_devices: `ClientStore.to_devices`.
 
@@ -76,7 +79,7 @@ class Checkpoints:
     def __init__(
         self,
         directory: pathlib.Path,
-        keep: int = KEPT,
+        keep: int | None = KEPT,
         *,
         to_host: Callable[..., FederatedState] = on_device.to_host,
         to_devices: Callable[..., FederatedState] = on_device.to_devices,
@@ -96,6 +99,34 @@ class Checkpoints:
     def latest_round(self) -> int | None:
         """Returns the round of the latest checkpoint; None if there is none."""
         return self._manager.latest_step()
+
+    def rounds(self) -> list[int]:
+        """Returns the rounds of all checkpoints, including one that is being written."""
+        return list(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is on disk.
+
+        Raises:
+          UserError: It cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # Orbax passes on any exception of its storage.
+            raise self._unwritten(error) from error
+
+    def remove(self, rounds: Iterable[int]) -> None:
+        """Deletes the checkpoints of rounds, none of which is being written.
+
+        Raises:
+          UserError: A directory cannot be deleted.
+        """
+        for number in rounds:
+            try:
+                self._manager.delete(number)
+            except OSError as error:
+                folder = self._directory / str(number)
+                raise UserError(f"{folder} cannot be deleted ({_reason(error)}).") from error
 
     def save(
         self, state: FederatedState, num_clients: int, notes: dict[str, Any] | None = None
@@ -241,9 +272,7 @@ class Checkpoints:
           UserError: A checkpoint cannot be written.
         """
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # Orbax passes on any exception of its storage.
-            raise self._unwritten(error) from error
+            self.wait()
         finally:
             try:
                 self._manager.close()
@@ -278,7 +307,7 @@ def folders(directory: pathlib.Path) -> dict[int, pathlib.Path]:
 
 def latest_round(directory: pathlib.Path) -> int | None:
     """Returns the round of the latest checkpoint in a run's work directory; None for none."""
-    return next(iter(folders(directory / "checkpoints")), None)
+    return next(iter(folders(directory / LATEST)), None)
 
 
 def read_notes(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -294,7 +323,7 @@ def read_notes(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def newest_notes(directory: pathlib.Path) -> dict[str, Any] | None:
     """Returns the latest readable notes of a run's checkpoints; None if there are none."""
-    return next(filter(None, map(read_notes, folders(directory / "checkpoints").values())), None)
+    return next(filter(None, map(read_notes, folders(directory / LATEST).values())), None)
 
 
 def digests(leaves: dict[str, np.ndarray]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pfljax.data import FederatedDataset
 from pfljax.engine import init, programs, used_arguments
 from pfljax.engine.round import ALL_FINITE
 from pfljax.errors import DivergedError, UserError
-from pfljax.training.run import locks, results, workdir, writers
+from pfljax.training.run import checkpoint, locks, results, workdir, writers
 from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.run.clock import Clock
 from pfljax.training.run.stopping import Stopped, StopRequests
@@ -120,7 +120,9 @@ class _Run:
     """The files of one run, single or vectorized.
 
     Attributes:
-      checkpoints: The checkpoints of the run; None before `claim`.
+      checkpoints: The latest checkpoints of the run; None before `claim`.
+      best: The checkpoint of the round with the best validation score, and of the best round before
+        each of the latest checkpoints, from which the run may be resumed; None for none.
       saved: The round of the latest checkpoint in the directory, whose arrays may be damaged, or of
         the latest one saved since; None for none.
       rows: The rows of `metrics.jsonl`.
@@ -131,6 +133,7 @@ class _Run:
     def __init__(self, experiment: Experiment, directory: pathlib.Path):
         self.experiment, self.directory = experiment, directory
         self.checkpoints: Checkpoints | None = None
+        self.best: Checkpoints | None = None
         self.saved: int | None = None
         self.rows: list[dict[str, Any]] = []
         self.diverged: str | None = None
@@ -147,10 +150,12 @@ class _Run:
         workdir.claim(self.directory, self.experiment.config, resume=resume)
         workdir.keep_clients_per_chunk(self.directory, self.experiment.clients_per_chunk)
         store = self.experiment.store
-        self.checkpoints = Checkpoints(
-            self.directory / "checkpoints", to_host=store.to_host, to_devices=store.to_devices
-        )
+        transfers = {"to_host": store.to_host, "to_devices": store.to_devices}
+        self.checkpoints = Checkpoints(self.directory / checkpoint.LATEST, **transfers)
         self._files.callback(self.checkpoints.close)
+        if self.experiment.config.keep_best:
+            self.best = Checkpoints(self.directory / checkpoint.BEST, None, **transfers)
+            self._files.callback(self.best.close)
         self.saved = self.checkpoints.latest_round() if resume else None
 
     def begin(self, notes: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -163,6 +168,7 @@ class _Run:
           The metrics of the last call before that checkpoint.
         """
         self.rows = list(notes.get("rows", []))
+        self._remove_worse()
         if jax.process_index() == 0:
             self._writer = writers.MetricsWriter(self.directory, self.rows)
             self._files.callback(self._writer.close)
@@ -178,6 +184,26 @@ class _Run:
             it has not been written yet.
           done: Number of finished rounds.
         """
+        if self.best is not None:
+            self.best.wait()  # A run resumed from this checkpoint needs that of its best round.
+        self._save(self.checkpoints, state, history)
+        self.saved = done
+        self._remove_worse()
+
+    def is_best(self, done: int) -> bool:
+        """Whether this round has the best validation score so far, and no checkpoint for it."""
+        if self.best is None or self.diverged or done in self.best.rounds():
+            return False
+        return results.best_round(self.experiment.task, self.rows) == done
+
+    def save_best(self, state: FederatedState, history: dict[str, np.ndarray]) -> None:
+        """Saves the checkpoint of the best round so far; see `save`."""
+        self._save(self.best, state, history)
+        self._remove_worse()
+
+    def _save(
+        self, checkpoints: Checkpoints, state: FederatedState, history: dict[str, np.ndarray]
+    ) -> None:
         notes = {
             "settings": workdir.settings(self.experiment.config),
             "clients_per_chunk": self.experiment.clients_per_chunk,
@@ -187,8 +213,17 @@ class _Run:
                 name: (values.dtype.name, values.tolist()) for name, values in history.items()
             },
         }
-        self.checkpoints.save(state, self.experiment.dataset.num_clients, notes)
-        self.saved = done
+        checkpoints.save(state, self.experiment.dataset.num_clients, notes)
+
+    def _remove_worse(self) -> None:
+        """Removes checkpoints of rounds that are not the best one, now or for a resumed run."""
+        if self.best is None:
+            return
+        task, needed = self.experiment.task, {results.best_round(self.experiment.task, self.rows)}
+        for saved in self.checkpoints.rounds():
+            until = [row for row in self.rows if row["round"] <= saved]
+            needed.add(results.best_round(task, until))
+        self.best.remove(sorted(set(self.best.rounds()) - needed))
 
     def diverge(self, round: int, what: str) -> None:
         """Ends the run, with the reason in `result.json` in place of scores."""
@@ -261,6 +296,7 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
                     if not run.diverged:
                         run.record(done, evaluation, history)
                 _require_any(runs)
+            _save_best(experiment, runs, state, histories, done)
             if done and _is_due(done, config.checkpoint_every, config):
                 _save(experiment, runs, state, histories, done)
             progress(done, _mean_scores(runs))
@@ -285,6 +321,15 @@ def _save(experiment: Experiment, runs: list[_Run], state, histories, done: int)
     for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
         if not run.diverged and run.saved != done:
             run.save(experiment.store.snapshot(own), history, done)
+
+
+def _save_best(experiment: Experiment, runs: list[_Run], state, histories, done: int) -> None:
+    """Saves a checkpoint of each run whose best round so far is this one."""
+    if not any(run.is_best(done) for run in runs):
+        return
+    for run, own, history in zip(runs, _states(experiment, state), histories, strict=True):
+        if run.is_best(done):
+            run.save_best(experiment.store.snapshot(own), history)
 
 
 def _stop_if_asked(
@@ -346,12 +391,12 @@ def restore(
     checkpoints: Checkpoints,
     state: FederatedState,
 ) -> Restored:
-    """Reads the latest intact checkpoint of a run.
+    """Reads the latest intact checkpoint of a run, or that of its best round.
 
     Args:
       experiment: The experiment of the run, whose store is open.
       directory: The work directory.
-      checkpoints: The checkpoints of the run.
+      checkpoints: The checkpoints of the run, the latest ones or the best.
       state: A state of the run, for structure, shapes and dtypes.
 
     Returns:

@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 
 from pfljax.core import FederatedState, Params
-from pfljax.training.run import locks, loop, workdir
+from pfljax.errors import UserError
+from pfljax.training.run import checkpoint, locks, loop, results, workdir, writers
 from pfljax.training.run.checkpoint import Checkpoints
 from pfljax.training.study import experiment as experiment_lib
 from pfljax.training.study.config import planned_rounds
@@ -20,7 +21,7 @@ from pfljax.training.study.experiment import Experiment
 
 
 class Reopened(NamedTuple):
-    """A run at its latest checkpoint.
+    """A run at its latest checkpoint, or at that of its best round.
 
     Attributes:
       experiment: The experiment of the run.
@@ -64,28 +65,54 @@ class Reopened(NamedTuple):
 
 @contextlib.contextmanager
 def reopen(
-    directory: pathlib.Path, config: ml_collections.ConfigDict | None = None
+    directory: pathlib.Path,
+    config: ml_collections.ConfigDict | None = None,
+    *,
+    best: bool = False,
 ) -> Iterator[Reopened]:
     """Opens the run in a work directory, which is locked within this context.
 
     Args:
       directory: The work directory.
       config: The config of the run; None to read it from the directory. Its data set can be loaded.
+      best: Whether to use the checkpoint of the round with the best validation score, which
+        `config.keep_best` keeps, in place of the latest one.
 
     Raises:
-      UserError: The directory contains no intact checkpoint, is in use, or is of another run.
+      UserError: The directory contains no such intact checkpoint, is in use, or is of another run.
     """
     config = workdir.config_of(directory) if config is None else config
+    if best and not config.keep_best:
+        raise UserError(
+            f"{directory} has no checkpoint of its best round; train the run with "
+            "config.keep_best=True in another work directory."
+        )
     with locks.hold(directory):
         chunk = workdir.clients_per_chunk(directory)
         built = experiment_lib.build(config, clients_per_chunk=chunk)
         checkpoints = Checkpoints(
-            directory / "checkpoints",
+            directory / (checkpoint.BEST if best else checkpoint.LATEST),
             to_host=built.store.to_host,
             to_devices=built.store.to_devices,
         )
         with contextlib.closing(checkpoints):
             built.store.open(directory, overwrite=False)
             state = built.programs.init(built.examples, jax.random.key(config.seed))
+            wanted = None
+            if best:
+                rows = writers.read_rows(directory / "metrics.jsonl")
+                wanted = results.best_round(built.task, rows)
+                _require_best(directory, wanted, checkpoints.latest_round())
             restored = loop.restore(built, directory, checkpoints, state)
+            if best:  # A damaged checkpoint leaves an earlier one, if any.
+                _require_best(directory, wanted, int(restored.state.round))
             yield Reopened(built, restored.state)
+
+
+def _require_best(directory: pathlib.Path, wanted: int | None, found: int | None) -> None:
+    """Raises a `UserError` if the checkpoint that was found is not that of the best round."""
+    if wanted is None or found != wanted:
+        raise UserError(
+            f"{directory / checkpoint.BEST} has no intact checkpoint of round {wanted}, the best "
+            "one; finish the run with --resume, or train it again in another work directory."
+        )

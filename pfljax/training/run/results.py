@@ -112,6 +112,22 @@ def scores(row: dict[str, Any], score: str) -> dict[str, float]:
     }
 
 
+def best_round(task: Task, rows: list[dict[str, Any]]) -> int | None:
+    """Returns the round with the best validation score of the personalized models.
+
+    Args:
+      task: The task of the run.
+      rows: Rows of `metrics.jsonl`.
+
+    Returns:
+      The round that `at_best_validation` in `result.json` refers to; None without rows.
+    """
+    if not rows:
+        return None
+    found = [row[f"personal/validation_{task.score}_weighted"] for row in rows]
+    return rows[metrics.best_of(found, more_is_better=task.more_is_better)]["round"]
+
+
 def _over_rounds(
     task: Task, rows: list[dict[str, Any]], model: str
 ) -> dict[str, float | None] | None:

@@ -116,6 +116,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.planned_rounds = 0
     config.eval_every = 10  # number of rounds between evaluations
     config.checkpoint_every = 50  # number of rounds between checkpoints; 0: only at the end
+    # Keep a checkpoint of the evaluated round with the best validation score of the personalized
+    # models too, in best_checkpoint. Needs engine.residence='device'.
+    config.keep_best = False
 
     config.algorithm = "fedavg"  # the name of the method
     config.hparams = {name: hyperparameters(row.factory) for name, row in ALGORITHMS.items()}

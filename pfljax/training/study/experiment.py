@@ -287,6 +287,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     schedules.check(config)
     adapters.check(config.adapter)
     pretrained.check(config)
+    if config.keep_best and config.engine.residence != "device":
+        raise UserError(
+            "config.keep_best needs the clients' states in checkpoints, but "
+            f"config.engine.residence={config.engine.residence!r} keeps them in files; use "
+            "config.engine.residence='device', or config.keep_best=False."
+        )
     for name, rate in config.learning_rates.items():
         if rate is not None:
             optimizers.require_positive(f"config.learning_rates.{name}", rate)
@@ -337,6 +343,8 @@ def build(
     )
     personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
+    eval_ids = choose_evaluated(config, dataset)
+    _require_validation(config, dataset, eval_ids)
     shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk == "auto":
         chunk = min(clients_per_chunk, shard)
@@ -344,7 +352,6 @@ def build(
         local = build_local_training(config, task, bounds.train)
         chunk = autotune.choose(config, dataset, make, inputs, local, plan, devices)
     on_host = config.engine.residence == "host"
-    eval_ids = choose_evaluated(config, dataset)
     scored = dataset.num_clients if eval_ids is None else len(eval_ids)
     options = Options(
         plan=plan,
@@ -432,6 +439,19 @@ def with_values(
             *path, name = key.split(".")
             functools.reduce(lambda node, part: node[part], path, config)[name] = number
     return config
+
+
+def _require_validation(
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, eval_ids: np.ndarray | None
+) -> None:
+    """Raises a `UserError` if the best round is kept, and no example could choose it."""
+    evaluated = np.arange(dataset.num_clients) if eval_ids is None else eval_ids
+    participants = evaluated[evaluated < dataset.num_participants]
+    if config.keep_best and not dataset.validation.sizes[participants].sum():
+        raise UserError(
+            "config.keep_best chooses a round on validation examples, and the evaluated clients "
+            "have none; set config.data.validation_fraction, or config.keep_best=False."
+        )
 
 
 def _require_statistics(
