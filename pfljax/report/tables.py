@@ -274,7 +274,7 @@ def write_markdown(
 
 
 def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
-    """Writes one line per run, with every value of `result.json`, unrounded."""
+    """Writes one line per run, with every value of `result.json` but the provenance, unrounded."""
 
     def flat(result, prefix=""):
         for key, value in result.items():
@@ -283,7 +283,11 @@ def write_csv(path: pathlib.Path, runs: dict[str, list[Run]]) -> None:
             else:
                 yield f"{prefix}{key}", value
 
-    lines = [dict(flat(run.result)) for seeds in runs.values() for run in seeds]
+    found = [dict(flat(run.result)) for seeds in runs.values() for run in seeds]
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith("provenance.")}
+        for line in found
+    ]
     names = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

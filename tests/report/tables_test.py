@@ -26,6 +26,7 @@ def write_run(directory, *, seed, last, global_last, seconds=0.0123, unseen=None
         "seconds_per_round": seconds,
         "upload_bytes": 12345,
         "download_bytes": 0,
+        "provenance": {"commit": f"{seed}" * 40, "versions": {"jax": "0.10"}},
     }
     writers.write_json(directory / "result.json", result)
     rows = [
@@ -123,6 +124,7 @@ def test_csv(runs, tmp_path):
         (name, seed) for name in ("ditto", "local") for seed in ("0", "1")
     ]
     assert float(rows[1]["personal_accuracy.last"]) == 0.8 + 0.02
+    assert not [name for name in rows[0] if "commit" in name or "versions" in name]
     assert rows[2]["global_accuracy"] == "" and rows[0]["global_accuracy.last"] == "0.5"
 
 

@@ -17,7 +17,7 @@ from pfljax.data import FederatedDataset
 from pfljax.engine import init, programs, used_arguments
 from pfljax.engine.round import ALL_FINITE
 from pfljax.errors import DivergedError, UserError
-from pfljax.training.run import checkpoint, locks, results, workdir, writers
+from pfljax.training.run import checkpoint, locks, provenance, results, workdir, writers
 from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.run.clock import Clock
 from pfljax.training.run.stopping import Stopped, StopRequests
@@ -272,6 +272,7 @@ class _Run:
 def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Progress) -> None:
     """Trains and evaluates until all rounds are done, for one run or vectorized runs."""
     config = experiment.config
+    provenance.commit()  # Read now, as the source code may change during the run.
     with contextlib.ExitStack() as opened:
         clock = Clock(experiment)
         opened.callback(clock.close)

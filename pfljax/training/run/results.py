@@ -15,7 +15,7 @@ from pfljax.core import FederatedState, Task
 from pfljax.data import Split
 from pfljax.engine import init
 from pfljax.engine.accounting import traffic
-from pfljax.training.run import runtime
+from pfljax.training.run import provenance, runtime
 from pfljax.training.run.clock import Clock
 from pfljax.training.study import aggregation
 from pfljax.training.study.config import planned_rounds
@@ -228,6 +228,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "platform": experiment.devices[0].device_kind,
         "score_name": task.score,
         "more_is_better": task.more_is_better,
+        "provenance": provenance.collect(experiment.devices),
     }
 
 

@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from runs import ROUNDS, assert_same_run, config, interrupt_at
 
@@ -40,6 +41,46 @@ def test_the_files(straight):
     assert (directory / events.pop()).stat().st_size > 500
     assert json.loads((directory / "result.json").read_text()) == result
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_the_result_has_its_provenance(straight):
+    found = straight[1]["provenance"]
+    assert found["devices"] == {"kind": "cpu", "count": 2} and "jax" in found["versions"]
+    assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) == 40
+
+
+def test_checkpoints_have_arrays_by_their_paths(straight):
+    state = straight[0] / "checkpoints" / "6" / "state"
+    found = checkpoint.by_path(ocp.StandardCheckpointer().restore(state))
+    assert found["server/params/body/Dense_0/kernel"].shape == (64, 8)
+    assert found["clients/body/Dense_0/kernel"].shape == (5, 64, 8)
+
+
+def test_a_run_with_every_training_option_is_resumed_exactly(tmp_path):
+    """Also with figures that assume epochs, which are left out."""
+    settings = {
+        "local_steps": 3,
+        "client_optimizer.clip_norm": 1.0,
+        "server_optimizer.clip_norm": 0.5,
+        "server_optimizer.momentum": 0.9,
+        "client_schedule.name": "warmup_cosine_decay_schedule",
+        "client_schedule.warmup_steps": 2,
+        "keep_best": True,
+        "engine.devices": 1,
+    }
+    built = experiment.build(config(**settings))
+    straight = tmp_path / "straight", loop.run(built, tmp_path / "straight"), None
+    assert straight[1]["examples_per_second"] is None and straight[1]["padding_fraction"] is None
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(built, tmp_path / "parts", progress=interrupt_at(4))
+    result = loop.run(built, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "parts", result, straight)
+    other = config(**{**settings, "client_schedule.warmup_steps": 3})
+    with pytest.raises(UserError, match="client_schedule.warmup_steps is 3 here and 2 there"):
+        loop.run(experiment.build(other), tmp_path / "parts", resume=True)
+    longer = built._replace(config=config(**settings, rounds=8))
+    with pytest.raises(UserError, match="Add --config.planned_rounds=6 to keep it"):
+        loop.run(longer, tmp_path / "parts", resume=True)
 
 
 def test_the_result_has_every_key_of_the_design(straight):
