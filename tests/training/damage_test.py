@@ -1,16 +1,21 @@
 """Damaged work directories: the numbers of an undamaged run, or one sentence, and never others."""
 
 import collections
+import contextlib
 import random
 import shutil
 import signal
 import sys
 
+import jax
+import numpy as np
 import pytest
 from runs import assert_same_run, config
 
+from pfljax.engine.clients.on_device import to_host
 from pfljax.errors import UserError
-from pfljax.training.run import loop, workdir
+from pfljax.training.run import checkpoint, loop, reopen, workdir
+from pfljax.training.run.checkpoint import Checkpoints
 from pfljax.training.study import experiment
 
 # Reads that Orbax abandons may end at any later moment, in a thread that complains of it.
@@ -49,16 +54,34 @@ def _hang(*_):
     raise Hang
 
 
-class Damages:
-    """Runs of one residence: from beginning to end, interrupted, damaged."""
+SETTINGS = {
+    "device": {},
+    "host": {"engine.residence": "host"},
+    "best": {"keep_best": True, "eval_every": 1, "client_optimizer.learning_rate": 1.0},
+}
 
-    def __init__(self, residence, place):
-        self.built = experiment.build(config(**{"engine.residence": residence}))
+
+class Damages:
+    """Runs of one kind: from beginning to end, interrupted, damaged."""
+
+    def __init__(self, kind, place):
+        self.kind, settings = kind, SETTINGS[kind]
+        self.built = experiment.build(config(**settings))
         self.straight = place / "straight", loop.run(self.built, place / "straight"), None
         # After three of six rounds, with the checkpoints of rounds 2 and 3, and finished.
         self.begun = place / "begun"
-        short = self.built._replace(config=config(rounds=3, **{"engine.residence": residence}))
+        short = self.built._replace(config=config(**{**settings, "rounds": 3}))
         loop.run(short, self.begun)
+        self.like = self.built.programs.init(self.built.examples, jax.random.key(0))
+        self.best = self.best_of(self.straight[0])
+
+    def best_of(self, place):
+        """Returns the state of the best round, if such runs keep it, as in checkpoints."""
+        if not self.built.config.keep_best:
+            return None
+        with contextlib.closing(Checkpoints(place / checkpoint.BEST, None)) as checkpoints:
+            restored = reopen.restore_best(self.built, place, checkpoints, self.like)
+        return to_host(restored.state, self.built.dataset.num_clients)
 
     def resume(self, place, damage, seed):
         """Damages a copy of a directory, resumes it, and says what came of it."""
@@ -74,6 +97,7 @@ class Damages:
             workdir.clients_per_chunk(place)
             workdir.is_finished(place, self.built.config)
             result = loop.run(self.built, place, resume=True)
+            best = self.best_of(place)
         except UserError as error:
             assert str(error).count("\n") == 0
             return "one sentence"
@@ -86,12 +110,13 @@ class Damages:
             signal.signal(signal.SIGALRM, before)
         try:
             assert_same_run(place, result, self.straight)
+            jax.tree.map(np.testing.assert_array_equal, best, self.best)
         except AssertionError:
             return "other numbers"
         return "same numbers"
 
 
-@pytest.fixture(scope="module", params=["device", "host"])
+@pytest.fixture(scope="module", params=SETTINGS)
 def damages(request, tmp_path_factory):
     return Damages(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -118,6 +143,6 @@ def test_much_damage_changes_no_number(damages, tmp_path, damage, capsys):
     tries = 150 if damage is flip_a_bit else 40
     found = count(damages, tmp_path / "copy", damage, range(100, 100 + tries))
     with capsys.disabled():
-        print(f"\n{damage.__name__}, {damages.built.config.engine.residence}: {dict(found)}")
+        print(f"\n{damage.__name__}, {damages.kind}: {dict(found)}")
     assert set(found) <= {"same numbers", "one sentence"}, found
     assert found["same numbers"] > tries * 0.9

@@ -11,7 +11,7 @@ import jax
 import pytest
 from runs import assert_same_run
 
-from pfljax.training.run import writers
+from pfljax.training.run import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDY = [
@@ -34,6 +34,7 @@ def run(place, signal, residence, tries, seed, every=2):
     """What kills.py answers, counted: what the last resumption of each try came to."""
     arguments = [*STUDY, f"--config.engine.residence={residence}"]
     arguments.append(f"--config.checkpoint_every={every}")
+    arguments.append(f"--config.keep_best={residence == 'device'}")
     request = {"place": str(place), "signal": signal, "tries": tries, "seed": seed}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "experiments" / "kills.py")],
@@ -66,9 +67,16 @@ def kind(outcome, straight):
     results = [writers.read_json(path / "result.json") for path in (place, other)]
     try:
         assert_same_run(place, results[0], (other, results[1], None))
+        assert best(place) == best(other)
     except AssertionError:
         return "other numbers"
     return "same numbers"
+
+
+def best(place):
+    """The round of the last checkpoint of a best round, and the checksums of its arrays."""
+    found = checkpoint.folders(place / checkpoint.BEST)
+    return [(n, checkpoint.read_notes(folder)["digests"]) for n, folder in found.items()][:1]
 
 
 @pytest.mark.slow

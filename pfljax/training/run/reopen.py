@@ -14,7 +14,7 @@ import numpy as np
 from pfljax.core import FederatedState, Params
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, locks, loop, results, workdir, writers
-from pfljax.training.run.checkpoint import Checkpoints
+from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.study import experiment as experiment_lib
 from pfljax.training.study.config import planned_rounds
 from pfljax.training.study.experiment import Experiment
@@ -98,21 +98,38 @@ def reopen(
         with contextlib.closing(checkpoints):
             built.store.open(directory, overwrite=False)
             state = built.programs.init(built.examples, jax.random.key(config.seed))
-            wanted = None
-            if best:
-                rows = writers.read_rows(directory / "metrics.jsonl")
-                wanted = results.best_round(built.task, rows)
-                _require_best(directory, wanted, checkpoints.latest_round())
-            restored = loop.restore(built, directory, checkpoints, state)
-            if best:  # A damaged checkpoint leaves an earlier one, if any.
-                _require_best(directory, wanted, int(restored.state.round))
+            restore = restore_best if best else loop.restore
+            restored = restore(built, directory, checkpoints, state)
             yield Reopened(built, restored.state)
 
 
-def _require_best(directory: pathlib.Path, wanted: int | None, found: int | None) -> None:
-    """Raises a `UserError` if the checkpoint that was found is not that of the best round."""
-    if wanted is None or found != wanted:
-        raise UserError(
-            f"{directory / checkpoint.BEST} has no intact checkpoint of round {wanted}, the best "
-            "one; finish the run with --resume, or train it again in another work directory."
-        )
+def restore_best(
+    experiment: Experiment,
+    directory: pathlib.Path,
+    checkpoints: Checkpoints,
+    state: FederatedState,
+) -> Restored:
+    """Reads the checkpoint of the round with the best validation score.
+
+    Args:
+      experiment: The experiment of the run.
+      directory: The work directory.
+      checkpoints: The checkpoints in `checkpoint.BEST` of the work directory.
+      state: A state of the run, for structure, shapes and dtypes.
+
+    Returns:
+      The state as the programs take it, and its notes.
+
+    Raises:
+      UserError: The checkpoint of that round is missing or damaged, or is of another run.
+    """
+    rows = writers.read_rows(directory / "metrics.jsonl")
+    wanted, found = results.best_round(experiment.task, rows), checkpoints.latest_round()
+    if wanted is not None and found == wanted:
+        restored = loop.restore(experiment, directory, checkpoints, state)
+        if int(restored.state.round) == wanted:  # A damaged one would leave an earlier one.
+            return restored
+    raise UserError(
+        f"{directory / checkpoint.BEST} has no intact checkpoint of round {wanted}, the best one; "
+        "finish the run with --resume, or train it again in another work directory."
+    )
