@@ -20,6 +20,7 @@ import rich.progress
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from pfljax import metrics
 from pfljax.cli import command_line
 from pfljax.errors import UserError
 from pfljax.training.run import runtime, workdir
@@ -265,7 +266,7 @@ def progress(rounds: int) -> Iterator[Callable[..., Callable[[int, dict[str, flo
     with rich.progress.Progress(*columns, console=console, disable=hidden) as bars:
 
         def add(name, score):
-            form = ".1%" if score == "accuracy" else ".4g"
+            form = ".1%" if metrics.is_percent(score) else ".4g"
             bar = bars.add_task(name, total=rounds, speed="", scores="")
 
             def report(done, scores):

@@ -32,8 +32,10 @@ import jax
 import rich.table
 from absl import flags
 
+from pfljax import metrics
 from pfljax.cli import app
 from pfljax.errors import DivergedError, UserError
+from pfljax.report import tables
 from pfljax.training.run import locks, loop, workdir, writers
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import vectorized
@@ -186,14 +188,17 @@ def scores(run_directory: pathlib.Path) -> tuple[float, float]:
         return math.nan, math.nan
     score, sign = score_of(result)
     rows = writers.read_rows(run_directory / "metrics.jsonl")
+    best = metrics.best_round(rows, "personal", score, more_is_better=sign > 0)
+    found = {} if best is None else rows[best]
     validation, test = (
-        [row.get(f"personal/{split}_{score}_weighted") for row in rows]
-        for split in ("validation", "test")
+        found.get(f"personal/{split}_{score}_weighted") for split in ("validation", "test")
     )
-    if None in validation:
-        raise UserError("A sweep needs validation examples; set config.data.validation_fraction.")
-    best = max(range(len(rows)), key=lambda index: sign * validation[index])
-    return validation[best], test[best]
+    if validation is None or test is None:
+        raise UserError(
+            f"A sweep needs validation examples and test examples for which {score} is defined; "
+            "raise config.data.validation_fraction, or choose another config.score."
+        )
+    return validation, test
 
 
 def score_of(result: dict[str, Any]) -> tuple[str, int]:
@@ -206,7 +211,8 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
     for setting in settings:
         own = [scores(run_directory) for (used, _), run_directory in runs if used == setting]
         lines.append((setting, *(statistics.mean(column) for column in zip(*own, strict=True))))
-    score, sign = score_of(writers.read_json(runs[0][1] / "result.json"))
+    first = writers.read_json(runs[0][1] / "result.json")
+    score, sign = score_of(first)
     lines.sort(key=lambda line: -math.inf if math.isnan(line[1]) else sign * line[1], reverse=True)
     with open(directory / f"sweep_{algorithm}.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -216,7 +222,8 @@ def _report(algorithm: str, directory: pathlib.Path, settings, runs) -> Best:
             for setting, *means in lines
         )
     table = rich.table.Table(title=f"{algorithm}, best validation {score} first")
-    unit, factor, form = ("%", 100, ".2f") if score == "accuracy" else (score, 1, ".4g")
+    percent = tables.form_in(first, score).percent
+    unit, factor, form = ("%", 100, ".2f") if percent else (score, 1, ".4g")
     for key in (*settings[0], f"validation ({unit})", f"test ({unit})"):
         table.add_column(key, justify="right")
     for setting, *means in lines:

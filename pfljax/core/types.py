@@ -10,7 +10,8 @@ a scalar. *Params* are a nested dict of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -167,10 +168,15 @@ class Task(NamedTuple):
         batch, at their paths in the params; None for a model without any. Pass it to
         `LocalTraining` so that running statistics are updated.
       score: The metric by which models are selected and compared.
-      more_is_better: Whether a larger score is better.
+      lower_is_better: The names of the metrics of which a smaller value is better.
       params_metrics: `(params, batch, key) -> {name: []}`, the same sums if `evaluate` should not
         compute them from the outputs of a whole batch: because a loss draws random numbers, or
         because the outputs would not fit into memory. None computes them from the outputs.
+      client_metrics: `{name: (outputs [n, ...], targets [n, ...], mask [n]) -> []}`, metrics of all
+        outputs of a client in a split, after `decode`, which are no means over examples; NaN for a
+        client for which a metric is undefined. See `pfljax.metrics.Metric`.
+      decode: `outputs -> outputs` in the form that `client_metrics` take: numbers in the units of
+        the targets for a task that standardizes its targets.
     """
 
     init: Callable[[jax.Array], Params]
@@ -188,8 +194,15 @@ class Task(NamedTuple):
     is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Params, Batch], Params] | None = None
     score: str = "accuracy"
-    more_is_better: bool = True
+    lower_is_better: tuple[str, ...] = ("loss",)
     params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+    client_metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+    decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a larger score is better."""
+        return self.score not in self.lower_is_better
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Returns the metrics of a model on a batch.

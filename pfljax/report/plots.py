@@ -18,13 +18,20 @@ def _colors(count: int):
     return [palette(index % palette.N) for index in range(count)]
 
 
-def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
-    """Returns the score of an axis, the factor from stored to plotted values, and the unit."""
-    score = tables.score_of(runs)
-    if score == "accuracy":
-        return score, 100, " (%)"
-    more = next(iter(runs.values()))[0].result.get("more_is_better", True)
-    return score, 1, "" if more else " (lower is better)"
+def axis(runs: dict[str, list[Run]], name: str | None = None) -> tuple[str, float, str]:
+    """Returns the name of an axis, the factor from stored to plotted values, and the unit.
+
+    Args:
+      runs: The runs.
+      name: The metric of the axis; None for the score.
+    """
+    form = tables.form_of(runs, name or tables.score_of(runs))
+    unit = " (%)" if form.percent else ""
+    return (
+        form.title,
+        100 if form.percent else 1,
+        unit + " (lower is better)" * (not form.more_is_better),
+    )
 
 
 def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
@@ -32,36 +39,71 @@ def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
     return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
 
 
+def _with_key(runs: dict[str, list[Run]], key: str) -> dict[str, list[Run]]:
+    """Returns the methods whose rows all have a value of this name."""
+    return {
+        name: seeds
+        for name, seeds in runs.items()
+        if all(row.get(key) is not None for run in seeds for row in run.rows)
+    }
+
+
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
-    score, factor, unit = axis(runs)
-    key = f"personal/test_{score}_weighted"
-    runs = _scored(runs)
+    """Draws test metrics against rounds: a line per method, a band of one deviation over seeds.
+
+    The first panel is the score; each further metric has a panel below.
+    """
+    names = [tables.score_of(runs), *tables.further_metrics(runs)]
     # The legend lists the methods in the order in which their lines end.
-    height = max(4.5, 0.24 * len(runs))
+    height = max(4.5 + 3 * (len(names) - 1), 0.24 * len(runs))
     picture = figure.Figure(figsize=(7.5, height), layout="constrained")
-    axes = picture.subplots()
-    last = {method: np.mean([run.rows[-1][key] for run in seeds]) for method, seeds in runs.items()}
-    for index, ((method, seeds), color) in enumerate(
-        zip(runs.items(), _colors(len(runs)), strict=True)
-    ):
+    panels = picture.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    # One color and style for each method, whichever panels it is in.
+    drawn = _scored(runs)
+    looks = {
+        method: {"color": color, "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        for index, (method, color) in enumerate(zip(drawn, _colors(len(drawn)), strict=True))
+    }
+    for axes, name in zip(panels, names, strict=True):
+        _draw_curves(axes, drawn, name, axis(runs, name), looks)
+    panels[-1].set_xlabel("round")
+    panels[0].set_title(title, loc="left", fontsize=10)
+    lines = {line.get_label(): line for axes in panels[::-1] for line in axes.get_lines()}
+    key = f"personal/test_{names[0]}_weighted"
+
+    def last(method):
+        return np.mean([run.rows[-1].get(key, -np.inf) for run in drawn[method]])
+
+    handles = [lines[method] for method in sorted(lines, key=last, reverse=True)]
+    picture.legend(handles=handles, loc="outside right center", frameon=False)
+    picture.savefig(path, dpi=150)
+
+
+def _draw_curves(axes, runs: dict[str, list[Run]], name: str, form, looks: dict[str, dict]) -> None:
+    """Draws the panel of a metric.
+
+    Args:
+      axes: The panel.
+      runs: The runs, without methods that diverged.
+      name: The metric.
+      form: The result of `axis` for the metric.
+      looks: Color and style of each method.
+    """
+    label, factor, unit = form
+    key = f"personal/test_{name}_weighted"
+    for method, seeds in _with_key(runs, key).items():
         by_round = [{row["round"]: row[key] for row in run.rows} for run in seeds]
         rounds = sorted(set.intersection(*map(set, by_round)))
         curves = factor * np.array([[values[round] for round in rounds] for values in by_round])
         mean = curves.mean(axis=0)
-        style = ("-", "--", ":")[index // 10 % 3]
-        axes.plot(rounds, mean, style, label=method, color=color, linewidth=1.8)
+        axes.plot(rounds, mean, label=method, linewidth=1.8, **looks[method])
         if len(seeds) > 1:
             std = curves.std(axis=0, ddof=1)
+            color = looks[method]["color"]
             axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("round")
-    axes.set_ylabel(f"test {score} of the personalized models{unit}")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel(f"test {label}{unit}\nof the personalized models")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    lines = sorted(axes.get_lines(), key=lambda line: last[line.get_label()], reverse=True)
-    picture.legend(handles=lines, loc="outside right center", frameon=False)
-    picture.savefig(path, dpi=150)
 
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
