@@ -26,12 +26,9 @@ def axis(runs: dict[str, list[Run]], name: str | None = None) -> tuple[str, floa
       name: The metric of the axis; None for the score.
     """
     form = tables.form_of(runs, name or tables.score_of(runs))
-    unit = " (%)" if form.percent else ""
-    return (
-        form.title,
-        100 if form.percent else 1,
-        unit + " (lower is better)" * (not form.more_is_better),
-    )
+    notes = ["%"] * form.percent + ["lower is better"] * (not form.more_is_better)
+    unit = f" ({', '.join(notes)})" if notes else ""
+    return form.title, 100 if form.percent else 1, unit
 
 
 def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:

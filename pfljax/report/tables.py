@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
+import rich.console
 import rich.table
 
 from pfljax import metrics
@@ -286,14 +287,15 @@ def _decimals(mean: float) -> int:
 def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[str, ...]]:
     """Returns the rows of the comparison: the name of the method and an entry per column."""
     within, best = resolution(runs), _best(runs)
+    marked = [column for column in columns if column.path == ("personal_accuracy", "last")]
     rows = []
     for method, seeds in runs.items():
         entries = [cell(seeds, column) for column in columns]
-        values = _values(seeds, columns[0]) if columns else None
-        if within is not None and values is not None and not any(run.diverged for run in seeds):
-            gap = best - float(np.mean(values))
-            if 0 < gap < within:
-                entries[0] += f" {_CLOSE_TO_BEST}"
+        for column in marked if within is not None else ():
+            values = _values(seeds, column)
+            if values is not None and not any(run.diverged for run in seeds):
+                if 0 < best - float(np.mean(values)) < within:
+                    entries[columns.index(column)] += f" {_CLOSE_TO_BEST}"
         rows.append((method, *entries))
     return rows
 
@@ -303,14 +305,24 @@ def heading(column: Column) -> str:
     return f"{column.title} ({column.unit})" if column.unit else column.title
 
 
-def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
-    """Returns the comparison as a table for a terminal.
+def table(runs: dict[str, list[Run]], title: str) -> rich.console.Group:
+    """Returns the comparison for a terminal: a table, and one below with the further metrics.
 
     Args:
       runs: The runs, `{method: [one run per seed]}`.
       title: The title above the table.
     """
     columns = columns_of(runs)
+    further = [column for column in columns if column.path[0] == "metrics"]
+    first = [column for column in columns if column not in further]
+    views = [_view(runs, first, title)]
+    if further:
+        views.append(_view(runs, further, "further metrics, after the last round"))
+    return rich.console.Group(*views)
+
+
+def _view(runs: dict[str, list[Run]], columns: Sequence[Column], title: str) -> rich.table.Table:
+    """Returns some columns of the comparison as a table for a terminal."""
     view = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
