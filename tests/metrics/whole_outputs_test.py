@@ -104,10 +104,11 @@ OF_CLASSES = {
     "nll": nll,
 }
 OF_NUMBERS = {"rmse": sklearn.metrics.root_mean_squared_error, "r2": r2}
+OF_RANKINGS = {"mrr": mrr}
 
 
 def test_every_metric_is_compared():
-    assert set(METRICS) == {*OF_CLASSES, *OF_NUMBERS, "mrr"}
+    assert set(METRICS) == {*OF_CLASSES, *OF_NUMBERS, *OF_RANKINGS}
     for metric in METRICS.values():
         assert metric.tasks and set(metric.tasks) <= set(TASKS)
     assert is_percent("accuracy") and is_percent("macro_f1")
@@ -208,10 +209,11 @@ def test_numbers(name, size, constant):
 
 @QUICKLY
 @hypothesis.given(st.lists(st.lists(SCORES, min_size=4, max_size=4), min_size=1, max_size=ROWS))
-def test_ranks_with_ties(scores):
-    scores = np.array(scores, np.float32)
-    found = padded("mrr", scores, np.zeros(len(scores), np.int32))
-    np.testing.assert_allclose(found, mrr(scores, None), rtol=1e-5)
+def test_rankings_with_ties(scores):
+    scores, unread = np.array(scores, np.float32), np.zeros(len(scores), np.int32)
+    for name, reference in OF_RANKINGS.items():
+        found = padded(name, scores, unread)
+        np.testing.assert_allclose(found, reference(scores, unread), rtol=1e-5, err_msg=name)
 
 
 def test_many_examples_are_exact():
