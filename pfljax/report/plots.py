@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib import axes as axes_lib
 from matplotlib import figure
 
+from pfljax.errors import UserError
 from pfljax.report import tables
 from pfljax.report.finished import Run
 
@@ -36,25 +39,58 @@ def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
     return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
 
 
-def _with_key(runs: dict[str, list[Run]], key: str) -> dict[str, list[Run]]:
-    """Returns the methods whose rows all have a value of this name."""
-    return {
-        name: seeds
-        for name, seeds in runs.items()
-        if all(row.get(key) is not None for run in seeds for row in run.rows)
-    }
+def size_of_curves(runs: dict[str, list[Run]], panels: int = 1) -> tuple[float, float]:
+    """Returns the width and the height of a picture of curves, in inches."""
+    return 7.5, max(4.5 + 3 * (panels - 1), 0.24 * len(runs))
 
 
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test metrics against rounds: a line per method, a band of one deviation over seeds.
-
-    The first panel is the score; each further metric has a panel below.
-    """
+    """Draws test metrics against rounds to a file: the score, and each further metric below."""
     names = [tables.score_of(runs), *tables.further_metrics(runs)]
-    # The legend lists the methods in the order in which their lines end.
-    height = max(4.5 + 3 * (len(names) - 1), 0.24 * len(runs))
-    picture = figure.Figure(figsize=(7.5, height), layout="constrained")
-    panels = picture.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    picture = figure.Figure(figsize=size_of_curves(runs, len(names)), layout="constrained")
+    _draw_panels(picture, runs, title, names)
+    picture.savefig(path, dpi=150)
+
+
+def draw_curves(
+    picture: figure.Figure, runs: dict[str, list[Run]], title: str, metric: str | None = None
+) -> axes_lib.Axes:
+    """Draws a test metric against rounds: a line per method, a band of one deviation over seeds.
+
+    Args:
+      picture: An empty figure.
+      runs: The runs, `{method: [one run per seed]}`.
+      title: The title above the curves.
+      metric: The name of the metric; None for the score.
+
+    Returns:
+      The axes of the curves.
+
+    Raises:
+      UserError: No run has the metric.
+    """
+    if metric is not None:
+        rows = [row for seeds in runs.values() for run in seeds for row in run.rows]
+        ends = ("personal/test_", "_weighted")
+        keys = dict.fromkeys(key for row in rows for key in row)
+        known = [
+            key.removeprefix(ends[0]).removesuffix(ends[1])
+            for key in keys
+            if key.startswith(ends[0]) and key.endswith(ends[1])
+        ]
+        if metric not in known:
+            raise UserError(
+                f"No run has the metric {metric!r}; known are {', '.join(known)}. Others are "
+                "computed if config.metrics names them."
+            )
+    return _draw_panels(picture, runs, title, [metric or tables.score_of(runs)])[0]
+
+
+def _draw_panels(
+    picture: figure.Figure, runs: dict[str, list[Run]], title: str, names: Sequence[str]
+) -> list[axes_lib.Axes]:
+    """Draws a panel for each of several metrics, and a legend; returns their axes."""
+    panels = list(picture.subplots(len(names), sharex=True, squeeze=False)[:, 0])
     # One color and style for each method, whichever panels it is in.
     drawn = _scored(runs)
     looks = {
@@ -62,7 +98,7 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
         for index, (method, color) in enumerate(zip(drawn, _colors(len(drawn)), strict=True))
     }
     for axes, name in zip(panels, names, strict=True):
-        _draw_curves(axes, drawn, name, axis(runs, name), looks)
+        _draw_panel(axes, drawn, name, axis(runs, name), looks)
     panels[-1].set_xlabel("round")
     panels[0].set_title(title, loc="left", fontsize=10)
     lines = {line.get_label(): line for axes in panels[::-1] for line in axes.get_lines()}
@@ -71,13 +107,20 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     def last(method):
         return np.mean([run.rows[-1].get(key, -np.inf) for run in drawn[method]])
 
+    # The legend lists the methods in the order in which their lines end.
     handles = [lines[method] for method in sorted(lines, key=last, reverse=True)]
     picture.legend(handles=handles, loc="outside right center", frameon=False)
-    picture.savefig(path, dpi=150)
+    return panels
 
 
-def _draw_curves(axes, runs: dict[str, list[Run]], name: str, form, looks: dict[str, dict]) -> None:
-    """Draws the panel of a metric.
+def _draw_panel(
+    axes: axes_lib.Axes,
+    runs: dict[str, list[Run]],
+    name: str,
+    form: tuple[str, float, str],
+    looks: dict[str, dict],
+) -> None:
+    """Draws the panel of a metric, with the methods whose rows all have a value.
 
     Args:
       axes: The panel.
@@ -88,8 +131,10 @@ def _draw_curves(axes, runs: dict[str, list[Run]], name: str, form, looks: dict[
     """
     label, factor, unit = form
     key = f"personal/test_{name}_weighted"
-    for method, seeds in _with_key(runs, key).items():
-        by_round = [{row["round"]: row[key] for row in run.rows} for run in seeds]
+    for method, seeds in runs.items():
+        by_round = [{row["round"]: row.get(key) for row in run.rows} for run in seeds]
+        if any(value is None for values in by_round for value in values.values()):
+            continue
         rounds = sorted(set.intersection(*map(set, by_round)))
         curves = factor * np.array([[values[round] for round in rounds] for values in by_round])
         mean = curves.mean(axis=0)
