@@ -150,7 +150,7 @@ def _draw_panel(
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws one point per client and seed for each method, and the quartiles across them."""
-    score, factor, unit = axis(runs)
+    label, factor, unit = axis(runs)
     runs = _scored(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
@@ -158,7 +158,7 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
     for position, (seeds, color) in enumerate(
         zip(runs.values(), _colors(len(runs)), strict=True), start=1
     ):
-        key = f"personal_test_{score}"
+        key = f"personal_test_{tables.score_of(runs)}"
         values = factor * np.concatenate([run.clients[key] for run in seeds])
         values = values[np.isfinite(values)]
         axes.boxplot(
@@ -171,7 +171,7 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
         positions = position + scatter.uniform(-0.18, 0.18, len(values))
         axes.plot(positions, values, ".", color=color, alpha=0.6, markersize=5)
     axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
-    axes.set_ylabel(f"test {score} of each client{unit}")
+    axes.set_ylabel(f"test {label} of each client{unit}")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)

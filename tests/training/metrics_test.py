@@ -115,6 +115,8 @@ def test_tables_and_curves(straight, tmp_path):
     assert float(tables.cell(runs["ditto"], columns[at + 1])) == pytest.approx(nll, rel=1e-3)
     text = tables.explanation(runs)
     assert "Test AUC weighted" in text and "negative log-likelihood (lower is better)" in text
+    plots.plot_clients(tmp_path / "clients.png", runs, "A title")
+    assert (tmp_path / "clients.png").stat().st_size > 10_000
     heights = []
     for names in (["nll", "loss"], []):
         run = runs["ditto"][0]
