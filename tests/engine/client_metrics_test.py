@@ -101,6 +101,21 @@ def test_outputs_are_those_of_the_sums(name, devices):
     assert_as_the_sums(scores, examples().sizes, targets_of(examples()))
 
 
+def test_only_personalized_models_use_the_predict_of_the_method():
+    """FedAvg's two models are one, so that only the outputs can differ."""
+
+    def upside_down(model, inputs, key):
+        return -federation.task().predict(model, inputs)
+
+    algorithm = federation.make("fedavg")._replace(predict=upside_down)
+    task = measured(federation.task())
+    scores = federation.run(algorithm, data=examples(), rounds=1, score=task).scores
+    assert_as_the_sums(scores, examples().sizes, targets_of(examples()))
+    some = examples().sizes["test"] > 0
+    personal, common = (scores[model]["test"]["nll"][some] for model in ("personal", "global"))
+    assert np.all(np.abs(personal - common) > 1e-3)
+
+
 def test_chosen_clients():
     ids = (7, 2, 8)
     some = outcome("ditto", 1, ids=ids)
