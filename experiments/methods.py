@@ -95,6 +95,7 @@ def population() -> Examples:
         sizes={split: jnp.asarray(sizes) for split in splits},
         class_counts=jnp.ones((_NUM_CLIENTS, _NUM_CLASSES), jnp.int32),
         max_train_size=_NUM_CLASSES,
+        max_eval_size=_NUM_CLASSES,
         num_participants=_NUM_CLIENTS,
     )
 

@@ -26,6 +26,22 @@ jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--import-file",
+        action="append",
+        default=[],
+        help="A Python file with methods of yours, for which the contract tests run too.",
+    )
+
+
+def pytest_configure(config):
+    from pfljax import extensions
+
+    for path in config.getoption("--import-file"):
+        extensions.import_file(path)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def drop_compiled_programs():
     """Gives the memory maps of a file's programs back."""
@@ -36,10 +52,13 @@ def drop_compiled_programs():
 @pytest.fixture(autouse=True)
 def forget_registered_names():
     """Removes the methods, networks, data sets and metrics that a test registers."""
-    from pfljax import data, models  # after the flags above are set
+    from pfljax import data, extensions, metrics, models  # after the flags above are set
     from pfljax.algorithms import ALGORITHMS
 
-    registries = [ALGORITHMS, models.MODELS, data.SOURCES]
+    registries = [
+        *(ALGORITHMS, models.MODELS, data.SOURCES, metrics.METRICS),
+        extensions._IMPORTED,
+    ]
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):

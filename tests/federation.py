@@ -52,6 +52,7 @@ def examples_of(
         sizes={"train": sizes, "validation": 0 * sizes, "test": sizes},
         class_counts=counts.astype(np.int32),
         max_train_size=int(sizes.max()),
+        max_eval_size=int(sizes.max()),
         num_participants=len(sizes) - unseen,
     )
 

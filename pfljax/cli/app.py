@@ -20,6 +20,7 @@ import rich.progress
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from pfljax import metrics
 from pfljax.cli import command_line
 from pfljax.errors import UserError
 from pfljax.training.run import runtime, workdir
@@ -36,9 +37,13 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
+flags.DEFINE_multi_string(
+    "import", [], "A Python file with methods, networks, data sets or metrics of yours; repeatable."
+)
+
 # The flags that `--help` shows in addition to those of the command.
 _SHARED = (
-    *("config", "workdir", "print_config", "quiet"),
+    *("config", "workdir", "print_config", "import", "quiet"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
@@ -56,8 +61,9 @@ def define_config() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "The config file, such as configs/quickstart.py. --config.KEY=VALUE changes one of its "
-        "keys, such as --config.data.alpha=0.5; docs/config.md describes all keys.",
+        "The config file, such as configs/quickstart.py, or the name of a config of this package, "
+        "such as quickstart. --config.KEY=VALUE changes one of its keys, such as "
+        "--config.data.alpha=0.5; docs/config.md describes all keys.",
         lock_config=True,
     )
     flags.DEFINE_bool("print_config", False, "Print all keys with their values and exit.")
@@ -178,6 +184,9 @@ def _parse(argv: list[str]) -> None:
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
     arguments: dict[str, str] = {}
+    command_line.import_files(argv)
+    if "config" in flags.FLAGS:
+        argv = sys.argv = command_line.with_config_files(argv)
     if "config" in flags.FLAGS and "print_config" in flags.FLAGS:
         argv, arguments = command_line.split_model_arguments(argv)
         sys.argv = argv  # ml_collections looks for keys there.
@@ -265,7 +274,7 @@ def progress(rounds: int) -> Iterator[Callable[..., Callable[[int, dict[str, flo
     with rich.progress.Progress(*columns, console=console, disable=hidden) as bars:
 
         def add(name, score):
-            form = ".1%" if score == "accuracy" else ".4g"
+            form = ".1%" if metrics.is_percent(score) else ".4g"
             bar = bars.add_task(name, total=rounds, speed="", scores="")
 
             def report(done, scores):

@@ -25,6 +25,7 @@ import jax
 import rich.table
 from absl import flags
 
+from pfljax import metrics
 from pfljax.cli import app
 from pfljax.errors import DivergedError, UserError
 from pfljax.training import sweep
@@ -72,8 +73,8 @@ def main() -> None:
 
 def _table(algorithm: str, swept: sweep.Sweep) -> rich.table.Table:
     table = rich.table.Table(title=f"{algorithm}, best validation {swept.score} first")
-    accuracy = swept.score == "accuracy"
-    unit, factor, form = ("%", 100, ".2f") if accuracy else (swept.score, 1, ".4g")
+    percent = metrics.is_percent(swept.score)
+    unit, factor, form = ("%", 100, ".2f") if percent else (swept.score, 1, ".4g")
     for key in (*swept.settings[0].settings, f"validation ({unit})", f"test ({unit})"):
         table.add_column(key, justify="right")
     for setting, *means in swept.settings:

@@ -73,7 +73,7 @@ class ClientData:
       size: `[]` int32, the number of this client's examples.
       class_counts: `[C]` int32, the number of examples of each label; None if no function of the
         method uses them.
-      max_size: The largest `size` in the population (static).
+      max_size: The largest `size` in the population, of this split (static).
       order: `[max_size]` int32, the index of the example in each row; None for the stored order.
     """
 

@@ -10,7 +10,8 @@ a scalar. *Params* are a nested dict of arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,12 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+
+    Example:
+      >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
+      >>> one, other = (jax.random.uniform(context.child(index).key) for index in (0, 1))
+      >>> bool(one != other), int(context.child(0).round)
+      (True, 3)
     """
 
     key: jax.Array
@@ -122,6 +129,13 @@ class ClientOutput(NamedTuple):
         for a mean over those clients only that have something to report.
       size: Number of bits of the upload, an `aggregation.Size`, if an aggregator determines it;
         None if the shapes of `sum` and `each` determine it.
+
+    Example:
+      >>> from pfljax import core
+      >>> upload = core.weighted({"w": jnp.ones(2)}, jnp.float32(3.0))
+      >>> output = ClientOutput(state=(), sum=upload, metrics={"loss": jnp.float32(0.5)})
+      >>> output.sum.value["w"].tolist(), output.each
+      ([3.0, 3.0], ())
     """
 
     state: PyTree
@@ -167,10 +181,22 @@ class Task(NamedTuple):
         batch, at their paths in the params; None for a model without any. Pass it to
         `LocalTraining` so that running statistics are updated.
       score: The metric by which models are selected and compared.
-      more_is_better: Whether a larger score is better.
+      lower_is_better: The names of the metrics of which a smaller value is better.
       params_metrics: `(params, batch, key) -> {name: []}`, the same sums if `evaluate` should not
         compute them from the outputs of a whole batch: because a loss draws random numbers, or
         because the outputs would not fit into memory. None computes them from the outputs.
+      client_metrics: `{name: (outputs [n, ...], targets [n, ...], mask [n]) -> []}`, metrics of all
+        outputs of a client in a split, after `decode`, which are no means over examples; NaN for a
+        client for which a metric is undefined. See `pfljax.metrics.Metric`.
+      decode: `outputs -> outputs` in the form that `client_metrics` take: numbers in the units of
+        the targets for a task that standardizes its targets.
+
+    Example:
+      >>> from pfljax import models, tasks
+      >>> task = tasks.classification(models.mlp((4,), 3, widths=(8,)), num_classes=3)
+      >>> params = task.init(jax.random.key(0))
+      >>> task.predict(params, jnp.zeros((2, 4))).shape, task.num_features
+      ((2, 3), 8)
     """
 
     init: Callable[[jax.Array], Params]
@@ -188,8 +214,15 @@ class Task(NamedTuple):
     is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Params, Batch], Params] | None = None
     score: str = "accuracy"
-    more_is_better: bool = True
+    lower_is_better: tuple[str, ...] = ("loss",)
     params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
+    client_metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+    decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a larger score is better."""
+        return self.score not in self.lower_is_better
 
     def evaluate(self, params: Params, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Returns the metrics of a model on a batch.

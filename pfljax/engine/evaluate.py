@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core import streams, tree
-from pfljax.core.algorithm import Algorithm
+from pfljax.core.algorithm import Algorithm, Predict
 from pfljax.core.types import Context, FederatedState, Params, PyTree, Task
 from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
@@ -92,53 +92,94 @@ def evaluate_client(
       context: The context, with the client's key and the round.
 
     Returns:
-      `{model: {split: {metric: []}}}`, sums over the client's examples; model is 'personal' and,
-      if the method has one, 'global'.
+      `{model: {split: {metric: []}}}`, sums over the client's examples, and the values of
+      `Task.client_metrics`; model is 'personal' and, if the method has one, 'global'.
     """
     models = deployed(algorithm, task, batch_size, server, client, examples, row, unseen, context)
     # The global model predicts as in the task; only personalized models may predict differently.
-    evaluate_model = {"personal": personal_metrics(algorithm, task), "global": task.evaluate}
+    evaluate_model = {"personal": scorer(task, algorithm.predict), "global": scorer(task)}
 
     def score(split):
         data = examples.of_client(row, split)
+        capacity = -(-data.max_size // batch_size) * batch_size
 
         def batch_scores(number):
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
             key = context.child(2 + SPLITS.index(split)).child(number).key
-            return {
+            of_models = {
                 name: evaluate_model[name](params, batch, key) for name, params in models.items()
             }
+            sums = {name: sums for name, (sums, _) in of_models.items()}
+            return sums, {name: outputs for name, (_, outputs) in of_models.items()}
 
-        zeros = tree.zeros_like(jax.eval_shape(batch_scores, jnp.zeros((), jnp.int32)))
-        return jax.lax.fori_loop(
-            0,
-            -(-data.size // batch_size),
-            lambda number, sums: tree.add(sums, batch_scores(number)),
-            zeros,
+        def add_batch(number, results):
+            sums, kept = results
+            batch_sums, outputs = batch_scores(number)
+
+            def keep(buffer, rows):
+                return jax.lax.dynamic_update_slice_in_dim(buffer, rows, number * batch_size, 0)
+
+            return tree.add(sums, batch_sums), jax.tree.map(keep, kept, outputs)
+
+        sums, outputs = jax.eval_shape(batch_scores, jnp.zeros((), jnp.int32))
+        empty = jax.tree.map(
+            lambda rows: jnp.zeros((capacity, *rows.shape[1:]), rows.dtype), outputs
         )
+        sums, outputs = jax.lax.fori_loop(
+            0, -(-data.size // batch_size), add_batch, (tree.zeros_like(sums), empty)
+        )
+        if not task.client_metrics:
+            return sums
+        whole = data.take(jnp.arange(capacity, dtype=jnp.int32))
+        return {
+            name: sums[name]
+            | {
+                metric: compute(task.decode(outputs[name]), whole.targets, whole.mask)
+                for metric, compute in task.client_metrics.items()
+            }
+            for name in models
+        }
 
     scores = {split: score(split) for split in SPLITS}
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
 
 
-def personal_metrics(algorithm: Algorithm, task: Task) -> Callable:
-    """Returns `(params, batch, key) -> {name: []}`, the metrics of a method's personalized models.
+def scorer(task: Task, predict: Predict | None = None) -> Callable:
+    """Returns the function that scores the models of a task on a batch.
+
+    Args:
+      task: The model and its metrics.
+      predict: Computes the outputs of the models; None for `Task.predict`.
+
+    Returns:
+      `(params, batch, key) -> (sums, outputs)`: `{name: []}`, as `Task.evaluate` returns them, and
+      the outputs `[B, ...]` for `Task.client_metrics`; `()` for a task without any.
 
     Raises:
-      UserError: The method computes outputs itself, and the task does not score outputs.
+      UserError: The metrics of the task are not computed from such outputs.
     """
-    if algorithm.predict is None:
-        return task.evaluate
-    if task.metrics is None:
+    if task.client_metrics and (task.metrics is None or task.params_metrics is not None):
+        raise UserError(
+            f"The metrics {', '.join(task.client_metrics)} need all outputs of a client at once, "
+            "but this task computes its metrics without them, as they would not fit into memory or "
+            "are random; remove them from config.metrics."
+        )
+    if predict is not None and task.metrics is None:
         raise UserError(
             "The method combines the outputs of several models, but the metrics of this task are "
             "not computed from outputs; choose a method with one personalized model, such as ditto."
         )
 
-    def metrics(params, batch, key):
-        return task.metrics(algorithm.predict(params, batch.inputs, key), batch)
+    def score(params, batch, key):
+        if predict is None and not task.client_metrics:
+            return task.evaluate(params, batch, key), ()
+        if predict is None:
+            outputs = task.predict(params, batch.inputs)
+        else:
+            outputs = predict(params, batch.inputs, key)
+        return task.metrics(outputs, batch), outputs if task.client_metrics else ()
 
-    return metrics
+    return score
 
 
 def evaluate_rows(
@@ -170,7 +211,7 @@ def evaluate_rows(
       of_client: What is found out about a client.
 
     Returns:
-      `{model: {split: {metric: [rows]}}}`, sums over each client's examples; or the result of
+      `{model: {split: {metric: [rows]}}}`, as `evaluate_client` returns them; or the result of
       another `of_client`, stacked `[rows, ...]`.
     """
     num_rows, clients = ids.shape[0], state.clients

@@ -25,6 +25,7 @@ class Examples:
       class_counts: `[num_clients, C]` int32, of the training examples; None if no function of the
         method uses them.
       max_train_size: The size of the largest training set (static).
+      max_eval_size: The size of the largest validation or test set, at least 1 (static).
       num_participants: Number of clients that can be sampled, those with the lowest ids (static).
     """
 
@@ -34,6 +35,7 @@ class Examples:
     sizes: dict[str, jax.Array]
     class_counts: jax.Array | None
     max_train_size: int = dataclasses.field(metadata={"static": True})
+    max_eval_size: int = dataclasses.field(metadata={"static": True})
     num_participants: int = dataclasses.field(metadata={"static": True})
 
     @property
@@ -50,7 +52,7 @@ class Examples:
             offset=self.offsets[split][row],
             size=jnp.where(client_id < 0, 0, self.sizes[split][row]),
             class_counts=self._counts(client_id, row),
-            max_size=self.max_train_size,
+            max_size=self.max_train_size if split == "train" else self.max_eval_size,
         )
 
     def profile(self, client_id: jax.Array) -> ClientProfile:

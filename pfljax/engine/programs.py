@@ -195,8 +195,8 @@ def evaluation_program(
 
     Returns:
       `(state, examples, num_rounds, inputs) -> {model: {split: {metric: [num_clients]}}}`, sums
-      over each client's examples; `[len(eval_ids)]`, in the order of `eval_ids`, where they are
-      given.
+      over each client's examples, and the values of `Task.client_metrics`; `[len(eval_ids)]`, in
+      the order of `eval_ids`, where they are given.
     """
 
     def program(state, examples, num_rounds, inputs):

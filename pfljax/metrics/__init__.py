@@ -1,5 +1,23 @@
-"""From per-client sums to the numbers of a table."""
+"""Metrics of a client's whole outputs, and summaries across clients and rounds."""
 
-from pfljax.metrics.summary import Summary, best_of, over_rounds, summarize
+from pfljax.metrics.registry import METRICS, Metric, is_percent
+from pfljax.metrics.summary import (
+    Summary,
+    across_rounds,
+    best_round,
+    over_rounds,
+    result_key,
+    summarize,
+)
 
-__all__ = ["Summary", "best_of", "over_rounds", "summarize"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Summary",
+    "across_rounds",
+    "best_round",
+    "is_percent",
+    "over_rounds",
+    "result_key",
+    "summarize",
+]

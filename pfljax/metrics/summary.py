@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,52 +57,108 @@ def summarize(
     )
 
 
-def best_of(scores: Sequence[float], *, more_is_better: bool = True) -> int:
-    """Returns the index of the best score, the first of equal ones; NaN is never the best."""
-    worst, find = (-math.inf, np.argmax) if more_is_better else (math.inf, np.argmin)
-    values = np.array(scores, float)
-    return int(find(np.where(np.isfinite(values), values, worst)))
+def result_key(model: str, score: str) -> str:
+    """Returns the key of a model's scores in `result.json`; accuracies have a key of their own.
+
+    Example:
+      >>> result_key("personal", "accuracy"), result_key("global", "mse")
+      ('personal_accuracy', 'global_score')
+    """
+    return f"{model}_accuracy" if score == "accuracy" else f"{model}_score"
 
 
-def over_rounds(
-    test: Sequence[Summary],
-    validation: Sequence[Summary | None],
-    unseen: Sequence[Summary | None],
+def _best(values: Sequence[float | None], more_is_better: bool) -> int | None:
+    """Returns the index of the first of the best values; None if one of them is missing."""
+    if any(value is None for value in values):
+        return None
+    find, worst = (np.argmax, -math.inf) if more_is_better else (np.argmin, math.inf)
+    numbers = np.array(values, np.float64)
+    return int(find(np.where(np.isfinite(numbers), numbers, worst)))
+
+
+def best_round(
+    rows: Sequence[dict[str, Any]], model: str, score: str, *, more_is_better: bool = True
+) -> int | None:
+    """Returns the row in which a model has the best score on validation examples.
+
+    The mean over clients is weighted by their examples. Of equally good rows it is the first one; a
+    score that is not finite is never the best.
+
+    Args:
+      rows: The rows of `metrics.jsonl`.
+      model: 'personal' or 'global'.
+      score: The metric by which rounds are chosen.
+      more_is_better: Whether the best row has the largest score, or the smallest.
+
+    Returns:
+      The index of the row; None if a row has no validation score.
+    """
+    key = f"{model}/validation_{score}_weighted"
+    return _best([row.get(key) for row in rows], more_is_better)
+
+
+def across_rounds(
+    rows: Sequence[dict[str, Any]],
+    model: str,
+    metric: str,
+    chosen: int | None,
     *,
     more_is_better: bool = True,
 ) -> dict[str, float | None]:
-    """Summarizes a run across rounds, as in `result.json`.
-
-    The model is selected on validation examples. The best test score over all rounds is included
-    only because other papers report it.
+    """Returns the values of a metric in the chosen and in the best round.
 
     Args:
-      test: The summaries of the participating clients on test examples, one per evaluation.
-      validation: The same on validation examples; None if there are none.
-      unseen: The summaries of the held-out clients on their test examples; None if there are none.
-      more_is_better: Whether the best round has the largest score, or the smallest.
+      rows: The rows of `metrics.jsonl`.
+      model: 'personal' or 'global'.
+      metric: The metric.
+      chosen: The result of `best_round` for the score; the same for all metrics, because one round
+        is chosen, and not another one for each metric.
+      more_is_better: Whether the largest value of the metric is the best one.
 
     Returns:
-      The scores; a round whose score is not finite is never the best one.
+      Test values: 'at_best_validation', and 'max_over_rounds' or 'min_over_rounds', which is
+      included only because other papers report it. None if a row has no value.
     """
-    last = test[-1]
-    best = None
-    name = "max" if more_is_better else "min"
-
-    def best_round(summaries):
-        scores = [summary.weighted for summary in summaries]
-        return best_of(scores, more_is_better=more_is_better)
-
-    if all(summary is not None for summary in validation):
-        best = test[best_round(validation)].weighted
-    result = {
-        "last": last.weighted,
-        "at_best_validation": best,
-        f"{name}_over_rounds": test[best_round(test)].weighted,
-        "unweighted_last": last.unweighted,
-        "std": last.std,
-        "worst_decile": last.worst_decile,
+    values = [row.get(f"{model}/test_{metric}_weighted") for row in rows]
+    best = _best(values, more_is_better)
+    return {
+        "at_best_validation": None if chosen is None else values[chosen],
+        f"{'max' if more_is_better else 'min'}_over_rounds": None if best is None else values[best],
     }
-    if unseen[-1] is not None:
-        result["unseen_last"] = unseen[-1].weighted
+
+
+def over_rounds(
+    rows: Sequence[dict[str, Any]],
+    model: str,
+    metric: str,
+    chosen: int | None,
+    *,
+    more_is_better: bool = True,
+) -> dict[str, float | None] | None:
+    """Summarizes a metric of a run across rounds, as in `result.json`.
+
+    Args:
+      rows: The rows of `metrics.jsonl`.
+      model: 'personal' or 'global'.
+      metric: The metric.
+      chosen: As in `across_rounds`.
+      more_is_better: As in `across_rounds`.
+
+    Returns:
+      Test values of the participating clients, and of the held-out ones as 'unseen_last'; None
+      without a value in the last row.
+    """
+    last, prefix = rows[-1], f"{model}/test_{metric}_"
+    if f"{prefix}weighted" not in last:
+        return None
+    result = {
+        "last": last[f"{prefix}weighted"],
+        **across_rounds(rows, model, metric, chosen, more_is_better=more_is_better),
+        "unweighted_last": last[f"{prefix}unweighted"],
+        "std": last[f"{prefix}std"],
+        "worst_decile": last[f"{prefix}worst_decile"],
+    }
+    unseen = f"{model}/unseen_test_{metric}_weighted"
+    if unseen in last:
+        result["unseen_last"] = last[unseen]
     return result

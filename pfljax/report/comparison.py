@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
-import rich.table
+import rich.console
 
 from pfljax.data import FederatedDataset, statistics
 from pfljax.report import finished, partitions, plots, tables
@@ -28,7 +28,7 @@ class Report(NamedTuple):
 
     runs: dict[str, list[finished.Run]]
     title: str
-    table: rich.table.Table
+    table: rich.console.Group
     notes: list[str]
     files: list[str]
     diverged: list[str]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
+from pfljax import metrics
 from pfljax.training.run import writers
 
 
@@ -110,18 +111,19 @@ def _at_common_rounds(
 
 
 def _chosen_again(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a result whose scores over rounds are recomputed from some rows."""
+    """Returns a result whose values over rounds are recomputed from some rows."""
     score, more = result.get("score_name", "accuracy"), result.get("more_is_better", True)
-    best = max if more else min
-    changed = dict(result)
+    changed = {**result, "metrics": {**result.get("metrics", {})}}
     for model in ("personal", "global"):
-        key = f"{model}_accuracy" if score == "accuracy" else f"{model}_score"
-        test, validation = f"{model}/test_{score}_weighted", f"{model}/validation_{score}_weighted"
-        if result.get(key) is None:
-            continue
-        scores = dict(result[key])
-        if all(row.get(validation) is not None for row in rows):
-            scores["at_best_validation"] = best(rows, key=lambda row: row[validation])[test]
-        scores[f"{best.__name__}_over_rounds"] = best(row[test] for row in rows)
-        changed[key] = scores
+        round = metrics.best_round(rows, model, score, more_is_better=more)
+
+        def again(values, name, more, model=model, round=round):
+            across = metrics.across_rounds(rows, model, name, round, more_is_better=more)
+            return None if values is None else {**values, **across}
+
+        key = metrics.result_key(model, score)
+        changed[key] = again(result.get(key), score, more)
+        for name, entry in changed["metrics"].items():
+            found = again(entry[model], name, entry["more_is_better"])
+            changed["metrics"][name] = {**entry, model: found}
     return changed

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib import axes as axes_lib
 from matplotlib import figure
 
+from pfljax.errors import UserError
 from pfljax.report import tables
 from pfljax.report.finished import Run
 
@@ -19,13 +21,17 @@ def _colors(count: int):
     return [palette(index % palette.N) for index in range(count)]
 
 
-def axis(runs: dict[str, list[Run]]) -> tuple[str, float, str]:
-    """Returns the score of an axis, the factor from stored to plotted values, and the unit."""
-    score = tables.score_of(runs)
-    if score == "accuracy":
-        return score, 100, " (%)"
-    more = next(iter(runs.values()))[0].result.get("more_is_better", True)
-    return score, 1, "" if more else " (lower is better)"
+def axis(runs: dict[str, list[Run]], name: str | None = None) -> tuple[str, float, str]:
+    """Returns the name of an axis, the factor from stored to plotted values, and the unit.
+
+    Args:
+      runs: The runs.
+      name: The metric of the axis; None for the score.
+    """
+    form = tables.form_of(runs, name or tables.score_of(runs))
+    notes = ["%"] * form.percent + ["lower is better"] * (not form.more_is_better)
+    unit = f" ({', '.join(notes)})" if notes else ""
+    return form.title, 100 if form.percent else 1, unit
 
 
 def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
@@ -33,22 +39,23 @@ def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
     return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
 
 
-def size_of_curves(runs: dict[str, list[Run]]) -> tuple[float, float]:
+def size_of_curves(runs: dict[str, list[Run]], panels: int = 1) -> tuple[float, float]:
     """Returns the width and the height of a picture of curves, in inches."""
-    return 7.5, max(4.5, 0.24 * len(runs))
+    return 7.5, max(4.5 + 3 * (panels - 1), 0.24 * len(runs))
 
 
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test scores against rounds to a file."""
-    picture = figure.Figure(figsize=size_of_curves(runs), layout="constrained")
-    draw_curves(picture, runs, title)
+    """Draws test metrics against rounds to a file: the score, and each further metric below."""
+    names = [tables.score_of(runs), *tables.further_metrics(runs)]
+    picture = figure.Figure(figsize=size_of_curves(runs, len(names)), layout="constrained")
+    _draw_panels(picture, runs, title, names)
     picture.savefig(path, dpi=150)
 
 
 def draw_curves(
     picture: figure.Figure, runs: dict[str, list[Run]], title: str, metric: str | None = None
 ) -> axes_lib.Axes:
-    """Draws test scores against rounds: a line per method, a band of one deviation over seeds.
+    """Draws a test metric against rounds: a line per method, a band of one deviation over seeds.
 
     Args:
       picture: An empty figure.
@@ -58,38 +65,92 @@ def draw_curves(
 
     Returns:
       The axes of the curves.
+
+    Raises:
+      UserError: No run has the metric.
     """
-    score, factor, unit = axis(runs)
-    key = f"personal/test_{score}_weighted"
-    runs = _scored(runs)
-    axes = picture.subplots()
-    last = {method: np.mean([run.rows[-1][key] for run in seeds]) for method, seeds in runs.items()}
-    for index, ((method, seeds), color) in enumerate(
-        zip(runs.items(), _colors(len(runs)), strict=True)
-    ):
-        by_round = [{row["round"]: row[key] for row in run.rows} for run in seeds]
+    if metric is not None:
+        rows = [row for seeds in runs.values() for run in seeds for row in run.rows]
+        ends = ("personal/test_", "_weighted")
+        keys = dict.fromkeys(key for row in rows for key in row)
+        known = [
+            key.removeprefix(ends[0]).removesuffix(ends[1])
+            for key in keys
+            if key.startswith(ends[0]) and key.endswith(ends[1])
+        ]
+        if metric not in known:
+            raise UserError(
+                f"No run has the metric {metric!r}; known are {', '.join(known)}. Others are "
+                "computed if config.metrics names them."
+            )
+    return _draw_panels(picture, runs, title, [metric or tables.score_of(runs)])[0]
+
+
+def _draw_panels(
+    picture: figure.Figure, runs: dict[str, list[Run]], title: str, names: Sequence[str]
+) -> list[axes_lib.Axes]:
+    """Draws a panel for each of several metrics, and a legend; returns their axes."""
+    panels = list(picture.subplots(len(names), sharex=True, squeeze=False)[:, 0])
+    # One color and style for each method, whichever panels it is in.
+    drawn = _scored(runs)
+    looks = {
+        method: {"color": color, "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        for index, (method, color) in enumerate(zip(drawn, _colors(len(drawn)), strict=True))
+    }
+    for axes, name in zip(panels, names, strict=True):
+        _draw_panel(axes, drawn, name, axis(runs, name), looks)
+    panels[-1].set_xlabel("round")
+    panels[0].set_title(title, loc="left", fontsize=10)
+    lines = {line.get_label(): line for axes in panels[::-1] for line in axes.get_lines()}
+    key = f"personal/test_{names[0]}_weighted"
+
+    def last(method):
+        return np.mean([run.rows[-1].get(key, -np.inf) for run in drawn[method]])
+
+    # The legend lists the methods in the order in which their lines end.
+    handles = [lines[method] for method in sorted(lines, key=last, reverse=True)]
+    picture.legend(handles=handles, loc="outside right center", frameon=False)
+    return panels
+
+
+def _draw_panel(
+    axes: axes_lib.Axes,
+    runs: dict[str, list[Run]],
+    name: str,
+    form: tuple[str, float, str],
+    looks: dict[str, dict],
+) -> None:
+    """Draws the panel of a metric, with the methods whose rows all have a value.
+
+    Args:
+      axes: The panel.
+      runs: The runs, without methods that diverged.
+      name: The metric.
+      form: The result of `axis` for the metric.
+      looks: Color and style of each method.
+    """
+    label, factor, unit = form
+    key = f"personal/test_{name}_weighted"
+    for method, seeds in runs.items():
+        by_round = [{row["round"]: row.get(key) for row in run.rows} for run in seeds]
+        if any(value is None for values in by_round for value in values.values()):
+            continue
         rounds = sorted(set.intersection(*map(set, by_round)))
         curves = factor * np.array([[values[round] for round in rounds] for values in by_round])
         mean = curves.mean(axis=0)
-        style = ("-", "--", ":")[index // 10 % 3]
-        axes.plot(rounds, mean, style, label=method, color=color, linewidth=1.8)
+        axes.plot(rounds, mean, label=method, linewidth=1.8, **looks[method])
         if len(seeds) > 1:
             std = curves.std(axis=0, ddof=1)
+            color = looks[method]["color"]
             axes.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("round")
-    axes.set_ylabel(f"test {score} of the personalized models{unit}")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel(f"test {label}{unit}\nof the personalized models")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    # The legend lists the methods in the order in which their lines end.
-    lines = sorted(axes.get_lines(), key=lambda line: last[line.get_label()], reverse=True)
-    picture.legend(handles=lines, loc="outside right center", frameon=False)
-    return axes
 
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws one point per client and seed for each method, and the quartiles across them."""
-    score, factor, unit = axis(runs)
+    label, factor, unit = axis(runs)
     runs = _scored(runs)
     picture = figure.Figure(figsize=(max(7.5, 0.45 * len(runs)), 4.5), layout="constrained")
     axes = picture.subplots()
@@ -97,7 +158,7 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
     for position, (seeds, color) in enumerate(
         zip(runs.values(), _colors(len(runs)), strict=True), start=1
     ):
-        key = f"personal_test_{score}"
+        key = f"personal_test_{tables.score_of(runs)}"
         values = factor * np.concatenate([run.clients[key] for run in seeds])
         values = values[np.isfinite(values)]
         axes.boxplot(
@@ -110,7 +171,7 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
         positions = position + scatter.uniform(-0.18, 0.18, len(values))
         axes.plot(positions, values, ".", color=color, alpha=0.6, markersize=5)
     axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
-    axes.set_ylabel(f"test {score} of each client{unit}")
+    axes.set_ylabel(f"test {label} of each client{unit}")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)

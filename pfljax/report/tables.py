@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.box
+import rich.console
 import rich.table
 
+from pfljax import metrics
 from pfljax.report.finished import Run
 
 
@@ -22,8 +24,8 @@ class Column(NamedTuple):
     Attributes:
       title: The heading of the column.
       path: The keys of the value in `result.json`.
-      unit: The unit of the value shown, such as '%', 'ms' or 'kB'; for a score other than
-        accuracy, the name of the score.
+      unit: The unit of the value shown, such as '%', 'ms' or 'kB'; for a score that is not shown
+        in percent, its name; '' for none.
       scale: The factor from the stored unit to the unit shown.
     """
 
@@ -61,6 +63,43 @@ EXPLANATION = (
 )
 
 
+class Form(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+      title: The name of the metric.
+      percent: Whether it is shown in percent.
+      more_is_better: Whether a larger value is better.
+    """
+
+    title: str
+    percent: bool
+    more_is_better: bool
+
+
+def form_of(runs: dict[str, list[Run]], name: str) -> Form:
+    """Returns how a metric of some runs is shown, as their results say."""
+    results = [run.result for seeds in runs.values() for run in seeds]
+    # A run that diverged has no metrics.
+    return form_in(
+        next((one for one in results if name in one.get("metrics", ())), results[0]), name
+    )
+
+
+def form_in(result: dict[str, Any], name: str) -> Form:
+    """Returns how a metric is shown, as `result.json` says; older ones have the score only."""
+    more = result.get("more_is_better", True)
+    older = {"title": name, "percent": metrics.is_percent(name), "more_is_better": more}
+    found = result.get("metrics", {}).get(name, older)
+    return Form(*(found[field] for field in Form._fields))
+
+
+def further_metrics(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns the metrics that are shown beside the score."""
+    each = [run.result.get("further_metrics", ()) for seeds in runs.values() for run in seeds]
+    return list(dict.fromkeys(name for names in each for name in names))
+
+
 def score_of(runs: dict[str, list[Run]]) -> str:
     """Returns the metric by which runs are compared, the same for all of them."""
     return next(iter(runs.values()))[0].result.get("score_name", "accuracy")
@@ -69,8 +108,20 @@ def score_of(runs: dict[str, list[Run]]) -> str:
 def explanation(runs: dict[str, list[Run]]) -> str:
     """Returns the explanation of the columns."""
     score = score_of(runs)
+    form = form_of(runs, score)
+    other = form.title if form.more_is_better else f"{form.title} (lower is better)"
     names = {"accuracy": "accuracies", "mse": "mean squared errors (mse, lower is better)"}
-    return EXPLANATION.replace("accuracies", names.get(score, score))
+    sentences = [EXPLANATION.replace("accuracies", names.get(score, other))]
+    forms = [form_of(runs, name) for name in further_metrics(runs)]
+    if forms:
+        titles = ", ".join(
+            form.title if form.more_is_better else f"{form.title} (lower is better)"
+            for form in forms
+        )
+        sentences.append(
+            f"{titles}: computed for each client from all its test examples, after the last round."
+        )
+    return " ".join(sentences)
 
 
 def resolution(runs: dict[str, list[Run]]) -> float | None:
@@ -124,15 +175,31 @@ def notes(runs: dict[str, list[Run]]) -> list[str]:
         for count, total in sorted(idle)
         if count
     ]
+    lines += _undefined(runs)
     lines += [
         run.result["diverged"]["reason"] for seeds in runs.values() for run in seeds if run.diverged
     ]
     return list(dict.fromkeys(lines))
 
 
+def _undefined(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns a sentence on each metric shown that some clients with test examples have not."""
+    of_runs = [run.result.get("metrics", {}) for seeds in runs.values() for run in seeds]
+    lines = []
+    for name in (score_of(runs), *further_metrics(runs)):
+        counts = {(one[name]["clients"], one["loss"]["clients"]) for one in of_runs if name in one}
+        lines += [
+            f"{form_of(runs, name).title} is defined for {some} of {total} clients; the others are "
+            "left out of its means."
+            for some, total in sorted(counts)
+            if some != total
+        ]
+    return lines
+
+
 def scores_of(result: dict[str, Any], model: str) -> dict[str, float | None] | None:
     """Returns the scores of the 'personal' or 'global' model in `result.json`, if any."""
-    return result.get(f"{model}_accuracy", result.get(f"{model}_score"))
+    return result.get(metrics.result_key(model, result.get("score_name", "accuracy")))
 
 
 def shown(score: str, value: float) -> str:
@@ -142,7 +209,7 @@ def shown(score: str, value: float) -> str:
       >>> shown("accuracy", 0.8125), shown("mse", 0.8125)
       ('accuracy 81.25%', 'mse 0.8125')
     """
-    return f"{score} {value:.2%}" if score == "accuracy" else f"{score} {value:.4g}"
+    return f"{score} {value:.2%}" if metrics.is_percent(score) else f"{score} {value:.4g}"
 
 
 def _number(result: dict[str, Any], path: tuple[str, ...]) -> float | None:
@@ -160,14 +227,28 @@ def _values(runs: Sequence[Run], column: Column) -> list[float] | None:
 def columns_of(runs: dict[str, list[Run]]) -> list[Column]:
     """Returns the columns in which at least one method has a value."""
     score = score_of(runs)
-    key, unit, scale = ("accuracy", "%", 100) if score == "accuracy" else ("score", score, 1)
+    unit, scale = ("%", 100) if form_of(runs, score).percent else (score, 1)
     scores = [
-        Column(title, (f"{model}_{key}", field), unit, scale) for title, model, field in _SCORES
+        Column(title, (metrics.result_key(model, score), field), unit, scale)
+        for title, model, field in _SCORES
+    ]
+    further = [
+        column for name in further_metrics(runs) for column in _of_metric(name, form_of(runs, name))
     ]
     return [
         column
-        for column in (*scores, *_COSTS)
+        for column in (*scores, *further, *_COSTS)
         if any(_values(seeds, column) is not None for seeds in runs.values())
+    ]
+
+
+def _of_metric(name: str, form: Form) -> list[Column]:
+    """Returns the columns of a metric that is shown beside the score."""
+    unit, scale = ("%", 100) if form.percent else ("", 1)
+    titles = {"personal": form.title, "global": f"global {form.title}"}
+    return [
+        Column(title, ("metrics", name, model, "last"), unit, scale)
+        for model, title in titles.items()
     ]
 
 
@@ -206,38 +287,50 @@ def _decimals(mean: float) -> int:
 def cells(runs: dict[str, list[Run]], columns: Sequence[Column]) -> list[tuple[str, ...]]:
     """Returns the rows of the comparison: the name of the method and an entry per column."""
     within, best = resolution(runs), _best(runs)
+    marked = [column for column in columns if column.path == ("personal_accuracy", "last")]
     rows = []
     for method, seeds in runs.items():
         entries = [cell(seeds, column) for column in columns]
-        values = _values(seeds, columns[0]) if columns else None
-        if within is not None and values is not None and not any(run.diverged for run in seeds):
-            gap = best - float(np.mean(values))
-            if 0 < gap < within:
-                entries[0] += f" {_CLOSE_TO_BEST}"
+        for column in marked if within is not None else ():
+            values = _values(seeds, column)
+            if values is not None and not any(run.diverged for run in seeds):
+                if 0 < best - float(np.mean(values)) < within:
+                    entries[columns.index(column)] += f" {_CLOSE_TO_BEST}"
         rows.append((method, *entries))
     return rows
 
 
 def heading(column: Column) -> str:
     """Returns the title of a column with its unit."""
-    return f"{column.title} ({column.unit})"
+    return f"{column.title} ({column.unit})" if column.unit else column.title
 
 
-def table(runs: dict[str, list[Run]], title: str) -> rich.table.Table:
-    """Returns the comparison as a table for a terminal.
+def table(runs: dict[str, list[Run]], title: str) -> rich.console.Group:
+    """Returns the comparison for a terminal: a table, and one below with the further metrics.
 
     Args:
       runs: The runs, `{method: [one run per seed]}`.
       title: The title above the table.
     """
     columns = columns_of(runs)
+    further = [column for column in columns if column.path[0] == "metrics"]
+    first = [column for column in columns if column not in further]
+    views = [_view(runs, first, title)]
+    if further:
+        views.append(_view(runs, further, "further metrics, after the last round"))
+    return rich.console.Group(*views)
+
+
+def _view(runs: dict[str, list[Run]], columns: Sequence[Column], title: str) -> rich.table.Table:
+    """Returns some columns of the comparison as a table for a terminal."""
     view = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
     # A narrow terminal truncates numbers, which are in comparison.md, and not method names.
     view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
-        lines = [*textwrap.wrap(column.title, _HEADING_WIDTH), f"({column.unit})"]
+        lines = textwrap.wrap(column.title, _HEADING_WIDTH)
+        lines += [f"({column.unit})"] if column.unit else []
         view.add_column("\n".join(lines), justify="right", no_wrap=True)
     for row in cells(runs, columns):
         view.add_row(*row)

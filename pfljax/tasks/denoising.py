@@ -64,7 +64,7 @@ def denoising(
         error = jnp.sum(errors(outputs, batch) * batch.mask)
         return {"mse": error, "loss": error}
 
-    of_noisy = from_network(model, errors, metrics, score="mse", more_is_better=False)
+    of_noisy = from_network(model, errors, metrics, score="mse", lower_is_better=("mse", "loss"))
 
     def add_noise(params, batch, time_key, noise_key):
         """Returns the batch with noisy examples, the noise being the targets."""

@@ -21,7 +21,7 @@ def from_network(
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]],
     *,
     score: str,
-    more_is_better: bool = True,
+    lower_is_better: tuple[str, ...] = ("loss",),
     num_classes: int = 0,
     mean: Statistic = 0.0,
     std: Statistic = 1.0,
@@ -36,7 +36,7 @@ def from_network(
       example_losses: `(outputs, batch) -> [B]`, the loss of each example, masked or not.
       metrics: `(outputs, batch) -> {name: []}`, sums over the batch's real examples.
       score: Name of the metric by which models are selected and compared.
-      more_is_better: Whether a larger score is a better one.
+      lower_is_better: The names of the metrics of which a smaller value is better.
       num_classes: Number of classes; 0 for a task without classes.
       mean: Subtracted from the stored inputs, inside the program; one number, or an array that fits
         the last axes of an example; where examples are dicts of arrays, one number for all of them
@@ -84,7 +84,7 @@ def from_network(
         is_statistic=model.is_statistic,
         observe=None if model.observe is None else observe,
         score=score,
-        more_is_better=more_is_better,
+        lower_is_better=lower_is_better,
     )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from pfljax.core import Task
 from pfljax.errors import UserError
+from pfljax.metrics.ranking import num_ahead
 from pfljax.models.model import Model
 from pfljax.tasks.from_network import from_network
 
@@ -59,16 +60,11 @@ def ranking(model: Model) -> Task:
     def head(params, features, mask=None, key=None):
         return of_items(model.head)(params, features, mask, key)[..., 0]
 
-    def margins(scores):
-        return scores[:, :1] - scores[:, 1:]
-
     def losses(scores, batch):
-        return jnp.mean(jax.nn.softplus(-margins(scores)), axis=-1)
+        return jnp.mean(jax.nn.softplus(scores[:, 1:] - scores[:, :1]), axis=-1)
 
     def metrics(scores, batch):
-        # Scores that are not numbers rank the chosen item last.
-        behind = jnp.sum((margins(scores) > 0) + 0.5 * (margins(scores) == 0), axis=-1)
-        ahead = scores.shape[1] - 1 - behind
+        ahead = num_ahead(scores)
         hit = ahead < _CUTOFF
         of_examples = {
             "ndcg": jnp.where(hit, 1 / jnp.log2(2 + ahead), 0),

@@ -51,6 +51,16 @@ def regression(
             "loss": jnp.sum(error**2),
         }
 
-    return from_network(
-        model, losses, metrics, score="mse", more_is_better=False, mean=mean, std=std
+    def decode(outputs):
+        return target_mean + target_std * outputs[:, 0]
+
+    of_outputs = from_network(
+        model,
+        losses,
+        metrics,
+        score="mse",
+        lower_is_better=("mse", "mae", "loss"),
+        mean=mean,
+        std=std,
     )
+    return of_outputs._replace(decode=decode)

@@ -165,7 +165,7 @@ class Comparison:
         built, dataset = self._built[key], self.datasets[seed]
         if id(dataset) not in self._examples:
             bounds = experiment.bounds_of([self.datasets[one] for one in same])
-            self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds.train)
+            self._examples[id(dataset)] = placement.to_devices(dataset, built.devices, bounds)
         examples = placement.with_class_counts(
             self._examples[id(dataset)], dataset, built.devices, built.uses_class_counts
         )

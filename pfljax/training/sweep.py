@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from pfljax import metrics
 from pfljax.errors import DivergedError, UserError
 from pfljax.training.comparison import AddProgress, no_progress
 from pfljax.training.run import loop, workdir, writers
@@ -171,14 +172,17 @@ def scores(run_directory: pathlib.Path) -> tuple[float, float]:
         return math.nan, math.nan
     score, sign = score_of(result)
     rows = writers.read_rows(run_directory / "metrics.jsonl")
+    best = metrics.best_round(rows, "personal", score, more_is_better=sign > 0)
+    found = {} if best is None else rows[best]
     validation, test = (
-        [row.get(f"personal/{split}_{score}_weighted") for row in rows]
-        for split in ("validation", "test")
+        found.get(f"personal/{split}_{score}_weighted") for split in ("validation", "test")
     )
-    if None in validation:
-        raise UserError("A sweep needs validation examples; set config.data.validation_fraction.")
-    best = max(range(len(rows)), key=lambda index: sign * validation[index])
-    return validation[best], test[best]
+    if validation is None or test is None:
+        raise UserError(
+            f"A sweep needs validation examples and test examples for which {score} is defined; "
+            "raise config.data.validation_fraction, or choose another config.score."
+        )
+    return validation, test
 
 
 def score_of(result: dict[str, Any]) -> tuple[str, int]:

@@ -358,6 +358,7 @@ def build_examples(data):
         sizes={"train": sizes[train], "validation": 0 * sizes[train], "test": sizes[test]},
         class_counts=examples.class_counts[train],
         max_train_size=int(sizes[train].max()),
+        max_eval_size=int(sizes[test].max()),
         num_participants=clients,
     )
 

@@ -77,6 +77,7 @@ def test_the_host_copies_each_array():
         sizes=whole.sizes,
         num_classes=federation.NUM_CLASSES,
         max_train_size=whole.max_train_size,
+        max_eval_size=whole.max_eval_size,
         num_participants=whole.num_participants,
         class_counts=None,
     )

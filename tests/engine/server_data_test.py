@@ -197,7 +197,7 @@ def test_a_config_gives_the_server_a_fraction_of_the_examples(registered):
     bounds = experiment.bounds_of(datasets)
     first = experiment.build(configs[0], datasets[0], bounds=bounds)
     one_round(first, jax.random.key(0))
-    examples = placement.to_devices(datasets[1], first.devices, bounds.train)
+    examples = placement.to_devices(datasets[1], first.devices, bounds)
     counter = CompilationCounter()
     moved = first.with_server_data(datasets[1])._replace(examples=examples)
     server = one_round(moved, jax.random.key(1)).server.params

@@ -25,6 +25,7 @@ STUDY = [
     "--config.eval_every=1",
     "--config.checkpoint_every=1",
     "--config.engine.devices=2",
+    "--config.metrics=('nll','brier')",
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Batch
-from pfljax.engine.evaluate import personal_metrics
+from pfljax.engine.evaluate import scorer
 from pfljax.errors import UserError
 from pfljax.models.model import from_flax
 
@@ -92,8 +92,14 @@ def test_a_federation_learns_to_denoise():
 def test_outputs_of_several_models_are_refused():
     task = solver(1.0)
     with pytest.raises(UserError, match="combines the outputs of several models"):
-        personal_metrics(federation.make("fedem"), task)
-    assert personal_metrics(federation.make("ditto"), task) == task.evaluate
+        scorer(task, federation.make("fedem").predict)
+    scorer(task, federation.make("ditto").predict)
+
+
+def test_metrics_of_whole_outputs_are_refused():
+    task = solver(1.0)._replace(client_metrics={"spread": lambda outputs, targets, mask: 0.0})
+    with pytest.raises(UserError, match="spread need all outputs of a client at once"):
+        scorer(task)
 
 
 def test_batch_normalization_is_refused():

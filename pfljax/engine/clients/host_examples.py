@@ -24,6 +24,7 @@ class HostExamples(NamedTuple):
       sizes: `{split: [num_clients]}`, the number of rows of each client.
       num_classes: `C`.
       max_train_size: The size of the largest training set.
+      max_eval_size: The size of the largest validation or test set, at least 1.
       num_participants: Number of clients that can be sampled, those with the lowest ids.
       class_counts: `() -> [num_clients, C]` int32, of the training examples; called only if the
         server's initial state depends on them. None if no function of the method uses them.
@@ -35,6 +36,7 @@ class HostExamples(NamedTuple):
     sizes: dict[str, np.ndarray]
     num_classes: int
     max_train_size: int
+    max_eval_size: int
     num_participants: int
     class_counts: Callable[[], np.ndarray] | None
 
@@ -81,5 +83,5 @@ class HostExamples(NamedTuple):
                     labels = targets[end : end + size].ravel()
                     counts[row] = np.bincount(labels, minlength=self.num_classes)
                 end += size
-        bounds = (self.max_train_size, self.num_participants)
+        bounds = (self.max_train_size, self.max_eval_size, self.num_participants)
         return Examples(inputs, targets, offsets, sizes, counts, *bounds)

@@ -251,8 +251,13 @@ class HostEvaluation(_OnHost):
         """Returns the scores `[parts, devices here, shard]` of all processes, ordered by `ids`."""
         if self._of.num_processes > 1:
             found = multihost_utils.process_allgather(found)
-            # `[processes, parts, devices of one, shard]`
-            found = jax.tree.map(lambda leaf: np.asarray(leaf).swapaxes(0, 1), found)
+
+            def of_all(leaf):
+                """`[processes, parts, devices of one, shard, ...]` -> `[parts, devices, ...]`."""
+                leaf = np.asarray(leaf).swapaxes(0, 1)
+                return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
+
+            found = jax.tree.map(of_all, found)
         row = np.argsort(parts.reshape(-1), kind="stable")[-len(self.ids) :]
         order = np.argsort(np.argsort(self.ids, kind="stable"), kind="stable")
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:])[row][order], found)

@@ -451,7 +451,11 @@ def _mean_scores(runs: list[_Run]) -> dict[str, float]:
     scores = [
         results.scores(run.rows[-1], run.experiment.task.score) for run in runs if not run.diverged
     ]
-    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    # A metric may be undefined for all clients of one run.
+    return {
+        name: float(np.mean([score[name] for score in scores if name in score]))
+        for name in dict.fromkeys(name for score in scores for name in score)
+    }
 
 
 def _is_due(done: int, every: int, config: ml_collections.ConfigDict) -> bool:

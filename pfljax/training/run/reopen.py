@@ -125,7 +125,12 @@ def restore_best(
     """
     rows = writers.read_rows(directory / "metrics.jsonl")
     wanted, found = results.best_round(experiment.task, rows), checkpoints.latest_round()
-    if wanted is not None and found == wanted:
+    if wanted is None:
+        raise UserError(
+            f"{directory} has no best round, as a row of metrics.jsonl has no validation score; "
+            "choose another config.score, or use the latest checkpoint."
+        )
+    if found == wanted:
         restored = loop.restore(experiment, directory, checkpoints, state)
         if int(restored.state.round) == wanted:  # A damaged one would leave an earlier one.
             return restored

@@ -33,7 +33,7 @@ def metrics_row(
     Args:
       experiment: The experiment.
       done: Number of finished rounds.
-      evaluation: The sums per client of the evaluation after these rounds.
+      evaluation: The sums and values per client of the evaluation after these rounds.
       history: The metrics of the last call of the round program. Not of all rounds since the
         previous evaluation, as a run resumed from a checkpoint in between does not have them.
     """
@@ -42,21 +42,21 @@ def metrics_row(
         # Rounds in which no client had anything to report are not counted.
         known = values[np.isfinite(values)]
         row[f"train/{name}"] = float(np.mean(known)) if known.size else None
-    task = experiment.task
+    participates = _evaluated(experiment) < experiment.dataset.num_participants
     for model in evaluation:
         for split in ("test", "validation"):
-            seen, unseen = _summaries(experiment, evaluation, model, split)
-            for who, summary in (("", seen), ("unseen_", unseen)):
-                if summary is not None:
-                    for field, value in summary._asdict().items():
-                        row[f"{model}/{who}{split}_{task.score}_{field}"] = value
-            counts = _counts(experiment, evaluation, model, split)
-            losses = evaluation[model][split]["loss"]
-            participates = _evaluated(experiment) < experiment.dataset.num_participants
-            for who, some in (("", participates), ("unseen_", ~participates)):
-                if counts[some].sum() > 0:
-                    mean = float(losses[some].sum() / counts[some].sum())
-                    row[f"{model}/{who}{split}_loss"] = mean
+            examples = _counts(experiment, evaluation, model, split)
+            for name, (sums, sizes) in _sums(experiment, evaluation, model, split).items():
+                more = name not in experiment.task.lower_is_better
+                for who, some in (("", participates), ("unseen_", ~participates)):
+                    key = f"{model}/{who}{split}_{name}"
+                    summary = metrics.summarize(sums[some], sizes[some], more_is_better=more)
+                    if summary is not None:
+                        row |= {f"{key}_{field}": v for field, v in summary._asdict().items()}
+                    if examples[some].any():
+                        row[f"{key}_clients"] = int(np.sum(sizes[some] > 0))
+                    if name == "loss" and summary is not None:
+                        row[key] = summary.weighted
     return row
 
 
@@ -86,16 +86,21 @@ def _counts(experiment: Experiment, evaluation, model: str, split: str) -> np.nd
     return np.asarray(evaluation[model][split].get("count", sizes))
 
 
-def _summaries(experiment: Experiment, evaluation, model: str, split: str):
-    """Returns the score of the participants, and of the held-out clients."""
-    task = experiment.task
-    sums = evaluation[model][split][task.score]
-    counts = _counts(experiment, evaluation, model, split)
-    seen = _evaluated(experiment) < experiment.dataset.num_participants
-    return [
-        metrics.summarize(sums[some], counts[some], more_is_better=task.more_is_better)
-        for some in (seen, ~seen)
-    ]
+def _sums(
+    experiment: Experiment, evaluation, model: str, split: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns `{metric: (sums, sizes)}`, `[clients]` each, whose ratios are the clients' values.
+
+    A metric of whole outputs is weighted by the examples of the clients for which it is defined.
+    """
+    counts, found = _counts(experiment, evaluation, model, split), {}
+    for name, values in evaluation[model][split].items():
+        if name in experiment.task.client_metrics:
+            sizes = np.where(np.isnan(values), 0, counts)
+            found[name] = np.where(sizes > 0, values, 0).astype(np.float64) * sizes, sizes
+        elif name != "count":
+            found[name] = values, counts
+    return found
 
 
 def scores(row: dict[str, Any], score: str) -> dict[str, float]:
@@ -103,7 +108,7 @@ def scores(row: dict[str, Any], score: str) -> dict[str, float]:
 
     Args:
       row: A row of `metrics.jsonl`.
-      score: The score of the task.
+      score: The metric by which models are compared.
     """
     return {
         model: row[f"{model}/test_{score}_weighted"]
@@ -120,31 +125,45 @@ def best_round(task: Task, rows: list[dict[str, Any]]) -> int | None:
       rows: Rows of `metrics.jsonl`.
 
     Returns:
-      The round that `at_best_validation` in `result.json` refers to; None without rows.
+      The round that `at_best_validation` in `result.json` refers to; None without rows, or if one
+      of them has no score.
     """
     if not rows:
         return None
-    found = [row[f"personal/validation_{task.score}_weighted"] for row in rows]
-    return rows[metrics.best_of(found, more_is_better=task.more_is_better)]["round"]
+    more = task.more_is_better
+    index = metrics.best_round(rows, "personal", task.score, more_is_better=more)
+    return None if index is None else rows[index]["round"]
 
 
 def _over_rounds(
-    task: Task, rows: list[dict[str, Any]], model: str
+    task: Task, rows: list[dict[str, Any]], model: str, name: str
 ) -> dict[str, float | None] | None:
-    """Returns the scores of `result.json`, computed from the rows only, for exact resumption."""
+    """Returns a metric across rounds, computed from the rows only, for exact resumption."""
+    chosen = metrics.best_round(rows, model, task.score, more_is_better=task.more_is_better)
+    more = name not in task.lower_is_better
+    return metrics.over_rounds(rows, model, name, chosen, more_is_better=more)
 
-    def summary(row, name):
-        prefix = f"{model}/{name}_{task.score}_"
-        if f"{prefix}weighted" not in row:
-            return None
-        return metrics.Summary(**{field: row[prefix + field] for field in metrics.Summary._fields})
 
-    if summary(rows[-1], "test") is None:
-        return None
-    return metrics.over_rounds(
-        *([summary(row, name) for row in rows] for name in ("test", "validation", "unseen_test")),
-        more_is_better=task.more_is_better,
-    )
+def _metrics(task: Task, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns `metrics` of `result.json`; none for rows that an earlier version wrote."""
+    prefix, suffix = "personal/test_", "_clients"
+    names = [
+        key.removeprefix(prefix).removesuffix(suffix)
+        for key in rows[-1]
+        if key.startswith(prefix) and key.endswith(suffix)
+    ]
+    return {
+        name: {
+            "title": metrics.METRICS[name].title if name in task.client_metrics else name,
+            "percent": metrics.is_percent(name),
+            "more_is_better": name not in task.lower_is_better,
+            # Number of participating clients that have a value, after the last round.
+            "clients": rows[-1][f"{prefix}{name}{suffix}"],
+            "personal": _over_rounds(task, rows, "personal", name),
+            "global": _over_rounds(task, rows, "global", name),
+        }
+        for name in names
+    }
 
 
 def summarize(
@@ -159,15 +178,17 @@ def summarize(
       clock: The clock that ran the programs.
     """
     task = experiment.task
-    # Accuracies have a separate key, which readers of old results expect.
-    key = "accuracy" if task.score == "accuracy" else "score"
     population, examples = experiment.store.example_shapes()
     first = functools.partial(init.first_states, experiment.algorithm)
     _, one_client = jax.eval_shape(first, population)
     bytes_of = traffic.count(experiment.algorithm, state.server, one_client, examples)
     return _about(experiment) | {
-        f"personal_{key}": _over_rounds(task, rows, "personal"),
-        f"global_{key}": _over_rounds(task, rows, "global"),
+        # The scores once more, where readers of old results expect them.
+        metrics.result_key("personal", task.score): _over_rounds(
+            task, rows, "personal", task.score
+        ),
+        metrics.result_key("global", task.score): _over_rounds(task, rows, "global", task.score),
+        "metrics": _metrics(task, rows),
         "seconds_compile": clock.compile_seconds,
         "seconds_per_round": clock.seconds_per_round,
         "seconds_per_evaluation": clock.seconds_per_evaluation,
@@ -229,6 +250,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "score_name": task.score,
         "more_is_better": task.more_is_better,
         "provenance": provenance.collect(experiment.devices),
+        "further_metrics": [name for name in config.metrics if name != task.score],
     }
 
 
@@ -252,12 +274,9 @@ def client_arrays(experiment: Experiment, evaluation: dict[str, Any]) -> dict[st
     if dataset.client_names:
         arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
     for model, splits in evaluation.items():
-        for split, sums in splits.items():
-            counts = _counts(experiment, evaluation, model, split)
-            for name, values in sums.items():
-                if name == "count":
-                    continue
-                missing = np.full(len(counts), math.nan)
-                mean = np.divide(values, counts, out=missing, where=counts > 0)
-                arrays[f"{model}_{split}_{name}"] = mean
+        for split in splits:
+            for name, (sums, sizes) in _sums(experiment, evaluation, model, split).items():
+                missing = np.full(len(sizes), math.nan)
+                values = np.divide(sums, sizes, out=missing, where=sizes > 0)
+                arrays[f"{model}_{split}_{name}"] = values
     return arrays

@@ -129,6 +129,13 @@ def default_config() -> ml_collections.ConfigDict:
     # added to data.seed), or 'training' only, on the partition of data.seed.
     config.seeds_vary = "everything"
 
+    # Further metrics, of pfljax.metrics.METRICS or of the task itself, that results, tables and
+    # curves show beside the score, such as ('auc', 'macro_f1').
+    config.metrics = ()
+    # The metric by which rounds, sweeps and tables choose, one of the task's own or of `metrics`;
+    # '' for the score of the task.
+    config.score = ""
+
     config.batch_size = 10  # number of examples in a local step
     config.local_epochs = 1  # number of passes over a client's training examples
     # Number of local steps in a round for every client, whatever its size, in place of

@@ -22,7 +22,7 @@ from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostStore
 from pfljax.engine.clients.store import ClientStore, Options, Programs
-from pfljax.engine.evaluate import personal_metrics
+from pfljax.engine.evaluate import scorer
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, runtime, writers
@@ -34,9 +34,11 @@ from pfljax.training.study import (
     placement,
     pretrained,
     schedules,
+    scoring,
 )
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import task as task_lib
+from pfljax.training.study.placement import Bounds, bounds_of
 
 
 class Experiment(NamedTuple):
@@ -106,28 +108,6 @@ def build_dataset(config: ml_collections.ConfigDict) -> FederatedDataset:
     settings = {**config.data}
     settings["options"] = {**config.data.options.get(config.data.name, {})}
     return data.load(**settings)
-
-
-class Bounds(NamedTuple):
-    """The sizes for which programs are compiled.
-
-    Attributes:
-      train: The maximum number of training examples of a client.
-      scored: The maximum number of examples of a client in an evaluated split, at least 1.
-    """
-
-    train: int
-    scored: int
-
-
-def bounds_of(datasets: Sequence[FederatedDataset]) -> Bounds:
-    """Returns the bounds of programs that serve several data sets of the same form."""
-
-    def largest(splits):
-        return max(int(np.max(split.sizes)) for split in splits)
-
-    scored = [split for dataset in datasets for split in (dataset.validation, dataset.test)]
-    return Bounds(largest(dataset.train for dataset in datasets), max(1, largest(scored)))
 
 
 def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
@@ -279,6 +259,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for an invalid config, before any data are read."""
     config_lib.check(config)
     aggregation.check(config)
+    scoring.check(config)
     decay = config.client_optimizer.decay
     if not 0 < decay <= 1:
         raise UserError(f"config.client_optimizer.decay is {decay}; it must be in (0, 1].")
@@ -341,7 +322,7 @@ def build(
     uses_class_counts = used_arguments.uses_class_counts(
         algorithm, *placement.shapes(dataset, bounds.train)
     )
-    personal_metrics(algorithm, task)
+    scorer(task, algorithm.predict)
     _require_statistics(config, dataset, task)
     eval_ids = choose_evaluated(config, dataset)
     _require_validation(config, dataset, eval_ids)
@@ -366,7 +347,7 @@ def build(
     )
     clients: ClientStore
     if on_host:
-        examples = placement.on_host(dataset) if examples is None else examples
+        examples = placement.on_host(dataset, bounds) if examples is None else examples
         if uses_class_counts:
             examples = examples._replace(class_counts=dataset.class_counts)
         # One more than the checkpoints kept: the latest is written in the background.
@@ -374,7 +355,7 @@ def build(
         clients = HostStore(examples, options, eval_ids=eval_ids, snapshots=snapshots)
     else:
         if examples is None:
-            examples = placement.to_devices(dataset, devices, bounds.train)
+            examples = placement.to_devices(dataset, devices, bounds)
         examples = placement.with_class_counts(examples, dataset, devices, uses_class_counts)
         clients = DeviceStore(examples, options, eval_ids=eval_ids)
     return Experiment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +16,32 @@ from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.examples import Examples
 
 
+class Bounds(NamedTuple):
+    """The sizes for which programs are compiled.
+
+    Attributes:
+      train: The maximum number of training examples of a client.
+      scored: The maximum number of examples of a client in an evaluated split, at least 1.
+    """
+
+    train: int
+    scored: int
+
+
+def bounds_of(datasets: Sequence[FederatedDataset]) -> Bounds:
+    """Returns the bounds of programs that serve several data sets of the same form."""
+
+    def largest(splits):
+        return max(int(np.max(split.sizes)) for split in splits)
+
+    scored = [split for dataset in datasets for split in (dataset.validation, dataset.test)]
+    return Bounds(largest(dataset.train for dataset in datasets), max(1, largest(scored)))
+
+
 def to_devices(
     dataset: FederatedDataset,
     devices: Sequence[jax.Device],
-    max_train_size: int | None = None,
+    bounds: Bounds | None = None,
     *,
     class_counts: bool = False,
 ) -> Examples:
@@ -27,18 +50,18 @@ def to_devices(
     Args:
       dataset: The data set on the host.
       devices: The devices of the run.
-      max_train_size: The maximum training set size for which programs are compiled; None for that
-        of the data set.
+      bounds: The sizes for which programs are compiled; None for those of the data set.
       class_counts: Whether the method uses class counts.
     """
-    splits = _splits(dataset)
+    splits, bounds = _splits(dataset), bounds or bounds_of([dataset])
     examples = Examples(
         inputs=dataset.inputs,
         targets=dataset.targets,
         offsets={name: np.asarray(split.offsets, np.int32) for name, split in splits.items()},
         sizes={name: np.asarray(split.sizes, np.int32) for name, split in splits.items()},
         class_counts=dataset.class_counts() if class_counts else None,
-        max_train_size=max_train_size or int(dataset.train.sizes.max()),
+        max_train_size=bounds.train,
+        max_eval_size=bounds.scored,
         num_participants=dataset.num_participants,
     )
     return mapping.replicate(examples, devices)
@@ -104,8 +127,14 @@ def shapes(dataset: FederatedDataset, max_train_size: int) -> tuple[Population, 
     return Population(array(count), array(count, classes)), client
 
 
-def on_host(dataset: FederatedDataset) -> HostExamples:
-    """Returns a data set for a population on the host, without class counts; nothing is copied."""
+def on_host(dataset: FederatedDataset, bounds: Bounds | None = None) -> HostExamples:
+    """Returns a data set for a population on the host, without class counts; nothing is copied.
+
+    Args:
+      dataset: The data set on the host.
+      bounds: The sizes for which programs are compiled; None for those of the data set.
+    """
+    bounds = bounds or bounds_of([dataset])
     splits = _splits(dataset)
     return HostExamples(
         inputs=dataset.inputs,
@@ -113,7 +142,8 @@ def on_host(dataset: FederatedDataset) -> HostExamples:
         offsets={name: split.offsets for name, split in splits.items()},
         sizes={name: split.sizes for name, split in splits.items()},
         num_classes=dataset.num_classes,
-        max_train_size=int(dataset.train.sizes.max()),
+        max_train_size=bounds.train,
+        max_eval_size=bounds.scored,
         num_participants=dataset.num_participants,
         class_counts=None,
     )

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Params, Task
+from pfljax.core import Batch, Params, Task
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
-from pfljax.training.study import adapters, pretrained
+from pfljax.training.study import adapters, pretrained, scoring
 from pfljax.training.study import config as config_lib
 
 
@@ -75,7 +74,17 @@ def build_task(
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns}
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
-    return make, frozen
+    if key != "model":
+        return make, frozen
+    example = _example(dataset)
+    own = scoring.own_metrics(make(frozen), example)
+    scoring.require_known(config, kind, own, dataset.name)
+
+    def make_scored(frozen):
+        return scoring.with_metrics(config, own, make(frozen))
+
+    scoring.require_numbers(make_scored(frozen), example)
+    return make_scored, frozen
 
 
 def _example_shape(inputs: Any, axes: int) -> Any:
@@ -178,18 +187,22 @@ def _parameters(name: str) -> list[str]:
     return list(inspect.signature(models.MODELS[name]).parameters)[2:]
 
 
-def _require_outputs(name: str, dataset: FederatedDataset, task: Task, wanted: tuple) -> None:
-    def outputs():
-        example = jax.tree.map(
-            lambda array: jnp.zeros(
-                (1, *array.shape[1:]),
-                jax.dtypes.canonicalize_dtype(array.dtype),  # of 8 bytes on disk
-            ),
-            dataset.inputs,
-        )
-        return task.predict(task.init(jax.random.key(0)), example)
+def _example(dataset: FederatedDataset) -> Batch:
+    """Returns the shapes and dtypes of a batch of one example."""
 
-    given = jax.eval_shape(outputs).shape[1:]
+    def one(array):
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)  # of 8 bytes on disk
+        return jax.ShapeDtypeStruct((1, *array.shape[1:]), dtype)
+
+    inputs, targets = jax.tree.map(one, (dataset.inputs, dataset.targets))
+    return Batch(inputs, targets, jax.ShapeDtypeStruct((1,), bool))
+
+
+def _require_outputs(name: str, dataset: FederatedDataset, task: Task, wanted: tuple) -> None:
+    def outputs(inputs):
+        return task.predict(task.init(jax.random.key(0)), inputs)
+
+    given = jax.eval_shape(outputs, _example(dataset).inputs).shape[1:]
     if given != wanted:
         raise UserError(
             f"The model {name} has outputs of shape {given} per example, but {dataset.name} needs "

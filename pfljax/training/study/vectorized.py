@@ -118,7 +118,7 @@ def build(
     if datasets:
         counts = first.uses_class_counts
         each = [
-            placement.to_devices(one, options.devices, bounds.train, class_counts=counts)
+            placement.to_devices(one, options.devices, bounds, class_counts=counts)
             for one in datasets
         ]
         examples = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)

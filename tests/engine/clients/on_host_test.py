@@ -29,6 +29,7 @@ def on_host(**changes):
         sizes=given.sizes,
         num_classes=federation.NUM_CLASSES,
         max_train_size=given.max_train_size,
+        max_eval_size=given.max_eval_size,
         num_participants=given.num_participants,
         class_counts=lambda: given.class_counts,
     )._replace(**changes)

@@ -134,7 +134,7 @@ def test_each_of_vectorized_runs_has_its_own(tmp_path):
 
 
 def test_the_first_of_equal_rounds_and_the_smallest_loss(built):
-    task = built.task._replace(score="loss", more_is_better=False)
+    task = built.task._replace(score="loss", lower_is_better=("loss",))
 
     def rows(*scores):
         named = "personal/validation_loss_weighted"
@@ -142,7 +142,8 @@ def test_the_first_of_equal_rounds_and_the_smallest_loss(built):
 
     assert results.best_round(task, []) is None
     assert results.best_round(task, rows(3.0, 1.0, float("nan"), 1.0, 2.0)) == 10
-    assert results.best_round(task._replace(more_is_better=True), rows(1.0, 2.0, 2.0)) == 10
+    assert results.best_round(task, rows(3.0, None)) is None
+    assert results.best_round(task._replace(lower_is_better=()), rows(1.0, 2.0, 2.0)) == 10
 
 
 def test_what_cannot_keep_it_is_refused(straight, tmp_path):

@@ -123,3 +123,50 @@ def test_a_run_that_is_scored_by_an_error(tmp_path):
     assert "mean squared errors" in tables.explanation(runs)
     for plot in (plots.plot_curves, plots.plot_clients):
         plot(tmp_path / "plot.png", runs, "A title")
+
+
+def measured(toy, model, metrics):
+    """The experiment of a single round, with metrics."""
+    config = config_of(model)
+    config.rounds, config.eval_every, config.checkpoint_every = 1, 1, 0
+    config.algorithm, config.engine.devices, config.metrics = "fedavg", 1, metrics
+    return experiment.build(config, toy)
+
+
+def test_metrics_of_whole_outputs_are_in_the_units_of_the_targets(tmp_path):
+    """The mean squared error and the absolute error are those that the task sums."""
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(size=(CLIENTS * EACH, 3)).astype(np.float32)
+    targets = (50 + 10 * draw.normal(size=len(inputs))).astype(np.float32)
+    toy = dataset("regression", inputs, targets, target_mean=50.0, target_std=11.0)
+    result = loop.run(measured(toy, "logistic", ("rmse", "r2", "mae")), tmp_path)
+    assert result["further_metrics"] == ["rmse", "r2", "mae"]
+    with np.load(tmp_path / "clients.npz") as clients:
+        found = {name: clients[f"personal_test_{name}"] for name in ("rmse", "r2", "mse")}
+    np.testing.assert_allclose(found["rmse"] ** 2, found["mse"], rtol=1e-5)
+    tested = [targets[begin : begin + 4] for begin in range(8, CLIENTS * EACH, EACH)]
+    expected = 1 - found["mse"] / [np.var(own) for own in tested]
+    np.testing.assert_allclose(found["r2"], expected, rtol=1e-4)
+    lower = {name: not found["more_is_better"] for name, found in result["metrics"].items()}
+    assert lower == {"loss": True, "mae": True, "mse": True, "rmse": True, "r2": False}
+    for name, entry in result["metrics"].items():
+        worst, mean = (entry["personal"][field] for field in ("worst_decile", "unweighted_last"))
+        assert worst > mean if lower[name] else worst < mean
+
+
+def test_metrics_of_a_ranking(tmp_path):
+    draw = np.random.default_rng(0)
+    items = draw.integers(0, 9, (CLIENTS * EACH, 7, 2)).astype(np.int32)
+    toy = dataset("ranking", items, 0 * ids(), vocabulary=(9, 9))
+    built = measured(toy, "matrix_factorization", ("mrr", "auc"))
+    result = loop.run(built, tmp_path)
+    assert 1 / 7 < result["metrics"]["mrr"]["personal"]["last"] < 1
+    # The area under the curve of an example is a metric that the ranking sums.
+    assert list(built.task.client_metrics) == ["mrr"] and "auc" in result["metrics"]
+
+
+@pytest.mark.parametrize("metrics", [("auc",), ("nll", "loss")])
+def test_a_language_model_keeps_no_outputs(metrics):
+    toy = dataset("next_token", ids(5), ids(5), 9, vocabulary=(9,))
+    with pytest.raises(UserError, match=r"the task of toy is next_token; .* accuracy, loss"):
+        measured(toy, "lstm_lm", metrics)
