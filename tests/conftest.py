@@ -52,10 +52,13 @@ def drop_compiled_programs():
 @pytest.fixture(autouse=True)
 def forget_registered_names():
     """Removes the methods, networks, data sets and metrics that a test registers."""
-    from pfljax import data, extensions, models  # after the flags above are set
+    from pfljax import data, extensions, metrics, models  # after the flags above are set
     from pfljax.algorithms import ALGORITHMS
 
-    registries = [ALGORITHMS, models.MODELS, data.SOURCES, extensions._IMPORTED]
+    registries = [
+        *(ALGORITHMS, models.MODELS, data.SOURCES, metrics.METRICS),
+        extensions._IMPORTED,
+    ]
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):

@@ -1,7 +1,7 @@
 """The public functions of `pfljax`: fit, compare and sweep, results, models, extensions."""
 
 from pfljax.api.client_model import ClientModel, load_model
-from pfljax.api.register import register_dataset, register_method, register_model
+from pfljax.api.register import register_dataset, register_method, register_metric, register_model
 from pfljax.api.results import Comparison, Run, Sweep, open_run
 from pfljax.api.training import compare, fit, sweep
 from pfljax.data import (
@@ -36,6 +36,7 @@ __all__ = [
     "pool_from_arrays",
     "register_dataset",
     "register_method",
+    "register_metric",
     "register_model",
     "sweep",
 ]

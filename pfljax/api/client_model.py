@@ -23,7 +23,7 @@ from pfljax.engine import init
 from pfljax.errors import UserError
 from pfljax.training.run import runtime, workdir
 from pfljax.training.study import experiment, placement
-from pfljax.training.study.experiment import Bounds
+from pfljax.training.study.placement import Bounds
 
 _FORMAT = "pfljax client model 1"
 # Number of examples that are predicted at once.
@@ -85,7 +85,7 @@ class Form(NamedTuple):
             class_names=list(dataset.class_names),
             num_clients=dataset.num_clients,
             num_unseen=dataset.num_unseen,
-            bounds=list(experiment.bounds_of([dataset])),
+            bounds=list(placement.bounds_of([dataset])),
             server=dataset.server is not None,
             name=dataset.name,
         )

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pfljax import data, extensions, models
+from pfljax import data, extensions, metrics, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.registry import Method, checked
 from pfljax.errors import UserError
+from pfljax.tasks import TASKS
+from pfljax.training.study import config as config_lib
 from pfljax.training.study.config import default_config, hyperparameters
 
 
@@ -140,3 +142,59 @@ def register_dataset(loader: Callable[..., Any], *, name: str | None = None) -> 
         raise UserError(f"pfljax has a data set {named!r} already: choose another name.")
     extensions.register("data set", data.SOURCES, named, loader)
     return loader
+
+
+def register_metric(
+    compute: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    title: str = "",
+    tasks: Sequence[str] = ("classification",),
+    more_is_better: bool = True,
+    percent: bool = False,
+) -> Callable[..., Any]:
+    """Registers a metric of all outputs of one client, which `metrics=('NAME',)` computes.
+
+    Args:
+      compute: `(outputs [n, ...], targets [n, ...], mask [n]) -> []`, a number for one client, in
+        JAX operations; rows whose mask is False are padding and must not count. NaN where the
+        metric is undefined. None returns a decorator.
+      name: The name of the metric; that of the function by default.
+      title: The name in tables and plots; the name of the metric by default.
+      tasks: The kinds of tasks that it is for.
+      more_is_better: Whether a larger value is better.
+      percent: Whether tables and plots show percents.
+
+    Returns:
+      The function.
+
+    Raises:
+      UserError: The name is taken, or there is no such task.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import pfljax
+      >>> @pfljax.register_metric(title="top-2 accuracy", percent=True)
+      ... def top2(outputs, targets, mask):
+      ...     own = jnp.take_along_axis(outputs, targets[:, None], axis=1)
+      ...     found = jnp.sum(outputs > own, axis=1) < 2
+      ...     return jnp.sum(found * mask) / jnp.sum(mask)
+      >>> run = pfljax.fit("local", "digits", rounds=1, metrics=("top2",))
+      >>> bool(run.per_client()["personal_test_top2"].between(0, 1).all())
+      True
+    """
+    if compute is None:
+        return lambda compute: register_metric(
+            compute,
+            name=name,
+            title=title,
+            tasks=tasks,
+            more_is_better=more_is_better,
+            percent=percent,
+        )
+    named = name or compute.__name__
+    for task in tasks:
+        config_lib.require_known(f"task of the metric {named}", task, TASKS)
+    metric = metrics.Metric(compute, tuple(tasks), title or named, more_is_better, percent)
+    extensions.register("metric", metrics.METRICS, named, metric)
+    return compute

@@ -13,6 +13,7 @@ import pfljax
 
 ROOT = pathlib.Path(__file__).parents[2]
 MINE = '''
+import jax.numpy as jnp
 import numpy as np
 import pfljax
 from pfljax.algorithms.fedavg import fedavg
@@ -36,6 +37,12 @@ def my_fedavg(task, local, *, fraction: float = 0.5):
 @pfljax.register_model
 def my_mlp(shape, outputs, width: int = 4):
     return mlp(shape, outputs, widths=(width,))
+
+
+@pfljax.register_metric(title="recall of class 1", percent=True)
+def my_recall(outputs, targets, mask):
+    ones = mask & (targets == 1)
+    return jnp.sum(ones & (outputs.argmax(axis=-1) == 1)) / jnp.sum(ones)
 
 
 @pfljax.register_dataset
@@ -65,6 +72,18 @@ def test_from_python(mine):
     np.testing.assert_array_equal(run.client(0).outputs(inputs), whole.client(0).outputs(inputs))
     assert not np.array_equal(half.client(0).outputs(inputs), whole.client(0).outputs(inputs))
     assert run.client(0).params["head"]["kernel"].shape == (5, 2)
+
+    # A metric of whole outputs reaches rows, tables and curves by itself.
+    settings = {"rounds": 2, "metrics": ("my_recall", "auc"), "model": "logistic"}
+    found = pfljax.compare(["local", "my_fedavg"], data, seeds=(0,), **settings)
+    assert "personal/test_my_recall_weighted" in found.per_round()
+    model, clients = found.run("local", 0).client(1), found.per_client()
+    rows = slice(data.test.offsets[1], data.test.offsets[1] + data.test.sizes[1])
+    ones = data.targets[rows] == 1
+    recall = np.mean(np.asarray(model.predict(data.inputs[rows]))[ones] == "True")
+    assert clients["personal_test_my_recall"][1] == pytest.approx(recall)
+    assert any("recall of class 1" in column for column in found.table())
+    assert found.plot("my_recall").get_ylabel().startswith("test recall of class 1")
 
 
 def test_factories_without_a_file():
@@ -100,6 +119,7 @@ def test_from_the_command_line(mine, tmp_path):
             "--config.data.partition=iid",
             "--config.model.name=my_mlp",
             "--config.model.width=6",
+            "--config.metrics=('my_recall',)",
             "--config.rounds=2",
         ],
         check=True,
@@ -107,6 +127,7 @@ def test_from_the_command_line(mine, tmp_path):
     )
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["algorithm"], result["dataset"]) == ("my_fedavg", "mine")
+    assert 0 <= result["metrics"]["my_recall"]["personal"]["last"] <= 1
     # Opening the run imports the file that its config names.
     run = pfljax.open_run(tmp_path / "run")
     assert run.client(1).params["head"]["kernel"].shape == (6, 2)
