@@ -231,7 +231,7 @@ def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_pa
 
 
 def with_metric(runs):
-    """The same runs with a metric of whole outputs, lower is better, undefined for one of two clients."""
+    """The same runs with an error that is undefined for one of two clients."""
     for seeds in runs.values():
         for run in seeds:
             last = run.result["personal_accuracy"]["last"]
