@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -73,7 +73,7 @@ class Run:
         dataset: FederatedDataset | None = None,
     ):
         self._workdir, self.config, self._dataset = directory, config, dataset
-        self._kept: reopen.Reopened | None = None
+        self._kept: dict[bool, reopen.Reopened] = {}
 
     @property
     def directory(self) -> pathlib.Path:
@@ -95,7 +95,7 @@ class Run:
 
     def per_client(self) -> pd.DataFrame:
         """Returns a row for each client: its sizes, and its metrics after the last round."""
-        return _frame_of_clients(self._finished().clients)
+        return frame_of_clients(self._finished().clients)
 
     def plot(self, metric: str | None = None) -> matplotlib.axes.Axes:
         """Draws the test metric against rounds, and returns the matplotlib axes.
@@ -113,26 +113,31 @@ class Run:
         with self._opened() as opened:
             return opened.experiment.dataset
 
-    def client(self, client: int | str) -> ClientModel:
+    def client(self, client: int | str, *, best: bool = False) -> ClientModel:
         """Returns the model that a client would deploy after the last round.
 
         A held-out client is adapted by one local update first, as in evaluations.
 
         Args:
           client: The name of the client, or its number.
+          best: Whether to use the round with the best validation score in place of the last one,
+            for a run with `keep_best=True`.
 
         Raises:
           UserError: There is no such client, or no checkpoint.
         """
-        return self.clients([client])[0]
+        return self.clients([client], best=best)[0]
 
-    def clients(self, clients: list[int | str] | None = None) -> list[ClientModel]:
+    def clients(
+        self, clients: Sequence[int | str] | None = None, *, best: bool = False
+    ) -> list[ClientModel]:
         """Returns the models of several clients.
 
         Args:
           clients: Their names, or numbers; None for all.
+          best: As for `client`.
         """
-        with self._opened() as opened:
+        with self._opened(best) as opened:
             dataset = opened.experiment.dataset
             if clients is None:
                 clients = list(range(dataset.num_clients))
@@ -144,23 +149,30 @@ class Run:
                 for own, client in zip(each, ids, strict=True)
             ]
 
-    def global_model(self) -> ClientModel:
+    def global_model(self, *, best: bool = False) -> ClientModel:
         """Returns the global model.
+
+        Args:
+          best: As for `client`.
 
         Raises:
           UserError: The method has none.
         """
-        with self._opened() as opened:
+        with self._opened(best) as opened:
             params = opened.deployed([0]).get("global")
             if params is None:
                 raise UserError(f"{self.config.algorithm} has no global model: use client(...).")
             return self._model(opened, jax.tree.map(lambda leaf: leaf[0], params), None, "global")
 
-    def evaluate(self) -> pd.DataFrame:
-        """Evaluates the models of the latest checkpoint, and returns a row for each client."""
-        with self._opened() as opened:
+    def evaluate(self, *, best: bool = False) -> pd.DataFrame:
+        """Evaluates the models of the latest checkpoint, and returns a row for each client.
+
+        Args:
+          best: As for `client`.
+        """
+        with self._opened(best) as opened:
             arrays = results.client_arrays(opened.experiment, opened.evaluate())
-        return _frame_of_clients(arrays)
+        return frame_of_clients(arrays)
 
     def train(self, rounds: int) -> Run:
         """Continues the run.
@@ -201,14 +213,17 @@ class Run:
             yield config
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[reopen.Reopened]:
-        """Yields the run at its latest checkpoint, which is kept if it is in memory."""
-        if self._kept is not None:
-            yield self._kept
+    def _opened(self, best: bool = False) -> Iterator[reopen.Reopened]:
+        """Yields the run at a checkpoint, which is kept if it is in memory."""
+        if best in self._kept:
+            yield self._kept[best]
             return
-        with self._available() as config, reopen.reopen(self.directory, config) as opened:
+        with (
+            self._available() as config,
+            reopen.reopen(self.directory, config, best=best) as opened,
+        ):
             if config.engine.residence == "device":
-                self._kept = opened
+                self._kept[best] = opened
             yield opened
 
 
@@ -312,7 +327,7 @@ class Comparison:
 
     def per_client(self) -> pd.DataFrame:
         """Returns a row for each method, seed and client, with its metrics after the last round."""
-        return self._stacked(lambda run: _frame_of_clients(run.clients))
+        return self._stacked(lambda run: frame_of_clients(run.clients))
 
     def plot(self, metric: str | None = None) -> matplotlib.axes.Axes:
         """Draws the test metric of all methods against rounds, and returns the matplotlib axes.
@@ -396,7 +411,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _frame_of_clients(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
+def frame_of_clients(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
     """Returns the arrays of `clients.npz` with one number for each client as columns."""
     frame = _frame({name: array for name, array in arrays.items() if array.ndim == 1})
     if "client_name" in frame:

@@ -1,4 +1,4 @@
-"""The command `pfljax`: runs one of train, compare, sweep and partition.
+"""The command `pfljax`: runs one of train, compare, sweep, evaluate and partition.
 
 pfljax compare --config=configs/quickstart.py --workdir=WORKDIR
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = ("train", "compare", "sweep", "partition")
+COMMANDS = ("train", "compare", "sweep", "evaluate", "partition")
 
 
 def main() -> None:

@@ -100,6 +100,23 @@ def test_more_rounds_equal_a_longer_run(data, tmp_path):
     )
 
 
+def test_the_best_round_is_kept(data, tmp_path):
+    settings = {**TINY, "rounds": 8, "learning_rate": 3.0, "seed": 2, "keep_best": True}
+    run = pfljax.fit("fedavg", data, workdir=tmp_path, **settings)
+    scores = run.per_round()["personal/validation_accuracy_weighted"]
+    best = int(run.per_round()["round"][scores.argmax()])
+    shorter = {**settings, "rounds": max(1, best), "planned_rounds": 8}
+    until = pfljax.fit("fedavg", data, **shorter)
+    if best:
+        np.testing.assert_array_equal(
+            run.global_model(best=True).outputs(INPUTS), until.global_model().outputs(INPUTS)
+        )
+    assert run.evaluate(best=True)["personal_validation_accuracy"].notna().all()
+    with pytest.raises(pfljax.UserError, match="no checkpoint of its best round"):
+        until_not_kept = pfljax.fit("fedavg", data, **{**shorter, "keep_best": False})
+        until_not_kept.client(0, best=True)
+
+
 def test_a_finished_run_is_not_repeated(data, tmp_path):
     pfljax.fit("local", data, workdir=tmp_path, **TINY)
     before = (tmp_path / "result.json").stat().st_mtime_ns

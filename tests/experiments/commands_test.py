@@ -67,6 +67,20 @@ def test_train_leaves_a_run_behind(trained):
     assert done.stderr == ""
 
 
+def test_evaluate_repeats_the_last_evaluation(trained, tmp_path):
+    place, _ = trained
+    output = tmp_path / "clients.csv"
+    done = succeed("experiments/evaluate.py", f"--workdir={place}", f"--output={output}")
+    result = writers.read_json(place / "result.json")
+    assert "fedavg, round 2" in done.stdout
+    assert f"{result['personal_accuracy']['last']:.2%}".replace("%", " %") in done.stdout
+    with np.load(place / "clients.npz") as clients:
+        expected = clients["personal_test_accuracy"]
+    rows = [line.split(",") for line in output.read_text().splitlines()]
+    column = rows[0].index("personal_test_accuracy")
+    np.testing.assert_array_equal([float(row[column]) for row in rows[1:]], expected)
+
+
 # comparing
 
 
@@ -332,6 +346,8 @@ MISTAKES = {
     ),
     "unknown argument of the model": ([*TRAIN, "--config.model.width=3"], "'widths'"),
     "wrong argument of the model": ([*TRAIN, "--config.model.widths=(a,)"], "tuple[int, ...]"),
+    "evaluation of nothing": (["evaluate.py", "--workdir={place}/none"], "contains no run"),
+    "no best checkpoint": (["evaluate.py", "--workdir={trained}", "--best"], "best round"),
     "argument of no model": (["train.py", "--config.model.widths=3"], "--config="),
     "unknown option": ([*TRAIN, "--resum"], "resume"),
     "wrong type": ([*TRAIN, "--config.rounds=many"], "--config.rounds=many"),
