@@ -68,6 +68,7 @@ def evaluate_client(
     def score(split):
         data = examples.of_client(row, split)
 
+        @mapping.traced_once
         def batch_scores(number):
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
             key = context.child(2 + SPLITS.index(split)).child(number).key
