@@ -323,7 +323,7 @@ def build(
     personal_metrics(algorithm, task)
     _require_statistics(config, dataset, task)
     shard = -(-plan.capacity // len(devices))
-    if clients_per_chunk and config.engine.clients_per_chunk == "auto":
+    if clients_per_chunk and config.engine.clients_per_chunk in config_lib.CHUNK_RULES:
         chunk = min(clients_per_chunk, shard)
     else:
         local = build_local_training(config, task, bounds.train)
