@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -176,14 +177,16 @@ def peak_device_bytes(
 
 
 class CompilationCounter:
-    """Counts the XLA programs compiled while it is open."""
+    """Counts the XLA programs compiled in this thread while it is open."""
 
     def __init__(self):
         self.programs = 0
+        self._thread = threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, seconds: float, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
+        own = threading.get_ident() == self._thread
+        if own and event == "/jax/core/compile/backend_compile_duration":
             self.programs += 1
 
     def close(self) -> None:
