@@ -15,7 +15,9 @@ setuptools.setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["pfljax", "pfljax.*"]),
+    # The configs are a part of the package, so that commands find them outside the source tree.
+    packages=[*setuptools.find_packages(include=["pfljax", "pfljax.*"]), "pfljax.configs"],
+    package_dir={"pfljax.configs": "configs"},
     entry_points={"console_scripts": ["pfljax = pfljax.cli.main:main"]},
     package_data={"pfljax": ["py.typed"]},
     python_requires=">=3.11",
@@ -36,10 +38,14 @@ setuptools.setup(
         "matplotlib>=3.9",
         "rich>=13",
         "tensorboardX>=2.6.4",
+        "pandas>=2.3",
+        "pyarrow>=19",
+        "safetensors>=0.5",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
         "peers": ["torch>=2.6", "fedjax>=0.0.17", "drjax>=0.2.1"],
+        "docs": ["sphinx>=8", "myst-nb>=1.2"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
     },
 )

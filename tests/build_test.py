@@ -12,12 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A package may import packages of lower layers, and none of its own layer.
 LAYERS = (
     {"errors"},
-    {"core"},
+    {"core", "extensions"},
     {"ops", "aggregation"},
     {"data", "models", "algorithms", "metrics", "engine"},
     {"tasks"},
     {"training"},
     {"report"},
+    {"api"},
     {"cli"},
     {"configs", "peer"},
     {"benchmarking", "torch_network", "jax_network"},

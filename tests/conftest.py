@@ -26,11 +26,41 @@ jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--import-file",
+        action="append",
+        default=[],
+        help="A Python file with methods of yours, for which the contract tests run too.",
+    )
+
+
+def pytest_configure(config):
+    from pfljax import extensions
+
+    for path in config.getoption("--import-file"):
+        extensions.import_file(path)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def drop_compiled_programs():
     """Gives the memory maps of a file's programs back."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_registered_names():
+    """Removes the methods, networks, data sets and metrics that a test registers."""
+    from pfljax import data, extensions, models  # after the flags above are set
+    from pfljax.algorithms import ALGORITHMS
+
+    registries = [ALGORITHMS, models.MODELS, data.SOURCES, extensions._IMPORTED]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,13 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
+flags.DEFINE_multi_string(
+    "import", [], "A Python file with methods, networks, data sets or metrics of yours; repeatable."
+)
+
 # The flags that `--help` shows in addition to those of the command.
 _SHARED = (
-    *("config", "workdir", "print_config", "quiet"),
+    *("config", "workdir", "print_config", "import", "quiet"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
@@ -56,8 +60,9 @@ def define_config() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "The config file, such as configs/quickstart.py. --config.KEY=VALUE changes one of its "
-        "keys, such as --config.data.alpha=0.5; docs/config.md describes all keys.",
+        "The config file, such as configs/quickstart.py, or the name of a config of this package, "
+        "such as quickstart. --config.KEY=VALUE changes one of its keys, such as "
+        "--config.data.alpha=0.5; docs/config.md describes all keys.",
         lock_config=True,
     )
     flags.DEFINE_bool("print_config", False, "Print all keys with their values and exit.")
@@ -179,6 +184,9 @@ def _parse(argv: list[str]) -> None:
         if name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(argv[0], flags.FLAGS[name])
     arguments: dict[str, str] = {}
+    command_line.import_files(argv)
+    if "config" in flags.FLAGS:
+        argv = sys.argv = command_line.with_config_files(argv)
     if "config" in flags.FLAGS and "print_config" in flags.FLAGS:
         argv, arguments = command_line.split_model_arguments(argv)
         sys.argv = argv  # ml_collections looks for keys there.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import pathlib
 import re
 import types
 import typing
@@ -17,7 +18,7 @@ from typing import Any
 
 import ml_collections
 
-from pfljax import models
+from pfljax import extensions, models
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
 
@@ -29,6 +30,61 @@ _SYNONYMS = {
     "optimizer": "client_optimizer.name",
     "gpus": "engine.devices",
 }
+
+
+def import_files(argv: Sequence[str]) -> None:
+    """Imports the files of `--import`, whose methods and data sets the config knows then.
+
+    Args:
+      argv: The command line.
+
+    Raises:
+      UserError: A file cannot be imported.
+    """
+    words = [re.fullmatch(r"--?import(?:=(.*))?", word, re.DOTALL) for word in argv]
+    for number, match in enumerate(words):
+        if match and match[1] is not None:
+            extensions.import_file(match[1])
+        elif match and number + 1 < len(argv):
+            extensions.import_file(argv[number + 1])
+
+
+def with_config_files(argv: Sequence[str]) -> list[str]:
+    """Returns a command line with the files of configs that are named, such as `quickstart`.
+
+    Args:
+      argv: The command line.
+
+    Raises:
+      UserError: There is no config of this name.
+    """
+    found, is_value = [], False
+    for word in argv:
+        match = re.fullmatch(r"(--?config=)?([^=]*)", word, re.DOTALL)
+        if match and (match[1] or is_value):
+            word = f"{match[1] or ''}{_config_file(match[2])}"
+        is_value = word in ("-config", "--config")
+        found.append(word)
+    return found
+
+
+def _config_file(named: str) -> str:
+    """Returns the file of a config of this package; a path unchanged."""
+    name, colon, argument = named.partition(":")
+    if not re.fullmatch(r"\w+", name):
+        return named
+    package = pathlib.Path(extensions.__file__).parent
+    # In an installed package, or beside it in the source tree.
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / f"{name}.py").is_file():
+            return f"{folder / name}.py{colon}{argument}"
+        known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        if known:
+            raise UserError(
+                f"--config={name} is neither a file nor one of the configs {', '.join(known)}."
+                f"{config_lib.suggest(name, known)}"
+            )
+    return named
 
 
 def split_model_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -52,8 +52,9 @@ def main() -> None:
     found, diverged = [], []
     for name in config.algorithms if flags.FLAGS.every_method else (config.algorithm,):
         own = sweep.changed(config, {"algorithm": name}, config.seed)
+        grid = dict(sweep.parse(text, own) for text in flags.FLAGS.values)
         with locks.hold(directory), app.progress(config.rounds) as add_bar:
-            swept = sweep.run(own, directory, flags.FLAGS.values, add_progress=add_bar)
+            swept = sweep.run(own, directory, grid, add_progress=add_bar)
         app.say(_table(name, swept))
         if swept.best is None:
             diverged.append(name)

@@ -180,6 +180,24 @@ class Algorithm(NamedTuple):
         With an aggregator, `uploads.total` is `()`.
       aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
         which clients apply them; `aggregation.apply` adds one.
+
+    Example:
+      A method made of another one, whose personalized models are the mean of the global model and
+      of the client's own.
+
+      >>> from pfljax import core
+      >>> from pfljax.algorithms.ditto import ditto
+      >>> def halfway(task, local, *, lam: float = 0.1):
+      ...     method = ditto(task, local, lam=lam)
+      ...
+      ...     def personalize(server, client, data, context):
+      ...         own = method.personalize(server, client, data, context)
+      ...         return core.tree.scale(0.5, core.tree.add(own, method.global_params(server)))
+      ...
+      ...     return method._replace(personalize=personalize)
+      >>> import pfljax
+      >>> pfljax.fit(halfway, "digits", rounds=1, lam=0.5).result["algorithm"]
+      'halfway'
     """
 
     init_server: InitServer

@@ -83,6 +83,12 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+
+    Example:
+      >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
+      >>> one, other = (jax.random.uniform(context.child(index).key) for index in (0, 1))
+      >>> bool(one != other), int(context.child(0).round)
+      (True, 3)
     """
 
     key: jax.Array
@@ -122,6 +128,13 @@ class ClientOutput(NamedTuple):
         for a mean over those clients only that have something to report.
       size: Number of bits of the upload, an `aggregation.Size`, if an aggregator determines it;
         None if the shapes of `sum` and `each` determine it.
+
+    Example:
+      >>> from pfljax import core
+      >>> upload = core.weighted({"w": jnp.ones(2)}, jnp.float32(3.0))
+      >>> output = ClientOutput(state=(), sum=upload, metrics={"loss": jnp.float32(0.5)})
+      >>> output.sum.value["w"].tolist(), output.each
+      ([3.0, 3.0], ())
     """
 
     state: PyTree
@@ -171,6 +184,13 @@ class Task(NamedTuple):
       params_metrics: `(params, batch, key) -> {name: []}`, the same sums if `evaluate` should not
         compute them from the outputs of a whole batch: because a loss draws random numbers, or
         because the outputs would not fit into memory. None computes them from the outputs.
+
+    Example:
+      >>> from pfljax import models, tasks
+      >>> task = tasks.classification(models.mlp((4,), 3, widths=(8,)), num_classes=3)
+      >>> params = task.init(jax.random.key(0))
+      >>> task.predict(params, jnp.zeros((2, 4))).shape, task.num_features
+      ((2, 3), 8)
     """
 
     init: Callable[[jax.Array], Params]

@@ -9,14 +9,15 @@ clients (`shift`) are applied last.
 
 from __future__ import annotations
 
+import collections
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks, input_arrays, reading, server, validate
-from pfljax.data.arrays import from_arrays
+from pfljax.data import checks, in_memory, input_arrays, reading, server, validate
+from pfljax.data.arrays import from_arrays, pool_from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, ServerExamples, Split
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
@@ -26,6 +27,7 @@ from pfljax.data.partition import dirichlet, iid, make_partition, pathological
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import assemble
+from pfljax.data.tables import from_csv, from_frame, from_hugging_face, from_parquet
 from pfljax.errors import UserError
 
 __all__ = [
@@ -47,6 +49,10 @@ __all__ = [
     "describe",
     "dirichlet",
     "from_arrays",
+    "from_csv",
+    "from_frame",
+    "from_hugging_face",
+    "from_parquet",
     "iid",
     "load",
     "load_digits",
@@ -57,6 +63,7 @@ __all__ = [
     "load_store",
     "natural",
     "pathological",
+    "pool_from_arrays",
     "save_npz",
     "shift_concept",
     "shift_features",
@@ -67,15 +74,17 @@ GIVEN: dict[str, Callable[..., FederatedDataset]] = {
     "pfllib": load_pfllib,
     "npz": load_npz,
     "store": load_store,
+    in_memory.NAME: in_memory.find,
 }
-DATASETS = {**SOURCES, **GIVEN}
+# A view of both, which includes those that are registered later.
+DATASETS = collections.ChainMap(GIVEN, SOURCES)
 PARTITIONS = (*_DEALT, "natural")
 GROUPINGS = ("class", "superclass")
 
 
 def load(
-    *,
     name: str,
+    *,
     dir: str = "",
     partition: str = "dirichlet",
     alpha: float = 0.1,
@@ -97,6 +106,7 @@ def load(
     server_fraction: float = 0.0,
     server_name: str = "",
     server_dir: str = "",
+    checksum: str = "",
     min_size: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> FederatedDataset:
@@ -132,6 +142,7 @@ def load(
       server_name: A key of `SOURCES`, the data set of the server's examples; empty for that of the
         clients.
       server_dir: The directory of its files, like `dir`.
+      checksum: For the name `python`, the checksum of a data set that Python code has passed.
       min_size: The minimum number of examples of a client in the Dirichlet partitions (except the
         balanced one) and the quantity partitions; `natural` drops owners with fewer. None selects
         the defaults of the partitions.
@@ -161,7 +172,10 @@ def load(
         public = _read(server_name, server_dir)
         public = validate.examples(public, _where(server_name, server_dir))
         held = server.of_source(public, server_fraction, seed)
-    if name in ("npz", "store"):
+    if name == in_memory.NAME:
+        dataset = in_memory.find(checksum)
+        held = held or dataset.server
+    elif name in ("npz", "store"):
         dataset = _read(name, dir)
     elif name == "pfllib":
         dataset = _read(

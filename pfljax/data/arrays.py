@@ -25,6 +25,7 @@ def from_arrays(
     name: str = "own",
     task: str = "classification",
     vocabulary: Sequence[int] | Mapping[str, int | Sequence[int]] = (),
+    class_names: Sequence[str] = (),
     in_time: bool = False,
     normalize: bool = True,
     test_fraction: float = 0.25,
@@ -46,6 +47,8 @@ def from_arrays(
       task: The kind of targets, one of `TASKS`.
       vocabulary: The sizes of the id spaces if inputs are ids; see `FederatedDataset`. For a dict
         of inputs, a dict by the names of those that are ids.
+      class_names: The names of the labels 0, 1, ..., some of which may have no example; empty for
+        labels that name themselves.
       in_time: Whether each client's examples are in order of time, so that its last examples are
         the test examples, instead of random ones.
       normalize: Whether numeric inputs, and targets of a regression, are standardized to mean 0
@@ -70,15 +73,83 @@ def from_arrays(
       >>> made.class_names, made.client_names, made.test.sizes.tolist()
       (('cat', 'dog'), ('ann', 'bob'), [1, 1])
     """
-    where = f"The data set {name}"
-    inputs, targets, clients = (
-        map_inputs(np.asarray, inputs),
-        np.asarray(targets),
-        np.asarray(clients),
+    pool = pool_from_arrays(
+        inputs,
+        targets,
+        clients,
+        name=name,
+        task=task,
+        vocabulary=vocabulary,
+        class_names=class_names,
+        in_time=in_time,
+        normalize=normalize,
     )
-    given = {f"inputs {name}".strip(): array for name, array in by_name(inputs).items()}
+    client_names, owners = _numbered(f"The data set {name}", "client", np.asarray(clients))
+    rows = [np.flatnonzero(owners == client) for client in range(int(owners.max()) + 1)]
+    single = next((client for client, each in enumerate(rows) if len(each) == 1), None)
+    if single is not None:
+        called = client_names[single] if client_names else single
+        raise UserError(
+            f"The data set {name} has a single example of the client {called}, but a client needs "
+            "one to train and one to test on: remove that client."
+        )
+    return assemble(
+        pool,
+        rows,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        unseen_fraction=unseen_fraction,
+        seed=seed,
+        client_names=client_names,
+    )
+
+
+def pool_from_arrays(
+    inputs: np.ndarray | Mapping[str, np.ndarray],
+    targets: np.ndarray | Sequence,
+    clients: np.ndarray | Sequence | None = None,
+    *,
+    name: str = "own",
+    task: str = "classification",
+    vocabulary: Sequence[int] | Mapping[str, int | Sequence[int]] = (),
+    class_names: Sequence[str] = (),
+    in_time: bool = False,
+    normalize: bool = True,
+) -> Examples:
+    """Returns a pool of examples, which a config partitions among clients: what a loader returns.
+
+    Args:
+      inputs: As for `from_arrays`.
+      targets: As for `from_arrays`.
+      clients: `[n]` integers or strings, the client of each example in the partition `natural`;
+        None if the examples have no clients of their own.
+      name: The name of the data set in reports.
+      task: The kind of targets, one of `TASKS`.
+      vocabulary: As for `from_arrays`.
+      class_names: As for `from_arrays`.
+      in_time: As for `from_arrays`.
+      normalize: As for `from_arrays`.
+
+    Returns:
+      The pool, validated.
+
+    Raises:
+      UserError: The arrays do not match, or a value is invalid.
+
+    Example:
+      >>> pool_from_arrays(np.zeros((3, 2)), ["no", "yes", "no"]).class_names
+      ('no', 'yes')
+    """
+    where = f"The data set {name}"
+    inputs, targets = map_inputs(np.asarray, inputs), np.asarray(targets)
+    given = {f"inputs {key}".strip(): array for key, array in by_name(inputs).items()}
     first = next(iter(given.values()), np.empty(0))
-    for what, array in {**given, "targets": targets, "clients": clients}.items():
+    others = (
+        {"targets": targets}
+        if clients is None
+        else {"targets": targets, "clients": np.asarray(clients)}
+    )
+    for what, array in {**given, **others}.items():
         if array.shape[:1] != first.shape[:1] or not array.size:
             raise UserError(
                 f"{where} has inputs of shape {first.shape} and {what} of shape {array.shape}: "
@@ -90,12 +161,13 @@ def from_arrays(
         vocabulary = _sizes(vocabulary)
         if not isinstance(inputs, Mapping) and inputs.ndim == 1:
             inputs = inputs[:, np.newaxis]
-    client_names, owners = _numbered(where, "client", clients)
-    class_names: tuple[str, ...] = ()
+    owners = None if clients is None else _numbered(where, "client", others["clients"])[1]
     num_classes = 0
     if task == "classification":
-        class_names, targets = _classes(where, targets)
+        class_names, targets = _classes(where, targets, tuple(class_names))
         num_classes = len(class_names) or int(targets.max()) + 1
+    elif class_names:
+        raise UserError(f"{where} has names of classes, but the task {task} has no classes.")
     elif task == "next_token":
         num_classes = next((sizes[0] for sizes in by_name(vocabulary).values() if sizes), 0)
     pool = Examples(
@@ -107,7 +179,7 @@ def from_arrays(
         owners=owners,
         time_gap=0 if in_time else None,
         vocabulary=vocabulary,
-        class_names=class_names,
+        class_names=tuple(class_names),
     )
     pool = validate.examples(pool, where)
     if normalize:
@@ -115,23 +187,7 @@ def from_arrays(
     if normalize and task == "regression":
         (mean,), (std,) = mean_and_std(pool.targets[:, np.newaxis])
         pool = pool._replace(target_mean=float(mean), target_std=float(std))
-    rows = [np.flatnonzero(owners == client) for client in range(int(owners.max()) + 1)]
-    single = next((client for client, each in enumerate(rows) if len(each) == 1), None)
-    if single is not None:
-        called = client_names[single] if client_names else single
-        raise UserError(
-            f"{where} has a single example of the client {called}, but a client needs one to train "
-            "and one to test on: remove that client."
-        )
-    return assemble(
-        pool,
-        rows,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        unseen_fraction=unseen_fraction,
-        seed=seed,
-        client_names=client_names,
-    )
+    return pool
 
 
 def _sizes(vocabulary: int | Sequence[int]) -> tuple[int, ...]:
@@ -162,8 +218,18 @@ def _normalized(pool: Examples) -> Examples:
     )
 
 
-def _classes(where: str, targets: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _classes(
+    where: str, targets: np.ndarray, class_names: tuple[str, ...]
+) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns the names of classes, none if labels are numbers already, and the numeric labels."""
+    if class_names:
+        targets = validate.whole(where, targets, "label", remedy="pass no class_names")
+        if targets.min() < 0 or targets.max() >= len(class_names):
+            raise UserError(
+                f"{where} has labels from {targets.min()} to {targets.max()} and "
+                f"{len(class_names)} names of classes: pass a name for each."
+            )
+        return class_names, targets
     if targets.dtype.kind in "iuf" and targets.ndim == 1:
         targets = validate.whole(where, targets, "label", remedy=_FRACTIONS)
         if targets.min() >= 0 and targets.max() < len(targets):

@@ -66,6 +66,12 @@ class FederatedDataset(NamedTuple):
       class_names: The `C` names of the labels; empty if they are numbers.
       client_names: The `N` names of the clients; empty if they are numbers.
       server: The examples that the server holds and no client; None if there are none.
+
+    Example:
+      >>> from pfljax.data import load
+      >>> data = load("digits", partition="iid", num_clients=10, unseen_fraction=0.2)
+      >>> data.num_clients, data.num_unseen, data.inputs.shape
+      (10, 2, (1797, 8, 8, 1))
     """
 
     name: str

@@ -11,7 +11,7 @@ import numpy as np
 
 from pfljax.core import streams, tree
 from pfljax.core.algorithm import Algorithm
-from pfljax.core.types import Context, FederatedState, Task
+from pfljax.core.types import Context, FederatedState, Params, PyTree, Task
 from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
 from pfljax.engine.examples import Examples
@@ -19,6 +19,52 @@ from pfljax.engine.round import client_context
 from pfljax.errors import UserError
 
 SPLITS = ("test", "validation")
+
+# `(algorithm, task, batch_size, server, client, examples, row, unseen, context) -> tree` of arrays,
+# what a program finds out about a client: `evaluate_client` or `deployed`.
+OfClient = Callable[..., PyTree]
+
+
+def deployed(
+    algorithm: Algorithm,
+    task: Task,
+    batch_size: int,
+    server,
+    client,
+    examples: Examples,
+    row: jax.Array,
+    unseen: jax.Array | None,
+    context: Context,
+) -> dict[str, Params]:
+    """Returns the models that a client would deploy now.
+
+    A held-out client, which never takes part in training, is adapted by one local update from the
+    server's current state, without uploading anything; then its model is personalized.
+
+    Args:
+      algorithm: The method.
+      task: Not used; in the arguments of all functions of a client.
+      batch_size: Not used, like `task`.
+      server: The method's server state.
+      client: The client's private state.
+      examples: The examples of this and other clients.
+      row: `[]` int32, the row of the client in `examples`; -1 for padding.
+      unseen: `[]` bool, whether the client is held out; None if no client is.
+      context: The context, with the client's key and the round.
+
+    Returns:
+      `{model: params}`; model is 'personal' and, if the method has one, 'global'.
+    """
+    data = examples.of_client(row)
+    if unseen is not None:
+        # Participating clients get no examples here, so that the update costs nothing.
+        joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
+        joined = algorithm.update_client(server, client, joining, context.child(0)).state
+        client = tree.where(unseen, joined, client)
+    models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
+    if algorithm.global_params is not None:
+        models["global"] = algorithm.global_params(server)
+    return models
 
 
 def evaluate_client(
@@ -32,10 +78,7 @@ def evaluate_client(
     unseen: jax.Array | None,
     context: Context,
 ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Evaluates one client's personalized model, and the global one, on the client's examples.
-
-    A held-out client, which never takes part in training, is adapted by one local update from the
-    server's current state, without uploading anything; then its model is personalized.
+    """Evaluates the models of `deployed` on the examples of one client.
 
     Args:
       algorithm: The method.
@@ -52,16 +95,7 @@ def evaluate_client(
       `{model: {split: {metric: []}}}`, sums over the client's examples; model is 'personal' and,
       if the method has one, 'global'.
     """
-    data = examples.of_client(row)
-    if unseen is not None:
-        # Participating clients get no examples here, so that the update costs nothing.
-        joining = dataclasses.replace(data, size=jnp.where(unseen, data.size, 0))
-        joined = algorithm.update_client(server, client, joining, context.child(0)).state
-        client = tree.where(unseen, joined, client)
-
-    models = {"personal": algorithm.personalize(server, client, data, context.child(1))}
-    if algorithm.global_params is not None:
-        models["global"] = algorithm.global_params(server)
+    models = deployed(algorithm, task, batch_size, server, client, examples, row, unseen, context)
     # The global model predicts as in the task; only personalized models may predict differently.
     evaluate_model = {"personal": personal_metrics(algorithm, task), "global": task.evaluate}
 
@@ -119,7 +153,8 @@ def evaluate_rows(
     rows: jax.Array,
     num_clients: int,
     num_rounds: jax.Array,
-) -> dict[str, dict[str, dict[str, jax.Array]]]:
+    of_client: OfClient = evaluate_client,
+) -> PyTree:
     """Evaluates some clients on this device, whatever the source of their states and examples.
 
     Args:
@@ -133,9 +168,11 @@ def evaluate_rows(
       rows: `[rows]` int32, the row of each client in `examples`; -1 is padding.
       num_clients: Number of clients, including held-out ones.
       num_rounds: `[]` int32, the planned length of the run.
+      of_client: What is found out about a client.
 
     Returns:
-      `{model: {split: {metric: [rows]}}}`, sums over each client's examples.
+      `{model: {split: {metric: [rows]}}}`, sums over each client's examples; or the result of
+      another `of_client`, stacked `[rows, ...]`.
     """
     num_rows, clients = ids.shape[0], state.clients
     if fill := -num_rows % clients_per_chunk:
@@ -151,7 +188,7 @@ def evaluate_rows(
         unseen = None
         if examples.num_participants < num_clients:
             unseen = client_id >= examples.num_participants
-        scores = evaluate_client(
+        scores = of_client(
             algorithm, task, batch_size, state.server, client, examples, row, unseen, context
         )
         return scores, ()
@@ -169,7 +206,8 @@ def evaluate(
     examples: Examples,
     num_rounds: jax.Array,
     eval_ids: np.ndarray | None = None,
-) -> dict[str, dict[str, dict[str, jax.Array]]]:
+    of_client: OfClient = evaluate_client,
+) -> PyTree:
     """Evaluates clients, each on the device that owns it; see `programs.build_evaluation`."""
     count = examples.num_clients
     if eval_ids is None:
@@ -190,6 +228,7 @@ def evaluate(
         ids,
         count,
         num_rounds,
+        of_client,
     )
 
     def by_id(leaf):

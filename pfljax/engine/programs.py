@@ -181,6 +181,7 @@ def evaluation_program(
     batch_size: int,
     clients_per_chunk: int,
     eval_ids: np.ndarray | None = None,
+    of_client: evaluate.OfClient = evaluate.evaluate_client,
     vectorized: Vectorized | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:
@@ -191,6 +192,8 @@ def evaluation_program(
       batch_size: Number of examples that are scored at once.
       clients_per_chunk: Number of clients that a device scores at once.
       eval_ids: Ids of the clients to score, fixed in the program; None for all.
+      of_client: What the program finds out about a client, such as `evaluate.deployed`, with
+        `eval_ids`.
       vectorized: How the program serves vectorized runs; None for a single run.
       devices: The devices to use; None means all.
 
@@ -212,6 +215,7 @@ def evaluation_program(
                 examples,
                 num_rounds,
                 eval_ids,
+                of_client,
             )
 
         return _for_each(vectorized, one, examples, inputs, state)

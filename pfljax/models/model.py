@@ -45,6 +45,13 @@ class Model(NamedTuple):
         normalization.
       reads_ids: Whether inputs are ids, int32, instead of numeric inputs; for inputs that are a
         dict, one value for all of them or a dict with the same names.
+
+    Example:
+      >>> from pfljax.models import mlp
+      >>> model = mlp((4,), 3, widths=(8,))
+      >>> params = model.init(jax.random.key(0))
+      >>> model.head(params, model.features(params, jnp.zeros((2, 4)))).shape
+      (2, 3)
     """
 
     init: Callable[[jax.Array], Any]
@@ -303,6 +310,12 @@ def from_flax(
 
     Raises:
       UserError: Body or head is not a flax.linen module, or is one that `layers_of` refuses.
+
+    Example:
+      >>> body = nn.Sequential([nn.Dense(8), nn.relu])
+      >>> model = from_flax(body, nn.Dense(3), input_shape=(4,))
+      >>> model.num_features, model.init(jax.random.key(0))["head"]["kernel"].shape
+      (8, (8, 3))
     """
     for part, module in {"body": body, "head": head}.items():
         if not isinstance(module, nn.Module):

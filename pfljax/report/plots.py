@@ -6,6 +6,7 @@ import pathlib
 
 import matplotlib
 import numpy as np
+from matplotlib import axes as axes_lib
 from matplotlib import figure
 
 from pfljax.report import tables
@@ -32,14 +33,35 @@ def _scored(runs: dict[str, list[Run]]) -> dict[str, list[Run]]:
     return {name: seeds for name, seeds in runs.items() if not any(run.diverged for run in seeds)}
 
 
+def size_of_curves(runs: dict[str, list[Run]]) -> tuple[float, float]:
+    """Returns the width and the height of a picture of curves, in inches."""
+    return 7.5, max(4.5, 0.24 * len(runs))
+
+
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
-    """Draws test scores against rounds: a line per method, a band of one deviation over seeds."""
+    """Draws test scores against rounds to a file."""
+    picture = figure.Figure(figsize=size_of_curves(runs), layout="constrained")
+    draw_curves(picture, runs, title)
+    picture.savefig(path, dpi=150)
+
+
+def draw_curves(
+    picture: figure.Figure, runs: dict[str, list[Run]], title: str, metric: str | None = None
+) -> axes_lib.Axes:
+    """Draws test scores against rounds: a line per method, a band of one deviation over seeds.
+
+    Args:
+      picture: An empty figure.
+      runs: The runs, `{method: [one run per seed]}`.
+      title: The title above the curves.
+      metric: The name of the metric; None for the score.
+
+    Returns:
+      The axes of the curves.
+    """
     score, factor, unit = axis(runs)
     key = f"personal/test_{score}_weighted"
     runs = _scored(runs)
-    # The legend lists the methods in the order in which their lines end.
-    height = max(4.5, 0.24 * len(runs))
-    picture = figure.Figure(figsize=(7.5, height), layout="constrained")
     axes = picture.subplots()
     last = {method: np.mean([run.rows[-1][key] for run in seeds]) for method, seeds in runs.items()}
     for index, ((method, seeds), color) in enumerate(
@@ -59,9 +81,10 @@ def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> N
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    # The legend lists the methods in the order in which their lines end.
     lines = sorted(axes.get_lines(), key=lambda line: last[line.get_label()], reverse=True)
     picture.legend(handles=lines, loc="outside right center", frameon=False)
-    picture.savefig(path, dpi=150)
+    return axes
 
 
 def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:

@@ -13,7 +13,7 @@ import itertools
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +108,7 @@ class Sweep(NamedTuple):
 def run(
     config: ml_collections.ConfigDict,
     directory: pathlib.Path,
-    values: Sequence[str],
+    grid: Mapping[str, Sequence[Any]],
     *,
     add_progress: AddProgress = no_progress,
 ) -> Sweep:
@@ -120,7 +120,7 @@ def run(
     Args:
       config: The config of the sweep, with the seeds of each setting.
       directory: The work directory of the sweep.
-      values: The values to try, each as `KEY=VALUE,VALUE,...`.
+      grid: The values to try of each key of the config, such as `{'hparams.ditto.lam': [0.1, 1]}`.
       add_progress: Called before vectorized runs with their name and the name of their score;
         returns the callback of their progress.
 
@@ -128,7 +128,6 @@ def run(
       UserError: A key or a value is invalid, or a directory contains another run.
       Stopped: A signal stopped the runs; checkpoints are saved.
     """
-    grid = dict(parse(text, config) for text in values)
     settings = [
         dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())
     ]

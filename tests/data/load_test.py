@@ -130,7 +130,7 @@ def test_describe():
 
 def test_all_that_is_exported_exists():
     assert all(hasattr(data, name) for name in data.__all__)
-    assert set(data.DATASETS) == {*data.SOURCES, "pfllib", "npz", "store"}
+    assert set(data.DATASETS) == {*data.SOURCES, "pfllib", "npz", "store", "python"}
 
 
 def test_the_readme_has_a_row_for_every_data_set():

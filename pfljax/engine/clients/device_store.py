@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from pfljax.core.types import FederatedState, Population
-from pfljax.engine import programs
+from pfljax.engine import evaluate, programs
 from pfljax.engine.clients import on_device, store
 from pfljax.engine.examples import Examples
 
@@ -64,6 +64,20 @@ class DeviceStore:
         return store.Programs(
             *(programs.Bound(program, inputs) for program in (init, rounds, evaluation))
         )
+
+    def deployment(
+        self, make: programs.Make, inputs: programs.Inputs, ids: np.ndarray
+    ) -> programs.Bound:
+        """See `ClientStore.deployment`."""
+        program = programs.evaluation_program(
+            make,
+            batch_size=self.options.eval_batch_size,
+            clients_per_chunk=1,
+            eval_ids=ids,
+            of_client=evaluate.deployed,
+            devices=self.options.devices,
+        )
+        return programs.Bound(program, inputs)
 
     def example_shapes(self) -> tuple[Population, Examples]:
         """See `ClientStore.example_shapes`."""

@@ -203,10 +203,16 @@ class HostRounds(_OnHost):
 class HostEvaluation(_OnHost):
     """`(state, examples, num_rounds, inputs) -> {model: {split: {metric: [clients]}}}`."""
 
-    def __init__(self, clients: HostStates, make: programs.Make):
+    def __init__(
+        self,
+        clients: HostStates,
+        make: programs.Make,
+        eval_ids: np.ndarray | None,
+        of_client: evaluate.OfClient = evaluate.evaluate_client,
+    ):
         self._of = clients
         count = clients.examples.num_clients
-        self.ids = np.arange(count) if clients.eval_ids is None else clients.eval_ids
+        self.ids = np.arange(count) if eval_ids is None else eval_ids
         self._capacity = clients.examples.capacity(clients.shard, _ALL)
 
         def scores(state, initial, shard, num_rounds, inputs):
@@ -223,6 +229,7 @@ class HostEvaluation(_OnHost):
                 rows,
                 count,
                 num_rounds,
+                of_client,
             )
 
         self.program = mapping.over_devices(
@@ -253,7 +260,7 @@ class HostEvaluation(_OnHost):
             found = jax.tree.map(lambda leaf: np.asarray(leaf).swapaxes(0, 1), found)
         row = np.argsort(parts.reshape(-1), kind="stable")[-len(self.ids) :]
         order = np.argsort(np.argsort(self.ids, kind="stable"), kind="stable")
-        return jax.tree.map(lambda leaf: leaf.reshape(-1)[row][order], found)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:])[row][order], found)
 
     def compile(self, state: FederatedState, examples, num_rounds, inputs: programs.Inputs) -> Any:
         shard = self._of.fetch(state.clients[0], self._parts()[0], _ALL, self._capacity)
@@ -298,5 +305,11 @@ class HostStore(HostStates):
         return store.Programs(
             programs.Bound(HostInit(self, make, inputs), inputs),
             programs.Bound(HostRounds(self, make), inputs),
-            programs.Bound(HostEvaluation(self, make), inputs),
+            programs.Bound(HostEvaluation(self, make, self.eval_ids), inputs),
         )
+
+    def deployment(
+        self, make: programs.Make, inputs: programs.Inputs, ids: np.ndarray
+    ) -> programs.Bound:
+        """See `ClientStore.deployment`."""
+        return programs.Bound(HostEvaluation(self, make, ids, evaluate.deployed), inputs)

@@ -76,6 +76,18 @@ class ClientStore(Protocol):
           vectorized: How a program serves vectorized runs; None for a single run.
         """
 
+    def deployment(
+        self, make: programs.Make, inputs: programs.Inputs, ids: np.ndarray
+    ) -> programs.Bound:
+        """Returns `(state, examples, num_rounds) -> {model: params}` for some clients of one run.
+
+        Args:
+          make: Builds the method.
+          inputs: Frozen parameters and numbers, on the devices.
+          ids: `[n]`, the clients, held-out ones included; params are stacked `[n, ...]` in their
+            order.
+        """
+
     def example_shapes(self) -> tuple[Population, Examples]:
         """Returns shapes of the population, and the examples of at least one client to trace."""
 

@@ -325,15 +325,7 @@ def _resumed(
         raise _out_of_step(runs)
     config, restored = experiment.config, []
     for run, own in zip(runs, _states(experiment, state), strict=True):
-        restored.append(_restore(run, own))
-        settings = restored[-1].notes.get("settings")
-        if settings is not None:
-            workdir.require_same_settings(run.directory, settings, run.experiment.config)
-        if restored[-1].notes.get("frozen") != experiment.frozen_digest:
-            raise UserError(
-                f"{run.directory} contains a run with other frozen parameters; set "
-                "config.adapter.base to the file used before, or choose another --workdir."
-            )
+        restored.append(restore(run.experiment, run.directory, run.checkpoints, own))
         run.saved = int(restored[-1].state.round)
     if len({run.saved for run in runs}) > 1:
         raise _out_of_step(runs)
@@ -346,10 +338,29 @@ def _resumed(
     return states[0] if experiment.num_runs is None else programs.stack(states), notes
 
 
-def _restore(run: _Run, state: FederatedState) -> Restored:
-    """Reads the latest intact checkpoint of a run."""
-    store, devices = run.experiment.store, run.experiment.devices
-    num_clients = run.experiment.dataset.num_clients
+def restore(
+    experiment: Experiment,
+    directory: pathlib.Path,
+    checkpoints: Checkpoints,
+    state: FederatedState,
+) -> Restored:
+    """Reads the latest intact checkpoint of a run.
+
+    Args:
+      experiment: The experiment of the run, whose store is open.
+      directory: The work directory.
+      checkpoints: The checkpoints of the run.
+      state: A state of the run, for structure, shapes and dtypes.
+
+    Returns:
+      The state as the programs take it, and its notes.
+
+    Raises:
+      UserError: No checkpoint is intact, or it has another data set, other frozen parameters or
+        settings.
+    """
+    store, devices = experiment.store, experiment.devices
+    num_clients = experiment.dataset.num_clients
 
     def accept(kept: FederatedState) -> str | None:
         bad = store.damaged(kept)
@@ -357,16 +368,24 @@ def _restore(run: _Run, state: FederatedState) -> Restored:
             return None
         return (
             f"the states of {bad.size} clients, such as client {bad[0]}, are missing or damaged in "
-            f"{store.damaged_file(run.directory)}; resume with the same number of processes"
+            f"{store.damaged_file(directory)}; resume with the same number of processes"
         )
 
-    found = run.checkpoints.restore(
+    found = checkpoints.restore(
         store.like_snapshot(state),
         num_clients,
         devices,
         all_of_them=store.keeps_snapshots,
         accept=accept,
     )
+    settings = found[0].notes.get("settings")
+    if settings is not None:
+        workdir.require_same_settings(directory, settings, experiment.config)
+    if found[0].notes.get("frozen") != experiment.frozen_digest:
+        raise UserError(
+            f"{directory} contains a run with other frozen parameters; set "
+            "config.adapter.base to the file used before, or choose another --workdir."
+        )
     oldest_first = [one.state for one in reversed(found)]
     return found[0]._replace(state=store.adopt(oldest_first))
 

@@ -217,7 +217,12 @@ def _about(experiment: Experiment) -> dict[str, Any]:
 
 
 def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[str, Any]) -> None:
-    """Writes per-client arrays of an evaluation; row i belongs to client `client[i]`."""
+    """Writes the arrays of `client_arrays`."""
+    np.savez_compressed(path, **client_arrays(experiment, evaluation))
+
+
+def client_arrays(experiment: Experiment, evaluation: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns per-client arrays of an evaluation; row i belongs to client `client[i]`."""
     dataset, ids = experiment.dataset, _evaluated(experiment)
     train = Split(dataset.train.offsets[ids], dataset.train.sizes[ids])
     arrays = {
@@ -239,4 +244,4 @@ def write_clients(path: pathlib.Path, experiment: Experiment, evaluation: dict[s
                 missing = np.full(len(counts), math.nan)
                 mean = np.divide(values, counts, out=missing, where=counts > 0)
                 arrays[f"{model}_{split}_{name}"] = mean
-    np.savez_compressed(path, **arrays)
+    return arrays

@@ -12,13 +12,15 @@ from typing import Any
 import jax
 import ml_collections
 
+from pfljax import extensions
+from pfljax.algorithms import ALGORITHMS
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, writers
 from pfljax.training.study.config import RENAMED, default_config, planned_rounds
 
 # Keys that may differ between a run and its resumption: they do not affect the results.
 _FREE_KEYS = (
-    *("algorithms", "seeds", "seeds_vary", "engine"),
+    *("algorithms", "seeds", "seeds_vary", "engine", "imports"),
     *("eval_every", "checkpoint_every", "rounds", "planned_rounds"),
 )
 
@@ -117,6 +119,56 @@ def _with_defaults(content: dict[str, Any], default: dict[str, Any]) -> dict[str
         elif isinstance(value, dict) and isinstance(filled[key], dict):
             filled[key] = _with_defaults(filled[key], value)
     return filled
+
+
+def config_of(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """Returns the config of the run in a work directory, in the form of this version.
+
+    The files of `config.imports` are imported, so that methods of the user are known.
+
+    Args:
+      directory: The work directory.
+
+    Raises:
+      UserError: The directory contains no run, or one that this version cannot read.
+    """
+    before = settings_before(directory)
+    if before is None:
+        raise UserError(f"{directory} contains no run: it has no config.json.")
+    return config_from(before, str(directory))
+
+
+def config_from(stored: dict[str, Any], where: str) -> ml_collections.ConfigDict:
+    """Returns the config with the `settings` of a run, of this version or an earlier one.
+
+    Args:
+      stored: The settings.
+      where: Where they are from, for error messages.
+
+    Raises:
+      UserError: The method is not registered, or a file with it is missing.
+    """
+    method = stored.get("algorithm")
+    for file in stored.get("imports", ()) if method not in ALGORITHMS else ():
+        extensions.import_file(file)
+    if method not in ALGORITHMS:
+        raise UserError(
+            f"{where} is of the method {method!r}, which is not registered: register it first, or "
+            "import its file."
+        )
+    config = default_config()
+    with config.unlocked(), config.ignore_type():
+        _update(config, upgraded(stored))
+    return config
+
+
+def _update(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> None:
+    """Sets keys to values from JSON."""
+    for key, value in stored.items():
+        if isinstance(value, dict) and isinstance(config.get(key), ml_collections.ConfigDict):
+            _update(config[key], value)
+        else:
+            config[key] = tuple(value) if isinstance(value, list) else value
 
 
 def require_same_settings(

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from pfljax import core
+from pfljax import core, extensions
 from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.data import SOURCES
@@ -90,6 +90,8 @@ def default_config() -> ml_collections.ConfigDict:
       ('fedavg', 0.1)
     """
     config = ml_collections.ConfigDict()
+    # Python files with methods, networks, data sets and metrics of the user, imported before.
+    config.imports = extensions.imported()
     config.seed = 0  # seed of all randomness in training; data.seed is that of the data
     config.rounds = 100  # number of communication rounds
     # The length of schedules and annealing; 0 uses `rounds`. Set it from the start for a run that
@@ -153,6 +155,7 @@ def default_config() -> ml_collections.ConfigDict:
         "server_fraction": 0.0,  # fraction of the examples that belong to the server only
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
         "server_dir": "",  # the directory of its files
+        "checksum": "",  # of a data set passed from Python, which is named 'python'
     }
     # Minimum number of examples of a client in the Dirichlet and quantity partitions; the natural
     # partition drops owners with fewer. None uses the defaults of the partitions.

@@ -1,0 +1,91 @@
+"""Reopens runs: their experiment, their state, and the models of their clients."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from pfljax.core import FederatedState, Params
+from pfljax.training.run import locks, loop, workdir
+from pfljax.training.run.checkpoint import Checkpoints
+from pfljax.training.study import experiment as experiment_lib
+from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.experiment import Experiment
+
+
+class Reopened(NamedTuple):
+    """A run at its latest checkpoint.
+
+    Attributes:
+      experiment: The experiment of the run.
+      state: The state, as the programs of the experiment take it.
+    """
+
+    experiment: Experiment
+    state: FederatedState
+
+    @property
+    def round(self) -> int:
+        """Number of finished rounds."""
+        return int(np.asarray(self.state.round))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Returns `{model: {split: {metric: [clients]}}}`, sums over each client's examples."""
+        found = self.experiment.programs.evaluate(
+            self.state, self.experiment.examples, self._num_rounds
+        )
+        return jax.tree.map(np.asarray, found)
+
+    def deployed(self, clients: Sequence[int]) -> dict[str, Params]:
+        """Returns the models that clients would deploy.
+
+        Args:
+          clients: `n` different ids of clients, held-out ones included.
+
+        Returns:
+          `{model: params}`, stacked `[n, ...]`; model is 'personal' and, if the method has one,
+          'global'.
+        """
+        built = self.experiment
+        ids = np.asarray(clients, np.int32)
+        program = built.store.deployment(built.make, built.inputs, ids)
+        return jax.tree.map(np.asarray, program(self.state, built.examples, self._num_rounds))
+
+    @property
+    def _num_rounds(self) -> np.int32:
+        return np.int32(planned_rounds(self.experiment.config))
+
+
+@contextlib.contextmanager
+def reopen(
+    directory: pathlib.Path, config: ml_collections.ConfigDict | None = None
+) -> Iterator[Reopened]:
+    """Opens the run in a work directory, which is locked within this context.
+
+    Args:
+      directory: The work directory.
+      config: The config of the run; None to read it from the directory. Its data set can be loaded.
+
+    Raises:
+      UserError: The directory contains no intact checkpoint, is in use, or is of another run.
+    """
+    config = workdir.config_of(directory) if config is None else config
+    with locks.hold(directory):
+        chunk = workdir.clients_per_chunk(directory)
+        built = experiment_lib.build(config, clients_per_chunk=chunk)
+        checkpoints = Checkpoints(
+            directory / "checkpoints",
+            to_host=built.store.to_host,
+            to_devices=built.store.to_devices,
+        )
+        with contextlib.closing(checkpoints):
+            built.store.open(directory, overwrite=False)
+            state = built.programs.init(built.examples, jax.random.key(config.seed))
+            restored = loop.restore(built, directory, checkpoints, state)
+            yield Reopened(built, restored.state)
