@@ -43,6 +43,8 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls of several r
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 3, "Timed evaluations; 0 for none.")
 _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 1000, "Clients of the workload population.")
 _DEFAULT = config_lib.default_config()
+# Figures are of the fastest client batch size, and results contain it.
+_DEFAULT.engine.clients_per_chunk = "auto"
 config_flags.DEFINE_config_dict(
     "config",
     ml_collections.ConfigDict({key: _DEFAULT[key] for key in ("engine", "compute_dtype")}),

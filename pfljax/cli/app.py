@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from pfljax import metrics
 from pfljax.cli import command_line
 from pfljax.errors import UserError
-from pfljax.training.run import runtime, workdir
+from pfljax.training.run import compiling, runtime, workdir
 from pfljax.training.run.stopping import Stopped
 from pfljax.training.study import config as config_lib
 
@@ -141,8 +141,9 @@ def run(
 def _end(sentence: str, status: int) -> None:
     """Ends the process with a message on standard error."""
     print(sentence, file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        # A normal exit would wait for the other processes, which wait for this one.
+    if jax.distributed.is_initialized() or compiling.is_active():
+        # A normal exit would wait for the other processes, which wait for this one, or for programs
+        # that are no longer needed.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

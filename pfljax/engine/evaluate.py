@@ -103,6 +103,7 @@ def evaluate_client(
         data = examples.of_client(row, split)
         capacity = -(-data.max_size // batch_size) * batch_size
 
+        @mapping.traced_once
         def batch_scores(number):
             batch = data.take(number * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
             key = context.child(2 + SPLITS.index(split)).child(number).key

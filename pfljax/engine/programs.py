@@ -10,6 +10,7 @@ several *vectorized* runs at once. The states of vectorized runs are stacked, `c
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -118,7 +119,11 @@ def init_program(
         return _for_each(vectorized, one, examples, inputs, key)
 
     return mapping.over_devices(
-        program, in_axes=(None, None, None), out_axes=mapping.STATE_AXES, devices=devices
+        program,
+        in_axes=(None, None, None),
+        out_axes=mapping.STATE_AXES,
+        devices=devices,
+        runs_once=True,
     )
 
 
@@ -241,6 +246,12 @@ class Bound:
         """Compiles for the shapes of `args`, the first time; returns the compiled program."""
         return self._program.compile(*args, *self._fixed)
 
+    def start_compiling(
+        self, threads: concurrent.futures.Executor, *args: Any
+    ) -> tuple[concurrent.futures.Future, PyTree]:
+        """Compiles in a thread; see `mapping.Program.start_compiling`."""
+        return self._program.start_compiling(threads, *args, *self._fixed)
+
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """Returns the program before XLA compiles it."""
         return self._program.lower(*args, *self._fixed)
@@ -253,6 +264,11 @@ class Bound:
     def compile_seconds(self) -> float:
         """Seconds of tracing, lowering and compiling; 0 before the first call."""
         return self._program.compile_seconds
+
+    @property
+    def compilations_in_threads(self) -> int:
+        """Number of compilations in threads, 0 or 1; 0 before the first call."""
+        return self._program.compilations_in_threads
 
     @property
     def device_bytes(self) -> int | None:

@@ -389,6 +389,7 @@ def run_rounds(
     shard = sampling.clients_per_device(plan.capacity, mapping.num_devices(), clients_per_chunk)
     buffer = migration.receive_buffer(state.clients, shard)
 
+    @mapping.traced_once
     def run_one(state, buffer):
         return one_round(algorithm, plan, clients_per_chunk, state, buffer, examples, num_rounds)
 

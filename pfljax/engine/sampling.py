@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 SAMPLINGS = ("fixed", "poisson")
 
@@ -50,6 +49,8 @@ class CohortPlan(NamedTuple):
         if self.sampling == "fixed" or self.size == self.num_clients:
             return self.size
         rate = self.size / self.num_clients
+        from scipy import stats  # imported here, as it takes a third of a second
+
         largest = stats.binom.ppf(1 - OVERFLOW_PROBABILITY, self.num_clients, rate)
         return min(self.num_clients, int(largest) + 1)
 

@@ -15,7 +15,7 @@ import ml_collections
 
 from pfljax.data import FederatedDataset
 from pfljax.errors import DivergedError
-from pfljax.training.run import loop, workdir
+from pfljax.training.run import compiling, loop, workdir
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment, placement, vectorized
 
@@ -70,6 +70,7 @@ def run(
     if vmap_seeds:
         _run_seeds_vectorized(comparison, add_progress)
     else:
+        compiling.compile_all(comparison.built())
         _run_one_by_one(comparison, add_progress)
     return comparison
 
@@ -87,6 +88,7 @@ class Comparison:
 
     def __init__(self, config: ml_collections.ConfigDict, directory: pathlib.Path):
         self.config, self.directory = config, directory
+        self._configs: dict[Run, ml_collections.ConfigDict] = {}
         runs = [(name, seed) for name in config.algorithms for seed in config.seeds]
         self.to_do = [
             run
@@ -108,13 +110,15 @@ class Comparison:
 
     def config_of(self, run: Run) -> ml_collections.ConfigDict:
         """Returns the config of a run."""
-        name, seed = run
-        own = copy.deepcopy(self.config)
-        with own.unlocked():
-            own.algorithm, own.seed = name, seed
-            if own.seeds_vary == "everything":
-                own.data.seed += seed
-        return own
+        if run not in self._configs:
+            name, seed = run
+            own = copy.deepcopy(self.config)
+            with own.unlocked():
+                own.algorithm, own.seed = name, seed
+                if own.seeds_vary == "everything":
+                    own.data.seed += seed
+            self._configs[run] = own
+        return self._configs[run]
 
     def _load(self) -> dict[int, FederatedDataset]:
         """Loads the data set of each seed; the same one for all if seeds vary training only.
@@ -173,6 +177,10 @@ class Comparison:
             built = built.with_server_data(dataset)
         return built._replace(config=self.config_of(run), dataset=dataset, examples=examples)
 
+    def built(self) -> list[experiment.Experiment]:
+        """Returns the experiments built so far, one for all runs that share programs."""
+        return list(self._built.values())
+
     def first_dataset(self) -> FederatedDataset:
         """Returns the data set of the first seed, which is loaded if all runs are finished."""
         if self.datasets:
@@ -218,6 +226,7 @@ def _run_seeds_vectorized(comparison: Comparison, add_progress: AddProgress) -> 
                 None if share else datasets,
                 workdir.clients_per_chunk(comparison.directory_of(own[0])),
             )
+            compiling.compile_all([built])
             try:
                 loop.run_vectorized(
                     built,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pfljax.core import tree
 from pfljax.core.algorithm import Algorithm
 from pfljax.core.types import Cohort, Context, Uploads
-from pfljax.engine import used_arguments
+from pfljax.engine import mapping, used_arguments
 from pfljax.engine.examples import Examples
 
 
@@ -42,9 +42,11 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
     """
     key = jax.random.key(0)
     context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
+    # Runs of a method count the same update.
+    client_update = mapping.traced_once(algorithm.client_update)
 
     def update(received, client, client_id):
-        output = algorithm.client_update(received, client, examples.of_client(client_id), context)
+        output = client_update(received, client, examples.of_client(client_id), context)
         return output.sum, output.each
 
     received = server

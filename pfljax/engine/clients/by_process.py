@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy import stats
 
 from pfljax.engine import sampling
 
@@ -35,6 +34,8 @@ def capacity(plan: sampling.CohortPlan, num_processes: int) -> int:
     if num_processes == 1 or most == kept == plan.capacity:
         return most
     allowed = 1 - sampling.OVERFLOW_PROBABILITY / num_processes
+    from scipy import stats  # imported here, as it takes a third of a second
+
     return min(most, int(stats.hypergeom.ppf(allowed, plan.num_clients, kept, plan.capacity)) + 1)
 
 

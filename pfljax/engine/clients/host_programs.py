@@ -40,6 +40,10 @@ class _OnHost:
         return self.program.compile_seconds
 
     @property
+    def compilations_in_threads(self) -> int:
+        return self.program.compilations_in_threads
+
+    @property
     def device_bytes(self) -> int | None:
         return self.program.device_bytes
 
@@ -70,6 +74,7 @@ class HostInit(_OnHost):
             in_axes=(None, None, None, None),
             out_axes=mapping.STATE_AXES,
             devices=clients.options.devices,
+            runs_once=True,
         )
 
     def _arguments(self, examples: HostExamples, key: jax.Array) -> tuple:

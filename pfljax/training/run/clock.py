@@ -47,8 +47,7 @@ class Clock:
     def init(self, seeds: Sequence[int]) -> FederatedState:
         """Returns the state of round 0, of one run or of vectorized runs."""
         experiment = self._experiment
-        keys = [jax.random.key(seed) for seed in seeds]
-        key = keys[0] if experiment.num_runs is None else jnp.stack(keys)
+        key = first_key(experiment, seeds)
         return self._timed(experiment.programs.init, experiment.examples, key)[0]
 
     def run_rounds(
@@ -88,13 +87,15 @@ class Clock:
 
     def _timed(self, program: Callable, *args: Any) -> tuple[Any, float, int]:
         """Runs a program; returns its result, its seconds, and its number of compilations."""
-        before = self._counter.programs
+        before, in_threads = self._counter.programs, 0
         if program.compile_seconds == 0:
             program.compile(*args)
             self.compile_seconds += program.compile_seconds
+            in_threads = program.compilations_in_threads
         begin = time.perf_counter()
         result = jax.block_until_ready(program(*args))
-        return result, time.perf_counter() - begin, self._counter.programs - before
+        seconds = time.perf_counter() - begin
+        return result, seconds, self._counter.programs - before + in_threads
 
     @property
     def seconds_per_round(self) -> float | None:
@@ -123,6 +124,12 @@ class Clock:
     def close(self) -> None:
         """Stops counting compilations."""
         self._counter.close()
+
+
+def first_key(experiment: Experiment, seeds: Sequence[int]) -> jax.Array:
+    """Returns the key of round 0: `[]` of one run, `[runs]` of vectorized runs."""
+    keys = [jax.random.key(seed) for seed in seeds]
+    return keys[0] if experiment.num_runs is None else jnp.stack(keys)
 
 
 def _median(seconds: list[float]) -> float | None:

@@ -245,6 +245,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "clients_without_a_step": len(clients_without_a_step(config, dataset)),
         "test_examples": int(test.sum()),
         "cohort_size": experiment.plan.size,
+        "clients_per_chunk": experiment.clients_per_chunk,
         "num_devices": len(experiment.devices),
         "platform": experiment.devices[0].device_kind,
         "score_name": task.score,

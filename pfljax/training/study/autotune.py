@@ -32,6 +32,7 @@ from pfljax.core.client_data import ClientData
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping, programs, sampling
 from pfljax.training.run import writers
+from pfljax.training.study.config import CHUNK_RULES
 
 # More vmapped clients need more memory and gain little.
 _MAX_CHUNK = 64
@@ -48,11 +49,11 @@ def by_rule(setting: str, devices: Sequence[jax.Device], clients: int) -> int:
     """Returns the client batch size without a measurement.
 
     Args:
-      setting: 'auto' or a number.
+      setting: One of `config.CHUNK_RULES`, or a number.
       devices: The devices of the run.
       clients: Number of clients of a device in a round, the upper bound.
     """
-    if setting != "auto":
+    if setting not in CHUNK_RULES:
         return min(int(setting), clients)
     return 1 if devices[0].platform == "cpu" else min(clients, _MAX_CHUNK)
 
@@ -200,6 +201,7 @@ def choose(
 ) -> int:
     """Returns the client batch size of a config.
 
+    'default' depends on the platform only, so that two runs of a config agree to the last bit.
     'auto' measures, if the run is long enough; all processes of a run use the result of the first.
 
     Args:

@@ -229,7 +229,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.compute_dtype = "float32"
     config.engine = {
         "devices": 0,  # number of devices; 0: all, on CPU one for each core
-        "clients_per_chunk": "auto",  # client batch size: a number in quotes, or measured
+        # Client batch size: a number in quotes, 'default' (1 on CPU, else up to 64), or 'auto',
+        # measured before the run.
+        "clients_per_chunk": "default",
         "rounds_per_call": 10,  # maximum number of rounds in one call of the program
         "eval_batch_size": 32,  # maximum number of examples evaluated at once
         # Where private states and examples are stored: 'device', or 'host' for populations larger
@@ -305,6 +307,8 @@ def require_known(what: str, word: str, known: Iterable[str]) -> None:
 
 
 RESIDENCES = ("device", "host")
+# Rules for the client batch size, see `autotune.choose`.
+CHUNK_RULES = ("default", "auto")
 SEEDS_VARY = ("everything", "training")
 # Rounds, clients and batches are counted in 32 bits on the devices.
 MOST = 2**31 - 1
@@ -393,9 +397,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     require_known("engine.residence", config.engine.residence, RESIDENCES)
     require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
     chunk = config.engine.clients_per_chunk
-    if chunk != "auto" and not (chunk.isdigit() and int(chunk) >= 1):
+    if chunk not in CHUNK_RULES and not (chunk.isdigit() and int(chunk) >= 1):
         raise UserError(
-            f"config.engine.clients_per_chunk is {chunk!r}; it must be 'auto' or a positive number."
+            f"config.engine.clients_per_chunk is {chunk!r}; it must be 'default', 'auto' or a "
+            "positive number."
         )
     if not (_is_number(config.cohort.dropout) and 0 <= config.cohort.dropout < 1):
         raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must be in [0, 1).")

@@ -327,7 +327,7 @@ def build(
     eval_ids = choose_evaluated(config, dataset)
     _require_validation(config, dataset, eval_ids)
     shard = -(-plan.capacity // len(devices))
-    if clients_per_chunk and config.engine.clients_per_chunk == "auto":
+    if clients_per_chunk and config.engine.clients_per_chunk in config_lib.CHUNK_RULES:
         chunk = min(clients_per_chunk, shard)
     else:
         local = build_local_training(config, task, bounds.train)

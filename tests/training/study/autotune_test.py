@@ -58,6 +58,7 @@ def made(task):
 
 def choose(**changes):
     config = default_config()
+    config.engine.clients_per_chunk = "auto"
     config.update_from_flattened_dict(changes)
     task = tasks.classification(models.mlp((6,), 3, widths=(4,)), num_classes=3)
     local = core.LocalTraining(optax.sgd(0.1), batch_size=10)
@@ -85,6 +86,7 @@ def test_a_number_or_a_short_run_needs_no_measurement(cache, monkeypatch):
     monkeypatch.setattr(autotune, "measure", None)
     assert choose(**{"engine.clients_per_chunk": "3"}) == 3
     assert choose(**{"engine.clients_per_chunk": "30"}) == 4  # never more than there are
+    assert choose(**{"engine.clients_per_chunk": "default"}) == 1
     assert choose(rounds=3) == 1
     assert not cache.exists()
 

@@ -137,8 +137,8 @@ def changed(**changes):
         ("engine.eval_batch_size", 0, "config.engine.eval_batch_size is 0"),
         ("engine.residence", "hots", "residence 'hots'.* Did you mean 'host'?"),
         ("engine.eval_clients", -1, "config.engine.eval_clients is -1"),
-        ("engine.clients_per_chunk", "all", "must be 'auto' or a positive number"),
-        ("engine.clients_per_chunk", "0", "must be 'auto' or a positive number"),
+        ("engine.clients_per_chunk", "all", "must be 'default', 'auto' or a positive number"),
+        ("engine.clients_per_chunk", "0", "must be 'default', 'auto' or a positive number"),
         ("cohort.dropout", 1.0, re.escape("config.cohort.dropout is 1.0; it must be in [0, 1)")),
         ("cohort.dropout", float("nan"), "config.cohort.dropout is nan"),
         ("data.alhpa", 1.0, "Unknown config key config.data.alhpa. Did you mean 'alpha'?"),
@@ -164,7 +164,7 @@ def test_a_value_in_place_of_keys():
         config_lib.check(config)
 
 
-@pytest.mark.parametrize("chunk", ["auto", "1", "12"])
+@pytest.mark.parametrize("chunk", ["default", "auto", "1", "12"])
 def test_valid_chunks(chunk):
     config_lib.check(changed(**{"engine.clients_per_chunk": chunk}))
 

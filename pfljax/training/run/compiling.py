@@ -1,0 +1,64 @@
+"""Compiles the programs of several runs at once, in threads.
+
+XLA compiles without the interpreter lock. Programs are traced in the main thread, while those
+before them are compiled. All are compiled before the first run, so that errors appear immediately
+and the seconds of rounds are measured on an idle machine.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pfljax.training.run import runtime
+from pfljax.training.run.clock import first_key
+from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.experiment import Experiment
+
+_NAME = "pfljax-compile"
+# XLA uses several threads for one program, and memory for each program.
+_MOST_THREADS = 8
+
+
+def compile_all(experiments: Sequence[Experiment]) -> None:
+    """Compiles the programs of experiments, as many at once as there are cores.
+
+    Programs that were compiled before are only traced. With several processes, nothing is done:
+    each program is compiled at its first use, in the same order by all processes.
+
+    Args:
+      experiments: Experiments with clients on the devices.
+    """
+    if jax.process_count() > 1:
+        return
+    threads = concurrent.futures.ThreadPoolExecutor(
+        min(runtime.available_cores(), _MOST_THREADS), thread_name_prefix=_NAME
+    )
+    try:
+        started = [future for one in experiments for future in _start(one, threads)]
+        for future in started:
+            future.result()
+    finally:
+        # After an interruption, a program that is being compiled is neither awaited nor used.
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def is_active() -> bool:
+    """Whether programs are being compiled in threads, for which a normal exit would wait."""
+    return any(thread.name.startswith(_NAME) for thread in threading.enumerate())
+
+
+def _start(
+    experiment: Experiment, threads: concurrent.futures.Executor
+) -> list[concurrent.futures.Future]:
+    init, run_rounds, evaluate = experiment.programs
+    examples, planned = experiment.examples, np.int32(planned_rounds(experiment.config))
+    key = first_key(experiment, [experiment.config.seed] * (experiment.num_runs or 1))
+    first, state = init.start_compiling(threads, examples, key)
+    rounds, _ = run_rounds.start_compiling(threads, state, examples, planned, np.int32(1))
+    evaluation, _ = evaluate.start_compiling(threads, state, examples, planned)
+    return [first, rounds, evaluation]
