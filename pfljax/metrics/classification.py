@@ -137,7 +137,7 @@ def brier(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
 
         mean over examples of sum over classes c of (p_c - [y = c])^2     (from 0 to 2)
 
-    For labels the mean over labels takes the place of the sum (from 0 to 1).
+    For labels it is the mean over labels instead of the sum (from 0 to 1).
 
     Returns:
       `[]`; NaN without examples.

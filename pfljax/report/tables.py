@@ -183,7 +183,7 @@ def notes(runs: dict[str, list[Run]]) -> list[str]:
 
 
 def _undefined(runs: dict[str, list[Run]]) -> list[str]:
-    """Returns a sentence on each metric shown that some clients with test examples have not."""
+    """Returns a sentence on each shown metric that is undefined for some tested clients."""
     of_runs = [run.result.get("metrics", {}) for seeds in runs.values() for run in seeds]
     lines = []
     for name in (score_of(runs), *further_metrics(runs)):

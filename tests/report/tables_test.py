@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import rich.console
+from matplotlib import figure
 
+from pfljax.errors import UserError
 from pfljax.report import finished, plots, tables
 from pfljax.training.run import writers
 from pfljax.training.study.config import default_config
@@ -228,3 +230,45 @@ def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_pa
         and "the 2 rounds that all runs share" in notes[0]
     )
     plots.plot_curves(tmp_path / "curves.png", runs, "A title")
+
+
+def with_metric(runs):
+    """The same runs with an error that is undefined for one of two clients."""
+    for seeds in runs.values():
+        for run in seeds:
+            last = run.result["personal_accuracy"]["last"]
+            entry = {"title": "error", "percent": True, "more_is_better": False, "clients": 1}
+            entry |= {"personal": {"last": 1 - last}, "global": None}
+            run.result["metrics"] = {"ece": entry, "loss": {**entry, "clients": 2}}
+            run.result["further_metrics"] = ["ece"]
+            for row in run.rows:
+                row["personal/test_ece_weighted"] = 1 - last
+    return runs
+
+
+def test_further_metrics_are_columns_without_the_mark(runs, tmp_path):
+    """The mark of methods near the best one is of the accuracy, also on a terminal."""
+    runs = with_metric(with_examples(runs, 20))
+    by_title = columns(runs)
+    assert list(by_title) == [
+        *("personalized", "at best validation", "worst decile", "global", "error"),
+        *("time per round", "upload", "download"),
+    ]
+    assert tables.cell(runs["local"], by_title["error"]) == "30.00 ± 0.00"
+    console = rich.console.Console(width=100, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        console.print(tables.table(runs, "A title"))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    first, second = ([*line] for line in lines if line[:1] == ["local"])
+    assert first[:5] == ["local", "70.00", "±", "0.00", "≈"]
+    assert second == ["local", "30.00", "±", "0.00"]
+    text = " ".join(tables.notes(runs))
+    assert "error is defined for 1 of 2 clients" in text and "error (lower is better):" in text
+    assert plots.axis(runs, "ece") == ("error", 100, " (%, lower is better)")
+
+
+def test_a_metric_that_no_run_has_is_not_drawn(runs):
+    drawn = plots.draw_curves(figure.Figure(), with_metric(runs), "A title", "ece")
+    assert [line.get_ydata().tolist()[0] for line in drawn.get_lines()] == pytest.approx([19, 30])
+    with pytest.raises(UserError, match="No run has the metric 'auc'; known are accuracy, ece"):
+        plots.draw_curves(figure.Figure(), runs, "A title", "auc")

@@ -15,11 +15,11 @@ from pfljax.report import finished, plots, tables
 from pfljax.training.run import loop, results, workdir, writers
 from pfljax.training.study import experiment, vectorized
 
-ASKED = ("auc", "nll", "loss")
+NAMES = ("auc", "nll", "loss")
 
 
 def measured(**changes):
-    return config(metrics=ASKED, score="auc", **changes)
+    return config(metrics=NAMES, score="auc", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_an_interruption_leaves_no_trace(straight, built, tmp_path):
         loop.run(built, tmp_path, progress=interrupt_at(4))
     result = loop.run(built, tmp_path, resume=True)
     assert result["metrics"] == expected["metrics"]
-    files = [place / "metrics.jsonl" for place in (tmp_path, directory)]
+    files = [at / "metrics.jsonl" for at in (tmp_path, directory)]
     assert files[0].read_text() == files[1].read_text()
 
 
@@ -131,9 +131,7 @@ def test_tables_and_curves(straight, tmp_path):
 def test_a_population_on_the_host(straight, tmp_path):
     directory, _, _ = straight
     loop.run(experiment.build(measured(**{"engine.residence": "host"})), tmp_path)
-    ours, theirs = (
-        writers.read_rows(place / "metrics.jsonl")[-1] for place in (tmp_path, directory)
-    )
+    ours, theirs = (writers.read_rows(at / "metrics.jsonl")[-1] for at in (tmp_path, directory))
     for key in theirs:
         if "_auc_" in key or "_nll_" in key:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
@@ -143,8 +141,8 @@ def test_seeds_in_one_program(straight, built, tmp_path):
     directory, _, _ = straight
     configs = [measured(seed=seed) for seed in (0, 1)]
     together = vectorized.build(configs, built)
-    places = [tmp_path / str(seed) for seed in (0, 1)]
-    found = loop.run_vectorized(together, configs, places)
+    directories = [tmp_path / str(seed) for seed in (0, 1)]
+    found = loop.run_vectorized(together, configs, directories)
     alone = writers.read_json(directory / "result.json")["metrics"]
     for name in ("auc", "nll", "loss"):
         assert found[0]["metrics"][name]["personal"] == pytest.approx(
