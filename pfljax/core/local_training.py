@@ -45,6 +45,12 @@ class LocalTraining(NamedTuple):
         each local training; it does not change a method's other steps. None for none.
       learning_rate: `[]`, the learning rate of `optimizer` before any schedule, for methods that
         use it in steps of their own (`rate`); None if it is not known.
+
+    Example:
+      >>> def halving(round): return 0.5**round
+      >>> local = LocalTraining(optax.sgd(0.1), schedule=halving, learning_rate=0.1)
+      >>> local.rate(1), local.one_pass().epochs
+      (0.05, 1)
     """
 
     optimizer: optax.GradientTransformation
