@@ -149,8 +149,8 @@ def page() -> str:
     out = [
         "# The methods by idea",
         "`python experiments/methods.py --page=docs/methods.md` writes this page from the "
-        "docstrings of the methods. Down and Up are a client's messages in a round; (`sum`) and (`each`) say"
-        " whether the server needs the sum of the uploads only, or each one.",
+        "docstrings of the methods. Down and Up are a client's messages in a round; (`sum`) and "
+        "(`each`) say whether the server needs the sum of the uploads only, or each one.",
     ]
     for tag in TAGS:
         names = [name for name, method in ALGORITHMS.items() if method.tags[:1] == (tag,)]
