@@ -32,6 +32,8 @@ TAGS = (
     "control variates",
     "distillation",
     "generator",
+    "clusters",
+    "fairness",
 )
 
 
@@ -182,5 +184,9 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head body no_head_statistics",
         ),
+        _row("fednova", "FedNova", 2020, "one model"),
+        _row("qffl", "q-FFL", 2020, "one model", "fairness"),
+        _row("afl", "AFL", 2019, "one model", "fairness"),
+        _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
     ]
 )
