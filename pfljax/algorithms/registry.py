@@ -33,6 +33,8 @@ TAGS = (
     "distillation",
     "generator",
     "clusters",
+    "neighbours",
+    "asynchronous",
     "fairness",
 )
 
@@ -188,5 +190,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("qffl", "q-FFL", 2020, "one model", "fairness"),
         _row("afl", "AFL", 2019, "one model", "fairness"),
         _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
+        _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
     ]
 )
