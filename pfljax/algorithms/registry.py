@@ -191,5 +191,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("afl", "AFL", 2019, "one model", "fairness"),
         _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
         _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
+        _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
     ]
 )
