@@ -192,5 +192,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
         _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
         _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
+        _row("mimelite", "MimeLite", 2020, "one model"),
     ]
 )
