@@ -193,5 +193,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
         _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
         _row("mimelite", "MimeLite", 2020, "one model"),
+        _row("reptile", "Reptile", 2018, "one model", "meta-learning", "fine-tuning"),
     ]
 )
