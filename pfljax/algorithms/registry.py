@@ -194,5 +194,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
         _row("mimelite", "MimeLite", 2020, "one model"),
         _row("reptile", "Reptile", 2018, "one model", "meta-learning", "fine-tuning"),
+        _row("fedbuff", "FedBuff", 2022, "one model", "asynchronous", needs="no_statistics"),
     ]
 )
