@@ -195,5 +195,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("mimelite", "MimeLite", 2020, "one model"),
         _row("reptile", "Reptile", 2018, "one model", "meta-learning", "fine-tuning"),
         _row("fedbuff", "FedBuff", 2022, "one model", "asynchronous", needs="no_statistics"),
+        _row("fedasync", "FedAsync", 2019, "one model", "asynchronous", "proximal term"),
     ]
 )
