@@ -32,6 +32,10 @@ TAGS = (
     "control variates",
     "distillation",
     "generator",
+    "clusters",
+    "neighbours",
+    "asynchronous",
+    "fairness",
 )
 
 
@@ -182,5 +186,15 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head body no_head_statistics",
         ),
+        _row("fednova", "FedNova", 2020, "one model"),
+        _row("qffl", "q-FFL", 2020, "one model", "fairness"),
+        _row("afl", "AFL", 2019, "one model", "fairness"),
+        _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
+        _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
+        _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
+        _row("mimelite", "MimeLite", 2020, "one model"),
+        _row("reptile", "Reptile", 2018, "one model", "meta-learning", "fine-tuning"),
+        _row("fedbuff", "FedBuff", 2022, "one model", "asynchronous", needs="no_statistics"),
+        _row("fedasync", "FedAsync", 2019, "one model", "asynchronous", "proximal term"),
     ]
 )
