@@ -182,5 +182,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head body no_head_statistics",
         ),
+        _row("feddyn", "FedDyn", 2021, "one model", "proximal term"),
     ]
 )

@@ -1,8 +1,8 @@
 """PFLlib's own trajectories, in float64, where its code is the method or a keyword away from it.
 
-The folder is taken from the environment variable `PFLJAX_TRAJECTORIES`; without it, from the
-distilled files in `third_party/pfllib_trajectories`. Data, initial weights and hyper-parameters are
-read from the files, so that any other set in the same format is accepted.
+The folders are taken from the environment variable `PFLJAX_TRAJECTORIES`, separated as in `PATH`;
+without it, the distilled files in `third_party/pfllib_trajectories` are used. Data, initial weights
+and hyper-parameters are read from the files, so that any other set in the same format is accepted.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
-FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
+NAMED = os.environ.get("PFLJAX_TRAJECTORIES")
+FOLDERS = [pathlib.Path(name) for name in NAMED.split(os.pathsep)] if NAMED else [DISTILLED]
 TOLERANCE = 1e-8
 
 
@@ -286,6 +287,20 @@ CASES = {
         global_logits=None,
         first_round=lambda clients, initial: clients._replace(params=initial),
     ),
+    "feddyn": Case(
+        "FedDyn",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"], "squared": False},
+        server=lambda server: {"global": server.params, "server/server_state": server.drift},
+        client=lambda clients: {"old_grad": clients},
+    ),
+    "feddyn paper": Case(  # computed from the paper's equations
+        "FedDyn-paper",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"]},
+        server=lambda server: {"global": server.params, "server/h": server.drift},
+        client=lambda clients: {"lambda": clients},
+        personal=None,
+        global_logits=None,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
@@ -303,10 +318,11 @@ CASES = {
 
 
 def read(name):
-    path = FOLDER / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in {FOLDER.name}")
-    with np.load(path) as file:
+    paths = [folder / f"{name}.npz" for folder in FOLDERS]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        pytest.skip(f"{paths[0].name} is not in {' or '.join(folder.name for folder in FOLDERS)}")
+    with np.load(found[0]) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -320,6 +336,14 @@ def model_from(arrays, prefix):
     if f"{prefix}bn1/scale" in arrays:
         body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
     return {"body": body, "head": layer("head", "kernel", "bias")}
+
+
+def initial_model(theirs):
+    """The model before the first round, which all methods without another network share."""
+    if "init/global/base/kernel" in theirs:
+        return model_from(theirs, "init/global/")
+    shared = model_from({f"/{name}": array for name, array in read("init").items()}, "/")
+    return {"body": {"Dense_0": shared["body"]["Dense_0"]}, "head": shared["head"]}
 
 
 def their_names(model):
@@ -363,28 +387,40 @@ def build_examples(data):
     )
 
 
+def settings_of(theirs):
+    """The hyper-parameters; files of other sources than PFLlib's programs have fewer names."""
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    defaults = {
+        "join_ratio": 1.0,
+        "local_epochs": 1,
+        "local_learning_rate": settings.get("lr"),
+        "global_rounds": settings["loop_iterations"] - 1,
+    }
+    return {**defaults, **settings}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory(name, monkeypatch):
-    case = CASES[name]
+    case, name = CASES[name], name.split()[0]
     data, theirs = read("data"), read(f"{case.file}.f64")
-    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    settings = settings_of(theirs)
     assert settings["join_ratio"] == 1.0, "written for full participation"
+    assert settings["loop_iterations"] >= 4
     with jax.enable_x64(True):
         if case.tape:
             module = importlib.import_module(f"pfljax.algorithms.{name}")
             monkeypatch.setattr(module, *case.tape(theirs, settings))
-        compared = follow(name, case, data, theirs, settings)
-    assert compared >= 4
+        follow(name, case, data, theirs, settings)
 
 
 def set_up(data, theirs, settings):
     """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
-    initial = model_from(theirs, "init/global/")
+    initial = initial_model(theirs)
     width, classes = initial["head"]["kernel"].shape
     make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
     network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = tasks.classification(network, num_classes=classes)._replace(
-        init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
+        init=lambda key: jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, float), initial)
     )
     local = core.LocalTraining(
         optax.sgd(settings["local_learning_rate"]),
@@ -398,7 +434,7 @@ def set_up(data, theirs, settings):
 
 
 def follow(name, case, data, theirs, settings):
-    """Trains as long as the file goes, comparing after every round; returns how many rounds."""
+    """Trains as long as the file goes, and compares what it has of each round, of the last all."""
     examples = build_examples(data)
     clients = examples.num_clients
     task, local = set_up(data, theirs, settings)
@@ -415,20 +451,19 @@ def follow(name, case, data, theirs, settings):
     )
     start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
-    rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
-    while any(key.startswith(f"round{rounds}/") for key in theirs):
-        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
+    for round in range(settings["loop_iterations"]):
+        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
-        if rounds == 0:
+        if round == 0:
             state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
-        compare_state(case, state, theirs, rounds, clients)
-        rounds += 1
-    return rounds
+        compared = compare_state(case, state, theirs, round, clients)
+    host = to_host(state, clients)
+    assert compared == {*case.server(host.server), *case.client(host.clients)}
 
 
 def as_after_their_first_round(case, theirs, clients):
-    changed = case.first_round(clients, model_from(theirs, "init/global/"))
+    changed = case.first_round(clients, initial_model(theirs))
     return jax.tree.map(
         lambda new, old: jax.device_put(np.broadcast_to(new, old.shape), old.sharding),
         changed,
@@ -467,23 +502,24 @@ def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs,
 
 
 def compare_state(case, state, theirs, round, clients):
-    host = to_host(state, clients)
-    for prefix, model in case.server(host.server).items():
+    """Compares what the file has of a round; returns the names of it."""
+    host, compared = to_host(state, clients), set()
+    rows = [
+        (name, f"round{round}/{name}", model) for name, model in case.server(host.server).items()
+    ]
+    for i, (name, stacked) in itertools.product(range(clients), case.client(host.clients).items()):
+        model = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        rows.append((name, f"round{round}/client{i}/{name}", model))
+    for name, prefix, model in rows:
         if not isinstance(model, dict):
-            same(model, theirs[f"round{round}/{prefix}"])
-            continue
-        for path, array in their_names(model):
-            same(array, theirs[f"round{round}/{prefix}/{path}"])
-    for kind, stacked in case.client(host.clients).items():
-        if not isinstance(stacked, dict):
-            for i in range(clients):
-                same(stacked[i], theirs[f"round{round}/client{i}/{kind}"])
-            continue
-        for path, array in their_names(stacked):
-            for i in range(clients):
-                key = f"round{round}/client{i}/{kind}/{path}"
-                if round > 0 or key in theirs:  # FedALA has no weights before its second round
-                    same(array[i], theirs[key])
+            arrays = [(prefix, model)]
+        else:
+            arrays = [(f"{prefix}/{path}", array) for path, array in their_names(model)]
+        for key, array in arrays:
+            if key in theirs:  # FedALA has no weights before its second round.
+                same(array, theirs[key])
+                compared.add(name)
+    return compared
 
 
 def test_fine_tuning_of_fedbabu():
