@@ -29,6 +29,7 @@ TAGS = (
     "fine-tuning",
     "meta-learning",
     "proximal term",
+    "contrastive term",
     "control variates",
     "distillation",
     "generator",
@@ -183,5 +184,6 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features head body no_head_statistics",
         ),
         _row("feddyn", "FedDyn", 2021, "one model", "proximal term"),
+        _row("moon", "MOON", 2021, "one model", "contrastive term", needs="features"),
     ]
 )

@@ -301,6 +301,11 @@ CASES = {
         personal=None,
         global_logits=None,
     ),
+    "moon": Case(
+        "MOON",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "tau": theirs["tau"]},
+        client=lambda clients: {"old_model": clients},
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
