@@ -31,6 +31,7 @@ TAGS = (
     "proximal term",
     "contrastive term",
     "control variates",
+    "calibration",
     "distillation",
     "generator",
 )
@@ -185,5 +186,7 @@ ALGORITHMS: dict[str, Method] = dict(
         ),
         _row("feddyn", "FedDyn", 2021, "one model", "proximal term"),
         _row("moon", "MOON", 2021, "one model", "contrastive term", needs="features"),
+        _row("fedlc", "FedLC", 2022, "one model", "calibration", needs="classes"),
+        _row("fedntd", "FedNTD", 2022, "one model", "distillation", needs="classes"),
     ]
 )

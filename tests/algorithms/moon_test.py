@@ -63,8 +63,8 @@ def test_closed_form():
 
 def test_without_contrast_is_fedavg():
     average = identities.run("fedavg").server.params
-    federation.assert_close(identities.run("moon", mu=0.0).server.params, average)
-    contrasted = identities.run("moon", mu=5.0).server.params
+    federation.assert_close(identities.run("moon", mu=0.0, tau=0.5).server.params, average)
+    contrasted = identities.run("moon", mu=5.0, tau=0.5).server.params
     assert federation.differ(contrasted, average)
     assert federation.differ(contrasted, identities.run("moon", mu=5.0, tau=1.0).server.params)
 

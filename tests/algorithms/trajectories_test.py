@@ -131,6 +131,15 @@ def fedgen_start(state, theirs):
     return state._replace(server=state.server._replace(generator=generator))
 
 
+def fedlc_start(state, theirs):
+    """The examples of full batches of each class, which PFLlib has of all clients together."""
+    last, settings = theirs["round3/client0/calibration"], settings_of(theirs)
+    counts = np.rint((settings["tau"] / last[0]) ** 4)
+    return state._replace(
+        server=state.server._replace(class_counts=like(state.server.class_counts, counts))
+    )
+
+
 CASES = {
     "fedavg": Case("FedAvg"),
     "local": Case(
@@ -305,6 +314,20 @@ CASES = {
         "MOON",
         hyperparameters=lambda theirs: {"mu": theirs["mu"], "tau": theirs["tau"]},
         client=lambda clients: {"old_model": clients},
+    ),
+    "fedlc": Case(  # PFLlib counts the examples of full batches only
+        "FedLC",
+        hyperparameters=lambda theirs: {"tau": theirs["tau"], "pooled_counts": True},
+        server=lambda server: {"global": server.average.params},
+        start=fedlc_start,
+    ),
+    "fedntd": Case(  # PFLlib multiplies the divergence by the square of the temperature
+        "FedNTD",
+        hyperparameters=lambda theirs: {
+            "beta": theirs["beta"] * theirs["tau"] ** 2,
+            "tau": theirs["tau"],
+            "weight_by_size": False,
+        },
     ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
