@@ -188,5 +188,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("moon", "MOON", 2021, "one model", "contrastive term", needs="features"),
         _row("fedlc", "FedLC", 2022, "one model", "calibration", needs="classes"),
         _row("fedntd", "FedNTD", 2022, "one model", "distillation", needs="classes"),
+        _row("fedamp", "FedAMP", 2021, "mixtures of models", "proximal term"),
     ]
 )

@@ -329,6 +329,13 @@ CASES = {
             "weight_by_size": False,
         },
     ),
+    "fedamp": Case(  # PFLlib's proximal term has no gradient
+        "FedAMP",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
@@ -594,6 +601,41 @@ def test_pieces_of_apple():
                 epsilon=0.001,
             )
             same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])
+
+
+def test_mixtures_of_fedamp():
+    """PFLlib mixes the models of the last round before it trains, and we after training."""
+    data, theirs = read("data"), read("FedAMP.f64")
+    if "round0/client0/model/base/kernel" not in theirs:
+        pytest.skip("the distilled file has the last round only")
+    settings = settings_of(theirs)
+    clients = settings["num_clients"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedamp"](
+            task, local, alpha=settings["alphaK"], sigma=settings["sigma"]
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        server = algorithm.init_server(None, jax.random.key(0))
+        first = algorithm.init_client(server, None, None)
+        cohort = core.Cohort(np.arange(clients), np.ones(clients, int), clients)
+        for round in range(1, settings["loop_iterations"]):
+            models = [
+                model_from(theirs, f"round{round - 1}/client{i}/model/") for i in range(clients)
+            ]
+            uploads = core.Uploads((), jax.tree.map(lambda *rows: np.stack(rows), *models))
+            for i in range(clients):
+                mixed = algorithm.exchange(
+                    server,
+                    first._replace(params=models[i]),
+                    examples.of_client(i),
+                    uploads,
+                    cohort,
+                    i,
+                    core.Context(jax.random.key(0), round, settings["global_rounds"]),
+                )
+                for path, array in their_names(jax.tree.map(np.asarray, mixed.mixture)):
+                    same(array, theirs[f"round{round}/client{i}/client_u/{path}"])
 
 
 def test_what_the_server_of_fedkd_sends():
