@@ -189,5 +189,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedlc", "FedLC", 2022, "one model", "calibration", needs="classes"),
         _row("fedntd", "FedNTD", 2022, "one model", "distillation", needs="classes"),
         _row("fedamp", "FedAMP", 2021, "mixtures of models", "proximal term"),
+        _row("fedphp", "FedPHP", 2021, "second model", "distillation", needs="features"),
     ]
 )

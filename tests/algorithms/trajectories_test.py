@@ -336,6 +336,13 @@ CASES = {
         client=lambda clients: {"model": clients.params},
         global_logits=None,
     ),
+    "fedphp": Case(  # PFLlib evaluates the trained model in place of the inherited one
+        "FedPHP",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "lam": theirs["lamda"]},
+        client=lambda clients: {"model_p": clients.params},
+        personal=None,
+        global_logits=None,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
