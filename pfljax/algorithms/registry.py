@@ -20,6 +20,7 @@ TAGS = (
     "no federation",
     "one model",
     "second model",
+    "multi-task",
     "body and head",
     "normalization",
     "element-wise mixing",
@@ -190,5 +191,7 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedntd", "FedNTD", 2022, "one model", "distillation", needs="classes"),
         _row("fedamp", "FedAMP", 2021, "mixtures of models", "proximal term"),
         _row("fedphp", "FedPHP", 2021, "second model", "distillation", needs="features"),
+        _row("fedmtl", "FedMTL", 2017, "multi-task", "proximal term"),
+        _row("pflda", "PFL-DA", 2023, "body and head", "proximal term", needs="head body"),
     ]
 )

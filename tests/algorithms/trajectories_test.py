@@ -343,6 +343,20 @@ CASES = {
         personal=None,
         global_logits=None,
     ),
+    "fedmtl": Case(  # PFLlib's regularizer has no gradient
+        "FedMTL",
+        hyperparameters=lambda theirs: {"lam": 0.0, "decay": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "pflda": Case(  # PFLlib's proximal term has no gradient
+        "PFL-DA",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": {**clients.body, **clients.head}},
+        global_logits=None,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
