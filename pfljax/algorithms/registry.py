@@ -193,5 +193,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedphp", "FedPHP", 2021, "second model", "distillation", needs="features"),
         _row("fedmtl", "FedMTL", 2017, "multi-task", "proximal term"),
         _row("pflda", "PFL-DA", 2023, "body and head", "proximal term", needs="head body"),
+        _row("fedgc", "FedGC", 2022, "body and head", needs="classes features head body"),
     ]
 )

@@ -51,15 +51,8 @@ def test_closed_form(pooled):
     near(outcome.server.average.params["head"]["kernel"], head)
 
 
-def balanced():
-    """Five clients, each with five examples of the three classes and one more of the last."""
-    labels = np.tile(np.append(np.repeat(np.arange(3), 5), 2), 5).astype(np.int32)
-    draw = np.random.default_rng(1).normal(size=(80, federation.NUM_FEATURES)).astype(np.float32)
-    return federation.examples_of(draw, labels, np.full(5, 16), num_classes=3)
-
-
 def test_without_margin_is_fedavg_where_clients_have_all_classes():
-    options = {"plan": sampling.CohortPlan(num_clients=5, size=5), "data": balanced()}
+    options = {"plan": sampling.CohortPlan(num_clients=5, size=5), "data": identities.balanced()}
     average = identities.run("fedavg", **options).server
     federation.assert_close(identities.run("fedlc", tau=0.0, **options).server.average, average)
     assert federation.differ(identities.run("fedlc", tau=5.0, **options).server.average, average)

@@ -396,7 +396,7 @@ def model_from(arrays, prefix):
 
 def initial_model(theirs):
     """The model before the first round, which all methods without another network share."""
-    if "init/global/base/kernel" in theirs:
+    if {"init/global/base/kernel", "init/global/head/bias"} <= set(theirs):
         return model_from(theirs, "init/global/")
     shared = model_from({f"/{name}": array for name, array in read("init").items()}, "/")
     return {"body": {"Dense_0": shared["body"]["Dense_0"]}, "head": shared["head"]}
@@ -657,6 +657,86 @@ def test_mixtures_of_fedamp():
                 )
                 for path, array in their_names(jax.tree.map(np.asarray, mixed.mixture)):
                     same(array, theirs[f"round{round}/client{i}/client_u/{path}"])
+
+
+def fedgc_head(theirs, prefix, index, classes):
+    """PFLlib's head `[d, classes of the client]` with columns for all classes."""
+    columns = theirs[f"{prefix}/head/kernel"]
+    kernel = np.zeros((columns.shape[0], classes))
+    kernel[:, index] = columns
+    return {"head": {"kernel": kernel}}
+
+
+def test_rounds_of_fedgc():
+    """PFLlib's heads have no bias, and rows for the client's own classes only.
+
+    It scores test rows of another class as its first one; these scores are not compared.
+    """
+    data, theirs = read("data"), read("FedGC.f64")
+    settings = settings_of(theirs)
+    clients, classes = settings["num_clients"], 10
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+
+        def head(model, features, mask=None, key=None):
+            return features @ model["head"]["kernel"]
+
+        def init(key):
+            model = task.init(key)
+            return {**model, "head": {"kernel": model["head"]["kernel"]}}
+
+        def features(model, *rest):  # the network has a bias in its head, which has no part here
+            head = {**model["head"], "bias": jax.numpy.zeros(classes)}
+            return task.features({**model, "head": head}, *rest)
+
+        linear = task._replace(
+            init=init,
+            head=head,
+            features=features,
+            predict=lambda model, inputs, *rest: head(model, features(model, inputs, *rest)),
+        )
+        rate = settings["local_learning_rate"] * settings["lamda"]
+        algorithm = ALGORITHMS["fedgc"](linear, local, correction_rate=rate)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        update, exchange = jax.jit(algorithm.client_update), jax.jit(algorithm.exchange)
+        server = algorithm.init_server(None, jax.random.key(0))
+        own = [np.flatnonzero(examples.class_counts[i]) for i in range(clients)]
+        names = [f"init/client{i}/model" for i in range(clients)]
+        heads = [fedgc_head(theirs, names[i], own[i], classes) for i in range(clients)]
+        for round in range(settings["loop_iterations"]):
+            context = core.Context(jax.random.key(0), round, settings["global_rounds"])
+            rows = [examples.of_client(i) for i in range(clients)]
+            for i in range(clients):
+                key = f"round{round}/test_logits/client{i}"
+                if key in theirs:
+                    model = algorithm.personalize(server, heads[i], rows[i], context)
+                    inputs = data[f"client{i}/test_x"].astype(np.float64)
+                    scores = algorithm.predict(model, inputs, None)
+                    same(np.asarray(scores)[:, own[i]], theirs[key])
+            outputs = [update(server, heads[i], rows[i], context) for i in range(clients)]
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[o.each for o in outputs])
+            uploads = core.Uploads(total, each)
+            server = algorithm.server_update(server, uploads, cohort, context)
+            heads = [
+                exchange(server, outputs[i].state, rows[i], uploads, cohort, i, context)
+                for i in range(clients)
+            ]
+            for path, array in their_names(server.shared.average.params):
+                key = f"round{round}/global/{path}"
+                if key in theirs:
+                    same(np.asarray(array), theirs[key])
+            for i in range(clients):
+                trained = np.asarray(outputs[i].state["head"]["kernel"])[:, own[i]]
+                corrected = np.asarray(heads[i]["head"]["kernel"])[:, own[i]]
+                for key, array in (
+                    (f"round{round}/client{i}/model/head/kernel", trained),
+                    (f"round{round}/server/client_heads/{i}/head/kernel", corrected),
+                ):
+                    if key in theirs or round == settings["loop_iterations"] - 1:
+                        same(array, theirs[key])
+                assert not np.allclose(trained, corrected) or len(own[i]) == classes
 
 
 def test_what_the_server_of_fedkd_sends():
