@@ -194,5 +194,6 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedmtl", "FedMTL", 2017, "multi-task", "proximal term"),
         _row("pflda", "PFL-DA", 2023, "body and head", "proximal term", needs="head body"),
         _row("fedgc", "FedGC", 2022, "body and head", needs="classes features head body"),
+        _row("fedcross", "FedCross", 2024, "mixtures of models"),
     ]
 )

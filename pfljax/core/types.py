@@ -91,8 +91,8 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
-      rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort from
-        0; -1 for the server, and outside of rounds.
+      rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort
+        from 0; -1 for the server, and outside of rounds.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)

@@ -51,8 +51,9 @@ class Case(NamedTuple):
         deploys another model than we do.
       first_round: `(our client states after it, initial model) -> what PFLlib has then`.
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
-      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
-        method's module in place of ours that draws: it returns the draws of PFLlib.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> {name: function}`, functions of the
+        method's module in place of ours: they return the draws of PFLlib, or what it computes
+        otherwise.
     """
 
     file: str
@@ -106,7 +107,7 @@ def fedgen_tape(theirs, settings):
                 server = streams.key_of(jax.random.key(0), streams.SERVER, round)
                 keys += list(jax.random.split(server, steps))
     rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
-    return "draw", lambda key, *sizes: rows(key)
+    return {"draw": lambda key, *sizes: rows(key)}
 
 
 def fedkd_energies(settings):
@@ -129,6 +130,20 @@ def fedgen_start(state, theirs):
 
     generator = jax.tree.map(put, state.server.generator, GENERATOR)
     return state._replace(server=state.server._replace(generator=generator))
+
+
+def fedcross_tape(theirs, settings):
+    """Models in stored order, and a similarity that is a sum over layers, the last one twice."""
+
+    def similarities(models):
+        layers = [similarities_of(part) for part in (models["body"], models["head"])]
+        return layers[0] + 2 * layers[1]
+
+    similarities_of = importlib.import_module("pfljax.algorithms.fedcross").similarities
+    return {
+        "assign": lambda key, models: jax.numpy.arange(models),
+        "similarities": similarities,
+    }
 
 
 def fedlc_start(state, theirs):
@@ -357,6 +372,20 @@ CASES = {
         client=lambda clients: {"model": {**clients.body, **clients.head}},
         global_logits=None,
     ),
+    "fedcross": Case(  # PFLlib evaluates the models that the clients trained
+        "FedCross",
+        hyperparameters=lambda theirs: {
+            "models": theirs["num_clients"],
+            "alpha": theirs["fedcross_alpha"],
+        },
+        server=lambda server: {
+            f"server/w_locals/{i}": jax.tree.map(lambda leaf, i=i: leaf[i], server.models)
+            for i in range(len(server.assignment))
+        },
+        personal=None,
+        global_logits=None,
+        tape=fedcross_tape,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
@@ -465,7 +494,8 @@ def test_trajectory(name, monkeypatch):
     with jax.enable_x64(True):
         if case.tape:
             module = importlib.import_module(f"pfljax.algorithms.{name}")
-            monkeypatch.setattr(module, *case.tape(theirs, settings))
+            for patched in case.tape(theirs, settings).items():
+                monkeypatch.setattr(module, *patched)
         follow(name, case, data, theirs, settings)
 
 
