@@ -20,6 +20,7 @@ from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import prototypes
+from pfljax.ops.logits import behind
 
 
 class FedProtoServer(NamedTuple):
@@ -106,8 +107,7 @@ def fedproto(
     def predict(params, inputs, key):
         features, (means, seen) = task.features(params["model"], inputs), params["prototypes"]
         gaps = features[:, None] - means
-        scores = jnp.where(seen, -jnp.sum(gaps**2, axis=-1), 0)
-        scores = jnp.where(seen, scores, jnp.min(scores, axis=-1, keepdims=True) - 1)
+        scores = behind(-jnp.sum(gaps**2, axis=-1), seen)
         return jnp.where(jnp.any(seen), scores, task.head(params["model"], features))
 
     def personalize(server, client, data, context):
