@@ -219,6 +219,10 @@ class Task(NamedTuple):
     client_metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
     decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
 
+    def __hash__(self) -> int:
+        """The hash of all but `client_metrics`: a mapping has none."""
+        return hash(tuple(self._replace(client_metrics=())))
+
     @property
     def more_is_better(self) -> bool:
         """Whether a larger score is better."""
