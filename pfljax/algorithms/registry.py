@@ -182,5 +182,14 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head body no_head_statistics",
         ),
+        _row("lg_fedavg", "LG-FedAvg", 2020, "body and head", needs="head body"),
+        _row(
+            "fedrod",
+            "FedRoD",
+            2022,
+            "one model",
+            "body and head",
+            needs="classes features head no_head_statistics",
+        ),
     ]
 )
