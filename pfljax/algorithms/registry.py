@@ -191,5 +191,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head no_head_statistics",
         ),
+        _row("feddbe", "FedDBE", 2023, "one model", "prototypes", needs="classes features head"),
     ]
 )

@@ -315,6 +315,17 @@ CASES = {
         global_logits=None,
         counts="sample_per_class",
     ),
+    "feddbe": Case(  # PFLlib computes the mean when it is set up
+        "FedDBE",
+        hyperparameters=lambda theirs: {
+            "kappa": theirs["kl_weight"],
+            "momentum": theirs["momentum"],
+        },
+        server=lambda server: {"global": server.average.params, "client0/global_mean": server.mean},
+        client=lambda clients: {"client_mean": clients},
+        global_logits=None,
+        initial_rounds=1,
+    ),
 }
 
 
