@@ -192,5 +192,13 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features head no_head_statistics",
         ),
         _row("feddbe", "FedDBE", 2023, "one model", "prototypes", needs="classes features head"),
+        _row(
+            "fedgh",
+            "FedGH",
+            2023,
+            "body and head",
+            "prototypes",
+            needs="classes features head body no_head_statistics",
+        ),
     ]
 )

@@ -29,6 +29,7 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
+from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
@@ -731,3 +732,67 @@ def test_rounds_of_fedcp(monkeypatch):
             total = functools.reduce(core.tree.add, [output.sum for output in outputs])
             server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
             jax.tree.map(same, server.params, fedcp_server(theirs, round))
+
+
+def test_rounds_of_fedgh():
+    """Round after round from PFLlib's state: its server trains the head that client 0 has trained.
+
+    It has the class means in the order in which classes appear. Here each belongs to a client of
+    its own, in that order.
+    """
+    data, theirs = read("data"), read("FedGH.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedgh"](
+            task,
+            local,
+            server_rate=settings["server_learning_rate"],
+            server_batch=settings["batch_size"],
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(None, context.key)
+        bodies = [server.initial_body] * clients
+        for round in range(rounds):
+            now, rows = f"round{round}/", []
+            for i in range(clients):
+                model = algorithm.personalize(server, bodies[i], None, None)
+                if has(theirs, f"{now}test_logits/client{i}"):
+                    inputs = data[f"client{i}/test_x"].astype(float)
+                    same(
+                        np.asarray(task.predict(model, inputs)),
+                        theirs[f"{now}test_logits/client{i}"],
+                    )
+                trained = core.train(task.loss, model, examples.of_client(i), context, local).params
+                if i == 0:
+                    first_head = {"head": trained["head"]}
+                output = update(server, bodies[i], examples.of_client(i), context)
+                bodies[i] = output.state
+                means = np.asarray(output.each.means)
+                if has(theirs, f"{now}client{i}/protos"):
+                    same(means, np.nan_to_num(theirs[f"{now}client{i}/protos"]))
+                rows += [(c, means[c]) for c in order_of_classes(data, i, settings["batch_size"])]
+            each = Prototypes(
+                np.stack([np.where(np.arange(10)[:, None] == c, mean, 0) for c, mean in rows]),
+                np.stack([np.arange(10) == c for c, _ in rows]),
+            )
+            each = jax.tree.map(jax.numpy.asarray, each)
+            cohort = core.Cohort(np.arange(len(rows)), np.ones(len(rows)), len(rows))
+            server = algorithm.server_update(
+                server._replace(head=first_head), core.Uploads((), each), cohort, context
+            )
+            for path, array in their_names(server.head):
+                if has(theirs, f"{now}server/head/{path}"):
+                    same(array, theirs[f"{now}server/head/{path}"])
+                    compared += 1
+    assert compared >= 2
+
+
+def order_of_classes(data, client, batch):
+    """The classes of a client in the order in which they appear in its whole batches."""
+    labels = data[f"client{client}/train_y"]
+    return list(dict.fromkeys(labels[: len(labels) // batch * batch].tolist()))
