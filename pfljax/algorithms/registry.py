@@ -200,5 +200,13 @@ ALGORITHMS: dict[str, Method] = dict(
             "prototypes",
             needs="classes features head body no_head_statistics",
         ),
+        _row(
+            "gpfl",
+            "GPFL",
+            2023,
+            "body and head",
+            "prototypes",
+            needs="classes features head body no_head_statistics",
+        ),
     ]
 )

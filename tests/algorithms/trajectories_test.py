@@ -135,6 +135,28 @@ def fedgen_start(state, theirs):
     return state._replace(server=state.server._replace(generator=generator))
 
 
+# PFLlib's names for the arrays of GPFL's conditional valve.
+VALVE = {
+    part: {
+        "linear": {kind: f"Conditional_{part}/0/{kind}" for kind in ("kernel", "bias")},
+        "norm": {kind: f"Conditional_{part}/2/{kind}" for kind in ("scale", "bias")},
+    }
+    for part in ("gamma", "beta")
+}
+
+
+def gpfl_start(state, theirs):
+    average = state.server.average
+    first = {
+        "embedding": "init/client0/GCE/embedding/embedding",
+        "valve": jax.tree.map(lambda name: f"init/client0/CoV/{name}", VALVE),
+    }
+    drawn = {name: average.params[name] for name in first}
+    put = jax.tree.map(lambda leaf, name: like(leaf, theirs[name]), drawn, first)
+    average = average._replace(params={**average.params, **put})
+    return state._replace(server=state.server._replace(average=average))
+
+
 CASES = {
     "fedavg": Case("FedAvg"),
     "local": Case(
@@ -327,6 +349,30 @@ CASES = {
         global_logits=None,
         initial_rounds=1,
     ),
+    "gpfl": Case(
+        "GPFL",
+        hyperparameters=lambda theirs: {"lam": theirs["lamda"], "mu": theirs["mu"]},
+        server=lambda server: {
+            "global": server.average.params["model"],
+            "server/GCE/embedding/embedding": server.average.params["embedding"],
+            **{
+                f"server/CoV/{name}": array
+                for name, array in zip(
+                    jax.tree.leaves(VALVE),
+                    jax.tree.leaves(server.average.params["valve"]),
+                    strict=True,
+                )
+            },
+        },
+        client=lambda clients: {
+            "model": clients.head,
+            "generic_conditional_input": clients.generic,
+            "personalized_conditional_input": clients.personal,
+        },
+        global_logits=None,
+        counts="sample_per_class",
+        start=gpfl_start,
+    ),
 }
 
 
@@ -447,7 +493,7 @@ def follow(name, case, data, theirs, settings):
     clients = examples.num_clients
     if case.counts:
         counts = [theirs[f"init/client{i}/{case.counts}"] for i in range(clients)]
-        examples = dataclasses.replace(examples, class_counts=np.stack(counts).astype(np.int32))
+        examples = dataclasses.replace(examples, class_counts=np.stack(counts))
     task, local = set_up(data, theirs, settings)
     task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
