@@ -208,5 +208,13 @@ ALGORITHMS: dict[str, Method] = dict(
             "prototypes",
             needs="classes features head body no_head_statistics",
         ),
+        _row(
+            "fedas",
+            "FedAS",
+            2024,
+            "body and head",
+            "prototypes",
+            needs="classes features head body",
+        ),
     ]
 )

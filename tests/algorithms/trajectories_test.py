@@ -373,6 +373,12 @@ CASES = {
         counts="sample_per_class",
         start=gpfl_start,
     ),
+    "fedas": Case(  # its heads are averaged too, but never used
+        "FedAS",
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
 }
 
 
