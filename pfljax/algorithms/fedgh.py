@@ -124,7 +124,6 @@ def fedgh(
             batch_size=server_batch,
             epochs=server_epochs,
             shuffle=local.shuffle,
-            schedule=local.schedule,
         )
         means = as_examples(uploads.each, cohort)
         trained = core.train(objective, server.head, means, context, settings)

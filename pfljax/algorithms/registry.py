@@ -216,5 +216,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "prototypes",
             needs="classes features head body",
         ),
+        _row("fd", "FD", 2018, "distillation", needs="classes"),
     ]
 )

@@ -114,7 +114,7 @@ def loop(world: plain_loops.World, rate: float):
             bodies[k] = theta[BODY]
             z, y = np.asarray(plain_loops.features(theta, world.x[k])), world.y[k]
             means += [(z[y == c].mean(axis=0), c) for c in range(CLASSES) if np.any(y == c)]
-        head = trained_head(head, means, rate * plain_loops.DECAY**r, loss)
+        head = trained_head(head, means, rate, loss)
         deployed = {k: vector(own, head) for k, own in bodies.items()}
         yield Round(vector(head, world.params[BODY]), dict(bodies), deployed)
 

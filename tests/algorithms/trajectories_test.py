@@ -379,6 +379,19 @@ CASES = {
         client=lambda clients: {"model": clients},
         global_logits=None,
     ),
+    "fd": Case(
+        "FD",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "probabilities": False,
+            "exclude_own": False,
+        },
+        server=lambda server: {
+            "server/global_logits": server.total.value / server.total.weight[:, None]
+        },
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
 }
 
 
