@@ -217,5 +217,6 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features head body",
         ),
         _row("fd", "FD", 2018, "distillation", needs="classes"),
+        _row("fml", "FML", 2020, "second model", "distillation", needs="classes"),
     ]
 )

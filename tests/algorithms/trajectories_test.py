@@ -29,6 +29,7 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
+from pfljax.ops import distillation
 from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
@@ -53,8 +54,8 @@ class Case(NamedTuple):
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
       counts: the key of PFLlib's class counts of a client; None for those of all its examples.
       initial_rounds: number of our rounds before PFLlib's first one, which does their work earlier.
-      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
-        method's module in place of ours that draws: it returns the draws of PFLlib.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function in place of
+        one of the method's module: it returns the draws of PFLlib, or has its definition of a term.
     """
 
     file: str
@@ -133,6 +134,11 @@ def fedgen_start(state, theirs):
 
     generator = jax.tree.map(put, state.server.generator, GENERATOR)
     return state._replace(server=state.server._replace(generator=generator))
+
+
+def mean_divergence(target, logits, mask):
+    """The divergence as PFLlib has it in FML: a mean over classes too."""
+    return distillation.divergence(target, logits, mask) / logits.shape[1]
 
 
 # PFLlib's names for the arrays of GPFL's conditional valve.
@@ -391,6 +397,20 @@ CASES = {
         },
         client=lambda clients: {"model": clients.params},
         global_logits=None,
+    ),
+    "fml": Case(
+        "FML",
+        hyperparameters=lambda theirs: {
+            "alpha": theirs["alpha"],
+            "beta": theirs["beta"],
+            "detach": False,
+        },
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+        local=lambda local: local._replace(
+            optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        ),
+        tape=lambda theirs, settings: ("divergence", mean_divergence),
     ),
 }
 
