@@ -218,5 +218,6 @@ ALGORITHMS: dict[str, Method] = dict(
         ),
         _row("fd", "FD", 2018, "distillation", needs="classes"),
         _row("fml", "FML", 2020, "second model", "distillation", needs="classes"),
+        _row("fedpcl", "FedPCL", 2022, "prototypes", needs="classes features head body"),
     ]
 )

@@ -117,6 +117,19 @@ def renew(prototypes: Prototypes, total: Weighted) -> Prototypes:
     return Prototypes(jnp.where(here[:, None], means, prototypes.means), prototypes.seen | here)
 
 
+def scores(similarities: jax.Array, seen: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """Returns `[B, C]`, outputs of similarities to prototypes.
+
+    Args:
+      similarities: `[B, C]`, the similarity to the prototype of each class.
+      seen: `[C]` bool, the classes with a prototype; the others score 1 below the least of these.
+      otherwise: `[B, C]`, the outputs if there is no prototype.
+    """
+    known = jnp.where(seen, similarities, jnp.inf)
+    outputs = jnp.where(seen, similarities, jnp.min(known, axis=-1, keepdims=True) - 1)
+    return jnp.where(jnp.any(seen), outputs, otherwise)
+
+
 def pull(prototypes: Prototypes, features: jax.Array, batch: Batch) -> jax.Array:
     """Returns `[]`, `mean_i [y_i seen] ||z_i - P_{y_i}||^2 / d` over the batch's real examples."""
     gaps = jnp.mean((features - prototypes.means[batch.targets]) ** 2, axis=-1)

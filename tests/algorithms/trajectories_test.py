@@ -423,7 +423,7 @@ def read(name):
         return {key: file[key] for key in file.files}
 
 
-def model_from(arrays, prefix):
+def model_from(arrays, prefix, with_head=True):
     """PFLlib's 'base' is our body, and so is its 'bn1', if there is one."""
 
     def layer(name, *kinds):
@@ -432,6 +432,8 @@ def model_from(arrays, prefix):
     body = {"Dense_0": layer("base", "kernel", "bias")}
     if f"{prefix}bn1/scale" in arrays:
         body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
+    if not with_head:
+        return {"body": body}
     return {"body": body, "head": layer("head", "kernel", "bias")}
 
 
@@ -881,3 +883,67 @@ def order_of_classes(data, client, batch):
     """The classes of a client in the order in which they appear in its whole batches."""
     labels = data[f"client{client}/train_y"]
     return list(dict.fromkeys(labels[: len(labels) // batch * batch].tolist()))
+
+
+def in_order(theirs, name):
+    """PFLlib's prototypes in the order in which it has put them in, as it reads them by class."""
+    means = theirs[name][theirs[f"{name}_order"]]
+    return Prototypes(jax.numpy.asarray(means), jax.numpy.ones(len(means), bool))
+
+
+def test_rounds_of_fedpcl():
+    """Round after round from PFLlib's state, whose prototypes are in another order than its labels.
+
+    After a round, its clients have the global prototypes of the classes that they lack.
+    """
+    data, theirs = read("data"), read("FedPCL.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        clipped = optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        algorithm = ALGORITHMS["fedpcl"](
+            task, local._replace(optimizer=clipped), tau=settings["tau"], own_class=True
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(examples.population(), context.key)
+        profile = examples.profile(jax.numpy.int32(0))
+        start = algorithm.init_client(server, profile, context.key)
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        for round in range(rounds):
+            now, before, outputs = f"round{round}/", f"round{round - 1}/", []
+            if round > 0:
+                if not has(theirs, f"{before}server/global_protos"):
+                    continue
+                rows = [in_order(theirs, f"{before}client{i}/protos") for i in range(clients)]
+                each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *rows)
+                common = in_order(theirs, f"{before}server/global_protos")
+                server = server._replace(prototypes=common, each=each)
+            for i in range(clients):
+                client = start
+                if round > 0:
+                    if not has(theirs, f"{before}client{i}/model/base/kernel"):
+                        continue
+                    body = model_from(theirs, f"{before}client{i}/model/", with_head=False)
+                    known = Prototypes(theirs[f"{before}client{i}/protos"], np.ones(10, bool))
+                    client = start._replace(body=jax.tree.map(jax.numpy.asarray, body), own=known)
+                    model = algorithm.personalize(server, client, None, None)
+                    scores = algorithm.predict(model, data[f"client{i}/test_x"].astype(float), None)
+                    same(np.asarray(scores), theirs[f"{now}test_logits/client{i}"])
+                output = update(server, client, examples.of_client(i), context)
+                outputs.append(output)
+                if has(theirs, f"{now}client{i}/model/base/kernel"):
+                    for path, array in their_names(output.state.body):
+                        same(array, theirs[f"{now}client{i}/model/{path}"])
+                    have = np.asarray(output.each.seen)
+                    same(output.each.means[have], theirs[f"{now}client{i}/protos"][have])
+                    compared += 1
+            if len(outputs) == clients and has(theirs, f"{now}server/global_protos"):
+                sent = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
+                after = algorithm.server_update(server, core.Uploads((), sent), cohort, context)
+                same(np.asarray(after.prototypes.means), theirs[f"{now}server/global_protos"])
+                compared += 1
+    assert compared >= 1
