@@ -20,7 +20,6 @@ from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import prototypes
-from pfljax.ops.logits import behind
 
 
 class FedProtoServer(NamedTuple):
@@ -106,9 +105,8 @@ def fedproto(
 
     def predict(params, inputs, key):
         features, (means, seen) = task.features(params["model"], inputs), params["prototypes"]
-        gaps = features[:, None] - means
-        scores = behind(-jnp.sum(gaps**2, axis=-1), seen)
-        return jnp.where(jnp.any(seen), scores, task.head(params["model"], features))
+        squares = jnp.sum((features[:, None] - means) ** 2, axis=-1)
+        return prototypes.scores(-squares, seen, task.head(params["model"], features))
 
     def personalize(server, client, data, context):
         return {"model": client, "prototypes": server.prototypes}

@@ -126,6 +126,14 @@ class LocalTraining(NamedTuple):
 
         return self._replace(observe=observe)
 
+    def separate_optimizer(self, *names: str) -> optax.GradientTransformation:
+        """Returns an optimizer with its own state for each model of a dict `{name: model}`.
+
+        Args:
+          *names: The names of all models.
+        """
+        return optax.partition(dict.fromkeys(names, self.optimizer), {name: name for name in names})
+
 
 class Trained(NamedTuple):
     """The result of local training.

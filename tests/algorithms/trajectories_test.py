@@ -29,6 +29,8 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
+from pfljax.ops import distillation
+from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
 NAMED = os.environ.get("PFLJAX_TRAJECTORIES")
@@ -54,6 +56,10 @@ class Case(NamedTuple):
       tape: `(PFLlib's file, PFLlib's hyper-parameters) -> {name: function}`, functions of the
         method's module in place of ours: they return the draws of PFLlib, or what it computes
         otherwise.
+      counts: the key of PFLlib's class counts of a client; None for those of all its examples.
+      initial_rounds: number of our rounds before PFLlib's first one, which does their work earlier.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function in place of
+        one of the method's module: it returns the draws of PFLlib, or has its definition of a term.
     """
 
     file: str
@@ -66,6 +72,8 @@ class Case(NamedTuple):
     personal: object = lambda outputs, server: outputs
     first_round: object = lambda clients, initial: clients
     start: object = lambda state, theirs: state
+    counts: str | None = None
+    initial_rounds: int = 0
     tape: object = None
 
 
@@ -153,6 +161,31 @@ def fedlc_start(state, theirs):
     return state._replace(
         server=state.server._replace(class_counts=like(state.server.class_counts, counts))
     )
+def mean_divergence(target, logits, mask):
+    """The divergence as PFLlib has it in FML: a mean over classes too."""
+    return distillation.divergence(target, logits, mask) / logits.shape[1]
+
+
+# PFLlib's names for the arrays of GPFL's conditional valve.
+VALVE = {
+    part: {
+        "linear": {kind: f"Conditional_{part}/0/{kind}" for kind in ("kernel", "bias")},
+        "norm": {kind: f"Conditional_{part}/2/{kind}" for kind in ("scale", "bias")},
+    }
+    for part in ("gamma", "beta")
+}
+
+
+def gpfl_start(state, theirs):
+    average = state.server.average
+    first = {
+        "embedding": "init/client0/GCE/embedding/embedding",
+        "valve": jax.tree.map(lambda name: f"init/client0/CoV/{name}", VALVE),
+    }
+    drawn = {name: average.params[name] for name in first}
+    put = jax.tree.map(lambda leaf, name: like(leaf, theirs[name]), drawn, first)
+    average = average._replace(params={**average.params, **put})
+    return state._replace(server=state.server._replace(average=average))
 
 
 CASES = {
@@ -399,6 +432,86 @@ CASES = {
             )
         ),
     ),
+    "lg_fedavg": Case(
+        "LG-FedAvg",
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fedrod": Case(  # PFLlib counts classes without the batch that it drops
+        "FedROD",
+        client=lambda clients: {"head": clients},
+        global_logits=None,
+        counts="sample_per_class",
+    ),
+    "feddbe": Case(  # PFLlib computes the mean when it is set up
+        "FedDBE",
+        hyperparameters=lambda theirs: {
+            "kappa": theirs["kl_weight"],
+            "momentum": theirs["momentum"],
+        },
+        server=lambda server: {"global": server.average.params, "client0/global_mean": server.mean},
+        client=lambda clients: {"client_mean": clients},
+        global_logits=None,
+        initial_rounds=1,
+    ),
+    "gpfl": Case(
+        "GPFL",
+        hyperparameters=lambda theirs: {"lam": theirs["lamda"], "mu": theirs["mu"]},
+        server=lambda server: {
+            "global": server.average.params["model"],
+            "server/GCE/embedding/embedding": server.average.params["embedding"],
+            **{
+                f"server/CoV/{name}": array
+                for name, array in zip(
+                    jax.tree.leaves(VALVE),
+                    jax.tree.leaves(server.average.params["valve"]),
+                    strict=True,
+                )
+            },
+        },
+        client=lambda clients: {
+            "model": clients.head,
+            "generic_conditional_input": clients.generic,
+            "personalized_conditional_input": clients.personal,
+        },
+        global_logits=None,
+        counts="sample_per_class",
+        start=gpfl_start,
+    ),
+    "fedas": Case(  # its heads are averaged too, but never used
+        "FedAS",
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fd": Case(
+        "FD",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "probabilities": False,
+            "exclude_own": False,
+        },
+        server=lambda server: {
+            "server/global_logits": server.total.value / server.total.weight[:, None]
+        },
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
+    "fml": Case(
+        "FML",
+        hyperparameters=lambda theirs: {
+            "alpha": theirs["alpha"],
+            "beta": theirs["beta"],
+            "detach": False,
+        },
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+        local=lambda local: local._replace(
+            optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        ),
+        tape=lambda theirs, settings: ("divergence", mean_divergence),
+    ),
 }
 
 
@@ -411,7 +524,7 @@ def read(name):
         return {key: file[key] for key in file.files}
 
 
-def model_from(arrays, prefix):
+def model_from(arrays, prefix, with_head=True):
     """PFLlib's 'base' is our body, and so is its 'bn1', if there is one."""
 
     def layer(name, *kinds):
@@ -420,6 +533,8 @@ def model_from(arrays, prefix):
     body = {"Dense_0": layer("base", "kernel", "bias")}
     if f"{prefix}bn1/scale" in arrays:
         body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
+    if not with_head:
+        return {"body": body}
     return {"body": body, "head": layer("head", "kernel", "bias")}
 
 
@@ -429,6 +544,11 @@ def initial_model(theirs):
         return model_from(theirs, "init/global/")
     shared = model_from({f"/{name}": array for name, array in read("init").items()}, "/")
     return {"body": {"Dense_0": shared["body"]["Dense_0"]}, "head": shared["head"]}
+    """PFLlib's initial model, which is the same in all files without batch normalization."""
+    if {"init/global/base/kernel", "init/global/head/kernel"} <= set(theirs):
+        return model_from(theirs, "init/global/")
+    shared = {key: array.astype(np.float64) for key, array in read("init").items()}
+    return model_from({key: a for key, a in shared.items() if not key.startswith("bn1")}, "")
 
 
 def their_names(model):
@@ -499,6 +619,14 @@ def test_trajectory(name, monkeypatch):
         follow(name, case, data, theirs, settings)
 
 
+def has(theirs, key):
+    """Whether a file has an array; only a distilled one may leave out some."""
+    if key in theirs:
+        return True
+    assert json.loads(str(theirs["meta"])).get("distilled"), f"{key} is missing"
+    return False
+
+
 def set_up(data, theirs, settings):
     """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
     initial = initial_model(theirs)
@@ -521,8 +649,12 @@ def set_up(data, theirs, settings):
 
 def follow(name, case, data, theirs, settings):
     """Trains as long as the file goes, and compares what it has of each round, of the last all."""
+    """Trains as long as the file goes, comparing after every round; returns how many arrays."""
     examples = build_examples(data)
     clients = examples.num_clients
+    if case.counts:
+        counts = [theirs[f"init/client{i}/{case.counts}"] for i in range(clients)]
+        examples = dataclasses.replace(examples, class_counts=np.stack(counts))
     task, local = set_up(data, theirs, settings)
     task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
@@ -540,12 +672,20 @@ def follow(name, case, data, theirs, settings):
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     for round in range(settings["loop_iterations"]):
         compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round)
+    for _ in range(case.initial_rounds):
+        state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
+    compared = 0
+    deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
+    for rounds in range(settings["loop_iterations"]):
+        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
         if round == 0:
             state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
         compared = compare_state(case, state, theirs, round, clients)
     host = to_host(state, clients)
     assert compared == {*case.server(host.server), *case.client(host.clients)}
+        compared += compare_state(case, state, theirs, rounds, clients)
+    return compared
 
 
 def as_after_their_first_round(case, theirs, clients):
@@ -606,6 +746,23 @@ def compare_state(case, state, theirs, round, clients):
                 same(array, theirs[key])
                 compared.add(name)
     return compared
+    """Compares the states of server and clients after a round; returns the number of arrays."""
+    host = to_host(state, clients)
+    pairs = []
+    for prefix, model in case.server(host.server).items():
+        paths = their_names(model) if isinstance(model, dict) else [("", model)]
+        pairs += [(f"round{round}/{prefix}/{path}".rstrip("/"), array) for path, array in paths]
+    for kind, stacked in case.client(host.clients).items():
+        paths = their_names(stacked) if isinstance(stacked, dict) else [("", stacked)]
+        for path, array in paths:
+            for i in range(clients):
+                key = f"round{round}/client{i}/{kind}/{path}".rstrip("/")
+                if round > 0 or key in theirs:  # FedALA has no weights before its second round
+                    pairs.append((key, array[i]))
+    pairs = [(key, array) for key, array in pairs if has(theirs, key)]
+    for key, array in pairs:
+        same(array, theirs[key])
+    return len(pairs)
 
 
 def test_fine_tuning_of_fedbabu():
@@ -921,3 +1078,131 @@ def test_rounds_of_fedcp(monkeypatch):
             total = functools.reduce(core.tree.add, [output.sum for output in outputs])
             server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
             jax.tree.map(same, server.params, fedcp_server(theirs, round))
+
+
+def test_rounds_of_fedgh():
+    """Round after round from PFLlib's state: its server trains the head that client 0 has trained.
+
+    It has the class means in the order in which classes appear. Here each belongs to a client of
+    its own, in that order.
+    """
+    data, theirs = read("data"), read("FedGH.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedgh"](
+            task,
+            local,
+            server_rate=settings["server_learning_rate"],
+            server_batch=settings["batch_size"],
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(None, context.key)
+        bodies = [server.initial_body] * clients
+        for round in range(rounds):
+            now, rows = f"round{round}/", []
+            for i in range(clients):
+                model = algorithm.personalize(server, bodies[i], None, None)
+                if has(theirs, f"{now}test_logits/client{i}"):
+                    inputs = data[f"client{i}/test_x"].astype(float)
+                    same(
+                        np.asarray(task.predict(model, inputs)),
+                        theirs[f"{now}test_logits/client{i}"],
+                    )
+                trained = core.train(task.loss, model, examples.of_client(i), context, local).params
+                if i == 0:
+                    first_head = {"head": trained["head"]}
+                output = update(server, bodies[i], examples.of_client(i), context)
+                bodies[i] = output.state
+                means = np.asarray(output.each.means)
+                if has(theirs, f"{now}client{i}/protos"):
+                    same(means, np.nan_to_num(theirs[f"{now}client{i}/protos"]))
+                rows += [(c, means[c]) for c in order_of_classes(data, i, settings["batch_size"])]
+            each = Prototypes(
+                np.stack([np.where(np.arange(10)[:, None] == c, mean, 0) for c, mean in rows]),
+                np.stack([np.arange(10) == c for c, _ in rows]),
+            )
+            each = jax.tree.map(jax.numpy.asarray, each)
+            cohort = core.Cohort(np.arange(len(rows)), np.ones(len(rows)), len(rows))
+            server = algorithm.server_update(
+                server._replace(head=first_head), core.Uploads((), each), cohort, context
+            )
+            for path, array in their_names(server.head):
+                if has(theirs, f"{now}server/head/{path}"):
+                    same(array, theirs[f"{now}server/head/{path}"])
+                    compared += 1
+    assert compared >= 2
+
+
+def order_of_classes(data, client, batch):
+    """The classes of a client in the order in which they appear in its whole batches."""
+    labels = data[f"client{client}/train_y"]
+    return list(dict.fromkeys(labels[: len(labels) // batch * batch].tolist()))
+
+
+def in_order(theirs, name):
+    """PFLlib's prototypes in the order in which it has put them in, as it reads them by class."""
+    means = theirs[name][theirs[f"{name}_order"]]
+    return Prototypes(jax.numpy.asarray(means), jax.numpy.ones(len(means), bool))
+
+
+def test_rounds_of_fedpcl():
+    """Round after round from PFLlib's state, whose prototypes are in another order than its labels.
+
+    After a round, its clients have the global prototypes of the classes that they lack.
+    """
+    data, theirs = read("data"), read("FedPCL.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        clipped = optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        algorithm = ALGORITHMS["fedpcl"](
+            task, local._replace(optimizer=clipped), tau=settings["tau"], own_class=True
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(examples.population(), context.key)
+        profile = examples.profile(jax.numpy.int32(0))
+        start = algorithm.init_client(server, profile, context.key)
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        for round in range(rounds):
+            now, before, outputs = f"round{round}/", f"round{round - 1}/", []
+            if round > 0:
+                if not has(theirs, f"{before}server/global_protos"):
+                    continue
+                rows = [in_order(theirs, f"{before}client{i}/protos") for i in range(clients)]
+                each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *rows)
+                common = in_order(theirs, f"{before}server/global_protos")
+                server = server._replace(prototypes=common, each=each)
+            for i in range(clients):
+                client = start
+                if round > 0:
+                    if not has(theirs, f"{before}client{i}/model/base/kernel"):
+                        continue
+                    body = model_from(theirs, f"{before}client{i}/model/", with_head=False)
+                    known = Prototypes(theirs[f"{before}client{i}/protos"], np.ones(10, bool))
+                    client = start._replace(body=jax.tree.map(jax.numpy.asarray, body), own=known)
+                    model = algorithm.personalize(server, client, None, None)
+                    scores = algorithm.predict(model, data[f"client{i}/test_x"].astype(float), None)
+                    same(np.asarray(scores), theirs[f"{now}test_logits/client{i}"])
+                output = update(server, client, examples.of_client(i), context)
+                outputs.append(output)
+                if has(theirs, f"{now}client{i}/model/base/kernel"):
+                    for path, array in their_names(output.state.body):
+                        same(array, theirs[f"{now}client{i}/model/{path}"])
+                    have = np.asarray(output.each.seen)
+                    same(output.each.means[have], theirs[f"{now}client{i}/protos"][have])
+                    compared += 1
+            if len(outputs) == clients and has(theirs, f"{now}server/global_protos"):
+                sent = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
+                after = algorithm.server_update(server, core.Uploads((), sent), cohort, context)
+                same(np.asarray(after.prototypes.means), theirs[f"{now}server/global_protos"])
+                compared += 1
+    assert compared >= 1
