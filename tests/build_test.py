@@ -29,7 +29,8 @@ MAPS = {"vmap", "pmap", "shard_map"}
 OTHER_MAPS: frozenset[str] = frozenset(
     {
         "pfljax/algorithms/fedem.py",  # over the learners
-        "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedgen.py",  # likewise
         "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )
