@@ -32,6 +32,8 @@ OTHER_MAPS: frozenset[str] = frozenset(
         "pfljax/algorithms/fedem.py",  # over the learners
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
         "pfljax/algorithms/ifca.py",  # over the models of the clusters
+        "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
         "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )

@@ -37,7 +37,7 @@ def fedamp(
     task: core.Task,
     local: core.LocalTraining,
     *,
-    lam: Annotated[float, core.at_least(0)] = 1.0,
+    lam: Annotated[float, core.at_least(0)] = 0.1,
     alpha: Annotated[float, core.above(0)] = 1.0,
     sigma: Annotated[float, core.above(0)] = 1.0,
 ) -> core.Algorithm:
@@ -51,9 +51,9 @@ def fedamp(
       task: The model and its loss.
       local: The clients' local training.
       lam: Weight of the proximal term, 0.01 to 10; 0 is local training.
-      alpha: Step size of the message passing; it divides the proximal term.
-      sigma: Scale of the squared distances between models that collaborate; weights are at most
-        `alpha / sigma`.
+      alpha: Step size of the message passing, 0.01 to 10; it divides the proximal term.
+      sigma: Scale of the squared distances between models that collaborate, 0.1 to 100; weights are
+        at most `alpha / sigma`.
 
     Returns:
       The method; a client deploys `theta_k`. There is no global model.
@@ -61,10 +61,11 @@ def fedamp(
     Notes:
       The paper chooses alpha such that `u_k` is a convex combination. Where the weights of the
       others exceed 1 in total, they are divided by their sum here, and `theta_k` has no weight. The
-      paper sets the hyper-parameters for each data set; the defaults are PFLlib's. The variant for
-      deep networks, HeurFedAMP, with cosine similarities, is not included. Absent clients keep
-      their models and mixtures. Running statistics of batch normalization are excluded from the
-      distance and the proximal term. The reported loss is `L_k`.
+      paper sets the hyper-parameters for each data set; `alpha` and `sigma` are PFLlib's, where
+      `lam` has no effect. The variant for deep networks, HeurFedAMP, with cosine similarities, is
+      not included. Absent clients keep their models and mixtures. Running statistics of batch
+      normalization are excluded from the distance and the proximal term. The reported loss is
+      `L_k`.
     """
 
     def init_client(server, profile, key):

@@ -1,6 +1,6 @@
 """FedCross: several models train on different clients, and each is mixed with one other.
 
-Server: the `K` models `w_1 ... w_K`, and who trains which in the next round. Client: nothing.
+Server: the models `w_1 ... w_K`, and their assignment to the next cohort. Client: nothing.
 Down: one of the models. Up: `theta_k` (`each`).
 Cost per client and round: one local training; at the server a product of each pair of models.
 
@@ -93,8 +93,8 @@ def fedcross(
 
     def trained_models(server, uploads, cohort):
         """The models `v_i`: means of what their clients uploaded."""
-        ranks = jax.vmap(cohort.rank)(cohort.ids)
-        trainer = jax.nn.one_hot(server.assignment[ranks % models], models)  # [cohort, K]
+        trained_by = server.assignment[cohort.rank(cohort.ids) % models]
+        trainer = jax.nn.one_hot(trained_by, models)  # [cohort, K]
         weights = trainer * cohort.sizes[:, None]  # 0 in a padding slot
         total = jnp.sum(weights, axis=0)
         weights = weights / jnp.where(total > 0, total, 1)

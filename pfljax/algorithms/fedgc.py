@@ -1,7 +1,7 @@
 """FedGC: the server spreads the private class embeddings of clients that have other classes.
 
-Server: the body, the initial head; of the last round, the mean embedding of each class, the number
-of clients that have it, and the normalizer of its softmax. Client: its head, for its own classes.
+Server: the body, the initial head; of the last cohort, mean embeddings of classes and their counts
+and normalizers. Client: its head, for its own classes.
 Down: the body, and after the round what corrects the head. Up: the body's change, weighted (`sum`);
 the head and the classes that the client has (`each`).
 Cost per client and round: one local training; at the server a product of all heads with all

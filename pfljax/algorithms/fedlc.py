@@ -62,7 +62,9 @@ def fedlc(
 
     Notes:
       A class without examples has the margin `tau n^(-1/4) -> infinity`: it is not part of the
-      softmax, and its row of the head does not move. The paper tunes tau; the default is PFLlib's.
+      softmax, and its row of the head does not move. Where clients lack most classes, the global
+      model learns slowly to separate them; `pooled_counts` keeps all classes in the softmax. The
+      paper tunes tau; the default is PFLlib's.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

@@ -74,11 +74,15 @@ class Cohort(NamedTuple):
         return jnp.sum(self.ids >= 0)
 
     def rank(self, client_id: jax.Array) -> jax.Array:
-        """Returns `[]` int32, the number of clients of the cohort whose id is less than this one.
+        """Returns `[...]` int32, the number of clients of the cohort with a smaller id.
 
-        It does not depend on the slots, and so on the devices.
+        It does not depend on the slots, and so not on the devices.
+
+        Args:
+          client_id: `[...]` int32, one client or several.
         """
-        return jnp.sum((self.ids >= 0) & (self.ids < client_id), dtype=jnp.int32)
+        before = (self.ids >= 0) & (self.ids < jnp.asarray(client_id)[..., None])
+        return jnp.sum(before, axis=-1, dtype=jnp.int32)
 
 
 class Context(NamedTuple):
