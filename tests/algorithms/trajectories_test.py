@@ -340,6 +340,7 @@ CASES = {
     ),
     "fedrod": Case(  # PFLlib counts classes without the batch that it drops
         "FedROD",
+        server=lambda server: {"global": server.params["model"]},
         client=lambda clients: {"head": clients},
         global_logits=None,
         counts="sample_per_class",
