@@ -1,7 +1,7 @@
 """Eight methods on the digits of scikit-learn, which need no download.
 
 1,797 images of 8x8 pixels, 20 clients with Dirichlet(0.1) label skew, an MLP 64-100-10, 60 rounds
-of one local epoch, three seeds: about 45 seconds on two cores.
+of one local epoch, three seeds: about 25 seconds on two cores.
 
     python experiments/compare.py --config=configs/quickstart.py --workdir=WORKDIR
 """

@@ -20,7 +20,7 @@ from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.ops import contrast, norms, prototypes, stacked
+from pfljax.ops import contrast, prototypes, similarity, stacked
 
 
 class FedPCLServer(NamedTuple):
@@ -89,7 +89,7 @@ def fedpcl(
       gradients, and takes the prototypes in the order in which classes appear for those of the
       classes 0, 1, ...
     """
-    directed = task._replace(features=lambda *args: norms.unit(task.features(*args)))
+    directed = task._replace(features=lambda *args: similarity.unit(task.features(*args)))
 
     def init_server(population, key):
         params = task.init(key)
@@ -142,7 +142,7 @@ def fedpcl(
 
     def predict(params, inputs, key):
         features, known = task.features(params["model"], inputs), params["prototypes"]
-        cosines = norms.unit(features) @ known.means.T
+        cosines = similarity.unit(features) @ known.means.T
         return prototypes.scores(cosines, known.seen, task.head(params["model"], features))
 
     return core.Algorithm(

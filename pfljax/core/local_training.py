@@ -37,6 +37,8 @@ class LocalTraining(NamedTuple):
         last pass may be partial. 0 for `epochs`.
       drop_remainder: Whether to drop the last batch of an epoch if it is partial. Otherwise it is
         masked, and its loss is the mean over its examples.
+      shrink_batch: Whether, with `drop_remainder`, a client with fewer examples than a batch trains
+        on all of them as one batch, so that its batch size is `min(batch_size, size)`.
       shuffle: Whether every epoch has a new order; False keeps the stored order.
       schedule: `round -> []`, a factor of the optimizer's updates and of the rates of a method's
         other steps on models; None for none.
@@ -45,6 +47,12 @@ class LocalTraining(NamedTuple):
         each local training; it does not change a method's other steps. None for none.
       learning_rate: `[]`, the learning rate of `optimizer` before any schedule, for methods that
         use it in steps of their own (`rate`); None if it is not known.
+
+    Example:
+      >>> def halving(round): return 0.5**round
+      >>> local = LocalTraining(optax.sgd(0.1), schedule=halving, learning_rate=0.1)
+      >>> local.rate(1), local.one_pass().epochs
+      (0.05, 1)
     """
 
     optimizer: optax.GradientTransformation
@@ -52,6 +60,7 @@ class LocalTraining(NamedTuple):
     epochs: int = 1
     num_steps: int = 0
     drop_remainder: bool = False
+    shrink_batch: bool = False
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
     observe: Callable[[Params, Batch], Params] | None = None
@@ -146,7 +155,10 @@ class Trained(NamedTuple):
 def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
     """Returns `[]` int32, the number of steps per epoch for a client of `size` `[]` examples."""
     rounded = size if local.drop_remainder else size + local.batch_size - 1
-    return rounded // local.batch_size
+    steps = rounded // local.batch_size
+    if local.drop_remainder and local.shrink_batch:
+        steps = jnp.where(size > 0, jnp.maximum(steps, 1), 0)
+    return steps
 
 
 def steps_per_round(size: jax.Array, local: LocalTraining) -> jax.Array:

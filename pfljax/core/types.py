@@ -73,6 +73,13 @@ class Cohort(NamedTuple):
         """`[]` int32, the number of clients that took part."""
         return jnp.sum(self.ids >= 0)
 
+    def rank(self, client_id: jax.Array) -> jax.Array:
+        """Returns `[]` int32, the number of clients of the cohort whose id is less than this one.
+
+        It does not depend on the slots, and so on the devices.
+        """
+        return jnp.sum((self.ids >= 0) & (self.ids < client_id), dtype=jnp.int32)
+
 
 class Context(NamedTuple):
     """The round and client for which a function runs; schedules are functions of it, and traced.
@@ -84,6 +91,8 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+      rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort
+        from 0; -1 for the server, and outside of rounds.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
@@ -97,6 +106,7 @@ class Context(NamedTuple):
     num_rounds: jax.Array
     client_id: jax.Array | int = -1
     client_key: jax.Array | None = None
+    rank: jax.Array | int = -1
 
     def child(self, index: int) -> Context:
         """Returns the context with an independent key: one child for each use of randomness."""
@@ -220,7 +230,7 @@ class Task(NamedTuple):
     decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
 
     def __hash__(self) -> int:
-        """The hash of all but `client_metrics`: a mapping has none."""
+        """Returns the hash of all but `client_metrics`; a mapping has none."""
         return hash(tuple(self._replace(client_metrics=())))
 
     @property

@@ -123,7 +123,7 @@ def one_round(
       The next state, the buffers, and the metrics that `round.one_round` returns, over all groups.
     """
     first_ids, device = _first_ids(examples), mapping.device_index()
-    parts, updates = [], []
+    parts = []
     for number, (group, own, first) in enumerate(zip(groups, examples, first_ids, strict=False)):
         key = streams.key_of(round.cohort_key(state.key, state.round), number)
         clients = state.clients[number]
@@ -136,6 +136,16 @@ def one_round(
         )
         ids = jnp.where(assignment < 0, -1, assignment + int(first))
         parts.append((assignment, ids, sizes))
+    cohort = Cohort(
+        jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
+        jnp.concatenate([sizes for *_, sizes in parts]),
+        int(first_ids[-1]),
+    )
+
+    updates = []
+    for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
+        assignment, ids, _ = parts[number]
+        clients = state.clients[number]
         shard = state._replace(
             server=state.server[number],
             clients=migration.gather_states(clients, buffers[number], assignment),
@@ -148,6 +158,7 @@ def one_round(
                 own,
                 ids[device],
                 assignment[device],
+                cohort,
                 num_rounds,
             )
         )
@@ -159,11 +170,6 @@ def one_round(
     count = sum(updated.count for updated in updates)
     each = [mapping.stack_over_devices(updated.each) for updated in updates]
     uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
-    cohort = Cohort(
-        jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
-        jnp.concatenate([sizes for *_, sizes in parts]),
-        int(first_ids[-1]),
-    )
 
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):

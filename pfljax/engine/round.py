@@ -62,6 +62,7 @@ def update_clients(
     examples: Examples,
     ids: jax.Array,
     rows: jax.Array,
+    cohort: Cohort,
     num_rounds: jax.Array,
 ) -> Updated:
     """Runs the updates of this device's shard of the cohort, and sums over all devices.
@@ -73,6 +74,7 @@ def update_clients(
       examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices.
       num_rounds: `[]` int32, the planned length of the run.
     """
 
@@ -81,7 +83,10 @@ def update_clients(
         data = examples.of_client(row)
         profile = examples.profile(row)._replace(id=client_id)
         private = init.private_state(algorithm, state, private, profile)
-        context = client_context(state.key, state.round, num_rounds, streams.UPDATE, client_id)
+        rank = cohort.rank(client_id)
+        context = client_context(
+            state.key, state.round, num_rounds, streams.UPDATE, client_id, rank
+        )
         output = algorithm.update_client(state.server, private, data, context)
         _require_other_names(output.metrics)
         present = client_id >= 0
@@ -154,7 +159,14 @@ def exchange_clients(
             uploads,
             cohort,
             member,
-            client_context(state.key, state.round, num_rounds, streams.EXCHANGE, client_id),
+            client_context(
+                state.key,
+                state.round,
+                num_rounds,
+                streams.EXCHANGE,
+                client_id,
+                cohort.rank(client_id),
+            ),
         )
         return moved, tree.is_finite(moved) | (client_id < 0), ()
 
@@ -214,7 +226,9 @@ def train_cohort(
     """
     ids = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
     members = mapping.device_index() * ids.shape[0] + jnp.arange(ids.shape[0])
-    updated = update_clients(algorithm, clients_per_chunk, state, examples, ids, rows, num_rounds)
+    updated = update_clients(
+        algorithm, clients_per_chunk, state, examples, ids, rows, cohort, num_rounds
+    )
     uploads = Uploads(updated.total, mapping.stack_over_devices(updated.each))
     server = update_server(algorithm, state, uploads, cohort, num_rounds, updated.count)
     updated = exchange_clients(
@@ -245,6 +259,7 @@ def client_context(
     num_rounds: jax.Array,
     stream: int,
     client_id: jax.Array,
+    rank: jax.Array | int = -1,
 ) -> Context:
     """Returns the context in which one of a client's functions runs.
 
@@ -254,9 +269,11 @@ def client_context(
       num_rounds: `[]` int32, the planned length of the run.
       stream: of `core.streams`, below which there is a key for each round and client.
       client_id: `[]` int32.
+      rank: `[]` int32, the client's rank in the cohort; -1 outside of rounds.
     """
     own = streams.key_of(key, streams.CLIENT, client_id)
-    return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
+    here = streams.key_of(key, stream, round, client_id)
+    return Context(here, round, num_rounds, client_id, own, rank)
 
 
 def _reported(output: ClientOutput) -> dict[str, PyTree]:

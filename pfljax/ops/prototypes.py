@@ -12,6 +12,7 @@ from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local_training import LocalTraining, for_each_batch
 from pfljax.core.types import Context, Params, Task
 from pfljax.core.uploads import Weighted
+from pfljax.ops.logits import behind
 
 
 class Prototypes(NamedTuple):
@@ -125,9 +126,7 @@ def scores(similarities: jax.Array, seen: jax.Array, otherwise: jax.Array) -> ja
       seen: `[C]` bool, the classes with a prototype; the others score 1 below the least of these.
       otherwise: `[B, C]`, the outputs if there is no prototype.
     """
-    known = jnp.where(seen, similarities, jnp.inf)
-    outputs = jnp.where(seen, similarities, jnp.min(known, axis=-1, keepdims=True) - 1)
-    return jnp.where(jnp.any(seen), outputs, otherwise)
+    return jnp.where(jnp.any(seen), behind(similarities, seen), otherwise)
 
 
 def pull(prototypes: Prototypes, features: jax.Array, batch: Batch) -> jax.Array:

@@ -1,8 +1,8 @@
 """PFLlib's own trajectories, in float64, where its code is the method or a keyword away from it.
 
-The folder is taken from the environment variable `PFLJAX_TRAJECTORIES`; without it, from the
-distilled files in `third_party/pfllib_trajectories`. Data, initial weights and hyper-parameters are
-read from the files, so that any other set in the same format is accepted.
+The folders are taken from the environment variable `PFLJAX_TRAJECTORIES`, separated as in `PATH`;
+without it, the distilled files in `third_party/pfllib_trajectories` are used. Data, initial weights
+and hyper-parameters are read from the files, so that any other set in the same format is accepted.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ from pfljax.ops import distillation
 from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
-FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
+NAMED = os.environ.get("PFLJAX_TRAJECTORIES")
+FOLDERS = [pathlib.Path(name) for name in NAMED.split(os.pathsep)] if NAMED else [DISTILLED]
 TOLERANCE = 1e-8
 
 
@@ -52,10 +53,11 @@ class Case(NamedTuple):
         deploys another model than we do.
       first_round: `(our client states after it, initial model) -> what PFLlib has then`.
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> {name: function}`, functions of the
+        method's module in place of ours: they return the draws of PFLlib, or what it computes
+        otherwise.
       counts: the key of PFLlib's class counts of a client; None for those of all its examples.
       initial_rounds: number of our rounds before PFLlib's first one, which does their work earlier.
-      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function in place of
-        one of the method's module: it returns the draws of PFLlib, or has its definition of a term.
     """
 
     file: str
@@ -68,9 +70,9 @@ class Case(NamedTuple):
     personal: object = lambda outputs, server: outputs
     first_round: object = lambda clients, initial: clients
     start: object = lambda state, theirs: state
+    tape: object = None
     counts: str | None = None
     initial_rounds: int = 0
-    tape: object = None
 
 
 def like(leaf, array):
@@ -111,7 +113,7 @@ def fedgen_tape(theirs, settings):
                 server = streams.key_of(jax.random.key(0), streams.SERVER, round)
                 keys += list(jax.random.split(server, steps))
     rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
-    return "draw", lambda key, *sizes: rows(key)
+    return {"draw": lambda key, *sizes: rows(key)}
 
 
 def fedkd_energies(settings):
@@ -134,6 +136,29 @@ def fedgen_start(state, theirs):
 
     generator = jax.tree.map(put, state.server.generator, GENERATOR)
     return state._replace(server=state.server._replace(generator=generator))
+
+
+def fedcross_tape(theirs, settings):
+    """Models in stored order, and a similarity that is a sum over layers, the last one twice."""
+
+    def similarities(models):
+        layers = [similarities_of(part) for part in (models["body"], models["head"])]
+        return layers[0] + 2 * layers[1]
+
+    similarities_of = importlib.import_module("pfljax.algorithms.fedcross").similarities
+    return {
+        "assign": lambda key, models: jax.numpy.arange(models),
+        "similarities": similarities,
+    }
+
+
+def fedlc_start(state, theirs):
+    """The examples of full batches of each class, which PFLlib has of all clients together."""
+    last, settings = theirs["round3/client0/calibration"], settings_of(theirs)
+    counts = np.rint((settings["tau"] / last[0]) ** 4)
+    return state._replace(
+        server=state.server._replace(class_counts=like(state.server.class_counts, counts))
+    )
 
 
 def mean_divergence(target, logits, mask):
@@ -319,6 +344,81 @@ CASES = {
         global_logits=None,
         first_round=lambda clients, initial: clients._replace(params=initial),
     ),
+    "feddyn": Case(
+        "FedDyn",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"], "squared": False},
+        server=lambda server: {"global": server.params, "server/server_state": server.drift},
+        client=lambda clients: {"old_grad": clients},
+    ),
+    "feddyn paper": Case(  # computed from the paper's equations
+        "FedDyn-paper",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"]},
+        server=lambda server: {"global": server.params, "server/h": server.drift},
+        client=lambda clients: {"lambda": clients},
+        personal=None,
+        global_logits=None,
+    ),
+    "moon": Case(
+        "MOON",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "tau": theirs["tau"]},
+        client=lambda clients: {"old_model": clients},
+    ),
+    "fedlc": Case(  # PFLlib counts the examples of full batches only
+        "FedLC",
+        hyperparameters=lambda theirs: {"tau": theirs["tau"], "pooled_counts": True},
+        server=lambda server: {"global": server.average.params},
+        start=fedlc_start,
+    ),
+    "fedntd": Case(  # PFLlib multiplies the divergence by the square of the temperature
+        "FedNTD",
+        hyperparameters=lambda theirs: {
+            "beta": theirs["beta"] * theirs["tau"] ** 2,
+            "tau": theirs["tau"],
+            "weight_by_size": False,
+        },
+    ),
+    "fedamp": Case(  # PFLlib's proximal term has no gradient
+        "FedAMP",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
+    "fedphp": Case(  # PFLlib evaluates the trained model in place of the inherited one
+        "FedPHP",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "lam": theirs["lamda"]},
+        client=lambda clients: {"model_p": clients.params},
+        personal=None,
+        global_logits=None,
+    ),
+    "fedmtl": Case(  # PFLlib's regularizer has no gradient
+        "FedMTL",
+        hyperparameters=lambda theirs: {"lam": 0.0, "decay": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "pflda": Case(  # PFLlib's proximal term has no gradient
+        "PFL-DA",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": {**clients.body, **clients.head}},
+        global_logits=None,
+    ),
+    "fedcross": Case(  # PFLlib evaluates the models that the clients trained
+        "FedCross",
+        hyperparameters=lambda theirs: {
+            "models": theirs["num_clients"],
+            "alpha": theirs["fedcross_alpha"],
+        },
+        server=lambda server: {
+            f"server/w_locals/{i}": jax.tree.map(lambda leaf, i=i: leaf[i], server.models)
+            for i in range(len(server.assignment))
+        },
+        personal=None,
+        global_logits=None,
+        tape=fedcross_tape,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
@@ -411,16 +511,17 @@ CASES = {
         local=lambda local: local._replace(
             optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
         ),
-        tape=lambda theirs, settings: ("divergence", mean_divergence),
+        tape=lambda theirs, settings: {"divergence": mean_divergence},
     ),
 }
 
 
 def read(name):
-    path = FOLDER / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in {FOLDER.name}")
-    with np.load(path) as file:
+    paths = [folder / f"{name}.npz" for folder in FOLDERS]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        pytest.skip(f"{paths[0].name} is not in {' or '.join(folder.name for folder in FOLDERS)}")
+    with np.load(found[0]) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -439,11 +540,11 @@ def model_from(arrays, prefix, with_head=True):
 
 
 def initial_model(theirs):
-    """PFLlib's initial model, which is the same in all files without batch normalization."""
-    if {"init/global/base/kernel", "init/global/head/kernel"} <= set(theirs):
+    """The model before the first round, which all methods without another network share."""
+    if {"init/global/base/kernel", "init/global/head/bias"} <= set(theirs):
         return model_from(theirs, "init/global/")
-    shared = {key: array.astype(np.float64) for key, array in read("init").items()}
-    return model_from({key: a for key, a in shared.items() if not key.startswith("bn1")}, "")
+    shared = model_from({f"/{name}": array for name, array in read("init").items()}, "/")
+    return {"body": {"Dense_0": shared["body"]["Dense_0"]}, "head": shared["head"]}
 
 
 def their_names(model):
@@ -487,18 +588,31 @@ def build_examples(data):
     )
 
 
+def settings_of(theirs):
+    """The hyper-parameters; files of other sources than PFLlib's programs have fewer names."""
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    defaults = {
+        "join_ratio": 1.0,
+        "local_epochs": 1,
+        "local_learning_rate": settings.get("lr"),
+        "global_rounds": settings["loop_iterations"] - 1,
+    }
+    return {**defaults, **settings}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory(name, monkeypatch):
-    case = CASES[name]
+    case, name = CASES[name], name.split()[0]
     data, theirs = read("data"), read(f"{case.file}.f64")
-    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    settings = settings_of(theirs)
     assert settings["join_ratio"] == 1.0, "written for full participation"
+    assert settings["loop_iterations"] >= 4
     with jax.enable_x64(True):
         if case.tape:
             module = importlib.import_module(f"pfljax.algorithms.{name}")
-            monkeypatch.setattr(module, *case.tape(theirs, settings))
-        compared = follow(name, case, data, theirs, settings)
-    assert compared >= 4
+            for patched in case.tape(theirs, settings).items():
+                monkeypatch.setattr(module, *patched)
+        follow(name, case, data, theirs, settings)
 
 
 def has(theirs, key):
@@ -516,7 +630,7 @@ def set_up(data, theirs, settings):
     make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
     network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = tasks.classification(network, num_classes=classes)._replace(
-        init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
+        init=lambda key: jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, float), initial)
     )
     local = core.LocalTraining(
         optax.sgd(settings["local_learning_rate"]),
@@ -530,7 +644,7 @@ def set_up(data, theirs, settings):
 
 
 def follow(name, case, data, theirs, settings):
-    """Trains as long as the file goes, comparing after every round; returns how many arrays."""
+    """Trains as long as the file goes, and compares what it has of each round, of the last all."""
     examples = build_examples(data)
     clients = examples.num_clients
     if case.counts:
@@ -550,17 +664,17 @@ def follow(name, case, data, theirs, settings):
     )
     start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
+    deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     for _ in range(case.initial_rounds):
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
-    compared = 0
-    deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
-    for rounds in range(settings["loop_iterations"]):
-        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
+    for round in range(settings["loop_iterations"]):
+        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
-        if rounds == 0:
+        if round == 0:
             state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
-        compared += compare_state(case, state, theirs, rounds, clients)
-    return compared
+        compared = compare_state(case, state, theirs, round, clients)
+    host = to_host(state, clients)
+    assert compared == {*case.server(host.server), *case.client(host.clients)}
 
 
 def as_after_their_first_round(case, theirs, clients):
@@ -603,23 +717,24 @@ def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs,
 
 
 def compare_state(case, state, theirs, round, clients):
-    """Compares the states of server and clients after a round; returns the number of arrays."""
-    host = to_host(state, clients)
-    pairs = []
-    for prefix, model in case.server(host.server).items():
-        paths = their_names(model) if isinstance(model, dict) else [("", model)]
-        pairs += [(f"round{round}/{prefix}/{path}".rstrip("/"), array) for path, array in paths]
-    for kind, stacked in case.client(host.clients).items():
-        paths = their_names(stacked) if isinstance(stacked, dict) else [("", stacked)]
-        for path, array in paths:
-            for i in range(clients):
-                key = f"round{round}/client{i}/{kind}/{path}".rstrip("/")
-                if round > 0 or key in theirs:  # FedALA has no weights before its second round
-                    pairs.append((key, array[i]))
-    pairs = [(key, array) for key, array in pairs if has(theirs, key)]
-    for key, array in pairs:
-        same(array, theirs[key])
-    return len(pairs)
+    """Compares what the file has of a round; returns the names of it."""
+    host, compared = to_host(state, clients), set()
+    rows = [
+        (name, f"round{round}/{name}", model) for name, model in case.server(host.server).items()
+    ]
+    for i, (name, stacked) in itertools.product(range(clients), case.client(host.clients).items()):
+        model = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        rows.append((name, f"round{round}/client{i}/{name}", model))
+    for name, prefix, model in rows:
+        if not isinstance(model, dict):
+            arrays = [(prefix, model)]
+        else:
+            arrays = [(f"{prefix}/{path}", array) for path, array in their_names(model)]
+        for key, array in arrays:
+            if key in theirs:  # FedALA has no weights before its second round.
+                same(array, theirs[key])
+                compared.add(name)
+    return compared
 
 
 def test_fine_tuning_of_fedbabu():
@@ -666,6 +781,121 @@ def test_pieces_of_apple():
                 epsilon=0.001,
             )
             same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])
+
+
+def test_mixtures_of_fedamp():
+    """PFLlib mixes the models of the last round before it trains, and we after training."""
+    data, theirs = read("data"), read("FedAMP.f64")
+    if "round0/client0/model/base/kernel" not in theirs:
+        pytest.skip("the distilled file has the last round only")
+    settings = settings_of(theirs)
+    clients = settings["num_clients"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedamp"](
+            task, local, alpha=settings["alphaK"], sigma=settings["sigma"]
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        server = algorithm.init_server(None, jax.random.key(0))
+        first = algorithm.init_client(server, None, None)
+        cohort = core.Cohort(np.arange(clients), np.ones(clients, int), clients)
+        for round in range(1, settings["loop_iterations"]):
+            models = [
+                model_from(theirs, f"round{round - 1}/client{i}/model/") for i in range(clients)
+            ]
+            uploads = core.Uploads((), jax.tree.map(lambda *rows: np.stack(rows), *models))
+            for i in range(clients):
+                mixed = algorithm.exchange(
+                    server,
+                    first._replace(params=models[i]),
+                    examples.of_client(i),
+                    uploads,
+                    cohort,
+                    i,
+                    core.Context(jax.random.key(0), round, settings["global_rounds"]),
+                )
+                for path, array in their_names(jax.tree.map(np.asarray, mixed.mixture)):
+                    same(array, theirs[f"round{round}/client{i}/client_u/{path}"])
+
+
+def fedgc_head(theirs, prefix, index, classes):
+    """PFLlib's head `[d, classes of the client]` with columns for all classes."""
+    columns = theirs[f"{prefix}/head/kernel"]
+    kernel = np.zeros((columns.shape[0], classes))
+    kernel[:, index] = columns
+    return {"head": {"kernel": kernel}}
+
+
+def test_rounds_of_fedgc():
+    """PFLlib's heads have no bias, and rows for the client's own classes only.
+
+    It scores test rows of another class as its first one; these scores are not compared.
+    """
+    data, theirs = read("data"), read("FedGC.f64")
+    settings = settings_of(theirs)
+    clients, classes = settings["num_clients"], 10
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+
+        def head(model, features, mask=None, key=None):
+            return features @ model["head"]["kernel"]
+
+        def init(key):
+            model = task.init(key)
+            return {**model, "head": {"kernel": model["head"]["kernel"]}}
+
+        def features(model, *rest):  # the network has a bias in its head, which has no part here
+            head = {**model["head"], "bias": jax.numpy.zeros(classes)}
+            return task.features({**model, "head": head}, *rest)
+
+        linear = task._replace(
+            init=init,
+            head=head,
+            features=features,
+            predict=lambda model, inputs, *rest: head(model, features(model, inputs, *rest)),
+        )
+        rate = settings["local_learning_rate"] * settings["lamda"]
+        algorithm = ALGORITHMS["fedgc"](linear, local, correction_rate=rate)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        update, exchange = jax.jit(algorithm.client_update), jax.jit(algorithm.exchange)
+        server = algorithm.init_server(None, jax.random.key(0))
+        own = [np.flatnonzero(examples.class_counts[i]) for i in range(clients)]
+        names = [f"init/client{i}/model" for i in range(clients)]
+        heads = [fedgc_head(theirs, names[i], own[i], classes) for i in range(clients)]
+        for round in range(settings["loop_iterations"]):
+            context = core.Context(jax.random.key(0), round, settings["global_rounds"])
+            rows = [examples.of_client(i) for i in range(clients)]
+            for i in range(clients):
+                key = f"round{round}/test_logits/client{i}"
+                if key in theirs:
+                    model = algorithm.personalize(server, heads[i], rows[i], context)
+                    inputs = data[f"client{i}/test_x"].astype(np.float64)
+                    scores = algorithm.predict(model, inputs, None)
+                    same(np.asarray(scores)[:, own[i]], theirs[key])
+            outputs = [update(server, heads[i], rows[i], context) for i in range(clients)]
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[o.each for o in outputs])
+            uploads = core.Uploads(total, each)
+            server = algorithm.server_update(server, uploads, cohort, context)
+            heads = [
+                exchange(server, outputs[i].state, rows[i], uploads, cohort, i, context)
+                for i in range(clients)
+            ]
+            for path, array in their_names(server.shared.average.params):
+                key = f"round{round}/global/{path}"
+                if key in theirs:
+                    same(np.asarray(array), theirs[key])
+            for i in range(clients):
+                trained = np.asarray(outputs[i].state["head"]["kernel"])[:, own[i]]
+                corrected = np.asarray(heads[i]["head"]["kernel"])[:, own[i]]
+                for key, array in (
+                    (f"round{round}/client{i}/model/head/kernel", trained),
+                    (f"round{round}/server/client_heads/{i}/head/kernel", corrected),
+                ):
+                    if key in theirs or round == settings["loop_iterations"] - 1:
+                        same(array, theirs[key])
+                assert not np.allclose(trained, corrected) or len(own[i]) == classes
 
 
 def test_what_the_server_of_fedkd_sends():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from pfljax.core import tree
 from pfljax.core.algorithm import Algorithm
 from pfljax.core.types import Cohort, Context, Uploads
-from pfljax.engine import mapping, used_arguments
+from pfljax.engine import used_arguments
 from pfljax.engine.examples import Examples
 
 
@@ -38,23 +39,31 @@ def count(algorithm: Algorithm, server: Any, client: Any, examples: Examples) ->
       algorithm: The method.
       server: The server's state, or its shapes.
       client: One client's state, or its shapes.
-      examples: The examples of all clients.
+      examples: The examples of all clients, or their shapes.
     """
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (server, client, examples)
+    )
+    leaves, structure = jax.tree.flatten(shapes)
+    return _count(algorithm, structure, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=16)  # for the seeds of a method
+def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
+    server, client, examples = jax.tree.unflatten(structure, leaves)
     key = jax.random.key(0)
     context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
-    # Runs of a method count the same update.
-    client_update = mapping.traced_once(algorithm.client_update)
 
-    def update(received, client, client_id):
-        output = client_update(received, client, examples.of_client(client_id), context)
+    def update(received, client, examples):
+        output = algorithm.client_update(
+            received, client, examples.of_client(jnp.int32(0)), context
+        )
         return output.sum, output.each
 
     received = server
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
-    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
-        received, client, jnp.int32(0)
-    )
+    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(received, client, examples)
     read = used_arguments.of_program(program)
     download = sum(
         tree.num_bytes(leaf)
@@ -77,12 +86,12 @@ def delivered(
     context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
     sizes = jnp.ones(clients, jnp.int32)  # Of a population on the host one client is known here.
 
-    def exchange(client, server, total, each):
+    def exchange(client, server, total, each, examples):
         cohort = Cohort(jnp.arange(clients, dtype=jnp.int32), sizes, clients)
         data, uploads = examples.of_client(jnp.int32(0)), Uploads(total, each)
         return algorithm.exchange(server, client, data, uploads, cohort, jnp.int32(0), context)
 
-    program = jax.make_jaxpr(exchange)(client, server, summed, each).jaxpr
+    program = jax.make_jaxpr(exchange)(client, server, summed, each, examples).jaxpr
     kept = {id(variable) for variable in program.invars[: len(jax.tree.leaves(client))]}
     changed = [variable.aval for variable in program.outvars if id(variable) not in kept]
     return tree.num_bytes(changed)
