@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.ops import norms, prototypes, stacked
+from pfljax.ops import contrast, prototypes, similarity, stacked
 
 
 class FedPCLServer(NamedTuple):
@@ -51,8 +50,8 @@ class FedPCLClient(NamedTuple):
 
 
 def padded(own: prototypes.Prototypes, common: prototypes.Prototypes) -> prototypes.Prototypes:
-    """Returns a client's prototypes, and the global ones of the classes that it lacks."""
-    means = jnp.where(own.seen[:, None], own.means, common.means)
+    """Returns prototypes of a client, or of each `[N, ...]`, and the common ones that it lacks."""
+    means = jnp.where(own.seen[..., None], own.means, common.means)
     return prototypes.Prototypes(means, own.seen | common.seen)
 
 
@@ -90,7 +89,7 @@ def fedpcl(
       gradients, and takes the prototypes in the order in which classes appear for those of the
       classes 0, 1, ...
     """
-    directed = task._replace(features=lambda *args: norms.unit(task.features(*args)))
+    directed = task._replace(features=lambda *args: similarity.unit(task.features(*args)))
 
     def init_server(population, key):
         params = task.init(key)
@@ -101,27 +100,17 @@ def fedpcl(
         _, body = split_params(server.initial_params, task.is_head)
         return FedPCLClient(body, tree.zeros_like(server.prototypes))
 
-    def contrast(features, batch, known):
-        """`[]`, the contrastive loss of features `[B, d]` with prototypes."""
-        cosines = features @ known.means.T / tau
-        target = jax.nn.one_hot(batch.targets, task.num_classes, dtype=bool)
-        rivals = known.seen & (own_class | ~target)
-        counted = known.seen[batch.targets] & jnp.any(rivals, axis=-1)
-        rivals |= ~counted[:, None]  # Any finite sum, which is not used.
-        total = jax.nn.logsumexp(jnp.where(rivals, cosines, -jnp.inf), axis=-1)
-        losses = total - jnp.sum(cosines * target, axis=-1)
-        return core.mean_over(jnp.where(counted, losses, 0), batch.mask)
-
     def client_update(server, client, data, context):
         head, _ = split_params(server.initial_params, task.is_head)
         common = server.prototypes
         sent = jnp.any(server.each.seen, axis=1)
-        each = jax.vmap(padded, in_axes=(0, None))(server.each, common)
+        each = padded(server.each, common)
 
         def objective(params, batch, key):
             features = directed.features(params, batch.inputs, batch.mask, key)
-            local_terms = jax.vmap(contrast, in_axes=(None, None, 0))(features, batch, each)
-            return contrast(features, batch, common) + core.mean_over(local_terms, sent)
+            of_each = contrast.loss(features, batch, each, tau, own_class)
+            whole = contrast.loss(features, batch, common, tau, own_class)
+            return whole + core.mean_over(of_each, sent)
 
         trained = core.train(
             objective,
@@ -153,7 +142,7 @@ def fedpcl(
 
     def predict(params, inputs, key):
         features, known = task.features(params["model"], inputs), params["prototypes"]
-        cosines = norms.unit(features) @ known.means.T
+        cosines = similarity.unit(features) @ known.means.T
         return prototypes.scores(cosines, known.seen, task.head(params["model"], features))
 
     return core.Algorithm(

@@ -23,7 +23,7 @@ from pfljax.algorithms.fedper import BodyServer
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.ops import averaging, norms, valve
+from pfljax.ops import averaging, similarity, valve
 from pfljax.ops.losses import cross_entropy
 
 
@@ -105,8 +105,8 @@ def gpfl(
             personal = valve.apply(models["valve"], features, client.personal)
             loss = cross_entropy(task.head(model, personal, *mode), batch)
             gaps = (generic - received["embedding"][batch.targets]) * batch.mask[:, None]
-            guided = cross_entropy(norms.cosines(generic, embedding), batch)
-            guided += lam * norms.length(gaps)
+            guided = cross_entropy(similarity.cosines(generic, embedding), batch)
+            guided += lam * similarity.length(gaps)
             decayed = tree.squared_norm((embedding, models["valve"]))
             return loss + guided + mu / 2 * decayed
 

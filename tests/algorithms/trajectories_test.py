@@ -70,9 +70,9 @@ class Case(NamedTuple):
     personal: object = lambda outputs, server: outputs
     first_round: object = lambda clients, initial: clients
     start: object = lambda state, theirs: state
+    tape: object = None
     counts: str | None = None
     initial_rounds: int = 0
-    tape: object = None
 
 
 def like(leaf, array):
@@ -440,6 +440,7 @@ CASES = {
     ),
     "fedrod": Case(  # PFLlib counts classes without the batch that it drops
         "FedROD",
+        server=lambda server: {"global": server.params["model"]},
         client=lambda clients: {"head": clients},
         global_logits=None,
         counts="sample_per_class",
@@ -666,6 +667,8 @@ def follow(name, case, data, theirs, settings):
     for _ in range(case.initial_rounds):
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
+    for _ in range(case.initial_rounds):
+        state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
     for round in range(settings["loop_iterations"]):
         compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round)
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
