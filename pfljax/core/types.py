@@ -84,6 +84,8 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+      prepared: The sum of `Algorithm.prepare` over the cohort, in `client_update` and
+        `server_update`; `()` for a method without.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
@@ -97,6 +99,7 @@ class Context(NamedTuple):
     num_rounds: jax.Array
     client_id: jax.Array | int = -1
     client_key: jax.Array | None = None
+    prepared: PyTree = ()
 
     def child(self, index: int) -> Context:
         """Returns the context with an independent key: one child for each use of randomness."""

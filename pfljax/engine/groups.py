@@ -12,6 +12,7 @@ and `clients` are tuples with an item for each group.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def one_round(
       The next state, the buffers, and the metrics that `round.one_round` returns, over all groups.
     """
     first_ids, device = _first_ids(examples), mapping.device_index()
-    parts, updates = [], []
+    parts, shards, updates = [], [], []
     for number, (group, own, first) in enumerate(zip(groups, examples, first_ids, strict=False)):
         key = streams.key_of(round.cohort_key(state.key, state.round), number)
         clients = state.clients[number]
@@ -136,20 +137,24 @@ def one_round(
         )
         ids = jnp.where(assignment < 0, -1, assignment + int(first))
         parts.append((assignment, ids, sizes))
-        shard = state._replace(
-            server=state.server[number],
-            clients=migration.gather_states(clients, buffers[number], assignment),
-        )
-        updates.append(
-            round.update_clients(
-                group.algorithm,
-                group.clients_per_chunk,
-                shard,
-                own,
-                ids[device],
-                assignment[device],
-                num_rounds,
+        shards.append(
+            state._replace(
+                server=state.server[number],
+                clients=migration.gather_states(clients, buffers[number], assignment),
             )
+        )
+    terms, arguments = [], []
+    for group, shard, own, (assignment, ids, _) in zip(
+        groups, shards, examples, parts, strict=True
+    ):
+        arguments.append((own, ids[device], assignment[device], num_rounds))
+        terms.append(
+            round.prepare_clients(group.algorithm, group.clients_per_chunk, shard, *arguments[-1])
+        )
+    prepared = functools.reduce(tree.add, terms)
+    for group, shard, rest in zip(groups, shards, arguments, strict=True):
+        updates.append(
+            round.update_clients(group.algorithm, group.clients_per_chunk, shard, prepared, *rest)
         )
     _require_one_structure(updates)
     total = updates[0].total
@@ -168,7 +173,9 @@ def one_round(
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
         of_group = state._replace(server=state.server[number])
-        server = round.update_server(group.algorithm, of_group, uploads, cohort, num_rounds, count)
+        server = round.update_server(
+            group.algorithm, of_group, prepared, uploads, cohort, num_rounds, count
+        )
         assignment, ids, _ = parts[number]
         shard = assignment.shape[1]
         updated = round.exchange_clients(
