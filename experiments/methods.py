@@ -70,7 +70,8 @@ def count(name: str) -> tuple[int, int, bool]:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
-            algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)))
+            local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
+            algorithm = ALGORITHMS[name](task, local)
         except UserError:
             continue
         examples, key = population(), jax.random.key(0)

@@ -42,7 +42,7 @@ def mime(
     Args:
       task: The model and its loss.
       local: The clients' local training, of plain SGD.
-      beta: Momentum, 0 to 0.99 (paper: 0.9 is among its best); 0 leaves the correction.
+      beta: Momentum, 0 to 0.99; 0 leaves the correction.
       server_optimizer: As in FedAvg.
 
     Returns:
