@@ -73,6 +73,13 @@ class Cohort(NamedTuple):
         """`[]` int32, the number of clients that took part."""
         return jnp.sum(self.ids >= 0)
 
+    def rank(self, client_id: jax.Array) -> jax.Array:
+        """Returns `[]` int32, the number of clients of the cohort whose id is less than this one.
+
+        It does not depend on the slots, and so on the devices.
+        """
+        return jnp.sum((self.ids >= 0) & (self.ids < client_id), dtype=jnp.int32)
+
 
 class Context(NamedTuple):
     """The round and client for which a function runs; schedules are functions of it, and traced.
@@ -84,6 +91,8 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+      rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort
+        from 0; -1 for the server, and outside of rounds.
       prepared: The sum of `Algorithm.prepare` over the cohort, in `client_update` and
         `server_update`; `()` for a method without.
 
@@ -99,6 +108,7 @@ class Context(NamedTuple):
     num_rounds: jax.Array
     client_id: jax.Array | int = -1
     client_key: jax.Array | None = None
+    rank: jax.Array | int = -1
     prepared: PyTree = ()
 
     def child(self, index: int) -> Context:
@@ -223,8 +233,8 @@ class Task(NamedTuple):
     decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
 
     def __hash__(self) -> int:
-        """Returns a hash of the functions of the model; `client_metrics`, a mapping, has none."""
-        return hash((self.init, self.losses, self.predict))
+        """Returns the hash of all but `client_metrics`; a mapping has none."""
+        return hash(tuple(self._replace(client_metrics=())))
 
     @property
     def more_is_better(self) -> bool:

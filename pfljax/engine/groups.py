@@ -124,7 +124,7 @@ def one_round(
       The next state, the buffers, and the metrics that `round.one_round` returns, over all groups.
     """
     first_ids, device = _first_ids(examples), mapping.device_index()
-    parts, shards, updates = [], [], []
+    parts = []
     for number, (group, own, first) in enumerate(zip(groups, examples, first_ids, strict=False)):
         key = streams.key_of(round.cohort_key(state.key, state.round), number)
         clients = state.clients[number]
@@ -137,25 +137,30 @@ def one_round(
         )
         ids = jnp.where(assignment < 0, -1, assignment + int(first))
         parts.append((assignment, ids, sizes))
-        shards.append(
-            state._replace(
-                server=state.server[number],
-                clients=migration.gather_states(clients, buffers[number], assignment),
+    cohort = Cohort(
+        jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
+        jnp.concatenate([sizes for *_, sizes in parts]),
+        int(first_ids[-1]),
+    )
+
+    shards, terms = [], []
+    for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
+        assignment, ids, _ = parts[number]
+        clients = migration.gather_states(state.clients[number], buffers[number], assignment)
+        of_group = state._replace(server=state.server[number], clients=clients)
+        shards.append((of_group, own, ids[device], assignment[device]))
+        terms.append(
+            round.prepare_clients(
+                group.algorithm, group.clients_per_chunk, *shards[-1], cohort, num_rounds
             )
         )
-    terms, arguments = [], []
-    for group, shard, own, (assignment, ids, _) in zip(
-        groups, shards, examples, parts, strict=True
-    ):
-        arguments.append((own, ids[device], assignment[device], num_rounds))
-        terms.append(
-            round.prepare_clients(group.algorithm, group.clients_per_chunk, shard, *arguments[-1])
-        )
     prepared = functools.reduce(tree.add, terms)
-    for group, shard, rest in zip(groups, shards, arguments, strict=True):
-        updates.append(
-            round.update_clients(group.algorithm, group.clients_per_chunk, shard, prepared, *rest)
+    updates = [
+        round.update_clients(
+            group.algorithm, group.clients_per_chunk, prepared, *shard, cohort, num_rounds
         )
+        for group, shard in zip(groups, shards, strict=True)
+    ]
     _require_one_structure(updates)
     total = updates[0].total
     sums = updates[0].metrics
@@ -164,11 +169,6 @@ def one_round(
     count = sum(updated.count for updated in updates)
     each = [mapping.stack_over_devices(updated.each) for updated in updates]
     uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
-    cohort = Cohort(
-        jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
-        jnp.concatenate([sizes for *_, sizes in parts]),
-        int(first_ids[-1]),
-    )
 
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):

@@ -80,13 +80,17 @@ def reference_round(
     algorithm = _compiled(algorithm, plan.num_clients)  # the loop is plain Python
     length = jnp.int32(num_rounds)
 
-    def context(stream, client_id):
-        return client_context(state.key, state.round, length, stream, jnp.int32(client_id))
-
     ids = sampling.sample(plan, cohort_key(state.key, state.round))
     ids = [int(client_id) for client_id in ids if client_id >= 0]
     if not ids:
         return state._replace(round=state.round + 1)
+
+    cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
+
+    def context(stream, client_id):
+        own = jnp.int32(client_id)
+        rank = cohort.rank(own)
+        return client_context(state.key, state.round, length, stream, own, rank)
 
     clients = list(state.clients)
     for i in ids:
@@ -115,7 +119,6 @@ def reference_round(
         total = tree.add(total, output.sum)
     each = jax.tree.map(lambda *rows: jnp.stack(rows), *[output.each for output in outputs])
     uploads = Uploads(total, each)
-    cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
     server_key = streams.key_of(state.key, streams.SERVER, state.round)
     of_server = Context(server_key, state.round, length, prepared=prepared)
     server = algorithm.server_update(state.server, uploads, cohort, of_server)

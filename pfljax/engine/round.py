@@ -63,6 +63,7 @@ def prepare_clients(
     examples: Examples,
     ids: jax.Array,
     rows: jax.Array,
+    cohort: Cohort,
     num_rounds: jax.Array,
 ) -> PyTree:
     """Returns the sum of `Algorithm.prepare` over the cohort; `()` for a method without.
@@ -74,6 +75,7 @@ def prepare_clients(
       examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices.
       num_rounds: `[]` int32, the planned length of the run.
     """
     if algorithm.prepare is None:
@@ -81,7 +83,10 @@ def prepare_clients(
 
     def prepare(client):
         client_id, row = client
-        context = client_context(state.key, state.round, num_rounds, streams.UPDATE, client_id)
+        rank = cohort.rank(client_id)
+        context = client_context(
+            state.key, state.round, num_rounds, streams.UPDATE, client_id, rank
+        )
         term = algorithm.prepare_client(state.server, examples.of_client(row), context)
         return (), tree.where(client_id >= 0, term, tree.zeros_like(term))
 
@@ -92,11 +97,12 @@ def prepare_clients(
 def update_clients(
     algorithm: Algorithm,
     clients_per_chunk: int,
-    state: FederatedState,
     prepared: PyTree,
+    state: FederatedState,
     examples: Examples,
     ids: jax.Array,
     rows: jax.Array,
+    cohort: Cohort,
     num_rounds: jax.Array,
 ) -> Updated:
     """Runs the updates of this device's shard of the cohort, and sums over all devices.
@@ -104,11 +110,12 @@ def update_clients(
     Args:
       algorithm: The method.
       clients_per_chunk: Number of clients that a device trains at once.
-      state: The state, whose `clients` is the `DeviceCohort` of this shard.
       prepared: The result of `prepare_clients`.
+      state: The state, whose `clients` is the `DeviceCohort` of this shard.
       examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices.
       num_rounds: `[]` int32, the planned length of the run.
     """
 
@@ -117,7 +124,10 @@ def update_clients(
         data = examples.of_client(row)
         profile = examples.profile(row)._replace(id=client_id)
         private = init.private_state(algorithm, state, private, profile)
-        context = client_context(state.key, state.round, num_rounds, streams.UPDATE, client_id)
+        rank = cohort.rank(client_id)
+        context = client_context(
+            state.key, state.round, num_rounds, streams.UPDATE, client_id, rank
+        )
         context = context._replace(prepared=prepared)
         output = algorithm.update_client(state.server, private, data, context)
         _require_other_names(output.metrics)
@@ -192,7 +202,14 @@ def exchange_clients(
             uploads,
             cohort,
             member,
-            client_context(state.key, state.round, num_rounds, streams.EXCHANGE, client_id),
+            client_context(
+                state.key,
+                state.round,
+                num_rounds,
+                streams.EXCHANGE,
+                client_id,
+                cohort.rank(client_id),
+            ),
         )
         return moved, tree.is_finite(moved) | (client_id < 0), ()
 
@@ -252,9 +269,9 @@ def train_cohort(
     """
     ids = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
     members = mapping.device_index() * ids.shape[0] + jnp.arange(ids.shape[0])
-    shard = (examples, ids, rows, num_rounds)
-    prepared = prepare_clients(algorithm, clients_per_chunk, state, *shard)
-    updated = update_clients(algorithm, clients_per_chunk, state, prepared, *shard)
+    shard = (state, examples, ids, rows, cohort, num_rounds)
+    prepared = prepare_clients(algorithm, clients_per_chunk, *shard)
+    updated = update_clients(algorithm, clients_per_chunk, prepared, *shard)
     uploads = Uploads(updated.total, mapping.stack_over_devices(updated.each))
     server = update_server(algorithm, state, prepared, uploads, cohort, num_rounds, updated.count)
     updated = exchange_clients(
@@ -285,6 +302,7 @@ def client_context(
     num_rounds: jax.Array,
     stream: int,
     client_id: jax.Array,
+    rank: jax.Array | int = -1,
 ) -> Context:
     """Returns the context in which one of a client's functions runs.
 
@@ -294,9 +312,11 @@ def client_context(
       num_rounds: `[]` int32, the planned length of the run.
       stream: of `core.streams`, below which there is a key for each round and client.
       client_id: `[]` int32.
+      rank: `[]` int32, the client's rank in the cohort; -1 outside of rounds.
     """
     own = streams.key_of(key, streams.CLIENT, client_id)
-    return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
+    here = streams.key_of(key, stream, round, client_id)
+    return Context(here, round, num_rounds, client_id, own, rank)
 
 
 def _reported(output: ClientOutput) -> dict[str, PyTree]:
