@@ -54,7 +54,7 @@ def mimelite(
     Args:
       task: The model and its loss.
       local: The clients' local training, of plain SGD.
-      beta: Momentum, 0 to 0.99 (paper: 0.9 is among its best); 0 is FedAvg with uniform weights.
+      beta: Momentum, 0 to 0.99; 0 is FedAvg with uniform weights.
       server_optimizer: As in FedAvg.
 
     Returns:

@@ -97,6 +97,8 @@ class Context(NamedTuple):
         None for the server.
       rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort
         from 0; -1 for the server, and outside of rounds.
+      prepared: The sum of `Algorithm.prepare` over the cohort, in `client_update` and
+        `server_update`; `()` for a method without.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
@@ -111,6 +113,7 @@ class Context(NamedTuple):
     client_id: jax.Array | int = -1
     client_key: jax.Array | None = None
     rank: jax.Array | int = -1
+    prepared: PyTree = ()
 
     def child(self, index: int) -> Context:
         """Returns the context with an independent key: one child for each use of randomness."""

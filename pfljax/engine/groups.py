@@ -12,6 +12,7 @@ and `clients` are tuples with an item for each group.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,26 +143,24 @@ def one_round(
         int(first_ids[-1]),
     )
 
-    updates = []
+    shards, terms = [], []
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
         assignment, ids, _ = parts[number]
-        clients = state.clients[number]
-        shard = state._replace(
-            server=state.server[number],
-            clients=migration.gather_states(clients, buffers[number], assignment),
-        )
-        updates.append(
-            round.update_clients(
-                group.algorithm,
-                group.clients_per_chunk,
-                shard,
-                own,
-                ids[device],
-                assignment[device],
-                cohort,
-                num_rounds,
+        clients = migration.gather_states(state.clients[number], buffers[number], assignment)
+        of_group = state._replace(server=state.server[number], clients=clients)
+        shards.append((of_group, own, ids[device], assignment[device]))
+        terms.append(
+            round.prepare_clients(
+                group.algorithm, group.clients_per_chunk, *shards[-1], cohort, num_rounds
             )
         )
+    prepared = functools.reduce(tree.add, terms)
+    updates = [
+        round.update_clients(
+            group.algorithm, group.clients_per_chunk, prepared, *shard, cohort, num_rounds
+        )
+        for group, shard in zip(groups, shards, strict=True)
+    ]
     _require_one_structure(updates)
     total = updates[0].total
     sums = updates[0].metrics
@@ -174,7 +173,9 @@ def one_round(
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
         of_group = state._replace(server=state.server[number])
-        server = round.update_server(group.algorithm, of_group, uploads, cohort, num_rounds, count)
+        server = round.update_server(
+            group.algorithm, of_group, prepared, uploads, cohort, num_rounds, count
+        )
         assignment, ids, _ = parts[number]
         shard = assignment.shape[1]
         updated = round.exchange_clients(

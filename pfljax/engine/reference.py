@@ -31,6 +31,10 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
     def server_update(server, uploads, ids, sizes, context):
         return algorithm.server_update(server, uploads, cohort_of(ids, sizes), context)
 
+    def prepare(server, data, context):
+        received = server if algorithm.download is None else algorithm.download(server, context)
+        return algorithm.prepare(received, data, context)
+
     @jax.jit
     def exchange(server, client, data, uploads, ids, sizes, member, context):
         cohort = cohort_of(ids, sizes)
@@ -42,7 +46,8 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
         server_update=lambda server, uploads, cohort, context: server_update(
             server, uploads, cohort.ids, cohort.sizes, context
         ),
-        download=None,  # part of the compiled `client_update`
+        prepare=algorithm.prepare and jax.jit(prepare),
+        download=None,  # part of the compiled `client_update`, and of `prepare`
         exchange=algorithm.exchange
         and (
             lambda server, client, data, uploads, cohort, member, context: exchange(
@@ -93,9 +98,19 @@ def reference_round(
             profile = examples.profile(jnp.int32(i))
             clients[i] = init.init_client(algorithm, state.server, profile, state.key)
 
+    terms = [
+        algorithm.prepare_client(
+            state.server, examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
+        )
+        for i in ids
+    ]
+    prepared = functools.reduce(tree.add, terms)
     outputs = [
         algorithm.update_client(
-            state.server, clients[i], examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
+            state.server,
+            clients[i],
+            examples.of_client(jnp.int32(i)),
+            context(streams.UPDATE, i)._replace(prepared=prepared),
         )
         for i in ids
     ]
@@ -104,7 +119,8 @@ def reference_round(
         total = tree.add(total, output.sum)
     each = jax.tree.map(lambda *rows: jnp.stack(rows), *[output.each for output in outputs])
     uploads = Uploads(total, each)
-    of_server = Context(streams.key_of(state.key, streams.SERVER, state.round), state.round, length)
+    server_key = streams.key_of(state.key, streams.SERVER, state.round)
+    of_server = Context(server_key, state.round, length, prepared=prepared)
     server = algorithm.server_update(state.server, uploads, cohort, of_server)
 
     for member, (i, output) in enumerate(zip(ids, outputs, strict=True)):

@@ -127,6 +127,9 @@ def delayed(
         )
         return WithVersions(method, versions, number)
 
+    def prepare(received, data, context):
+        return algorithm.prepare(received.download, data, context)
+
     def personalize(server, client, data, context):
         return algorithm.personalize(server.method, client, data, context)
 
@@ -144,6 +147,7 @@ def delayed(
         personalize=personalize,
         global_params=algorithm.global_params and global_params,
         download=download,
+        prepare=algorithm.prepare and prepare,
         exchange=algorithm.exchange and exchange,
     )
 

@@ -1,9 +1,8 @@
 """CFL: clusters of clients that are split by their updates, and FedAvg without a split."""
 
-import itertools
-
 import batch_norm
 import federation
+import halving
 import identities
 import jax
 import jax.numpy as jnp
@@ -11,27 +10,11 @@ import numpy as np
 import plain
 import plain_loops
 import plain_rounds
-import pytest
 import quadratics
 from quadratics import MEANS, SIZES, START, near, steps_towards, vector
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
-from pfljax.algorithms.cfl import stays
-
-
-def halves(similarity, members):
-    """The halves of a cluster by trying all; the first has the cluster's first client."""
-    first, *others = members
-    best = None
-    for count in range(len(others)):
-        for chosen in itertools.combinations(others, count):
-            here = [first, *chosen]
-            there = [k for k in others if k not in chosen]
-            largest = similarity[np.ix_(here, there)].max()
-            if best is None or largest < best[0]:
-                best = largest, here, there
-    return best[1:]
 
 
 def test_closed_form():
@@ -47,7 +30,7 @@ def test_closed_form():
             models[c] = models[c] + mean
             lengths = np.linalg.norm(changes[own], axis=1)
             if t >= 1 and len(own) > 2 and np.linalg.norm(mean) < 0.5 and lengths.max() > 0.1:
-                _, leaving = halves(unit @ unit.T, list(own))
+                _, leaving = halving.best_halves(unit @ unit.T, list(own))
                 models[1], cluster[leaving] = models[0], 1
     assert len(set(cluster)) == 2
     outcome = quadratics.run("cfl", 4, eps1=0.5, eps2=0.1, warmup=1, max_clusters=4)
@@ -56,22 +39,6 @@ def test_closed_form():
     assert outcome.server.count == 2
     gaps = quadratics.personal_gaps(models[cluster])
     near(outcome.scores["personal"]["test"]["loss"], gaps)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_halves_have_the_smallest_possible_largest_similarity(seed):
-    draw = np.random.default_rng(seed)
-    updates = draw.normal(size=(7, 3))
-    updates /= np.linalg.norm(updates, axis=1, keepdims=True)
-    similarity, cluster = updates @ updates.T, np.array([0, 1, 0, 0, 1, 1, 0])
-    ids = draw.permutation(7)
-    together = cluster[:, None] == cluster
-    with jax.enable_x64(True):
-        found = np.asarray(stays(*map(jnp.asarray, (similarity, together, ids))))
-    for c in range(2):
-        members = sorted(np.flatnonzero(cluster == c), key=lambda slot: ids[slot])
-        here, there = halves(similarity, members)
-        assert found[here].all() and not found[there].any()
 
 
 def test_without_a_split_is_fedavg():

@@ -132,6 +132,7 @@ CASES = {
         deployed="final/client{client}/mixture",
         outputs=np.exp,
     ),
+    "Mime": Case("mime", lambda theirs: {"beta": theirs["beta"]}, of_mime),
     "MimeLite": Case("mimelite", lambda theirs: {"beta": theirs["beta"]}, of_mime),
     "Reptile": Case("reptile", lambda theirs: {"epsilon": theirs["server_lr"], "annealing": 0.0}),
     "FedBuff": Case(

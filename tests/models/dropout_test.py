@@ -104,7 +104,8 @@ def test_every_method_trains_with_dropout(name, rates):
     data = jax.tree.map(jnp.asarray, federation.examples())
 
     def program(task):
-        algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1), batch_size=4))
+        local = core.LocalTraining(optax.sgd(0.1), batch_size=4, learning_rate=0.1)
+        algorithm = ALGORITHMS[name](task, local)
 
         def update(key):
             client_id = jnp.int32(2)
