@@ -182,5 +182,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="classes features head body no_head_statistics",
         ),
+        _row("mr_mtl", "MR-MTL", 2022, "second model", "proximal term"),
     ]
 )
