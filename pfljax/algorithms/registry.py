@@ -183,6 +183,7 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features head body no_head_statistics",
         ),
         _row("mr_mtl", "MR-MTL", 2022, "second model", "proximal term"),
+        _row("adafedprox", "AdaFedProx", 2020, "one model", "proximal term"),
         _row("lp_ft", "LP-FT", 2025, "one model", "fine-tuning", needs="head body"),
     ]
 )
