@@ -185,5 +185,13 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("mr_mtl", "MR-MTL", 2022, "second model", "proximal term"),
         _row("adafedprox", "AdaFedProx", 2020, "one model", "proximal term"),
         _row("lp_ft", "LP-FT", 2025, "one model", "fine-tuning", needs="head body"),
+        _row(
+            "pfedfda",
+            "pFedFDA",
+            2024,
+            "body and head",
+            "prototypes",
+            needs="classes features body",
+        ),
     ]
 )

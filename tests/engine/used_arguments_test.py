@@ -20,8 +20,8 @@ def uses_class_counts(algorithm):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_class_counts_are_read_by_fedgen_alone(name):
-    assert uses_class_counts(federation.make(name)) == (name == "fedgen")
+def test_class_counts_are_read_by_two_methods(name):
+    assert uses_class_counts(federation.make(name)) == (name in ("fedgen", "pfedfda"))
 
 
 def test_class_counts_are_found_in_each_function():
