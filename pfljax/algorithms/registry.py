@@ -247,5 +247,16 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fd", "FD", 2018, "distillation", needs="classes"),
         _row("fml", "FML", 2020, "second model", "distillation", needs="classes"),
         _row("fedpcl", "FedPCL", 2022, "prototypes", needs="classes features head body"),
+        _row("mr_mtl", "MR-MTL", 2022, "second model", "proximal term"),
+        _row("adafedprox", "AdaFedProx", 2020, "one model", "proximal term"),
+        _row("lp_ft", "LP-FT", 2025, "one model", "fine-tuning", needs="head body"),
+        _row(
+            "pfedfda",
+            "pFedFDA",
+            2024,
+            "body and head",
+            "prototypes",
+            needs="classes features body",
+        ),
     ]
 )

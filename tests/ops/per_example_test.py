@@ -1,0 +1,33 @@
+"""Rows that a function computes of all examples, batch after batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pfljax import core
+from pfljax.ops import per_example
+
+
+def test_rows_are_in_stored_order_whatever_the_batches():
+    inputs = np.arange(20, dtype=np.float32).reshape(10, 2)
+    data = core.ClientData(inputs, np.arange(10), np.int32(2), np.int32(5), None, max_size=7)
+    context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1))
+    local = core.LocalTraining(optax.sgd(0.1), batch_size=3, epochs=4, drop_remainder=True)
+
+    @jax.jit
+    def rows(size):
+        view = core.ClientData(inputs, data.targets, data.offset, size, None, data.max_size)
+        return per_example.collect(
+            lambda batch: (jnp.sum(batch.inputs, axis=1), batch.targets, batch.mask),
+            view,
+            context,
+            local,
+        )
+
+    for size in (5, 0, 7):
+        sums, targets, mask = rows(jnp.int32(size))
+        assert sums.shape == targets.shape == mask.shape == (9,)
+        np.testing.assert_array_equal(mask, np.arange(9) < size)
+        np.testing.assert_array_equal(targets[:size], np.arange(2, 2 + size))
+        np.testing.assert_array_equal(sums[:size], inputs.sum(axis=1)[2 : 2 + size])
