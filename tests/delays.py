@@ -1,4 +1,4 @@
-"""A table in place of the virtual clock of delayed clients, for tests that know who is late."""
+"""A table that replaces the virtual clock of delayed clients, for tests with given delays."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -140,8 +140,8 @@ def knnper(
         features = task.features(params["model"], inputs)
         common = jax.nn.softmax(task.head(params["model"], features), axis=-1)
         near = neighbours(params["datastore"], features, k, scale, task.num_classes)
-        share = lam * jnp.any(params["datastore"].mask)
-        mixture = share * near + (1 - share) * common
+        weight = lam * jnp.any(params["datastore"].mask)
+        mixture = weight * near + (1 - weight) * common
         return jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
 
     average = fedavg(task, local, server_optimizer=server_optimizer)

@@ -154,6 +154,7 @@ def one_round(
                 group.algorithm, group.clients_per_chunk, *shards[-1], cohort, num_rounds
             )
         )
+    _require_one_structure(terms)
     prepared = functools.reduce(tree.add, terms)
     updates = [
         round.update_clients(
@@ -161,13 +162,18 @@ def one_round(
         )
         for group, shard in zip(groups, shards, strict=True)
     ]
-    _require_one_structure(updates)
+    each = [mapping.stack_over_devices(updated.each) for updated in updates]
+    _require_one_structure(
+        [
+            (updated.total, jax.tree.map(lambda leaf: leaf[0], own), updated.metrics)
+            for updated, own in zip(updates, each, strict=True)
+        ]
+    )
     total = updates[0].total
     sums = updates[0].metrics
     for other in updates[1:]:
         total, sums = tree.add(total, other.total), tree.add(sums, other.metrics)
     count = sum(updated.count for updated in updates)
-    each = [mapping.stack_over_devices(updated.each) for updated in updates]
     uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
 
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
@@ -215,17 +221,14 @@ def one_round(
     return state, tuple(new_buffers), metrics
 
 
-def _require_one_structure(updates: Sequence[round.Updated]) -> None:
+def _require_one_structure(uploads: Sequence[PyTree]) -> None:
     """Raises a `UserError` where groups upload arrays of different shapes."""
 
-    def form(updated):
-        each = jax.tree.map(lambda leaf: leaf[0], updated.each)
-        return jax.tree.map(
-            lambda leaf: (leaf.shape, leaf.dtype), (updated.total, each, updated.metrics)
-        )
+    def form(upload):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), upload)
 
-    for number, updated in enumerate(updates):
-        if form(updated) != form(updates[0]):
+    for number, upload in enumerate(uploads):
+        if form(upload) != form(uploads[0]):
             raise UserError(
                 f"The clients of group {number} upload other arrays than those of group 0, so that "
                 "nothing can be added up; give their models a common part that the method shares, "

@@ -18,8 +18,8 @@ def in_first_half(similarity: jax.Array, together: jax.Array, ids: jax.Array) ->
       together: `[K, K]` bool, whether two clients are in the same cluster.
       ids: `[K]` int32, the ids of the clients; the first client of a cluster has the smallest.
     """
-    own = jnp.eye(ids.shape[0], dtype=bool)
-    paths = jnp.where(own, jnp.inf, jnp.where(together, similarity, -jnp.inf))
+    itself = jnp.eye(ids.shape[0], dtype=bool)
+    paths = jnp.where(itself, jnp.inf, jnp.where(together, similarity, -jnp.inf))
 
     def relax(through, paths):
         return jnp.maximum(paths, jnp.minimum(paths[:, through, None], paths[through]))

@@ -42,9 +42,9 @@ def test_closed_form():
 
 
 def test_without_a_split_is_fedavg():
-    everyone = {"plan": identities.ALL_CLIENTS}
-    average = identities.run("fedavg", **everyone).server.params
-    loose = {"eps2": 0.0, "warmup": 1, **everyone}
+    full = {"plan": identities.ALL_CLIENTS}
+    average = identities.run("fedavg", **full).server.params
+    loose = {"eps2": 0.0, "warmup": 1, **full}
     whole, bounded, split = (
         identities.run("cfl", eps1=eps1, max_clusters=most, **loose).server
         for eps1, most in ((0.0, 2), (100.0, 1), (100.0, 2))
