@@ -193,5 +193,13 @@ ALGORITHMS: dict[str, Method] = dict(
             "prototypes",
             needs="classes features body",
         ),
+        _row(
+            "feddf",
+            "FedDF",
+            2020,
+            "one model",
+            "distillation",
+            needs="classes server_data",
+        ),
     ]
 )
