@@ -201,5 +201,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "distillation",
             needs="classes server_data",
         ),
+        _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
     ]
 )
