@@ -6,9 +6,10 @@
 docstrings.
 
 Year and family come from the rows of the registry, the states of server and client from the
-docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 and 20 clients
-with 10 classes. "sum only" marks methods whose server needs only the sum of the client updates, so
-that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could be added.
+docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10, 20 clients
+with 10 classes, and 1,000 examples at the server if the method needs some. "sum only" marks methods
+whose server needs only the sum of the client updates, so that every aggregator of
+`pfljax/aggregation/` can be used and secure aggregation could be added.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _WRITE = flags.DEFINE_string("write", None, "File whose table is replaced.")
 _PAGE = flags.DEFINE_string("page", None, "File for the page of all methods.")
 _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
+_NUM_SERVER_EXAMPLES = 1000
 # Some methods reject some models; the first model that a method accepts is counted.
 _MODELS = ("mlp", "mlp_bn")
 
@@ -71,12 +73,14 @@ def row(name: str) -> Row:
 
 def count(name: str) -> tuple[int, int, bool]:
     """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
+    needs_server_data = "server_data" in ALGORITHMS[name].needs
+    held = {"server_data": server_data()} if needs_server_data else {}
     for model in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
             local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
-            algorithm = ALGORITHMS[name](task, local)
+            algorithm = ALGORITHMS[name](task, local, **held)
         except UserError:
             continue
         examples, key = population(), jax.random.key(0)
@@ -103,6 +107,19 @@ def population() -> Examples:
         max_train_size=_NUM_CLASSES,
         max_eval_size=_NUM_CLASSES,
         num_participants=_NUM_CLIENTS,
+    )
+
+
+def server_data() -> core.ClientData:
+    """Returns the examples that the server holds, for methods that need some."""
+    size = _NUM_SERVER_EXAMPLES
+    return core.ClientData(
+        inputs=jnp.zeros((size, *_SHAPE), jnp.uint8),
+        targets=jnp.zeros(size, jnp.int32),
+        offset=jnp.int32(0),
+        size=jnp.int32(size),
+        class_counts=jnp.zeros(_NUM_CLASSES, jnp.int32),
+        max_size=size,
     )
 
 

@@ -64,6 +64,8 @@ def _programs(name, numbers, **options):
     local = options.pop("local", federation.local_training(shuffle=False))
     local = local._replace(observe=task.observe)
 
+    options = {**federation.held_by_the_server(name), **options}
+
     def make(frozen, values, server_data):
         return Method(ALGORITHMS[name](task, local, **options, **values), task)
 

@@ -258,5 +258,14 @@ ALGORITHMS: dict[str, Method] = dict(
             "prototypes",
             needs="classes features body",
         ),
+        _row(
+            "feddf",
+            "FedDF",
+            2020,
+            "one model",
+            "distillation",
+            needs="classes server_data",
+        ),
+        _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
     ]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -44,3 +45,20 @@ def collect(
         step, (jnp.zeros((), jnp.int32), empty), data, context, local.one_pass()
     )
     return collected
+
+
+def with_targets(data: ClientData, targets: jax.Array) -> ClientData:
+    """Returns the same examples with other targets.
+
+    Args:
+      data: The examples.
+      targets: `[m, ...]` with `m` at least `data.size`, the targets in the order of `data`; further
+        rows are not used.
+    """
+    stored = data.offset + jnp.arange(data.max_size, dtype=jnp.int32)
+    if data.order is not None:
+        stored = data.offset + data.order
+    stored = jnp.where(jnp.arange(data.max_size) < data.size, stored, data.targets.shape[0])
+    empty = jnp.zeros((data.targets.shape[0], *targets.shape[1:]), targets.dtype)
+    moved = empty.at[stored].set(targets[: data.max_size], mode="drop")
+    return dataclasses.replace(data, targets=moved)

@@ -52,15 +52,6 @@ def ensemble(task, local, *, server_data: core.ClientData | None = None) -> core
     return average._replace(client_update=client_update, server_update=server_update)
 
 
-def held(seed, size=10):
-    """Returns examples of the server."""
-    draw = np.random.default_rng(seed)
-    inputs = draw.normal(size=(size, federation.NUM_FEATURES)).astype(np.float32)
-    labels = draw.integers(0, CLASSES, size).astype(np.int32)
-    counts = np.bincount(labels, minlength=CLASSES).astype(np.int32)
-    return core.ClientData(inputs, labels, np.int32(0), np.int32(size), counts, max_size=size)
-
-
 def make(frozen, values, server_data):
     task = federation.task()
     local = federation.local_training(shuffle=False)
@@ -111,7 +102,8 @@ def options(devices):
 def test_server_data_are_an_argument_of_the_programs(residence):
     devices, examples = jax.devices()[:2], federation.examples()
     inputs, others = (
-        mapping.replicate(programs.Inputs(server_data=held(seed)), devices) for seed in (1, 2)
+        mapping.replicate(programs.Inputs(server_data=federation.server_data(seed)), devices)
+        for seed in (1, 2)
     )
     if residence == "device":
         init = programs.init_program(make, devices=devices)
@@ -144,7 +136,9 @@ def test_server_data_are_an_argument_of_the_programs(residence):
         first = jax.tree.map(np.asarray, state.server.params)
         state, _ = run(state, placed, np.int32(1), np.int32(1))
         states.append(jax.tree.map(federation.same_on_every_device, state.server.params))
-        federation.assert_close(states[-1], plain_round(first, held(seed)), tolerance=2e-6)
+        federation.assert_close(
+            states[-1], plain_round(first, federation.server_data(seed)), tolerance=2e-6
+        )
     assert federation.differ(*states)
 
 

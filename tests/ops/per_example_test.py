@@ -31,3 +31,18 @@ def test_rows_are_in_stored_order_whatever_the_batches():
         np.testing.assert_array_equal(mask, np.arange(9) < size)
         np.testing.assert_array_equal(targets[:size], np.arange(2, 2 + size))
         np.testing.assert_array_equal(sums[:size], inputs.sum(axis=1)[2 : 2 + size])
+
+
+def test_other_targets_belong_to_the_same_examples():
+    inputs = np.arange(20, dtype=np.float32).reshape(10, 2)
+    order = jnp.array([3, 0, 4, 1], jnp.int32)
+    for data in (
+        core.ClientData(inputs, np.arange(10), np.int32(2), np.int32(3), None, max_size=4),
+        core.ClientData(inputs, np.arange(10), np.int32(2), np.int32(3), None, 4, order),
+    ):
+        scores = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+        other = per_example.with_targets(data, jnp.array(scores)).take(jnp.arange(5))
+        before = data.take(jnp.arange(5))
+        np.testing.assert_array_equal(other.inputs, before.inputs)
+        np.testing.assert_array_equal(other.mask, [True, True, True, False, False])
+        np.testing.assert_array_equal(other.targets[:3], scores[:3])

@@ -174,6 +174,8 @@ def test_experiments_can_share_one_copy_of_the_examples(built):
 def test_every_method_can_be_built_for_several_seeds(name):
     needs_norm = "normalization" in ALGORITHMS[name].needs
     changes = {"algorithm": name, "model.name": "mlp_bn" if needs_norm else "mlp"}
+    if "server_data" in ALGORITHMS[name].needs:
+        changes["data.server_fraction"] = 0.1
     both = [config(seed=seed, **changes) for seed in (0, 1)]
     assert vectorized.build(both).num_runs == 2
 
