@@ -21,7 +21,7 @@ from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
 from pfljax.ops import stacked
-from pfljax.ops.similarity import cosine
+from pfljax.ops.similarity import cosines
 
 
 class FedCrossServer(NamedTuple):
@@ -43,7 +43,7 @@ def similarities(models: core.Params) -> jax.Array:
     """Returns `[K, K]`, the cosine similarity of each pair of stacked models."""
     leaves = jax.tree.leaves(models)
     rows = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
-    return cosine(rows[:, None], rows)
+    return cosines(rows, rows)
 
 
 @checked

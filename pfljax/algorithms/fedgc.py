@@ -27,6 +27,7 @@ from pfljax.core import tree
 from pfljax.core.params import join_params, split_params, zero_params
 from pfljax.ops import averaging
 from pfljax.ops.logits import EXCLUDED, among, behind
+from pfljax.ops.losses import cross_entropy
 
 
 class FedGCServer(NamedTuple):
@@ -100,8 +101,7 @@ def fedgc(
 
         def objective(params, batch, key):
             logits = among(task.predict(params, batch.inputs, batch.mask, key), present)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-            return core.mean_over(losses, batch.mask)
+            return cross_entropy(logits, batch)
 
         trained = core.train(objective, join_params(body, client), data, context, local)
         head, new_body = split_params(trained.params, task.is_head)
