@@ -139,9 +139,11 @@ def default_config() -> ml_collections.ConfigDict:
     # The metric by which rounds, sweeps and tables choose, one of the task's own or of `metrics`;
     # '' for the score of the task.
     config.score = ""
-    # How rounds and values of a sweep are chosen by the validation score. mean: of the clients,
-    # 'weighted' by their examples or 'unweighted'; round: the 'best' one of a run, or the 'last'.
-    config.selection = {"mean": "weighted", "round": "best"}
+    # How sweep.py ranks values by the validation score.
+    config.selection = {
+        "mean": "weighted",  # of the clients, 'weighted' by their examples or 'unweighted'
+        "round": "best",  # of each run, 'best' or 'last'
+    }
 
     config.batch_size = 10  # number of examples in a local step
     config.local_epochs = 1  # number of passes over a client's training examples

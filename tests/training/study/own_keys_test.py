@@ -44,6 +44,8 @@ def test_small_clients_train_on_one_batch_from_a_zero_start(scores):
         np.testing.assert_allclose(head["bias"][0], b, rtol=1e-4, atol=1e-6)
     with pytest.raises(pfljax.UserError, match="No client would train"):
         pfljax.fit("local", scores, batch_size=64, drop_remainder=True, **settings)
+    with pytest.raises(pfljax.UserError, match="needs models that start with different params"):
+        pfljax.fit("ifca", scores, **settings)
     with pytest.raises(pfljax.UserError, match="changes nothing without"):
         pfljax.fit("local", scores, shrink_batch=True, **settings)
 
