@@ -33,6 +33,7 @@ def qffl(
     local: core.LocalTraining,
     *,
     q: Annotated[float, core.at_least(0)] = 1.0,
+    weight_by_size: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging on `sum_k F_k^(q+1) / (q+1)`.
@@ -44,8 +45,11 @@ def qffl(
     Args:
       task: The model and its loss.
       local: The clients' local training; the paper's is SGD with the constant rate `1 / L`.
-      q: Fairness, 0.001 to 15 (paper: tuned for each data set); 0 averages uniformly, and large
-        values approach the minimization of the largest loss.
+      q: Fairness, 0.001 to 15 (paper: tuned for each data set); 0 is FedAvg with the same weights,
+        and large values approach the minimization of the largest loss.
+      weight_by_size: Whether to multiply the weights by `n_k`, which gives the paper's objective
+        `sum_k n_k F_k^(q+1)` for cohorts that are sampled uniformly; False weights clients by their
+        losses only, as in the paper's rule.
       server_optimizer: As in FedAvg.
 
     Returns:
@@ -53,9 +57,10 @@ def qffl(
 
     Notes:
       This is the paper's rule `sum_k F_k^q L (w - theta_k) / sum_k (q F_k^(q-1) ||L (w -
-      theta_k)||^2 + L F_k^q)` with numerator and denominator divided by L. As there, cohorts are
-      sampled uniformly and sizes do not count. The norm is over trainable parameters. The loss is
-      in evaluation mode; running statistics are averaged with the weights `F_k^q`.
+      theta_k)||^2 + L F_k^q)` with numerator and denominator divided by L. The paper samples
+      clients by their sizes; here the engine samples them uniformly. The norm is over trainable
+      parameters. The loss is in evaluation mode; running statistics are averaged with the weights
+      `F_k^q`.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
 
@@ -71,7 +76,7 @@ def qffl(
         factor = 1 + q * scale * tree.squared_norm(parameters) / loss
         return core.ClientOutput(
             state=client,
-            sum=core.weighted((change, factor), loss**q),
+            sum=core.weighted((change, factor), loss**q * data.weight(weight_by_size)),
             metrics=trained.metrics,
         )
 

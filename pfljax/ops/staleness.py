@@ -87,8 +87,8 @@ def delayed(
         `S + 1` versions of its state.
 
     Returns:
-      The method; its server state is `WithVersions`. Evaluations and the exchange between clients
-      use the newest version.
+      The method; its server state is `WithVersions`, and it has the metric `staleness`. Evaluations
+      and the exchange between clients use the newest version.
     """
     rows = max_staleness + 1
 
@@ -117,7 +117,8 @@ def delayed(
         total = jax.tree.map(
             discounted, output.sum, is_leaf=lambda part: isinstance(part, Weighted)
         )
-        return output._replace(sum=total)
+        late = jnp.asarray(received.staleness, jnp.result_type(float))
+        return output._replace(sum=total, metrics={**output.metrics, "staleness": late})
 
     def server_update(server, uploads, cohort, context):
         method = algorithm.server_update(server.method, uploads, cohort, context)

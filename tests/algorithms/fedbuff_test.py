@@ -45,6 +45,8 @@ def test_without_delay_is_uniform_averaging():
     federation.assert_close(prompt.server.method.params, average)
     federation.assert_close(prompt.scores, identities.run("fedavg", **same).scores, 1e-5)
     assert federation.differ(late.server.method.params, average)
+    assert not prompt.metrics["staleness"].any()
+    assert late.metrics["staleness"][0] == 0 < late.metrics["staleness"][2]
     equal = identities.run("fedbuff", delay=3.0, exponent=0.0, **same)
     assert federation.differ(late.server.method.params, equal.server.method.params)
 

@@ -18,6 +18,7 @@ from quadratics import ENDS, ETA, LABELED, LABELS, LOCAL, PLAN, POINTS, SHARE, S
 
 from pfljax import models, tasks
 from pfljax.algorithms import ALGORITHMS
+from pfljax.errors import UserError
 
 
 def test_closed_form():
@@ -68,6 +69,8 @@ def test_shares_a_smaller_model():
     assert outcome.server.params["head"]["kernel"].shape == (2, 3)
     assert outcome.clients["head"]["kernel"].shape == (9, 4, 3)
     assert set(outcome.scores) == {"personal"}
+    with pytest.raises(UserError, match="^FML needs classes"):
+        federation.make("fml", meme=small._replace(num_classes=0))
 
 
 def objective_of(logits_of, detach):

@@ -36,6 +36,14 @@ def test_without_fairness_is_uniform_averaging():
     assert federation.differ(identities.run("qffl", q=1.0, **same).server.params, average)
 
 
+def test_weights_by_size():
+    average = identities.run("fedavg").server.params
+    by_size = [identities.run("qffl", q=q, weight_by_size=True).server.params for q in (0.0, 2.0)]
+    federation.assert_close(by_size[0], average)
+    assert federation.differ(by_size[1], average)
+    assert federation.differ(identities.run("qffl", q=0.0).server.params, average)
+
+
 def test_more_fairness_lowers_the_largest_loss():
     def worst(q):
         model = vector(quadratics.run("qffl", 60, q=q).server.params)

@@ -664,8 +664,6 @@ def follow(name, case, data, theirs, settings):
     )
     start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
-    for _ in range(case.initial_rounds):
-        state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
     for _ in range(case.initial_rounds):
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
