@@ -74,9 +74,9 @@ def fedgc(
     Notes:
       The paper's clients have different identities; then every class has one client, `e_c` is its
       row, and the sum is over all rows of other clients. That clients share classes, and the
-      constant `e_c`, are as in PFLlib. As far as we know, the paper's step size is the
-      clients' learning rate times a weight. The rows are the slopes of the head's outputs at zero features, so
-      that a bias has no part in them. The heads of the cohort only are corrected.
+      constant `e_c`, are as in PFLlib. As far as we know, the paper's step size is the clients'
+      learning rate times a weight. A row is the difference between the head's outputs at a feature
+      and at zero, so that a bias has no part in it. The heads of the cohort only are corrected.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 
