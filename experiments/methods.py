@@ -1,6 +1,9 @@
 """Prints the methods as a table in Markdown: the one in README.md, between its markers.
 
-    python experiments/methods.py [--write=README.md]
+    python experiments/methods.py [--write=README.md] [--page=docs/methods.md]
+
+`--page` writes a page of the methods by idea, with a formula and a paragraph each, made of the
+docstrings.
 
 Year and family come from the rows of the registry, the states of server and client from the
 docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10, 20 clients
@@ -15,6 +18,7 @@ import inspect
 import pathlib
 import re
 import sys
+import textwrap
 from typing import NamedTuple
 
 import jax
@@ -31,6 +35,7 @@ from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
 
 _WRITE = flags.DEFINE_string("write", None, "File whose table is replaced.")
+_PAGE = flags.DEFINE_string("page", None, "File for the page of all methods.")
 _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
 _NUM_SERVER_EXAMPLES = 1000
@@ -74,7 +79,8 @@ def count(name: str) -> tuple[int, int, bool]:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
-            algorithm = ALGORITHMS[name](task, core.LocalTraining(optax.sgd(0.1)), **held)
+            local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
+            algorithm = ALGORITHMS[name](task, local, **held)
         except UserError:
             continue
         examples, key = population(), jax.random.key(0)
@@ -132,7 +138,51 @@ def table() -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in out)
 
 
+def entry(name: str) -> str:
+    """Returns the part of the page on a method: what is new, its rule, its states and messages."""
+    method = ALGORITHMS[name]
+    module = inspect.cleandoc(sys.modules[method.factory.__module__].__doc__)
+    summary, _, rest = module.partition("\n\n")
+    described, _, references = rest.partition("\n\nReferences:\n")
+    what, _, more = inspect.cleandoc(method.factory.__doc__).partition("\n\n")
+    rule = more.split("\nArgs:")[0].strip("\n")
+    title = (method.title or name) + (f" ({method.year})" if method.year else "")
+    parts = [f"### {title}", f"`{name}`: {' '.join(summary.partition(': ')[2].split())}"]
+    # The rule is the indented part of the docstring; sentences around it are kept.
+    for block in rule.split("\n\n") if rule else ():
+        indented = all(line.startswith("    ") for line in block.splitlines() if line)
+        lines = textwrap.dedent(block).strip("\n")
+        parts.append(f"```\n{lines}\n```" if indented else " ".join(block.split()))
+    parts.append(" ".join(described.split()))
+    if references:
+        papers = textwrap.dedent(references).strip()
+        parts.append("Reference: " + " ".join(papers.split()))
+    if len(method.tags) > 1:
+        parts.append(f"Also: {', '.join(method.tags[1:])}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def page() -> str:
+    """Returns the page of all methods, by the first tag of each."""
+    out = [
+        "# The methods by idea",
+        "`python experiments/methods.py --page=docs/methods.md` writes this page from the "
+        "docstrings of the methods. Down and Up are a client's messages in a round; (`sum`) and "
+        "(`each`) say whether the server needs the sum of the uploads only, or each one.",
+    ]
+    for tag in TAGS:
+        names = [name for name, method in ALGORITHMS.items() if method.tags[:1] == (tag,)]
+        if names:
+            out.append(f"## {tag[0].upper()}{tag[1:]}")
+            out += [entry(name) for name in names]
+    return "\n\n".join(out) + "\n"
+
+
 def main():
+    if _PAGE.value is not None:
+        pathlib.Path(_PAGE.value).write_text(page())
+    if _WRITE.value is None and _PAGE.value is not None:
+        return
     if _WRITE.value is None:
         print(table(), end="")
         return

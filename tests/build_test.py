@@ -28,8 +28,12 @@ MAPS = {"vmap", "pmap", "shard_map"}
 # Files that may map over other things than clients.
 OTHER_MAPS: frozenset[str] = frozenset(
     {
+        "pfljax/algorithms/cfl.py",  # over the clusters and the cohort's updates, at the server
+        "pfljax/algorithms/fedcross.py",  # over the ids of the cohort, at the server
         "pfljax/algorithms/fedem.py",  # over the learners
+        "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/ifca.py",  # over the models of the clusters
         "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )

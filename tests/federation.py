@@ -108,7 +108,8 @@ def task_for(name: str) -> core.Task:
 @functools.cache
 def local_training(**changes) -> core.LocalTraining:
     """SGD, batches of 4, two epochs; a model with running statistics wants its `observe` too."""
-    return core.LocalTraining(optax.sgd(0.1), batch_size=4, epochs=2)._replace(**changes)
+    local = core.LocalTraining(optax.sgd(0.1), batch_size=4, epochs=2, learning_rate=0.1)
+    return local._replace(**changes)
 
 
 def make(name: str, **hyperparameters) -> core.Algorithm:

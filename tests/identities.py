@@ -84,3 +84,10 @@ def twins() -> Examples:
     return federation.examples_of(
         inputs.reshape(80, -1), targets.reshape(80), np.full(5, 16), num_classes=3
     )
+
+
+def balanced():
+    """Five clients, each with five examples of the three classes and one more of the last."""
+    labels = np.tile(np.append(np.repeat(np.arange(3), 5), 2), 5).astype(np.int32)
+    draw = np.random.default_rng(1).normal(size=(80, federation.NUM_FEATURES)).astype(np.float32)
+    return federation.examples_of(draw, labels, np.full(5, 16), num_classes=3)

@@ -122,6 +122,7 @@ def _follow(name, loop, hyperparameters, view):
         epochs=plain.EPOCHS,
         shuffle=False,
         schedule=lambda round: jnp.power(plain.DECAY, round),
+        learning_rate=plain.ETA,
     )
     algorithm = ALGORITHMS[name](task(), local, **hyperparameters)
     devices = jax.devices()[:1]

@@ -116,10 +116,17 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
       state there, and those of `algorithm` otherwise.
 
     Raises:
-      UserError: the aggregator cannot follow one that the method has already.
+      UserError: the aggregator cannot follow one that the method has already, or the method has
+        `prepare`, whose messages would bypass it.
       ValueError: the aggregator has a state, and there is no `message`.
     """
     require_order((*algorithm.aggregators, aggregator))
+    if algorithm.prepare is not None:
+        raise UserError(
+            "config.aggregation.stages: the clients of this method send a second message, before "
+            "their updates, which aggregators do not change; choose another method (mimelite in "
+            "place of mime), or remove the stages."
+        )
     stage = len(algorithm.aggregators)
     at_server, at_client = aggregator.init_server is not None, aggregator.init_client is not None
     if message is None and (at_server or at_client):

@@ -28,6 +28,7 @@ def ditto(
     *,
     lam: Annotated[float, core.at_least(0)] = 0.1,
     personal_epochs: Annotated[int, core.at_least(1)] = 1,
+    rate_factor: Annotated[float, core.above(0)] = 1.0,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personalized models beside a global one.
@@ -39,6 +40,7 @@ def ditto(
       local: The clients' local training of both models.
       lam: Weight of the proximal term to the global model, 0.01 to 2; 0 is local training.
       personal_epochs: Number of epochs of the personalized model.
+      rate_factor: Learning rate of the personalized model, as a factor of the clients' rate.
       server_optimizer: As in FedAvg.
 
     Returns:
@@ -49,6 +51,7 @@ def ditto(
       personalized loss is `L_k` without the proximal term.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
+    own = local._replace(schedule=lambda round: local.scheduled(rate_factor, round))
 
     def init_client(server, profile, key):
         return server.params
@@ -56,7 +59,7 @@ def ditto(
     def client_update(server, client, data, context):
         pulled = core.pulled_towards(task.loss, server.params, lam)
         personal = core.descend(
-            pulled, client, (), data, context.child(0), local, epochs=personal_epochs
+            pulled, client, (), data, context.child(0), own, epochs=personal_epochs
         )
         output = average.client_update(server, (), data, context.child(1))
         metrics = {**output.metrics, "personal_loss": personal.metrics["loss"]}

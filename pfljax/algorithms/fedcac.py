@@ -23,7 +23,7 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import replace_params, split_params
+from pfljax.core.params import zero_params
 from pfljax.ops import averaging, masks, stacked
 
 # Overlaps that differ by less are equal: they are quotients of counts, rounded.
@@ -108,8 +108,7 @@ def fedcac(
             trained.params,
             start,
         )
-        statistics, _ = split_params(critical, task.is_statistic)
-        critical = replace_params(critical, tree.zeros_like(statistics))
+        critical = zero_params(critical, task.is_statistic)
         change = tree.subtract(trained.params, server.average.params)
         return core.ClientOutput(
             state=FedCacClient(trained.params, critical),

@@ -23,6 +23,7 @@ from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging, discrepancy, policy
+from pfljax.ops.losses import cross_entropy
 
 draw = jax.random.gumbel  # (key, shape, dtype) -> noise
 
@@ -105,10 +106,9 @@ def fedcp(
         def objective(moving, batch, key):
             models, mode = {**moving, **fixed}, (batch.mask, key)
             outputs, features = outputs_of(models, batch.inputs, key, gumbel, *mode)
-            losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
             received = task.features(fixed["common"], batch.inputs, *mode)
             pull = discrepancy.squared_mmd(features, received, batch.mask)
-            return core.mean_over(losses, batch.mask) + lam * pull
+            return cross_entropy(outputs, batch) + lam * pull
 
         trained = core.train(objective, moving, data, context, local.of_models("own"))
         head, body = split_params(trained.params["own"], task.is_head)

@@ -16,7 +16,6 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pfljax import aggregation, core
 from pfljax.algorithms.registry import ALGORITHMS, checked
@@ -129,9 +128,8 @@ def fedkd(
             return loss, slope, carry
 
         models = {"mentor": client.mentor, "mentee": server.params, "bridge": client.bridge}
-        optimizers = dict.fromkeys(models, local.optimizer)
-        each = optax.partition(optimizers, {name: name for name in models})
-        trained = core.descend(gradient, models, (), data, context, of_both, optimizer=each)
+        separate = local.separate_optimizer(*models)
+        trained = core.descend(gradient, models, (), data, context, of_both, optimizer=separate)
         models = trained.params
         base = tree.zeros_like(server.params) if compress_models else server.params
         state = FedKDClient(models["mentor"], models["bridge"])

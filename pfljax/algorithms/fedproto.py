@@ -105,10 +105,8 @@ def fedproto(
 
     def predict(params, inputs, key):
         features, (means, seen) = task.features(params["model"], inputs), params["prototypes"]
-        gaps = features[:, None] - means
-        scores = jnp.where(seen, -jnp.sum(gaps**2, axis=-1), 0)
-        scores = jnp.where(seen, scores, jnp.min(scores, axis=-1, keepdims=True) - 1)
-        return jnp.where(jnp.any(seen), scores, task.head(params["model"], features))
+        squares = jnp.sum((features[:, None] - means) ** 2, axis=-1)
+        return prototypes.scores(-squares, seen, task.head(params["model"], features))
 
     def personalize(server, client, data, context):
         return {"model": client, "prototypes": server.prototypes}

@@ -112,7 +112,7 @@ NEEDS: dict[str, Need] = {
     "random_init": Need(
         lambda setting: setting.random_init,
         "models that start with different params",
-        "remove config.init_from",
+        "remove config.init_from and config.zero_init",
     ),
 }
 

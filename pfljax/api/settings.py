@@ -40,6 +40,18 @@ def _registered(factory: Callable[..., Any], registry: Mapping, register: Callab
     return factory.__name__
 
 
+def take_data(
+    data: FederatedDataset | str | None, settings: dict[str, Any]
+) -> FederatedDataset | str | None:
+    """Returns the data set, which may also be given as the setting `data`, and is then removed."""
+    given = settings.get("data")
+    if given is None or isinstance(given, Mapping):
+        return data
+    if data is not None:
+        raise UserError("The data set is given twice: pass it once.")
+    return settings.pop("data")
+
+
 def config_of(
     methods: list[str], base: ml_collections.ConfigDict | None, settings: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:

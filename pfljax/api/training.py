@@ -18,10 +18,16 @@ from pfljax.training import sweep as sweep_lib
 from pfljax.training.run import locks, loop, runtime
 from pfljax.training.study import config as config_lib
 
+_ONE_PARTITION = (
+    "A data set that is passed has one partition: pass its name for a partition of each seed, or "
+    "leave out "
+)
+
 
 def fit(
     method: settings_lib.Named,
     data: FederatedDataset | str | None = None,
+    /,
     *,
     workdir: str | pathlib.Path | None = None,
     config: ml_collections.ConfigDict | None = None,
@@ -32,8 +38,8 @@ def fit(
 
     Args:
       method: The name of a method, or its factory, `(task, local, *, hyper-parameters)`.
-      data: The data set; or the name of one, to be partitioned as `config.data` has it; None for
-        the data set of the config.
+      data: The data set; or the name of one, to be partitioned as the setting `data` has it, such
+        as `data={'num_clients': 10, 'alpha': 0.5}`; None for the data set of the config.
       workdir: The directory of the results. A finished run in it is not repeated, an interrupted
         one is resumed, and one with other settings is refused. None for a temporary directory,
         which is removed with the result.
@@ -61,6 +67,7 @@ def fit(
     """
     runtime.start()
     name = settings_lib.name_of_method(method)
+    data = settings_lib.take_data(data, settings)
     directory = Workdir(workdir)
     made = settings_lib.config_of([name], config, settings)
     with settings_lib.with_data(made, data):
@@ -71,6 +78,7 @@ def fit(
 def compare(
     methods: Sequence[settings_lib.Named],
     data: FederatedDataset | str | None = None,
+    /,
     *,
     seeds: Sequence[int] = (0, 1, 2),
     workdir: str | pathlib.Path | None = None,
@@ -107,14 +115,12 @@ def compare(
     names = [settings_lib.name_of_method(method) for method in methods]
     if not names:
         raise UserError("Pass at least one method, such as ['local', 'fedavg', 'ditto'].")
+    data = settings_lib.take_data(data, settings)
     directory = Workdir(workdir)
     one_partition = isinstance(data, FederatedDataset)
     if one_partition:
         if settings.get("seeds_vary", "training") != "training":
-            raise UserError(
-                "A data set that is passed has one partition: pass its name for a partition of "
-                "each seed, or leave out seeds_vary."
-            )
+            raise UserError(_ONE_PARTITION + "seeds_vary.")
         settings["seeds_vary"] = "training"
     made = settings_lib.config_of(names, config, {**settings, "seeds": tuple(seeds)})
     config_lib.check(made)  # before the directory is created
@@ -130,8 +136,10 @@ def sweep(
     method: settings_lib.Named,
     data: FederatedDataset | str | None,
     values: Mapping[str, Sequence[float]],
+    /,
     *,
     seeds: Sequence[int] = (0,),
+    vary_data: bool = False,
     workdir: str | pathlib.Path | None = None,
     config: ml_collections.ConfigDict | None = None,
     **settings: Any,
@@ -147,6 +155,7 @@ def sweep(
       values: The values of each hyper-parameter, of `learning_rate`, or of a key of the config,
         such as `{'lam': [0.1, 1.0], 'client_optimizer.momentum': [0.0, 0.9]}`.
       seeds: The seeds with which each combination is trained.
+      vary_data: Whether each seed has a partition and splits of its own, for data by name.
       workdir: As for `fit`. Finished runs are not repeated.
       config: As for `fit`.
       **settings: As for `fit`.
@@ -165,6 +174,9 @@ def sweep(
     """
     runtime.start()
     name = settings_lib.name_of_method(method)
+    data = settings_lib.take_data(data, settings)
+    if vary_data and isinstance(data, FederatedDataset):
+        raise UserError(_ONE_PARTITION + "vary_data.")
     directory = Workdir(workdir)
     made = settings_lib.config_of([name], config, {**settings, "seeds": tuple(seeds)})
     own = made.hparams[name]
@@ -176,5 +188,5 @@ def sweep(
         names[full], grid[full] = key, parsed
     config_lib.check(made)
     with settings_lib.with_data(made, data), locks.hold(directory.path):
-        found = sweep_lib.run(made, directory.path, grid)
+        found = sweep_lib.run(made, directory.path, grid, vary_data=vary_data)
     return Sweep(directory, found, names)

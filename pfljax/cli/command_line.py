@@ -71,7 +71,7 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
 def _config_file(named: str) -> str:
     """Returns the file of a config of this package; a path unchanged."""
     name, colon, argument = named.partition(":")
-    if not re.fullmatch(r"\w+", name):
+    if not re.fullmatch(r"\w+", name) or pathlib.Path(name).exists():
         return named
     package = pathlib.Path(extensions.__file__).parent
     # In an installed package, or beside it in the source tree.

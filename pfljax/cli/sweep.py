@@ -14,7 +14,8 @@ Every combination runs with every seed of `config.seeds`, each in a separate wor
 `WORKDIR/METHOD/KEY=VALUE.../seed_SEED`. The best combination is selected on validation examples:
 the best score of the personalized models over all rounds, averaged over the seeds. Test examples
 are reported only. Finished runs are not repeated. The command prints the table and writes it to
-`sweep_METHOD.csv`. All seeds use the partition of `config.data.seed`.
+`sweep_METHOD.csv`. All seeds use the partition of `config.data.seed`, unless `--vary_data` is
+given. `config.selection` ranks by the unweighted mean over clients, or by the last round.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ def define_flags() -> None:
         "values", [], "KEY=VALUE,VALUE,...; repeat the flag to try all combinations."
     )
     flags.DEFINE_bool(
+        "vary_data", False, "A partition and splits of its own for each seed, as in compare.py."
+    )
+    flags.DEFINE_bool(
         "every_method", False, "Sweep each of config.algorithms, with the same values."
     )
 
@@ -55,7 +59,8 @@ def main() -> None:
         own = sweep.changed(config, {"algorithm": name}, config.seed)
         grid = dict(sweep.parse(text, own) for text in flags.FLAGS.values)
         with locks.hold(directory), app.progress(config.rounds) as add_bar:
-            swept = sweep.run(own, directory, grid, add_progress=add_bar)
+            vary = flags.FLAGS.vary_data
+            swept = sweep.run(own, directory, grid, vary_data=vary, add_progress=add_bar)
         app.say(_table(name, swept))
         if swept.best is None:
             diverged.append(name)

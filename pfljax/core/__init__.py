@@ -11,6 +11,7 @@ from pfljax.core.algorithm import (
     InitServer,
     Personalize,
     Predict,
+    Prepare,
     ServerUpdate,
 )
 from pfljax.core.client_data import Batch, ClientData, mean_over
@@ -72,6 +73,7 @@ __all__ = [
     "Personalize",
     "Population",
     "Predict",
+    "Prepare",
     "PyTree",
     "ServerUpdate",
     "Task",

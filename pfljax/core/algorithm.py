@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from pfljax.core import streams
 from pfljax.core.client_data import ClientData
 from pfljax.core.types import (
     ClientOutput,
@@ -58,6 +59,19 @@ class Download(Protocol):
         Args:
           server: The state of the server.
           context: The round, and in `client_id` the client that receives.
+        """
+
+
+class Prepare(Protocol):
+    """Computes what the cohort adds up before its clients' updates, in a first exchange."""
+
+    def __call__(self, received: PyTree, data: ClientData, context: Context) -> PyTree:
+        """Returns the client's term; the sum over the cohort is `Context.prepared` in the round.
+
+        Args:
+          received: The result of `Download`; the state of the server without one.
+          data: The client's training examples.
+          context: The round, and a key for this client.
         """
 
 
@@ -176,6 +190,8 @@ class Algorithm(NamedTuple):
       global_params: The global model; None for a method without one.
       download: The download of a client; None for the parts of the server's state that
         `client_update` uses.
+      prepare: The client's term of a sum over the cohort that all its clients receive before their
+        updates; None without such a first exchange of messages.
       exchange: The update of a client from the others of its cohort; None without such an exchange.
         With an aggregator, `uploads.total` is `()`.
       aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
@@ -208,12 +224,27 @@ class Algorithm(NamedTuple):
     predict: Predict | None = None
     global_params: GlobalParams | None = None
     download: Download | None = None
+    prepare: Prepare | None = None
     exchange: Exchange | None = None
     aggregators: tuple[Any, ...] = ()
 
     def update_client(
         self, server: PyTree, client: PyTree, data: ClientData, context: Context
     ) -> ClientOutput:
-        """Returns the output of one client's part of a round: the download, then the update."""
-        received = server if self.download is None else self.download(server, context)
-        return self.client_update(received, client, data, context)
+        """Returns the output of one client's part of a round: the download, then the update.
+
+        Outside a round, the client prepares alone.
+        """
+        if not jax.tree.leaves(context.prepared):
+            context = context._replace(prepared=self.prepare_client(server, data, context))
+        return self.client_update(self._received(server, context), client, data, context)
+
+    def prepare_client(self, server: PyTree, data: ClientData, context: Context) -> PyTree:
+        """Returns one client's term of `Context.prepared`; `()` for a method without."""
+        if self.prepare is None:
+            return ()
+        own = context._replace(key=streams.key_of(context.key, streams.PREPARE))
+        return self.prepare(self._received(server, context), data, own)
+
+    def _received(self, server, context):
+        return server if self.download is None else self.download(server, context)

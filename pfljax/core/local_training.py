@@ -37,6 +37,8 @@ class LocalTraining(NamedTuple):
         last pass may be partial. 0 for `epochs`.
       drop_remainder: Whether to drop the last batch of an epoch if it is partial. Otherwise it is
         masked, and its loss is the mean over its examples.
+      shrink_batch: Whether, with `drop_remainder`, a client with fewer examples than a batch trains
+        on all of them as one batch, so that its batch size is `min(batch_size, size)`.
       shuffle: Whether every epoch has a new order; False keeps the stored order.
       schedule: `round -> []`, a factor of the optimizer's updates and of the rates of a method's
         other steps on models; None for none.
@@ -58,6 +60,7 @@ class LocalTraining(NamedTuple):
     epochs: int = 1
     num_steps: int = 0
     drop_remainder: bool = False
+    shrink_batch: bool = False
     shuffle: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
     observe: Callable[[Params, Batch], Params] | None = None
@@ -123,6 +126,14 @@ class LocalTraining(NamedTuple):
 
         return self._replace(observe=observe)
 
+    def separate_optimizer(self, *names: str) -> optax.GradientTransformation:
+        """Returns an optimizer with its own state for each model of a dict `{name: model}`.
+
+        Args:
+          *names: The names of all models.
+        """
+        return optax.partition(dict.fromkeys(names, self.optimizer), {name: name for name in names})
+
 
 class Trained(NamedTuple):
     """The result of local training.
@@ -144,7 +155,10 @@ class Trained(NamedTuple):
 def steps_per_epoch(size: jax.Array, local: LocalTraining) -> jax.Array:
     """Returns `[]` int32, the number of steps per epoch for a client of `size` `[]` examples."""
     rounded = size if local.drop_remainder else size + local.batch_size - 1
-    return rounded // local.batch_size
+    steps = rounded // local.batch_size
+    if local.drop_remainder and local.shrink_batch:
+        steps = jnp.where(size > 0, jnp.maximum(steps, 1), 0)
+    return steps
 
 
 def steps_per_round(size: jax.Array, local: LocalTraining) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pfljax.core import tree
 from pfljax.core.types import Params, Path
 
 
@@ -54,6 +55,16 @@ def replace_params(params: Params, part: Params) -> Params:
             raise ValueError(f"The model has no {name!r} to replace.")
         replaced[name] = replace_params(replaced[name], child) if isinstance(child, dict) else child
     return replaced
+
+
+def zero_params(params: Params, selected: Callable[[Path], bool]) -> Params:
+    """Returns `params` with zeros in the arrays whose path is selected.
+
+    Args:
+      params: The params, a nested dict of arrays.
+      selected: `path -> bool`, such as `Task.is_statistic`.
+    """
+    return replace_params(params, tree.zeros_like(split_params(params, selected)[0]))
 
 
 def join_params(a: Params, b: Params) -> Params:

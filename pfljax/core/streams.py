@@ -21,6 +21,10 @@ indented row after those of the row above.
       ORDER         epoch         the order of a client's examples
       STEP          step          a step of local training
       AGGREGATION   stage         an aggregator, on the client or at the server
+      PREPARE                     `Context.key` of `prepare`
+      ARRIVAL                     when in a round a delayed client arrives
+    Context.client_key
+      SPEED                       how long a delayed client trains
     key of a step
       DROPOUT       0, 1          dropout in the body and in the head of a network
 """
@@ -34,6 +38,7 @@ SERVER_INIT, CLIENT_INIT, CLIENT, COHORT, SERVER, UPDATE, EXCHANGE, EVALUATION =
 
 # Numbers below the key of a context or of a step that no method uses for `Context.child`.
 ORDER, STEP, AGGREGATION, DROPOUT = 2**32 - 1, 2**32 - 2, 2**32 - 3, 2**32 - 4
+PREPARE, ARRIVAL, SPEED = 2**32 - 5, 2**32 - 6, 2**32 - 7
 
 
 def key_of(key: jax.Array, *path: jax.Array | int) -> jax.Array:

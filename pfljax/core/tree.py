@@ -27,6 +27,11 @@ def divide(tree: PyTree, number: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf / jnp.asarray(number, leaf.dtype), tree)
 
 
+def add_scale(a: PyTree, factor: jax.Array | float, b: PyTree) -> PyTree:
+    """Returns `a + factor b` in the dtype of each leaf of `a`, whatever that of `factor`, `[]`."""
+    return jax.tree.map(lambda x, y: x + jnp.asarray(factor, x.dtype) * y, a, b)
+
+
 def squared_norm(tree: PyTree) -> jax.Array:
     """Returns `[]`, the sum of the squares of all entries; its gradient at zero is zero."""
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), start=0.0)

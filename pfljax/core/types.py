@@ -73,6 +73,17 @@ class Cohort(NamedTuple):
         """`[]` int32, the number of clients that took part."""
         return jnp.sum(self.ids >= 0)
 
+    def rank(self, client_id: jax.Array) -> jax.Array:
+        """Returns `[...]` int32, the number of clients of the cohort with a smaller id.
+
+        It does not depend on the slots, and so not on the devices.
+
+        Args:
+          client_id: `[...]` int32, one client or several.
+        """
+        before = (self.ids >= 0) & (self.ids < jnp.asarray(client_id)[..., None])
+        return jnp.sum(before, axis=-1, dtype=jnp.int32)
+
 
 class Context(NamedTuple):
     """The round and client for which a function runs; schedules are functions of it, and traced.
@@ -84,6 +95,10 @@ class Context(NamedTuple):
       client_id: `[]` int32, the client that the function is evaluated for; -1 for the server.
       client_key: Typed PRNG key of the client, the same in every round and evaluation of a run;
         None for the server.
+      rank: `[]` int32, the `Cohort.rank` of the client, which numbers the clients of the cohort
+        from 0; -1 for the server, and outside of rounds.
+      prepared: The sum of `Algorithm.prepare` over the cohort, in `client_update` and
+        `server_update`; `()` for a method without.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
@@ -97,6 +112,8 @@ class Context(NamedTuple):
     num_rounds: jax.Array
     client_id: jax.Array | int = -1
     client_key: jax.Array | None = None
+    rank: jax.Array | int = -1
+    prepared: PyTree = ()
 
     def child(self, index: int) -> Context:
         """Returns the context with an independent key: one child for each use of randomness."""
@@ -218,6 +235,10 @@ class Task(NamedTuple):
     params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
     client_metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
     decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
+
+    def __hash__(self) -> int:
+        """Returns the hash of all but `client_metrics`; a mapping has none."""
+        return hash(tuple(self._replace(client_metrics=())))
 
     @property
     def more_is_better(self) -> bool:

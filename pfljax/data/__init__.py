@@ -26,7 +26,9 @@ from pfljax.data.partition import PARTITIONS as _DEALT
 from pfljax.data.partition import dirichlet, iid, make_partition, pathological
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
-from pfljax.data.split import assemble
+from pfljax.data.split import SPLITS, assemble
+from pfljax.data.standardize import STANDARDIZATIONS
+from pfljax.data.standardize import standardize as standardized
 from pfljax.data.tables import from_csv, from_frame, from_hugging_face, from_parquet
 from pfljax.errors import UserError
 
@@ -103,6 +105,8 @@ def load(
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
     unseen_fraction: float = 0.0,
+    split: str = "stratified",
+    standardize: str = "given",
     server_fraction: float = 0.0,
     server_name: str = "",
     server_dir: str = "",
@@ -137,6 +141,11 @@ def load(
       validation_fraction: The fraction of each client's other examples that are validation
         examples; `npz` and `store` have their own.
       unseen_fraction: The fraction of held-out clients; `npz` and `store` have their own.
+      split: One of `SPLITS`, how a client's examples are split: 'stratified' keeps the fractions of
+        its labels, 'plain' is the split of scikit-learn by `seed`.
+      standardize: One of `STANDARDIZATIONS`: by the mean and the deviation of inputs that are
+        'given' with the data set, by those of all training examples ('pooled'), or for each
+        client by its own ('client').
       server_fraction: The fraction of the examples that the server holds and no client: of the data
         set, before it is partitioned, or of `server_name`.
       server_name: A key of `SOURCES`, the data set of the server's examples; empty for that of the
@@ -164,6 +173,8 @@ def load(
     for option in options:
         checks.choice(f"data.options.{name}", option, _options(name))
     checks.choice("data.group_by", group_by, GROUPINGS)
+    checks.choice("data.split", split, SPLITS)
+    checks.choice("data.standardize", standardize, STANDARDIZATIONS)
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     _require_server(name, server_fraction, server_name)
@@ -214,10 +225,12 @@ def load(
             validation_fraction=validation_fraction,
             unseen_fraction=unseen_fraction,
             seed=seed,
+            split=split,
         )
     if server_name:
         clients = ServerExamples(dataset.inputs, dataset.targets)
         server.require_form(held, clients, (public.num_classes, dataset.num_classes))
+    dataset = standardized(dataset, standardize)
     dataset = shift_features(
         dataset, feature_shift, num_groups=num_groups, strength=shift_strength, seed=seed
     )

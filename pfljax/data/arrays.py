@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pfljax.data import validate
+from pfljax.data import checks, validate
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import by_name, map_inputs, of_name
 from pfljax.data.sources.scale import mean_and_std
-from pfljax.data.split import assemble
+from pfljax.data.split import SPLITS, assemble
+from pfljax.data.standardize import STANDARDIZATIONS
+from pfljax.data.standardize import standardize as standardized
 from pfljax.errors import UserError
 
 _FRACTIONS = "pass task='regression' if these are not classes"
@@ -31,6 +33,8 @@ def from_arrays(
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
     unseen_fraction: float = 0.0,
+    split: str = "stratified",
+    standardize: str = "given",
     seed: int = 0,
 ) -> FederatedDataset:
     """Returns a federated data set made of arrays, with each client's examples split.
@@ -57,6 +61,9 @@ def from_arrays(
       validation_fraction: The fraction of the other examples that are used to select models, in
         [0, 1).
       unseen_fraction: The fraction of held-out clients, in [0, 1).
+      split: How a client's examples are split, one of `split.SPLITS`.
+      standardize: One of `STANDARDIZATIONS`, for inputs in place of `normalize`: 'pooled' by all
+        training examples, 'client' for each client by its own.
       seed: The seed of the splits.
 
     Returns:
@@ -73,6 +80,8 @@ def from_arrays(
       >>> made.class_names, made.client_names, made.test.sizes.tolist()
       (('cat', 'dog'), ('ann', 'bob'), [1, 1])
     """
+    checks.choice("split", split, SPLITS)
+    checks.choice("standardize", standardize, STANDARDIZATIONS)
     pool = pool_from_arrays(
         inputs,
         targets,
@@ -93,7 +102,7 @@ def from_arrays(
             f"The data set {name} has a single example of the client {called}, but a client needs "
             "one to train and one to test on: remove that client."
         )
-    return assemble(
+    dataset = assemble(
         pool,
         rows,
         test_fraction=test_fraction,
@@ -101,7 +110,9 @@ def from_arrays(
         unseen_fraction=unseen_fraction,
         seed=seed,
         client_names=client_names,
+        split=split,
     )
+    return standardized(dataset, standardize)
 
 
 def pool_from_arrays(

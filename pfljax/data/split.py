@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from pfljax.data.dataset import FederatedDataset, Split
 from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
+
+SPLITS = ("stratified", "plain")
 
 
 class ClientRows(NamedTuple):
@@ -52,6 +55,36 @@ def stratified_choice(labels: np.ndarray, count: int, rng: np.random.Generator) 
     return chosen
 
 
+def plain_split(
+    rows: np.ndarray, test_fraction: float, validation_fraction: float, seed: int
+) -> ClientRows:
+    """Splits the examples of one client at random, whatever their labels, by scikit-learn.
+
+        test = ceil(test_fraction n);  validation = ceil(validation_fraction (n - test))
+
+    Every client is split with the same seed, so that other programs with scikit-learn have the
+    same splits.
+
+    Args:
+      rows: `[n]` row indices.
+      test_fraction: The fraction of test examples, in (0, 1).
+      validation_fraction: The fraction of the other examples that are validation examples.
+      seed: The seed.
+
+    >>> plain_split(np.arange(8), 0.25, 0.2, seed=0)
+    ClientRows(train=array([7, 0, 1, 5]), validation=array([4, 3]), test=array([6, 2]))
+    """
+    from sklearn.model_selection import train_test_split  # imported here, as it takes half a second
+
+    count = min(math.ceil(test_fraction * len(rows)), len(rows) - 1)
+    rest, test = train_test_split(rows, test_size=count, random_state=seed)
+    count = min(math.ceil(validation_fraction * len(rest)), len(rest) - 1)
+    if not count:
+        return ClientRows(rest, rest[:0], test)
+    train, validation = train_test_split(rest, test_size=count, random_state=seed)
+    return ClientRows(train, validation, test)
+
+
 def split_train(
     rows: np.ndarray, labels: np.ndarray, validation_fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +113,7 @@ def assemble(
     unseen_fraction: float,
     seed: int,
     client_names: Sequence[str] = (),
+    split: str = "stratified",
 ) -> FederatedDataset:
     """Splits every client's examples by label and concatenates them client by client.
 
@@ -96,6 +130,7 @@ def assemble(
         client and never all. They are chosen by `seed` and moved to the end.
       seed: A whole number; the same seed gives the same data set.
       client_names: The names of the clients; empty if they are numbers.
+      split: One of `SPLITS`: 'stratified' keeps the fractions of labels, 'plain' is `plain_split`.
 
     Returns:
       The federated data set.
@@ -126,6 +161,9 @@ def assemble(
             labels = np.zeros(len(indices), int) if classes is None else classes[indices]
             parts = split_in_time(labels, test_fraction, validation_fraction, gap)
             clients.append(ClientRows(*(indices[part] for part in parts)))
+            continue
+        if split == "plain":
+            clients.append(plain_split(indices, test_fraction, validation_fraction, seed))
             continue
         rows = rng.permutation(indices)
         labels = all_labels[rows]

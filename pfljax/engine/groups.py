@@ -12,6 +12,7 @@ and `clients` are tuples with an item for each group.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def one_round(
       The next state, the buffers, and the metrics that `round.one_round` returns, over all groups.
     """
     first_ids, device = _first_ids(examples), mapping.device_index()
-    parts, updates = [], []
+    parts = []
     for number, (group, own, first) in enumerate(zip(groups, examples, first_ids, strict=False)):
         key = streams.key_of(round.cohort_key(state.key, state.round), number)
         clients = state.clients[number]
@@ -136,39 +137,51 @@ def one_round(
         )
         ids = jnp.where(assignment < 0, -1, assignment + int(first))
         parts.append((assignment, ids, sizes))
-        shard = state._replace(
-            server=state.server[number],
-            clients=migration.gather_states(clients, buffers[number], assignment),
-        )
-        updates.append(
-            round.update_clients(
-                group.algorithm,
-                group.clients_per_chunk,
-                shard,
-                own,
-                ids[device],
-                assignment[device],
-                num_rounds,
-            )
-        )
-    _require_one_structure(updates)
-    total = updates[0].total
-    sums = updates[0].metrics
-    for other in updates[1:]:
-        total, sums = tree.add(total, other.total), tree.add(sums, other.metrics)
-    count = sum(updated.count for updated in updates)
-    each = [mapping.stack_over_devices(updated.each) for updated in updates]
-    uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
     cohort = Cohort(
         jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
         jnp.concatenate([sizes for *_, sizes in parts]),
         int(first_ids[-1]),
     )
 
+    shards, terms = [], []
+    for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
+        assignment, ids, _ = parts[number]
+        clients = migration.gather_states(state.clients[number], buffers[number], assignment)
+        of_group = state._replace(server=state.server[number], clients=clients)
+        shards.append((of_group, own, ids[device], assignment[device]))
+        terms.append(
+            round.prepare_clients(
+                group.algorithm, group.clients_per_chunk, *shards[-1], cohort, num_rounds
+            )
+        )
+    _require_one_structure(terms)
+    prepared = functools.reduce(tree.add, terms)
+    updates = [
+        round.update_clients(
+            group.algorithm, group.clients_per_chunk, prepared, *shard, cohort, num_rounds
+        )
+        for group, shard in zip(groups, shards, strict=True)
+    ]
+    each = [mapping.stack_over_devices(updated.each) for updated in updates]
+    _require_one_structure(
+        [
+            (updated.total, jax.tree.map(lambda leaf: leaf[0], own), updated.metrics)
+            for updated, own in zip(updates, each, strict=True)
+        ]
+    )
+    total = updates[0].total
+    sums = updates[0].metrics
+    for other in updates[1:]:
+        total, sums = tree.add(total, other.total), tree.add(sums, other.metrics)
+    count = sum(updated.count for updated in updates)
+    uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
+
     servers, clients, new_buffers, bad, before = [], [], [], [], 0
     for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
         of_group = state._replace(server=state.server[number])
-        server = round.update_server(group.algorithm, of_group, uploads, cohort, num_rounds, count)
+        server = round.update_server(
+            group.algorithm, of_group, prepared, uploads, cohort, num_rounds, count
+        )
         assignment, ids, _ = parts[number]
         shard = assignment.shape[1]
         updated = round.exchange_clients(
@@ -208,17 +221,14 @@ def one_round(
     return state, tuple(new_buffers), metrics
 
 
-def _require_one_structure(updates: Sequence[round.Updated]) -> None:
+def _require_one_structure(uploads: Sequence[PyTree]) -> None:
     """Raises a `UserError` where groups upload arrays of different shapes."""
 
-    def form(updated):
-        each = jax.tree.map(lambda leaf: leaf[0], updated.each)
-        return jax.tree.map(
-            lambda leaf: (leaf.shape, leaf.dtype), (updated.total, each, updated.metrics)
-        )
+    def form(upload):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), upload)
 
-    for number, updated in enumerate(updates):
-        if form(updated) != form(updates[0]):
+    for number, upload in enumerate(uploads):
+        if form(upload) != form(uploads[0]):
             raise UserError(
                 f"The clients of group {number} upload other arrays than those of group 0, so that "
                 "nothing can be added up; give their models a common part that the method shares, "

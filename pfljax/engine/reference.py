@@ -31,6 +31,10 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
     def server_update(server, uploads, ids, sizes, context):
         return algorithm.server_update(server, uploads, cohort_of(ids, sizes), context)
 
+    def prepare(server, data, context):
+        received = server if algorithm.download is None else algorithm.download(server, context)
+        return algorithm.prepare(received, data, context)
+
     @jax.jit
     def exchange(server, client, data, uploads, ids, sizes, member, context):
         cohort = cohort_of(ids, sizes)
@@ -42,7 +46,8 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
         server_update=lambda server, uploads, cohort, context: server_update(
             server, uploads, cohort.ids, cohort.sizes, context
         ),
-        download=None,  # part of the compiled `client_update`
+        prepare=algorithm.prepare and jax.jit(prepare),
+        download=None,  # part of the compiled `client_update`, and of `prepare`
         exchange=algorithm.exchange
         and (
             lambda server, client, data, uploads, cohort, member, context: exchange(
@@ -75,13 +80,17 @@ def reference_round(
     algorithm = _compiled(algorithm, plan.num_clients)  # the loop is plain Python
     length = jnp.int32(num_rounds)
 
-    def context(stream, client_id):
-        return client_context(state.key, state.round, length, stream, jnp.int32(client_id))
-
     ids = sampling.sample(plan, cohort_key(state.key, state.round))
     ids = [int(client_id) for client_id in ids if client_id >= 0]
     if not ids:
         return state._replace(round=state.round + 1)
+
+    cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
+
+    def context(stream, client_id):
+        own = jnp.int32(client_id)
+        rank = cohort.rank(own)
+        return client_context(state.key, state.round, length, stream, own, rank)
 
     clients = list(state.clients)
     for i in ids:
@@ -89,9 +98,19 @@ def reference_round(
             profile = examples.profile(jnp.int32(i))
             clients[i] = init.init_client(algorithm, state.server, profile, state.key)
 
+    terms = [
+        algorithm.prepare_client(
+            state.server, examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
+        )
+        for i in ids
+    ]
+    prepared = functools.reduce(tree.add, terms)
     outputs = [
         algorithm.update_client(
-            state.server, clients[i], examples.of_client(jnp.int32(i)), context(streams.UPDATE, i)
+            state.server,
+            clients[i],
+            examples.of_client(jnp.int32(i)),
+            context(streams.UPDATE, i)._replace(prepared=prepared),
         )
         for i in ids
     ]
@@ -100,8 +119,8 @@ def reference_round(
         total = tree.add(total, output.sum)
     each = jax.tree.map(lambda *rows: jnp.stack(rows), *[output.each for output in outputs])
     uploads = Uploads(total, each)
-    cohort = Cohort(jnp.array(ids), examples.sizes["train"][jnp.array(ids)], plan.num_clients)
-    of_server = Context(streams.key_of(state.key, streams.SERVER, state.round), state.round, length)
+    server_key = streams.key_of(state.key, streams.SERVER, state.round)
+    of_server = Context(server_key, state.round, length, prepared=prepared)
     server = algorithm.server_update(state.server, uploads, cohort, of_server)
 
     for member, (i, output) in enumerate(zip(ids, outputs, strict=True)):

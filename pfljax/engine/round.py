@@ -2,6 +2,7 @@
 
     sample    sample the cohort, and assign its clients to the devices with balanced load
     gather    copy the states of clients that train on another device than their owner
+    prepare   sum the terms that the clients compute before their updates, if the method does
     update    run `client_update` for every client; sum the uploads
     server    run the method's server update with the total
     exchange  update the cohort's states from each other's uploads, if the method does
@@ -55,13 +56,53 @@ class Updated(NamedTuple):
     count: jax.Array
 
 
-def update_clients(
+def prepare_clients(
     algorithm: Algorithm,
     clients_per_chunk: int,
     state: FederatedState,
     examples: Examples,
     ids: jax.Array,
     rows: jax.Array,
+    cohort: Cohort,
+    num_rounds: jax.Array,
+) -> PyTree:
+    """Returns the sum of `Algorithm.prepare` over the cohort; `()` for a method without.
+
+    Args:
+      algorithm: The method.
+      clients_per_chunk: Number of clients that a device trains at once.
+      state: The state of the run.
+      examples: The examples of at least this shard.
+      ids: `[shard]` int32, the clients of this shard; -1 is padding.
+      rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices.
+      num_rounds: `[]` int32, the planned length of the run.
+    """
+    if algorithm.prepare is None:
+        return ()
+
+    def prepare(client):
+        client_id, row = client
+        rank = cohort.rank(client_id)
+        context = client_context(
+            state.key, state.round, num_rounds, streams.UPDATE, client_id, rank
+        )
+        term = algorithm.prepare_client(state.server, examples.of_client(row), context)
+        return (), tree.where(client_id >= 0, term, tree.zeros_like(term))
+
+    _, total = mapping.map_and_sum(prepare, (ids, rows), clients_per_chunk=clients_per_chunk)
+    return mapping.sum_over_devices(total)
+
+
+def update_clients(
+    algorithm: Algorithm,
+    clients_per_chunk: int,
+    prepared: PyTree,
+    state: FederatedState,
+    examples: Examples,
+    ids: jax.Array,
+    rows: jax.Array,
+    cohort: Cohort,
     num_rounds: jax.Array,
 ) -> Updated:
     """Runs the updates of this device's shard of the cohort, and sums over all devices.
@@ -69,10 +110,12 @@ def update_clients(
     Args:
       algorithm: The method.
       clients_per_chunk: Number of clients that a device trains at once.
+      prepared: The result of `prepare_clients`.
       state: The state, whose `clients` is the `DeviceCohort` of this shard.
       examples: The examples of at least this shard.
       ids: `[shard]` int32, the clients of this shard; -1 is padding.
       rows: `[shard]` int32, the row of each client in `examples`; -1 is padding.
+      cohort: The clients of all devices.
       num_rounds: `[]` int32, the planned length of the run.
     """
 
@@ -81,7 +124,11 @@ def update_clients(
         data = examples.of_client(row)
         profile = examples.profile(row)._replace(id=client_id)
         private = init.private_state(algorithm, state, private, profile)
-        context = client_context(state.key, state.round, num_rounds, streams.UPDATE, client_id)
+        rank = cohort.rank(client_id)
+        context = client_context(
+            state.key, state.round, num_rounds, streams.UPDATE, client_id, rank
+        )
+        context = context._replace(prepared=prepared)
         output = algorithm.update_client(state.server, private, data, context)
         _require_other_names(output.metrics)
         present = client_id >= 0
@@ -102,6 +149,7 @@ def update_clients(
 def update_server(
     algorithm: Algorithm,
     state: FederatedState,
+    prepared: PyTree,
     uploads: Uploads,
     cohort: Cohort,
     num_rounds: jax.Array,
@@ -109,7 +157,7 @@ def update_server(
 ) -> PyTree:
     """Returns the server's next state; the old one where the cohort has `count` 0."""
     key = streams.key_of(state.key, streams.SERVER, state.round)
-    context = Context(key, state.round, num_rounds)
+    context = Context(key, state.round, num_rounds, prepared=prepared)
     server = algorithm.server_update(state.server, uploads, cohort, context)
     return tree.where(count > 0, server, state.server)
 
@@ -154,7 +202,14 @@ def exchange_clients(
             uploads,
             cohort,
             member,
-            client_context(state.key, state.round, num_rounds, streams.EXCHANGE, client_id),
+            client_context(
+                state.key,
+                state.round,
+                num_rounds,
+                streams.EXCHANGE,
+                client_id,
+                cohort.rank(client_id),
+            ),
         )
         return moved, tree.is_finite(moved) | (client_id < 0), ()
 
@@ -214,9 +269,11 @@ def train_cohort(
     """
     ids = cohort.ids.reshape(mapping.num_devices(), -1)[mapping.device_index()]
     members = mapping.device_index() * ids.shape[0] + jnp.arange(ids.shape[0])
-    updated = update_clients(algorithm, clients_per_chunk, state, examples, ids, rows, num_rounds)
+    shard = (state, examples, ids, rows, cohort, num_rounds)
+    prepared = prepare_clients(algorithm, clients_per_chunk, *shard)
+    updated = update_clients(algorithm, clients_per_chunk, prepared, *shard)
     uploads = Uploads(updated.total, mapping.stack_over_devices(updated.each))
-    server = update_server(algorithm, state, uploads, cohort, num_rounds, updated.count)
+    server = update_server(algorithm, state, prepared, uploads, cohort, num_rounds, updated.count)
     updated = exchange_clients(
         algorithm,
         clients_per_chunk,
@@ -245,6 +302,7 @@ def client_context(
     num_rounds: jax.Array,
     stream: int,
     client_id: jax.Array,
+    rank: jax.Array | int = -1,
 ) -> Context:
     """Returns the context in which one of a client's functions runs.
 
@@ -254,9 +312,11 @@ def client_context(
       num_rounds: `[]` int32, the planned length of the run.
       stream: of `core.streams`, below which there is a key for each round and client.
       client_id: `[]` int32.
+      rank: `[]` int32, the client's rank in the cohort; -1 outside of rounds.
     """
     own = streams.key_of(key, streams.CLIENT, client_id)
-    return Context(streams.key_of(key, stream, round, client_id), round, num_rounds, client_id, own)
+    here = streams.key_of(key, stream, round, client_id)
+    return Context(here, round, num_rounds, client_id, own, rank)
 
 
 def _reported(output: ClientOutput) -> dict[str, PyTree]:

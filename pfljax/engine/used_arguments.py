@@ -83,6 +83,7 @@ def _one_round(
     context = Context(key, jnp.int32(0), num_rounds, client_id, key)
     profile = ClientProfile(client_id, data.size, data.class_counts)
     client = init.init_client(algorithm, server, profile, key)
+    context = context._replace(prepared=algorithm.prepare_client(server, data, context))
     output = algorithm.update_client(server, client, data, context)
     uploads = Uploads(output.sum, jax.tree.map(lambda leaf: leaf[None], output.each))
     cohort = Cohort(client_id[None], data.size[None], num_participants)

@@ -77,23 +77,28 @@ def _best(values: Sequence[float | None], more_is_better: bool) -> int | None:
 
 
 def best_round(
-    rows: Sequence[dict[str, Any]], model: str, score: str, *, more_is_better: bool = True
+    rows: Sequence[dict[str, Any]],
+    model: str,
+    score: str,
+    *,
+    more_is_better: bool = True,
+    mean: str = "weighted",
 ) -> int | None:
     """Returns the row in which a model has the best score on validation examples.
 
-    The mean over clients is weighted by their examples. Of equally good rows it is the first one; a
-    score that is not finite is never the best.
+    Of equally good rows it is the first one; a score that is not finite is never the best.
 
     Args:
       rows: The rows of `metrics.jsonl`.
       model: 'personal' or 'global'.
       score: The metric by which rounds are chosen.
       more_is_better: Whether the best row has the largest score, or the smallest.
+      mean: The mean over clients, 'weighted' by their examples or 'unweighted'.
 
     Returns:
       The index of the row; None if a row has no validation score.
     """
-    key = f"{model}/validation_{score}_weighted"
+    key = f"{model}/validation_{score}_{mean}"
     return _best([row.get(key) for row in rows], more_is_better)
 
 

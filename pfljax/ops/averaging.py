@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from pfljax.core import tree
-from pfljax.core.params import join_params, split_params
+from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.core.types import Params, Path, PyTree, Task
 from pfljax.core.uploads import Weighted, mean
 
@@ -67,6 +69,21 @@ def of_trainable(
         return join_params(updates, tree.scale(-1.0, statistics)), state
 
     return optax.GradientTransformation(init, update)
+
+
+def scale_trainable(factor: jax.Array, change: Params, task: Task) -> Params:
+    """Returns a change of a model with its trainable arrays multiplied by a factor.
+
+    Running statistics are averaged by every method, and keep their change.
+
+    Args:
+      factor: `[]`, the factor.
+      change: The change of the task's model.
+      task: The task, which identifies the running statistics of its model.
+    """
+    statistics, _ = split_params(change, task.is_statistic)
+    scaled = jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, change)
+    return replace_params(scaled, statistics)
 
 
 def init(params: Params, optimizer: optax.GradientTransformation) -> ServerState:

@@ -12,6 +12,7 @@ from pfljax.core.client_data import Batch, ClientData, mean_over
 from pfljax.core.local_training import LocalTraining, for_each_batch
 from pfljax.core.types import Context, Params, Task
 from pfljax.core.uploads import Weighted
+from pfljax.ops.logits import behind
 
 
 class Prototypes(NamedTuple):
@@ -115,6 +116,17 @@ def renew(prototypes: Prototypes, total: Weighted) -> Prototypes:
     here = total.weight > 0
     means = total.value / jnp.where(here, total.weight, 1)[:, None]
     return Prototypes(jnp.where(here[:, None], means, prototypes.means), prototypes.seen | here)
+
+
+def scores(similarities: jax.Array, seen: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """Returns `[B, C]`, outputs of similarities to prototypes.
+
+    Args:
+      similarities: `[B, C]`, the similarity to the prototype of each class.
+      seen: `[C]` bool, the classes with a prototype; the others score 1 below the least of these.
+      otherwise: `[B, C]`, the outputs if there is no prototype.
+    """
+    return jnp.where(jnp.any(seen), behind(similarities, seen), otherwise)
 
 
 def pull(prototypes: Prototypes, features: jax.Array, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A quadratic program on the simplex: optimal mixing weights, exact, inside a compiled round."""
+"""Weights on the simplex, exact, in a compiled round: a projection, and a quadratic program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.client_data import mean_over
+
+
+def project(point: jax.Array) -> jax.Array:
+    """Returns the `a` `[n]` with `a >= 0` and `sum a = 1` that is closest to `point` `[n]`.
+
+    The result is `max(point - c, 0)`, where `c` makes the positive entries sum to 1; these are the
+    largest ones of `point`, and their number is found by sorting.
+    """
+    ordered = jnp.sort(point, descending=True)
+    count = jnp.arange(1, point.shape[0] + 1)
+    shifts = (jnp.cumsum(ordered) - 1) / count
+    number = jnp.sum(ordered > shifts)  # at least 1, as the largest entry exceeds itself less 1
+    return jnp.maximum(point - shifts[jnp.maximum(number, 1) - 1], 0)
 
 
 def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.Array:

@@ -27,13 +27,25 @@ def prepend(tree: PyTree, table: PyTree) -> PyTree:
 
 
 def mix(weights: jax.Array, table: PyTree) -> PyTree:
-    """Returns the sum of the rows weighted by `weights` `[N]`, each leaf in its own dtype."""
+    """Returns the sum of the rows weighted by `weights` `[N]`, each leaf in its own dtype.
+
+    With weights `[M, N]` it returns `M` stacked sums.
+    """
     return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), table)
 
 
 def squared_distances(table: PyTree, tree: PyTree) -> jax.Array:
     """Returns `[N]`, the squared distance of each row to `tree`."""
     return jax.vmap(tree_lib.squared_distance, in_axes=(0, None))(table, tree)
+
+
+def cosines(table: PyTree) -> jax.Array:
+    """Returns `[N, N]`, the cosine similarities of all pairs of rows; zero for a row of zeros."""
+    rows = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(table)]
+    products = sum(row @ row.T for row in rows)
+    lengths = jnp.sqrt(jnp.diag(products))
+    inverse = jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 0)
+    return products * inverse[:, None] * inverse
 
 
 def losses(

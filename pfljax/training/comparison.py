@@ -6,7 +6,6 @@ and interrupted ones are resumed. `pfljax.report.comparison` writes the table an
 
 from __future__ import annotations
 
-import copy
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -112,7 +111,7 @@ class Comparison:
         """Returns the config of a run."""
         if run not in self._configs:
             name, seed = run
-            own = copy.deepcopy(self.config)
+            own = config_lib.with_own_keys(self.config, name)
             with own.unlocked():
                 own.algorithm, own.seed = name, seed
                 if own.seeds_vary == "everything":

@@ -7,7 +7,6 @@ not repeated and interrupted ones are resumed.
 from __future__ import annotations
 
 import contextlib
-import copy
 import csv
 import itertools
 import math
@@ -20,11 +19,12 @@ import jax
 import ml_collections
 
 from pfljax import metrics
+from pfljax.data import FederatedDataset
 from pfljax.errors import DivergedError, UserError
 from pfljax.training.comparison import AddProgress, no_progress
 from pfljax.training.run import loop, workdir, writers
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import vectorized
+from pfljax.training.study import experiment, vectorized
 
 
 def parse(text: str, config) -> tuple[str, list]:
@@ -65,10 +65,12 @@ def parse(text: str, config) -> tuple[str, list]:
         ) from error
 
 
-def changed(config, settings: dict, seed: int):
+def changed(config, settings: dict, seed: int, *, vary_data: bool = False):
     """Returns a copy of the config with these values and this seed."""
-    copied = copy.deepcopy(config)
+    copied = config_lib.with_own_keys(config, config.algorithm)
     copied.update_from_flattened_dict({**settings, "seed": seed})
+    if vary_data:
+        copied.data.seed += seed
     return copied
 
 
@@ -82,7 +84,8 @@ class Scored(NamedTuple):
 
     Attributes:
       settings: The values of the setting, `{key: value}`.
-      validation: The best validation score over the rounds; NaN if a run diverged.
+      validation: The validation score, in the round that `config.selection` chooses; NaN if a run
+        diverged.
       test: The test score in the same round; NaN if a run diverged.
     """
 
@@ -112,6 +115,7 @@ def run(
     directory: pathlib.Path,
     grid: Mapping[str, Sequence[Any]],
     *,
+    vary_data: bool = False,
     add_progress: AddProgress = no_progress,
 ) -> Sweep:
     """Trains all combinations of values of a config's method, and writes `sweep_METHOD.csv`.
@@ -123,6 +127,8 @@ def run(
       config: The config of the sweep, with the seeds of each setting.
       directory: The work directory of the sweep.
       grid: The values to try of each key of the config, such as `{'hparams.ditto.lam': [0.1, 1]}`.
+      vary_data: Whether each seed has a partition and splits of its own, as in a comparison with
+        `config.seeds_vary='everything'`; otherwise all share those of `config.data.seed`.
       add_progress: Called before vectorized runs with their name and the name of their score;
         returns the callback of their progress.
 
@@ -134,7 +140,7 @@ def run(
         dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())
     ]
     runs = [(setting, seed) for setting in settings for seed in config.seeds]
-    configs = [changed(config, *run) for run in runs]
+    configs = [changed(config, *run, vary_data=vary_data) for run in runs]
     directories = [
         directory / config.algorithm / name_of(setting) / f"seed_{seed}" for setting, seed in runs
     ]
@@ -146,36 +152,57 @@ def run(
     for index in todo:
         workdir.check(directories[index], configs[index], resume=True)
     built = None
+    loaded: dict[int, FederatedDataset] = {}
+    if vary_data and todo:
+        for one in configs:
+            if one.data.seed not in loaded:
+                loaded[one.data.seed] = experiment.build_dataset(one)
     for group in vectorized.group_by_round([directories[index] for index in todo]):
         own = [todo[number] for number in group]
         chunk = workdir.clients_per_chunk(directories[own[0]])
         own_configs = [configs[index] for index in own]
-        built = vectorized.build(own_configs, built, None, chunk)
+        datasets = [loaded[one.data.seed] for one in own_configs] if vary_data else None
+        built = vectorized.build(own_configs, None if vary_data else built, datasets, chunk)
         with contextlib.suppress(DivergedError):  # The results mark the diverged runs.
             loop.run_vectorized(
                 built,
                 own_configs,
                 [directories[index] for index in own],
+                datasets,
                 resume=True,
                 progress=add_progress(f"{config.algorithm}, {len(own)} runs", built.task.score),
             )
-    sweep = _ranked(settings, list(zip(runs, directories, strict=True)))
+    sweep = _ranked(config, settings, list(zip(runs, directories, strict=True)))
     if jax.process_index() == 0:
         _write(directory / f"sweep_{config.algorithm}.csv", sweep)
     return sweep
 
 
-def scores(run_directory: pathlib.Path) -> tuple[float, float]:
-    """Returns a run's best validation score and its test score; NaN if the run diverged."""
+def scores(
+    run_directory: pathlib.Path, *, mean: str = "weighted", round: str = "best"
+) -> tuple[float, float]:
+    """Returns a run's validation score, and its test score in the same round.
+
+    Args:
+      run_directory: The work directory of the run.
+      mean: How clients are averaged, one of `config.MEANS`.
+      round: The round, one of `config.ROUNDS`.
+
+    Returns:
+      Both scores; NaN if the run diverged.
+    """
     result = writers.read_json(run_directory / "result.json")
     if "diverged" in result:
         return math.nan, math.nan
     score, sign = score_of(result)
     rows = writers.read_rows(run_directory / "metrics.jsonl")
-    best = metrics.best_round(rows, "personal", score, more_is_better=sign > 0)
-    found = {} if best is None else rows[best]
+    chosen = len(rows) - 1
+    if round == "best":
+        more = sign > 0
+        chosen = metrics.best_round(rows, "personal", score, more_is_better=more, mean=mean)
+    found = {} if chosen is None else rows[chosen]
     validation, test = (
-        found.get(f"personal/{split}_{score}_weighted") for split in ("validation", "test")
+        found.get(f"personal/{split}_{score}_{mean}") for split in ("validation", "test")
     )
     if validation is None or test is None:
         raise UserError(
@@ -190,10 +217,14 @@ def score_of(result: dict[str, Any]) -> tuple[str, int]:
     return result.get("score_name", "accuracy"), 1 if result.get("more_is_better", True) else -1
 
 
-def _ranked(settings: list[dict[str, Any]], runs) -> Sweep:
+def _ranked(config: ml_collections.ConfigDict, settings: list[dict[str, Any]], runs) -> Sweep:
     lines = []
     for setting in settings:
-        own = [scores(run_directory) for (used, _), run_directory in runs if used == setting]
+        own = [
+            scores(run_directory, **config.selection)
+            for (used, _), run_directory in runs
+            if used == setting
+        ]
         lines.append(Scored(setting, *(statistics.mean(each) for each in zip(*own, strict=True))))
     score, sign = score_of(writers.read_json(runs[0][1] / "result.json"))
     lines.sort(

@@ -26,7 +26,11 @@ def statistics_in(tree):
 
 
 @pytest.mark.parametrize(
-    "name", ["fedavg", "scaffold", "fedper", "fedcac", "fedcp", "fedem", "fedgen", "fedpac"]
+    "name",
+    [
+        *("fedavg", "scaffold", "fedper", "fedcac", "fedcp", "fedem", "fedgen", "fedpac"),
+        *("fedrod", "gpfl", "fedas", "fml"),
+    ],
 )
 def test_a_server_optimizer_never_moves_statistics(name):
     settings = {"generator_steps": 1} if name == "fedgen" else {}

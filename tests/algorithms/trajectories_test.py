@@ -1,8 +1,8 @@
 """PFLlib's own trajectories, in float64, where its code is the method or a keyword away from it.
 
-The folder is taken from the environment variable `PFLJAX_TRAJECTORIES`; without it, from the
-distilled files in `third_party/pfllib_trajectories`. Data, initial weights and hyper-parameters are
-read from the files, so that any other set in the same format is accepted.
+The folders are taken from the environment variable `PFLJAX_TRAJECTORIES`, separated as in `PATH`;
+without it, the distilled files in `third_party/pfllib_trajectories` are used. Data, initial weights
+and hyper-parameters are read from the files, so that any other set in the same format is accepted.
 """
 
 import dataclasses
@@ -29,9 +29,12 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
+from pfljax.ops import distillation
+from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
-FOLDER = pathlib.Path(os.environ.get("PFLJAX_TRAJECTORIES") or DISTILLED)
+NAMED = os.environ.get("PFLJAX_TRAJECTORIES")
+FOLDERS = [pathlib.Path(name) for name in NAMED.split(os.pathsep)] if NAMED else [DISTILLED]
 TOLERANCE = 1e-8
 
 
@@ -50,8 +53,11 @@ class Case(NamedTuple):
         deploys another model than we do.
       first_round: `(our client states after it, initial model) -> what PFLlib has then`.
       start: `(our state, PFLlib's file) -> state`, which puts in what PFLlib drew at random.
-      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> (name, function)`, a function of the
-        method's module in place of ours that draws: it returns the draws of PFLlib.
+      tape: `(PFLlib's file, PFLlib's hyper-parameters) -> {name: function}`, functions of the
+        method's module in place of ours: they return the draws of PFLlib, or what it computes
+        otherwise.
+      counts: the key of PFLlib's class counts of a client; None for those of all its examples.
+      initial_rounds: number of our rounds before PFLlib's first one, which does their work earlier.
     """
 
     file: str
@@ -65,6 +71,8 @@ class Case(NamedTuple):
     first_round: object = lambda clients, initial: clients
     start: object = lambda state, theirs: state
     tape: object = None
+    counts: str | None = None
+    initial_rounds: int = 0
 
 
 def like(leaf, array):
@@ -105,7 +113,7 @@ def fedgen_tape(theirs, settings):
                 server = streams.key_of(jax.random.key(0), streams.SERVER, round)
                 keys += list(jax.random.split(server, steps))
     rows = lookup(keys, np.concatenate(labels), np.concatenate(noise))
-    return "draw", lambda key, *sizes: rows(key)
+    return {"draw": lambda key, *sizes: rows(key)}
 
 
 def fedkd_energies(settings):
@@ -128,6 +136,56 @@ def fedgen_start(state, theirs):
 
     generator = jax.tree.map(put, state.server.generator, GENERATOR)
     return state._replace(server=state.server._replace(generator=generator))
+
+
+def fedcross_tape(theirs, settings):
+    """Models in stored order, and a similarity that is a sum over layers, the last one twice."""
+
+    def similarities(models):
+        layers = [similarities_of(part) for part in (models["body"], models["head"])]
+        return layers[0] + 2 * layers[1]
+
+    similarities_of = importlib.import_module("pfljax.algorithms.fedcross").similarities
+    return {
+        "assign": lambda key, models: jax.numpy.arange(models),
+        "similarities": similarities,
+    }
+
+
+def fedlc_start(state, theirs):
+    """The examples of full batches of each class, which PFLlib has of all clients together."""
+    last, settings = theirs["round3/client0/calibration"], settings_of(theirs)
+    counts = np.rint((settings["tau"] / last[0]) ** 4)
+    return state._replace(
+        server=state.server._replace(class_counts=like(state.server.class_counts, counts))
+    )
+
+
+def mean_divergence(target, logits, mask):
+    """The divergence as PFLlib has it in FML: a mean over classes too."""
+    return distillation.divergence(target, logits, mask) / logits.shape[1]
+
+
+# PFLlib's names for the arrays of GPFL's conditional valve.
+VALVE = {
+    part: {
+        "linear": {kind: f"Conditional_{part}/0/{kind}" for kind in ("kernel", "bias")},
+        "norm": {kind: f"Conditional_{part}/2/{kind}" for kind in ("scale", "bias")},
+    }
+    for part in ("gamma", "beta")
+}
+
+
+def gpfl_start(state, theirs):
+    average = state.server.average
+    first = {
+        "embedding": "init/client0/GCE/embedding/embedding",
+        "valve": jax.tree.map(lambda name: f"init/client0/CoV/{name}", VALVE),
+    }
+    drawn = {name: average.params[name] for name in first}
+    put = jax.tree.map(lambda leaf, name: like(leaf, theirs[name]), drawn, first)
+    average = average._replace(params={**average.params, **put})
+    return state._replace(server=state.server._replace(average=average))
 
 
 CASES = {
@@ -286,6 +344,81 @@ CASES = {
         global_logits=None,
         first_round=lambda clients, initial: clients._replace(params=initial),
     ),
+    "feddyn": Case(
+        "FedDyn",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"], "squared": False},
+        server=lambda server: {"global": server.params, "server/server_state": server.drift},
+        client=lambda clients: {"old_grad": clients},
+    ),
+    "feddyn paper": Case(  # computed from the paper's equations
+        "FedDyn-paper",
+        hyperparameters=lambda theirs: {"alpha": theirs["alpha"]},
+        server=lambda server: {"global": server.params, "server/h": server.drift},
+        client=lambda clients: {"lambda": clients},
+        personal=None,
+        global_logits=None,
+    ),
+    "moon": Case(
+        "MOON",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "tau": theirs["tau"]},
+        client=lambda clients: {"old_model": clients},
+    ),
+    "fedlc": Case(  # PFLlib counts the examples of full batches only
+        "FedLC",
+        hyperparameters=lambda theirs: {"tau": theirs["tau"], "pooled_counts": True},
+        server=lambda server: {"global": server.average.params},
+        start=fedlc_start,
+    ),
+    "fedntd": Case(  # PFLlib multiplies the divergence by the square of the temperature
+        "FedNTD",
+        hyperparameters=lambda theirs: {
+            "beta": theirs["beta"] * theirs["tau"] ** 2,
+            "tau": theirs["tau"],
+            "weight_by_size": False,
+        },
+    ),
+    "fedamp": Case(  # PFLlib's proximal term has no gradient
+        "FedAMP",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
+    "fedphp": Case(  # PFLlib evaluates the trained model in place of the inherited one
+        "FedPHP",
+        hyperparameters=lambda theirs: {"mu": theirs["mu"], "lam": theirs["lamda"]},
+        client=lambda clients: {"model_p": clients.params},
+        personal=None,
+        global_logits=None,
+    ),
+    "fedmtl": Case(  # PFLlib's regularizer has no gradient
+        "FedMTL",
+        hyperparameters=lambda theirs: {"lam": 0.0, "decay": 0.0},
+        server=lambda server: {},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "pflda": Case(  # PFLlib's proximal term has no gradient
+        "PFL-DA",
+        hyperparameters=lambda theirs: {"lam": 0.0},
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": {**clients.body, **clients.head}},
+        global_logits=None,
+    ),
+    "fedcross": Case(  # PFLlib evaluates the models that the clients trained
+        "FedCross",
+        hyperparameters=lambda theirs: {
+            "models": theirs["num_clients"],
+            "alpha": theirs["fedcross_alpha"],
+        },
+        server=lambda server: {
+            f"server/w_locals/{i}": jax.tree.map(lambda leaf, i=i: leaf[i], server.models)
+            for i in range(len(server.assignment))
+        },
+        personal=None,
+        global_logits=None,
+        tape=fedcross_tape,
+    ),
     "fedfomo": Case(  # PFLlib weighs models by the mean of the batches' losses, not the examples'
         "FedFomo",
         hyperparameters=lambda theirs: {"models": theirs["M"], "exploration": 0.0},
@@ -299,18 +432,100 @@ CASES = {
             )
         ),
     ),
+    "lg_fedavg": Case(
+        "LG-FedAvg",
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fedrod": Case(  # PFLlib counts classes without the batch that it drops
+        "FedROD",
+        server=lambda server: {"global": server.params["model"]},
+        client=lambda clients: {"head": clients},
+        global_logits=None,
+        counts="sample_per_class",
+    ),
+    "feddbe": Case(  # PFLlib computes the mean when it is set up
+        "FedDBE",
+        hyperparameters=lambda theirs: {
+            "kappa": theirs["kl_weight"],
+            "momentum": theirs["momentum"],
+        },
+        server=lambda server: {"global": server.average.params, "client0/global_mean": server.mean},
+        client=lambda clients: {"client_mean": clients},
+        global_logits=None,
+        initial_rounds=1,
+    ),
+    "gpfl": Case(
+        "GPFL",
+        hyperparameters=lambda theirs: {"lam": theirs["lamda"], "mu": theirs["mu"]},
+        server=lambda server: {
+            "global": server.average.params["model"],
+            "server/GCE/embedding/embedding": server.average.params["embedding"],
+            **{
+                f"server/CoV/{name}": array
+                for name, array in zip(
+                    jax.tree.leaves(VALVE),
+                    jax.tree.leaves(server.average.params["valve"]),
+                    strict=True,
+                )
+            },
+        },
+        client=lambda clients: {
+            "model": clients.head,
+            "generic_conditional_input": clients.generic,
+            "personalized_conditional_input": clients.personal,
+        },
+        global_logits=None,
+        counts="sample_per_class",
+        start=gpfl_start,
+    ),
+    "fedas": Case(  # its heads are averaged too, but never used
+        "FedAS",
+        server=lambda server: {"global": server.average.params},
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+    ),
+    "fd": Case(
+        "FD",
+        hyperparameters=lambda theirs: {
+            "lam": theirs["lamda"],
+            "probabilities": False,
+            "exclude_own": False,
+        },
+        server=lambda server: {
+            "server/global_logits": server.total.value / server.total.weight[:, None]
+        },
+        client=lambda clients: {"model": clients.params},
+        global_logits=None,
+    ),
+    "fml": Case(
+        "FML",
+        hyperparameters=lambda theirs: {
+            "alpha": theirs["alpha"],
+            "beta": theirs["beta"],
+            "detach": False,
+        },
+        client=lambda clients: {"model": clients},
+        global_logits=None,
+        local=lambda local: local._replace(
+            optimizer=optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        ),
+        tape=lambda theirs, settings: {"divergence": mean_divergence},
+    ),
 }
 
 
 def read(name):
-    path = FOLDER / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not in {FOLDER.name}")
-    with np.load(path) as file:
+    paths = [folder / f"{name}.npz" for folder in FOLDERS]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        pytest.skip(f"{paths[0].name} is not in {' or '.join(folder.name for folder in FOLDERS)}")
+    with np.load(found[0]) as file:
         return {key: file[key] for key in file.files}
 
 
-def model_from(arrays, prefix):
+def model_from(arrays, prefix, with_head=True):
     """PFLlib's 'base' is our body, and so is its 'bn1', if there is one."""
 
     def layer(name, *kinds):
@@ -319,7 +534,17 @@ def model_from(arrays, prefix):
     body = {"Dense_0": layer("base", "kernel", "bias")}
     if f"{prefix}bn1/scale" in arrays:
         body["BatchNorm_0"] = layer("bn1", "scale", "bias", "mean", "var")
+    if not with_head:
+        return {"body": body}
     return {"body": body, "head": layer("head", "kernel", "bias")}
+
+
+def initial_model(theirs):
+    """The model before the first round, which all methods without another network share."""
+    if {"init/global/base/kernel", "init/global/head/bias"} <= set(theirs):
+        return model_from(theirs, "init/global/")
+    shared = model_from({f"/{name}": array for name, array in read("init").items()}, "/")
+    return {"body": {"Dense_0": shared["body"]["Dense_0"]}, "head": shared["head"]}
 
 
 def their_names(model):
@@ -363,28 +588,49 @@ def build_examples(data):
     )
 
 
+def settings_of(theirs):
+    """The hyper-parameters; files of other sources than PFLlib's programs have fewer names."""
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    defaults = {
+        "join_ratio": 1.0,
+        "local_epochs": 1,
+        "local_learning_rate": settings.get("lr"),
+        "global_rounds": settings["loop_iterations"] - 1,
+    }
+    return {**defaults, **settings}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory(name, monkeypatch):
-    case = CASES[name]
+    case, name = CASES[name], name.split()[0]
     data, theirs = read("data"), read(f"{case.file}.f64")
-    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    settings = settings_of(theirs)
     assert settings["join_ratio"] == 1.0, "written for full participation"
+    assert settings["loop_iterations"] >= 4
     with jax.enable_x64(True):
         if case.tape:
             module = importlib.import_module(f"pfljax.algorithms.{name}")
-            monkeypatch.setattr(module, *case.tape(theirs, settings))
-        compared = follow(name, case, data, theirs, settings)
-    assert compared >= 4
+            for patched in case.tape(theirs, settings).items():
+                monkeypatch.setattr(module, *patched)
+        follow(name, case, data, theirs, settings)
+
+
+def has(theirs, key):
+    """Whether a file has an array; only a distilled one may leave out some."""
+    if key in theirs:
+        return True
+    assert json.loads(str(theirs["meta"])).get("distilled"), f"{key} is missing"
+    return False
 
 
 def set_up(data, theirs, settings):
     """The task, started at PFLlib's initial weights, and the local training of PFLlib's clients."""
-    initial = model_from(theirs, "init/global/")
+    initial = initial_model(theirs)
     width, classes = initial["head"]["kernel"].shape
     make = models.mlp_bn if "BatchNorm_0" in initial["body"] else models.mlp
     network = make(data["client0/train_x"].shape[1:], classes, widths=(width,))
     task = tasks.classification(network, num_classes=classes)._replace(
-        init=lambda key: jax.tree.map(jax.numpy.asarray, initial)
+        init=lambda key: jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, float), initial)
     )
     local = core.LocalTraining(
         optax.sgd(settings["local_learning_rate"]),
@@ -398,9 +644,12 @@ def set_up(data, theirs, settings):
 
 
 def follow(name, case, data, theirs, settings):
-    """Trains as long as the file goes, comparing after every round; returns how many rounds."""
+    """Trains as long as the file goes, and compares what it has of each round, of the last all."""
     examples = build_examples(data)
     clients = examples.num_clients
+    if case.counts:
+        counts = [theirs[f"init/client{i}/{case.counts}"] for i in range(clients)]
+        examples = dataclasses.replace(examples, class_counts=np.stack(counts))
     task, local = set_up(data, theirs, settings)
     task = case.task(task)
     algorithm = ALGORITHMS[name](task, case.local(local), **case.hyperparameters(settings))
@@ -415,20 +664,21 @@ def follow(name, case, data, theirs, settings):
     )
     start = build_init(algorithm, join="initial", devices=devices)
     state = case.start(start(placed, jax.random.key(0)), theirs)
-    rounds = 0
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task))
-    while any(key.startswith(f"round{rounds}/") for key in theirs):
-        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, rounds)
+    for _ in range(case.initial_rounds):
         state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
-        if rounds == 0:
+    for round in range(settings["loop_iterations"]):
+        compare_logits(case, algorithm, task, deployed, state, placed, data, theirs, round)
+        state, _ = step(state, placed, np.int32(settings["global_rounds"]), np.int32(1))
+        if round == 0:
             state = state._replace(clients=as_after_their_first_round(case, theirs, state.clients))
-        compare_state(case, state, theirs, rounds, clients)
-        rounds += 1
-    return rounds
+        compared = compare_state(case, state, theirs, round, clients)
+    host = to_host(state, clients)
+    assert compared == {*case.server(host.server), *case.client(host.clients)}
 
 
 def as_after_their_first_round(case, theirs, clients):
-    changed = case.first_round(clients, model_from(theirs, "init/global/"))
+    changed = case.first_round(clients, initial_model(theirs))
     return jax.tree.map(
         lambda new, old: jax.device_put(np.broadcast_to(new, old.shape), old.sharding),
         changed,
@@ -467,23 +717,24 @@ def compare_logits(case, algorithm, task, deployed, state, placed, data, theirs,
 
 
 def compare_state(case, state, theirs, round, clients):
-    host = to_host(state, clients)
-    for prefix, model in case.server(host.server).items():
+    """Compares what the file has of a round; returns the names of it."""
+    host, compared = to_host(state, clients), set()
+    rows = [
+        (name, f"round{round}/{name}", model) for name, model in case.server(host.server).items()
+    ]
+    for i, (name, stacked) in itertools.product(range(clients), case.client(host.clients).items()):
+        model = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        rows.append((name, f"round{round}/client{i}/{name}", model))
+    for name, prefix, model in rows:
         if not isinstance(model, dict):
-            same(model, theirs[f"round{round}/{prefix}"])
-            continue
-        for path, array in their_names(model):
-            same(array, theirs[f"round{round}/{prefix}/{path}"])
-    for kind, stacked in case.client(host.clients).items():
-        if not isinstance(stacked, dict):
-            for i in range(clients):
-                same(stacked[i], theirs[f"round{round}/client{i}/{kind}"])
-            continue
-        for path, array in their_names(stacked):
-            for i in range(clients):
-                key = f"round{round}/client{i}/{kind}/{path}"
-                if round > 0 or key in theirs:  # FedALA has no weights before its second round
-                    same(array[i], theirs[key])
+            arrays = [(prefix, model)]
+        else:
+            arrays = [(f"{prefix}/{path}", array) for path, array in their_names(model)]
+        for key, array in arrays:
+            if key in theirs:  # FedALA has no weights before its second round.
+                same(array, theirs[key])
+                compared.add(name)
+    return compared
 
 
 def test_fine_tuning_of_fedbabu():
@@ -530,6 +781,121 @@ def test_pieces_of_apple():
                 epsilon=0.001,
             )
             same(np.asarray(weight), theirs[f"round{round}/client0/lamda"])
+
+
+def test_mixtures_of_fedamp():
+    """PFLlib mixes the models of the last round before it trains, and we after training."""
+    data, theirs = read("data"), read("FedAMP.f64")
+    if "round0/client0/model/base/kernel" not in theirs:
+        pytest.skip("the distilled file has the last round only")
+    settings = settings_of(theirs)
+    clients = settings["num_clients"]
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedamp"](
+            task, local, alpha=settings["alphaK"], sigma=settings["sigma"]
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        server = algorithm.init_server(None, jax.random.key(0))
+        first = algorithm.init_client(server, None, None)
+        cohort = core.Cohort(np.arange(clients), np.ones(clients, int), clients)
+        for round in range(1, settings["loop_iterations"]):
+            models = [
+                model_from(theirs, f"round{round - 1}/client{i}/model/") for i in range(clients)
+            ]
+            uploads = core.Uploads((), jax.tree.map(lambda *rows: np.stack(rows), *models))
+            for i in range(clients):
+                mixed = algorithm.exchange(
+                    server,
+                    first._replace(params=models[i]),
+                    examples.of_client(i),
+                    uploads,
+                    cohort,
+                    i,
+                    core.Context(jax.random.key(0), round, settings["global_rounds"]),
+                )
+                for path, array in their_names(jax.tree.map(np.asarray, mixed.mixture)):
+                    same(array, theirs[f"round{round}/client{i}/client_u/{path}"])
+
+
+def fedgc_head(theirs, prefix, index, classes):
+    """PFLlib's head `[d, classes of the client]` with columns for all classes."""
+    columns = theirs[f"{prefix}/head/kernel"]
+    kernel = np.zeros((columns.shape[0], classes))
+    kernel[:, index] = columns
+    return {"head": {"kernel": kernel}}
+
+
+def test_rounds_of_fedgc():
+    """PFLlib's heads have no bias, and rows for the client's own classes only.
+
+    It scores test rows of another class as its first one; these scores are not compared.
+    """
+    data, theirs = read("data"), read("FedGC.f64")
+    settings = settings_of(theirs)
+    clients, classes = settings["num_clients"], 10
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+
+        def head(model, features, mask=None, key=None):
+            return features @ model["head"]["kernel"]
+
+        def init(key):
+            model = task.init(key)
+            return {**model, "head": {"kernel": model["head"]["kernel"]}}
+
+        def features(model, *rest):  # the network has a bias in its head, which has no part here
+            head = {**model["head"], "bias": jax.numpy.zeros(classes)}
+            return task.features({**model, "head": head}, *rest)
+
+        linear = task._replace(
+            init=init,
+            head=head,
+            features=features,
+            predict=lambda model, inputs, *rest: head(model, features(model, inputs, *rest)),
+        )
+        rate = settings["local_learning_rate"] * settings["lamda"]
+        algorithm = ALGORITHMS["fedgc"](linear, local, correction_rate=rate)
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        update, exchange = jax.jit(algorithm.client_update), jax.jit(algorithm.exchange)
+        server = algorithm.init_server(None, jax.random.key(0))
+        own = [np.flatnonzero(examples.class_counts[i]) for i in range(clients)]
+        names = [f"init/client{i}/model" for i in range(clients)]
+        heads = [fedgc_head(theirs, names[i], own[i], classes) for i in range(clients)]
+        for round in range(settings["loop_iterations"]):
+            context = core.Context(jax.random.key(0), round, settings["global_rounds"])
+            rows = [examples.of_client(i) for i in range(clients)]
+            for i in range(clients):
+                key = f"round{round}/test_logits/client{i}"
+                if key in theirs:
+                    model = algorithm.personalize(server, heads[i], rows[i], context)
+                    inputs = data[f"client{i}/test_x"].astype(np.float64)
+                    scores = algorithm.predict(model, inputs, None)
+                    same(np.asarray(scores)[:, own[i]], theirs[key])
+            outputs = [update(server, heads[i], rows[i], context) for i in range(clients)]
+            total = functools.reduce(core.tree.add, [output.sum for output in outputs])
+            each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[o.each for o in outputs])
+            uploads = core.Uploads(total, each)
+            server = algorithm.server_update(server, uploads, cohort, context)
+            heads = [
+                exchange(server, outputs[i].state, rows[i], uploads, cohort, i, context)
+                for i in range(clients)
+            ]
+            for path, array in their_names(server.shared.average.params):
+                key = f"round{round}/global/{path}"
+                if key in theirs:
+                    same(np.asarray(array), theirs[key])
+            for i in range(clients):
+                trained = np.asarray(outputs[i].state["head"]["kernel"])[:, own[i]]
+                corrected = np.asarray(heads[i]["head"]["kernel"])[:, own[i]]
+                for key, array in (
+                    (f"round{round}/client{i}/model/head/kernel", trained),
+                    (f"round{round}/server/client_heads/{i}/head/kernel", corrected),
+                ):
+                    if key in theirs or round == settings["loop_iterations"] - 1:
+                        same(array, theirs[key])
+                assert not np.allclose(trained, corrected) or len(own[i]) == classes
 
 
 def test_what_the_server_of_fedkd_sends():
@@ -684,3 +1050,131 @@ def test_rounds_of_fedcp(monkeypatch):
             total = functools.reduce(core.tree.add, [output.sum for output in outputs])
             server = algorithm.server_update(server, core.Uploads(total, ()), None, None)
             jax.tree.map(same, server.params, fedcp_server(theirs, round))
+
+
+def test_rounds_of_fedgh():
+    """Round after round from PFLlib's state: its server trains the head that client 0 has trained.
+
+    It has the class means in the order in which classes appear. Here each belongs to a client of
+    its own, in that order.
+    """
+    data, theirs = read("data"), read("FedGH.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        algorithm = ALGORITHMS["fedgh"](
+            task,
+            local,
+            server_rate=settings["server_learning_rate"],
+            server_batch=settings["batch_size"],
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(None, context.key)
+        bodies = [server.initial_body] * clients
+        for round in range(rounds):
+            now, rows = f"round{round}/", []
+            for i in range(clients):
+                model = algorithm.personalize(server, bodies[i], None, None)
+                if has(theirs, f"{now}test_logits/client{i}"):
+                    inputs = data[f"client{i}/test_x"].astype(float)
+                    same(
+                        np.asarray(task.predict(model, inputs)),
+                        theirs[f"{now}test_logits/client{i}"],
+                    )
+                trained = core.train(task.loss, model, examples.of_client(i), context, local).params
+                if i == 0:
+                    first_head = {"head": trained["head"]}
+                output = update(server, bodies[i], examples.of_client(i), context)
+                bodies[i] = output.state
+                means = np.asarray(output.each.means)
+                if has(theirs, f"{now}client{i}/protos"):
+                    same(means, np.nan_to_num(theirs[f"{now}client{i}/protos"]))
+                rows += [(c, means[c]) for c in order_of_classes(data, i, settings["batch_size"])]
+            each = Prototypes(
+                np.stack([np.where(np.arange(10)[:, None] == c, mean, 0) for c, mean in rows]),
+                np.stack([np.arange(10) == c for c, _ in rows]),
+            )
+            each = jax.tree.map(jax.numpy.asarray, each)
+            cohort = core.Cohort(np.arange(len(rows)), np.ones(len(rows)), len(rows))
+            server = algorithm.server_update(
+                server._replace(head=first_head), core.Uploads((), each), cohort, context
+            )
+            for path, array in their_names(server.head):
+                if has(theirs, f"{now}server/head/{path}"):
+                    same(array, theirs[f"{now}server/head/{path}"])
+                    compared += 1
+    assert compared >= 2
+
+
+def order_of_classes(data, client, batch):
+    """The classes of a client in the order in which they appear in its whole batches."""
+    labels = data[f"client{client}/train_y"]
+    return list(dict.fromkeys(labels[: len(labels) // batch * batch].tolist()))
+
+
+def in_order(theirs, name):
+    """PFLlib's prototypes in the order in which it has put them in, as it reads them by class."""
+    means = theirs[name][theirs[f"{name}_order"]]
+    return Prototypes(jax.numpy.asarray(means), jax.numpy.ones(len(means), bool))
+
+
+def test_rounds_of_fedpcl():
+    """Round after round from PFLlib's state, whose prototypes are in another order than its labels.
+
+    After a round, its clients have the global prototypes of the classes that they lack.
+    """
+    data, theirs = read("data"), read("FedPCL.f64")
+    settings = json.loads(str(theirs["meta"]))["hyperparameters"]
+    clients, rounds = settings["num_clients"], settings["loop_iterations"]
+    compared = 0
+    with jax.enable_x64(True):
+        task, local = set_up(data, theirs, settings)
+        clipped = optax.chain(optax.clip_by_global_norm(10.0), local.optimizer)
+        algorithm = ALGORITHMS["fedpcl"](
+            task, local._replace(optimizer=clipped), tau=settings["tau"], own_class=True
+        )
+        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
+        update = jax.jit(algorithm.client_update)
+        server = algorithm.init_server(examples.population(), context.key)
+        profile = examples.profile(jax.numpy.int32(0))
+        start = algorithm.init_client(server, profile, context.key)
+        cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
+        for round in range(rounds):
+            now, before, outputs = f"round{round}/", f"round{round - 1}/", []
+            if round > 0:
+                if not has(theirs, f"{before}server/global_protos"):
+                    continue
+                rows = [in_order(theirs, f"{before}client{i}/protos") for i in range(clients)]
+                each = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *rows)
+                common = in_order(theirs, f"{before}server/global_protos")
+                server = server._replace(prototypes=common, each=each)
+            for i in range(clients):
+                client = start
+                if round > 0:
+                    if not has(theirs, f"{before}client{i}/model/base/kernel"):
+                        continue
+                    body = model_from(theirs, f"{before}client{i}/model/", with_head=False)
+                    known = Prototypes(theirs[f"{before}client{i}/protos"], np.ones(10, bool))
+                    client = start._replace(body=jax.tree.map(jax.numpy.asarray, body), own=known)
+                    model = algorithm.personalize(server, client, None, None)
+                    scores = algorithm.predict(model, data[f"client{i}/test_x"].astype(float), None)
+                    same(np.asarray(scores), theirs[f"{now}test_logits/client{i}"])
+                output = update(server, client, examples.of_client(i), context)
+                outputs.append(output)
+                if has(theirs, f"{now}client{i}/model/base/kernel"):
+                    for path, array in their_names(output.state.body):
+                        same(array, theirs[f"{now}client{i}/model/{path}"])
+                    have = np.asarray(output.each.seen)
+                    same(output.each.means[have], theirs[f"{now}client{i}/protos"][have])
+                    compared += 1
+            if len(outputs) == clients and has(theirs, f"{now}server/global_protos"):
+                sent = jax.tree.map(lambda *rows: np.stack(rows), *[o.each for o in outputs])
+                after = algorithm.server_update(server, core.Uploads((), sent), cohort, context)
+                same(np.asarray(after.prototypes.means), theirs[f"{now}server/global_protos"])
+                compared += 1
+    assert compared >= 1

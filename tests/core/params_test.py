@@ -74,3 +74,9 @@ def test_the_parts_given_stay_as_they_are():
     body, head = {"x": {"w": 1}}, {"x": {"b": 2}}
     params.join_params(body, head)
     assert (body, head) == ({"x": {"w": 1}}, {"x": {"b": 2}})
+
+
+def test_zero_params():
+    model = {"body": {"w": 1.0, "mean": 2.0}, "head": {"w": 3.0}}
+    zeroed = params.zero_params(model, lambda path: path[-1] == "mean")
+    assert jax.tree.map(float, zeroed) == {"body": {"w": 1.0, "mean": 0.0}, "head": {"w": 3.0}}

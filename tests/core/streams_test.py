@@ -28,6 +28,10 @@ def keys_of_a_context(context: Context):
     """What local training and a method's children draw from, two levels deep."""
     for order in (streams.ORDER, streams.STEP, streams.AGGREGATION):
         yield from (streams.key_of(context.key, order, step) for step in range(STEPS))
+    yield streams.key_of(context.key, streams.ARRIVAL)
+    preparing = context._replace(key=streams.key_of(context.key, streams.PREPARE))
+    yield preparing.key
+    yield from (streams.key_of(preparing.key, streams.STEP, step) for step in range(STEPS))
     step = streams.key_of(context.key, streams.STEP, 0)
     yield from (streams.key_of(step, streams.DROPOUT, part) for part in range(2))
     for child in range(CHILDREN):

@@ -31,6 +31,13 @@ def test_divide_keeps_each_dtype():
     np.testing.assert_array_equal(quotient["half"], 0.25)
 
 
+def test_add_scale_keeps_each_dtype():
+    halves = {"half": jnp.ones(3, jnp.float16), "single": jnp.ones(3, jnp.float32)}
+    total = tree.add_scale(halves, jnp.float32(0.5), halves)
+    assert (total["half"].dtype, total["single"].dtype) == (jnp.float16, jnp.float32)
+    np.testing.assert_array_equal(total["half"], 1.5)
+
+
 def test_where_chooses_whole_trees():
     a, b = {"x": jnp.zeros(2), "k": jax.random.key(0)}, {"x": jnp.ones(2), "k": jax.random.key(1)}
     np.testing.assert_array_equal(tree.where(jnp.bool_(True), a, b)["x"], 0)

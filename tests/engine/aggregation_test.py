@@ -26,7 +26,7 @@ CHAIN = (
     aggregation.adaptive_clip(bound=0.3, noise_multiplier=0.1, count_noise=0.2),
 )
 CHANNEL = aggregation.over_the_air(fading=True, gain_threshold=0.2)
-WITHOUT_A_SUM = ("local", "fedfomo", "apple", "pfedhn", "feddf")
+WITHOUT_A_SUM = ("local", "fedfomo", "apple", "pfedhn", "fedamp", "fedcross", "feddf")
 
 
 def shapes():

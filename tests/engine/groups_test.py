@@ -85,7 +85,7 @@ def run(name, networks, devices=1, chunk=1, cohorts=SIZES):
     return clients, servers, jax.tree.map(np.asarray, metrics), before, scores
 
 
-@pytest.mark.parametrize("name", ["fedproto", "fedper", "fedcac"])
+@pytest.mark.parametrize("name", ["fedproto", "fedper", "fedcac", "mime"])
 def test_groups_of_one_architecture_are_one_federation(name):
     """Sums, exchange and evaluation are over all clients, with the same keys for each of them."""
     clients, servers, metrics, _, scores = run(name, [mlp(4), mlp(4)], devices=2, chunk=2)
@@ -153,5 +153,7 @@ def test_devices_and_chunks_change_nothing():
 def test_refusals():
     with pytest.raises(UserError, match="group 1 upload other arrays"):
         run("fedper", [mlp(4), mlp(6, 4)])
+    with pytest.raises(UserError, match="group 1 upload other arrays"):
+        run("mime", [mlp(4), mlp(6, 4)])  # in the exchange before the updates
     with pytest.raises(UserError, match="Group 1 has held-out clients"):
         groups._first_ids([examples()[1][0], federation.examples()])

@@ -273,3 +273,27 @@ def test_communication_per_device_grows_only_with_migrated_clients():
         rows = 2 * devices * head  # a client of each device, there and back
         assert communication("fedper", devices) == (model - head + scalars, 0, rows)
     assert communication("fedcac", 2).gathered >= 4 * model  # it compares clients
+
+
+@pytest.mark.parametrize("devices, chunk", [(1, 1), (3, 2)])
+def test_clients_of_a_cohort_are_ranked_by_their_ids_on_any_number_of_devices(devices, chunk):
+    def ranked(context):
+        return context.rank * jax.nn.one_hot(context.client_id, 9)
+
+    algorithm = gossip()._replace(
+        init_server=lambda population, key: jnp.zeros(9),
+        download=lambda server, context: ranked(context),
+        client_update=lambda received, client, data, context: core.ClientOutput(
+            client, sum=received + ranked(context)
+        ),
+        server_update=lambda server, uploads, cohort, context: uploads.total,
+        exchange=lambda server, client, data, uploads, cohort, member, context: client._replace(
+            rounds_done=context.rank
+        ),
+    )
+    outcome = federation.run(algorithm, devices=devices, chunk=chunk, rounds=1)
+    ids = np.sort(cohort_of_first_round(federation.PLAN, federation.examples()))
+    expected = np.zeros(9)
+    expected[ids] = np.arange(len(ids))
+    np.testing.assert_array_equal(outcome.server, 2 * expected)
+    np.testing.assert_array_equal(outcome.clients.rounds_done[ids], expected[ids])

@@ -19,9 +19,12 @@ def uses_class_counts(algorithm):
     return used_arguments.uses_class_counts(algorithm, *shapes)
 
 
+READERS_OF_CLASS_COUNTS = ("fedgc", "fedgen", "fedlc", "fedrod", "gpfl", "pfedfda")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_class_counts_are_read_by_two_methods(name):
-    assert uses_class_counts(federation.make(name)) == (name in ("fedgen", "pfedfda"))
+def test_class_counts_are_read_by_few_methods(name):
+    assert uses_class_counts(federation.make(name)) == (name in READERS_OF_CLASS_COUNTS)
 
 
 def test_class_counts_are_found_in_each_function():

@@ -25,6 +25,16 @@ def test_the_readme_has_the_table_of_today(tmp_path):
     assert all(f"| `{name}` |" in copy.read_text() for name in ALGORITHMS)
 
 
+def test_the_page_of_methods_is_that_of_today(tmp_path):
+    page = tmp_path / "methods.md"
+    done = run(f"--page={page}")
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == (ROOT / "docs" / "methods.md").read_text(), (
+        "run python experiments/methods.py --page=docs/methods.md"
+    )
+    assert all(f"\n`{name}`: " in page.read_text() for name in ALGORITHMS)
+
+
 def test_a_file_without_marks_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here")

@@ -124,6 +124,7 @@ def test_one_process_resumes_what_two_began(one, two):
 def test_two_processes_that_measured_otherwise_follow_the_first(tmp_path):
     """A run of so many rounds measures chunks; each process has what it measured to itself."""
     seldom = ["--config.eval_every=20", "--config.checkpoint_every=20"]
+    seldom.append("--config.engine.clients_per_chunk=auto")
     caches = [tmp_path / "first", tmp_path / "second"]
     train_in_two(tmp_path / "measuring", 20, *seldom, caches=caches)
     for cache, seconds in zip(caches, ({"1": 1e-6, "2": 1}, {"1": 1, "2": 1e-6}), strict=True):

@@ -106,7 +106,7 @@ def test_every_method_trains_with_dropout(name, rates):
     data = jax.tree.map(jnp.asarray, federation.examples())
 
     def program(task):
-        local = core.LocalTraining(optax.sgd(0.1), batch_size=4)
+        local = core.LocalTraining(optax.sgd(0.1), batch_size=4, learning_rate=0.1)
         algorithm = ALGORITHMS[name](task, local, **held)
 
         def update(key):

@@ -60,3 +60,11 @@ def test_the_sums_of_a_clients_examples():
     np.testing.assert_array_equal(total.counts, [1, 0, 2])
     np.testing.assert_array_equal(total.means, [[10, 12], [0, 0], [10, 12]])
     assert squares == 4 * (9 + 16 + 25 + 36 + 49 + 64)
+
+
+def test_scores_of_classes_without_a_prototype_are_below_the_others():
+    similarities, otherwise = jnp.array([[3.0, 9.0, 1.0]]), jnp.array([[7.0, 8.0, 6.0]])
+    some = prototypes.scores(similarities, jnp.array([True, False, True]), otherwise)
+    np.testing.assert_array_equal(some, [[3, 0, 1]])
+    none = prototypes.scores(similarities, jnp.zeros(3, bool), otherwise)
+    np.testing.assert_array_equal(none, otherwise)

@@ -10,6 +10,23 @@ from pfljax.ops import simplex
 
 
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_the_projection_is_the_closest_point_of_the_simplex(precision):
+    draw = np.random.default_rng(1)
+    with jax.enable_x64(precision is np.float64):
+        for scale in (0.01, 1.0, 100.0):
+            point = (scale * draw.normal(size=6)).astype(precision)
+            found = np.asarray(simplex.project(point), np.float64)
+            assert found.min() >= 0
+            np.testing.assert_allclose(found.sum(), 1, rtol=1e-4)
+            # At the optimum no mass gains by moving from one entry to another.
+            slope = found - point
+            assert np.all(slope[found > 0].max() <= slope + 1e-4 * scale)
+        inside = np.array([0.2, 0.5, 0.3], precision)
+        np.testing.assert_allclose(simplex.project(inside), inside, rtol=1e-6)
+        np.testing.assert_array_equal(simplex.project(np.array([7.0, 0.0], precision)), [1, 0])
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
 def test_the_weights_are_the_best_on_the_simplex(precision):
     draw = np.random.default_rng(0)
     with jax.enable_x64(precision is np.float64):

@@ -28,6 +28,16 @@ def test_mixing_keeps_the_dtype_of_each_leaf():
     np.testing.assert_array_equal(mixed["single"], 2)
 
 
+def test_mixing_by_rows_and_cosines():
+    rows = {"a": jnp.array([[3.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), "b": jnp.array([4.0, 0.0, 0.0])}
+    mixed = stacked.mix(jnp.array([[1.0, 0.0, 1.0], [0.0, 2.0, 0.5]]), rows)
+    np.testing.assert_allclose(mixed["a"], [[4, 1], [0.5, 0.5]])
+    cosines = stacked.cosines(rows)
+    np.testing.assert_allclose(np.diag(cosines), [1, 0, 1], rtol=1e-6)  # a row of zeros has none
+    np.testing.assert_allclose(cosines[0, 2], 3 / (5 * np.sqrt(2)), rtol=1e-6)
+    np.testing.assert_array_equal(cosines[1], 0)
+
+
 def test_a_padding_slot_writes_nothing():
     cohort = core.Cohort(jnp.array([2, -1, 0]), jnp.array([5, 0, 5]), 3)
     new = {"a": jnp.array([[1.0], [2.0], [3.0]])}

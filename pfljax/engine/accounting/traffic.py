@@ -19,8 +19,9 @@ class Traffic(NamedTuple):
     """Bytes of one client in one round.
 
     Attributes:
-      upload: The bytes of `ClientOutput.sum` and `ClientOutput.each`, from their shapes; if an
-        aggregator sends less, the metric `upload_bytes` of a round contains the number.
+      upload: The bytes of the result of `prepare`, of `ClientOutput.sum` and `ClientOutput.each`,
+        from their shapes; if an aggregator sends less, the metric `upload_bytes` of a round
+        contains the number.
       download: The bytes of those arrays of the download that `client_update` uses (without
         `Algorithm.download`, of the server's state), and of those of the client's state that
         `exchange` computes from other clients' uploads.
@@ -54,16 +55,24 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     key = jax.random.key(0)
     context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
 
-    def update(received, client, examples):
+    def prepare(server, examples):
+        return algorithm.prepare_client(server, examples.of_client(jnp.int32(0)), context)
+
+    prepared = jax.eval_shape(prepare, server, examples)
+
+    def update(received, client, examples, prepared):
+        of_cohort = context._replace(prepared=prepared)
         output = algorithm.client_update(
-            received, client, examples.of_client(jnp.int32(0)), context
+            received, client, examples.of_client(jnp.int32(0)), of_cohort
         )
         return output.sum, output.each
 
     received = server
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
-    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(received, client, examples)
+    program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
+        received, client, examples, prepared
+    )
     read = used_arguments.of_program(program)
     download = sum(
         tree.num_bytes(leaf)
@@ -72,8 +81,9 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     )
     if algorithm.exchange is not None:
         download += delivered(algorithm, server, client, summed, seen, examples)
-    upload_each = tree.num_bytes(seen)
-    return Traffic(tree.num_bytes(summed) + upload_each, download, upload_each)
+    upload_each, both_ways = tree.num_bytes(seen), tree.num_bytes(prepared)
+    upload = tree.num_bytes(summed) + upload_each + both_ways
+    return Traffic(upload, download + both_ways, upload_each)
 
 
 def delivered(

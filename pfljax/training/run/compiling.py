@@ -40,11 +40,15 @@ def compile_all(experiments: Sequence[Experiment]) -> None:
     )
     try:
         started = [future for one in experiments for future in _start(one, threads)]
-        for future in started:
-            future.result()
+        _wait(started)
     finally:
         # After an interruption, a program that is being compiled is neither awaited nor used.
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _wait(started: Sequence[concurrent.futures.Future]) -> None:
+    for future in started:
+        future.result()
 
 
 def is_active() -> bool:

@@ -20,7 +20,7 @@ from pfljax.training.study.config import RENAMED, default_config, planned_rounds
 
 # Keys that may differ between a run and its resumption: they do not affect the results.
 _FREE_KEYS = (
-    *("algorithms", "seeds", "seeds_vary", "engine", "imports"),
+    *("algorithms", "seeds", "seeds_vary", "engine", "imports", "selection"),
     *("eval_every", "checkpoint_every", "rounds", "planned_rounds"),
 )
 
@@ -40,6 +40,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     content = json.loads(config.to_json())
     content["planned_rounds"] = planned_rounds(config)
+    del content["per_method"]  # a run has its own keys
     for key in ("hparams", "learning_rates"):
         content[key] = {config.algorithm: content[key][config.algorithm]}
     used = ("stages", "metrics", *config.aggregation.stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import inspect
@@ -122,6 +123,9 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.algorithm = "fedavg"  # the name of the method
     config.hparams = {name: hyperparameters(row.factory) for name, row in ALGORITHMS.items()}
+    # Keys of single methods in compare.py and sweep.py, set in a config file:
+    # config.per_method.ditto = {'server_optimizer': {'momentum': 0.9}}.
+    config.per_method = {name: {} for name in ALGORITHMS}
     # The methods of compare.py; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)  # the seeds of compare.py and sweep.py, instead of `seed`
@@ -135,12 +139,19 @@ def default_config() -> ml_collections.ConfigDict:
     # The metric by which rounds, sweeps and tables choose, one of the task's own or of `metrics`;
     # '' for the score of the task.
     config.score = ""
+    # How sweep.py ranks values by the validation score.
+    config.selection = {
+        "mean": "weighted",  # of the clients, 'weighted' by their examples or 'unweighted'
+        "round": "best",  # of each run, 'best' or 'last'
+    }
 
     config.batch_size = 10  # number of examples in a local step
     config.local_epochs = 1  # number of passes over a client's training examples
     # Number of local steps in a round for every client, whatever its size, in place of
     # local_epochs; epochs that are a hyper-parameter of a method remain. 0 uses local_epochs.
     config.local_steps = 0
+    # With drop_remainder, a client with fewer examples than a batch trains on all of them as one.
+    config.shrink_batch = False
     config.drop_remainder = False  # drop the last batch of an epoch if it is partial
     config.client_optimizer = optimizer_config("sgd", 0.05)
     config.client_optimizer.decay = 1.0  # factor of the clients' steps per round
@@ -200,6 +211,12 @@ def default_config() -> ml_collections.ConfigDict:
         "unseen_fraction": 0.0,  # fraction of held-out clients, which are evaluated only
         "server_fraction": 0.0,  # fraction of the examples that belong to the server only
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
+        # How a client's examples are split: 'stratified' keeps the fractions of its labels, 'plain'
+        # is scikit-learn's split by the seed.
+        "split": "stratified",
+        # The mean and the deviation by which inputs are standardized: those 'given' with the data
+        # set, those of all training examples ('pooled'), or each client's own ('client').
+        "standardize": "given",
         "server_dir": "",  # the directory of its files
         "checksum": "",  # of a data set passed from Python, which is named 'python'
     }
@@ -210,6 +227,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.options = {
         name: options for name, load in SOURCES.items() if (options := hyperparameters(load))
     }
+    config.zero_init = False  # all params of the model are zero before the first round
     config.model = {
         "name": "mlp",  # the name of the network; its arguments are further keys
     }
@@ -310,6 +328,8 @@ RESIDENCES = ("device", "host")
 # Rules for the client batch size, see `autotune.choose`.
 CHUNK_RULES = ("default", "auto")
 SEEDS_VARY = ("everything", "training")
+MEANS = ("weighted", "unweighted")
+ROUNDS = ("best", "last")
 # Rounds, clients and batches are counted in 32 bits on the devices.
 MOST = 2**31 - 1
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -321,7 +341,8 @@ RENAMED = {"data.least": "data.min_size"}
 # Keys that are passed on as arguments, and are checked against the signature of the callee.
 def open_keys() -> tuple[str, ...]:
     """Returns the keys below which a config may have others than the default one."""
-    return *model_keys(), "client_optimizer", "server_optimizer"
+    per_method = (f"per_method.{method}" for method in ALGORITHMS)
+    return *model_keys(), "client_optimizer", "server_optimizer", *per_method
 
 
 def _require_keys(config, default, is_open: Container[str], prefix: str = "config.") -> None:
@@ -342,6 +363,31 @@ def _require_keys(config, default, is_open: Container[str], prefix: str = "confi
             renamed = RENAMED.get(f"{prefix}{name}".removeprefix("config."))
             hint = f" It is config.{renamed} now." if renamed else suggest(name, default)
             raise UserError(f"Unknown config key {prefix}{name}.{hint}")
+
+
+def _require_own(method: str, key: str, value: Any, config: ml_collections.ConfigDict) -> None:
+    """Raises a `UserError` if a key of a single method does not exist, or has another type."""
+    known = flat(config)
+    require_known(f"key in config.per_method.{method}", key, known)
+    if key.split(".")[0] in ("algorithm", "algorithms", "seed", "seeds", "data", "per_method"):
+        raise UserError(
+            f"config.per_method.{method} has {key!r}, which is the same for all methods of a "
+            "comparison."
+        )
+    try:
+        with_own_keys(config, method)
+    except TypeError as error:
+        raise UserError(
+            f"config.per_method.{method}.{key} is {value!r}; it must be of the type of "
+            f"config.{key}."
+        ) from error
+
+
+def with_own_keys(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
+    """Returns a copy of a config with the keys that `config.per_method` sets for a method."""
+    own = copy.deepcopy(config)
+    own.update_from_flattened_dict(flat(own.per_method[method]))
+    return own
 
 
 def planned_rounds(config: ml_collections.ConfigDict) -> int:
@@ -391,6 +437,16 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{config.rounds}; raise it, or use 0 for the same number."
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
+    require_known("selection.mean", config.selection.mean, MEANS)
+    require_known("selection.round", config.selection.round, ROUNDS)
+    if config.shrink_batch and not config.drop_remainder:
+        raise UserError(
+            "config.shrink_batch changes nothing without config.drop_remainder, as a client's last "
+            "batch may be partial; set both, or neither."
+        )
+    for method, keys in config.per_method.items():
+        for key, value in flat(keys).items():
+            _require_own(method, key, value, config)
     require_known("cohort.join", config.cohort.join, init.JOINS)
     for name, row in ALGORITHMS.items():
         core.check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")

@@ -148,6 +148,7 @@ def build_local_training(
         epochs=config.local_epochs,
         num_steps=config.local_steps,
         drop_remainder=config.drop_remainder,
+        shrink_batch=config.shrink_batch,
         observe=task.observe,
         learning_rate=rate,
         **schedules.make(config),
@@ -244,13 +245,15 @@ def clients_without_a_step(
     Raises:
       UserError: No participant trains.
     """
-    least = config.batch_size if config.drop_remainder else 1
+    drops = config.drop_remainder and not config.shrink_batch
+    least = config.batch_size if drops else 1
     sizes = dataset.train.sizes[: dataset.num_participants]
     if np.all(sizes < least):
         raise UserError(
             f"No client would train: config.drop_remainder drops partial batches, "
             f"config.batch_size is {config.batch_size}, and the largest client has {sizes.max()} "
-            "training examples; lower config.batch_size, or set config.drop_remainder=False."
+            "training examples; lower config.batch_size, or set config.drop_remainder=False or "
+            "config.shrink_batch."
         )
     return np.flatnonzero(sizes < least)
 
@@ -316,7 +319,7 @@ def build(
         task,
         full_participation=plan.is_full,
         has_server_data=dataset.server is not None,
-        random_init=not config.init_from,
+        random_init=not (config.init_from or config.zero_init),
     )
     # The method is traced here, and may refuse the network before anything is compiled.
     uses_class_counts = used_arguments.uses_class_counts(

@@ -11,7 +11,7 @@ import ml_collections
 
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
-from pfljax.core import Batch, Params, Task
+from pfljax.core import Batch, Params, Task, tree
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
 from pfljax.training.study import adapters, pretrained, scoring
@@ -51,6 +51,8 @@ def build_task(
     )
     model = models.MODELS[name](shape, outputs, **_arguments(config, dataset, key))
     _require_ids(config, dataset, model, key)
+    if config.zero_init:
+        model = model._replace(init=_zeros_of(model.init))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
     adapted, frozen = (lambda frozen: model), ()
@@ -85,6 +87,11 @@ def build_task(
 
     scoring.require_numbers(make_scored(frozen), example)
     return make_scored, frozen
+
+
+def _zeros_of(init: Callable[[jax.Array], Params]) -> Callable[[jax.Array], Params]:
+    """Returns an `init` whose params are zero, with the shapes and dtypes of another one."""
+    return lambda key: tree.zeros_like(jax.eval_shape(init, key))
 
 
 def _example_shape(inputs: Any, axes: int) -> Any:

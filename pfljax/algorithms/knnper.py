@@ -1,0 +1,148 @@
+"""kNN-Per: the global model, mixed with the labels of a client's most similar examples.
+
+Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Cost per client and round: one local training; per evaluation a forward pass over the training
+examples, whose features are kept for it, and their distances to the features of each example.
+
+References:
+  Marfoq, Neglia, Kameni, Vidal, "Personalized Federated Learning through Local Memorization", 2022,
+  https://arxiv.org/abs/2111.09360.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pfljax import core
+from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.registry import checked
+from pfljax.core import tree
+from pfljax.ops import averaging
+
+
+class Datastore(NamedTuple):
+    """The training examples of a client, as the global model represents them.
+
+    Attributes:
+      features: `[n, d]`, the features.
+      targets: `[n]`, the labels.
+      mask: `[n]` bool, True for a real example.
+    """
+
+    features: jax.Array
+    targets: jax.Array
+    mask: jax.Array
+
+
+def store(
+    task: core.Task,
+    params: core.Params,
+    data: core.ClientData,
+    context: core.Context,
+    local: core.LocalTraining,
+) -> Datastore:
+    """Returns the datastore of a client.
+
+    Args:
+      task: The task, for its features.
+      params: The global model.
+      data: The client's training examples.
+      context: The context.
+      local: The settings, for the batch size.
+    """
+    size = local.batch_size
+    length = -(-data.max_size // size) * size
+
+    def step(carry, batch, key):
+        features, number = carry
+        rows = task.features(params, batch.inputs).astype(features.dtype) * batch.mask[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(features, rows, number * size, 0), number + 1
+
+    empty = jnp.zeros((length, task.num_features), tree.dtype(params))
+    start = (empty, jnp.zeros((), jnp.int32))
+    features, _ = core.for_each_batch(step, start, data, context, local.one_pass())
+    rows = data.take(jnp.arange(length, dtype=jnp.int32))
+    return Datastore(features, rows.targets, rows.mask)
+
+
+def neighbours(
+    datastore: Datastore, features: jax.Array, k: int, scale: float | jax.Array, num_classes: int
+) -> jax.Array:
+    """Returns `[B, C]`, the weights of the classes among the nearest examples.
+
+    They sum to 1; all are zero if the datastore is empty.
+
+    Args:
+      datastore: The client's examples.
+      features: `[B, d]`, the features of the examples to classify.
+      k: Number of neighbours.
+      scale: The distance at which the weight of a neighbour is `1 / e`.
+      num_classes: `C`.
+    """
+    known = datastore.features
+    # The neighbours are found by one matrix product; their distances are then computed exactly.
+    products = features @ known.T
+    score = jnp.where(datastore.mask, 2 * products - jnp.sum(known**2, axis=1), -jnp.inf)
+    _, nearest = jax.lax.top_k(score, min(k, known.shape[0]))
+    distance = jnp.sqrt(jnp.sum((features[:, None] - known[nearest]) ** 2, axis=-1))
+    exists = datastore.mask[nearest]
+    least = jnp.min(jnp.where(exists, distance, jnp.inf), axis=1, keepdims=True)
+    weights = jnp.where(exists, jnp.exp((jnp.where(exists, least, 0) - distance) / scale), 0)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    weights = weights / jnp.where(total > 0, total, 1)
+    labels = jax.nn.one_hot(datastore.targets[nearest], num_classes, dtype=weights.dtype)
+    return jnp.einsum("bk,bkc->bc", weights, labels)
+
+
+@checked
+def knnper(
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    k: Annotated[int, core.at_least(1)] = 10,
+    lam: Annotated[float, core.between(0, 1)] = 0.5,
+    scale: Annotated[float, core.above(0)] = 1.0,
+    server_optimizer: optax.GradientTransformation = averaging.PLAIN,
+) -> core.Algorithm:
+    """Federated averaging, and a mixture with nearest neighbours at evaluation.
+
+        w as in FedAvg;   probabilities of x:  lam p_knn + (1 - lam) softmax(f_w(x))
+        p_knn(y) ~ sum exp(-||z(x) - z(x_i)|| / scale) over those of the k nearest with y_i = y
+
+    Args:
+      task: The model, for classification, its features `z` and its loss.
+      local: The clients' local training.
+      k: Number of neighbours among the client's training examples, 5 to 20 (paper: 10).
+      lam: Weight of the neighbours, 0.1 to 0.9; 0 is FedAvg.
+      scale: Scale of the distances, 0.1 to 10 (paper: 1).
+      server_optimizer: As in FedAvg.
+
+    Returns:
+      The method; its server state is FedAvg's. A client deploys the global model with its
+      datastore; its outputs are log probabilities.
+
+    Notes:
+      The paper chooses `lam` for each client on validation examples, among 0, 0.1, ..., 1; here
+      all clients have the same one. A client with fewer than k examples uses all of them, and one
+      without any the global model. Probabilities of zero are raised to the smallest positive
+      number. Features are in evaluation mode.
+    """
+
+    def personalize(server, client, data, context):
+        datastore = store(task, server.params, data, context, local)
+        return {"model": server.params, "datastore": datastore}
+
+    def predict(params, inputs, key):
+        features = task.features(params["model"], inputs)
+        common = jax.nn.softmax(task.head(params["model"], features), axis=-1)
+        near = neighbours(params["datastore"], features, k, scale, task.num_classes)
+        weight = lam * jnp.any(params["datastore"].mask)
+        mixture = weight * near + (1 - weight) * common
+        return jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
+
+    average = fedavg(task, local, server_optimizer=server_optimizer)
+    return average._replace(personalize=personalize, predict=predict)

@@ -1,0 +1,257 @@
+"""Trajectories of methods that PFLlib lacks, in float64, from implementations beside ours.
+
+The folder is taken from the environment variable `PFLJAX_RECENT_TRAJECTORIES`; without it, from the
+distilled files in `third_party/recent_trajectories`. Data, initial weights, cohorts and
+hyper-parameters are read from the files. What a file has of a round is compared after that round,
+and of the last round all that a method names.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import delays
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import trajectories
+
+from pfljax import core
+from pfljax.algorithms import ALGORITHMS
+from pfljax.engine import init, sampling
+from pfljax.engine.reference import reference_round
+
+THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
+FOLDER = pathlib.Path(
+    os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
+)
+TOLERANCE = 1e-8
+
+
+class Case(NamedTuple):
+    """How a method is in its file.
+
+    Attributes:
+      name: The name of the method here.
+      hyperparameters: `(those of the file) -> ours`.
+      server: `(our server state) -> {name in the file: model or array}`.
+      client: `(our state of a client) -> {name in the file: model or array}`.
+      local: `(our local training, those of the file) -> local training`.
+      start: `(our server state, the file) -> server state`, which puts in what was drawn at random.
+      epochs: `(those of the file) -> [num_clients]`, numbers of local epochs that differ between
+        clients; None for one number.
+      cohorts: `(the description in the file) -> the cohort of each round`.
+      staleness: `(those of the file) -> [rounds, num_clients]`, how late clients are; None for
+        a method without delays.
+      state: The prefix of what the server has after a round.
+      deployed: The key of the outputs of the models that the clients deploy after a round.
+      outputs: `(our outputs) -> theirs`.
+    """
+
+    name: str
+    hyperparameters: object = lambda theirs: {}
+    server: object = lambda server: {"global": server.params}
+    client: object = lambda client: {}
+    local: object = lambda local, theirs: local
+    start: object = lambda server, theirs: server
+    epochs: object = None
+    cohorts: object = lambda meta: meta["schedule"]
+    staleness: object = None
+    state: str = "round{round}/"
+    deployed: str = "round{round}/test_logits/client{client}"
+    outputs: object = lambda outputs: outputs
+
+
+def of_mime(server):
+    return {"global": server.average.params, "server/momentum": server.momentum}
+
+
+def clusters_from(server, theirs):
+    """IFCA's models, each from other weights."""
+    models = [trajectories.model_from(theirs, f"init/cluster{c}/") for c in range(2)]
+    return server._replace(params=jax.tree.map(lambda *rows: jnp.stack(rows), *models))
+
+
+def by_first_member(cluster):
+    """Clusters numbered by their smallest member."""
+    first = {c: int(np.argmax(cluster == c)) for c in set(cluster.tolist())}
+    order = sorted(first, key=first.get)
+    return np.array([order.index(c) for c in cluster])
+
+
+def flushes(meta):
+    """FedBuff's events `(client, version)`, in groups of a buffer."""
+    theirs = meta["hyperparameters"]
+    events, size = theirs["events"], theirs["buffer"]
+    return [events[start : start + size] for start in range(0, len(events), size)]
+
+
+def lateness(meta):
+    table = np.zeros((len(flushes(meta)), meta["hyperparameters"]["num_clients"]), int)
+    for round, events in enumerate(flushes(meta)):
+        for client, version in events:
+            table[round, client] = round - version
+    return table
+
+
+CASES = {
+    "FedNova": Case(
+        "fednova",
+        local=lambda local, theirs: local._replace(
+            optimizer=optax.sgd(theirs["lr"], momentum=theirs["momentum"])
+        ),
+        epochs=lambda theirs: theirs["epochs"],
+    ),
+    "qFFL": Case("qffl", lambda theirs: {"q": theirs["q"]}),
+    "AFL": Case(
+        "afl",
+        lambda theirs: {"gamma": theirs["gamma"]},
+        lambda server: {"global": server.average.params, "server/lambda": server.mixture},
+    ),
+    "IFCA": Case(
+        "ifca",
+        lambda theirs: {"clusters": theirs["clusters"]},
+        lambda server: {
+            f"server/cluster{c}": jax.tree.map(lambda leaf, c=c: leaf[c], server.params)
+            for c in range(2)
+        },
+        start=clusters_from,
+    ),
+    "CFL": Case(
+        "cfl",
+        lambda theirs: {name: theirs[name] for name in ("eps1", "eps2", "warmup")},
+        lambda server: {"server/cluster": by_first_member(np.asarray(server.cluster))},
+    ),
+    "kNNPer": Case(
+        "knnper",
+        lambda theirs: {"k": theirs["k"], "lam": theirs["lambda"], "scale": theirs["scale"]},
+        deployed="final/client{client}/mixture",
+        outputs=np.exp,
+    ),
+    "Mime": Case("mime", lambda theirs: {"beta": theirs["beta"]}, of_mime),
+    "MimeLite": Case("mimelite", lambda theirs: {"beta": theirs["beta"]}, of_mime),
+    "Reptile": Case("reptile", lambda theirs: {"epsilon": theirs["server_lr"], "annealing": 0.0}),
+    "FedBuff": Case(
+        "fedbuff",
+        lambda theirs: {"server_optimizer": optax.sgd(theirs["server_lr"])},
+        lambda server: {"global": server.method.params},
+        cohorts=lambda meta: [[client for client, _ in events] for events in flushes(meta)],
+        staleness=lateness,
+        state="version{version}/",
+    ),
+}
+
+
+def read(name):
+    """Returns the arrays of a file; data and initial weights are those of PFLlib's trajectories."""
+    path = FOLDER / f"{name}.npz"
+    if not path.exists():
+        path = THIRD_PARTY / "pfllib_trajectories" / path.name
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
+
+
+def with_epochs_of_each_client(make, epochs):
+    """Returns a method whose clients train for different numbers of epochs.
+
+    Args:
+      make: `epochs -> method`.
+      epochs: `[num_clients]`.
+    """
+    method, table = make(1), jnp.asarray(epochs)
+
+    def client_update(received, client, data, context):
+        own = make(table[context.client_id])
+        return own.client_update(received, client, data, context)
+
+    return method._replace(client_update=client_update)
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_trajectory(file, monkeypatch):
+    case, data, theirs = CASES[file], read("data"), {**initial(), **read(f"{file}.f64")}
+    with jax.enable_x64(True):
+        follow(case, data, theirs, monkeypatch)
+
+
+def initial():
+    """Returns the initial weights, which the distilled files share."""
+    return {f"init/global/{key}": array.astype(float) for key, array in read("init").items()}
+
+
+def follow(case, data, theirs, monkeypatch):
+    """Trains on the cohorts of the file and compares after every round."""
+    meta = json.loads(str(theirs["meta"]))
+    settings = meta["hyperparameters"]
+    task = trajectories.task_from(trajectories.model_from(theirs, "init/global/"))
+    if case.staleness is not None:
+        delays.follow(monkeypatch, case.staleness(meta))
+
+    def make(epochs):
+        local = trajectories.local_training(settings["lr"], settings["batch_size"], epochs)
+        local = case.local(local, settings)
+        return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
+
+    if case.epochs is not None:
+        algorithm = with_epochs_of_each_client(make, case.epochs(settings))
+    else:
+        algorithm = make(1)
+    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(data))
+    count = examples.num_clients
+    cohorts = case.cohorts(meta)
+    left = iter(cohorts)
+    monkeypatch.setattr(sampling, "sample", lambda plan, key: next(left))
+    key = jax.random.key(0)
+    server = init.init_server(algorithm, examples.population(), key)
+    server = case.start(server, theirs)
+    state = core.FederatedState(server, [None] * count, jnp.int32(0), key)
+    deployed = jax.jit(functools.partial(outputs_of, algorithm, task, len(cohorts)))
+    for round in range(len(cohorts)):
+        plan = sampling.CohortPlan(count, len(cohorts[round]))
+        state = reference_round(algorithm, plan, state, examples, len(cohorts))
+        last = round == len(cohorts) - 1
+        prefix = case.state.format(round=round, version=round + 1)
+        compare(case.server(state.server), theirs, prefix, last)
+        for k in cohorts[round]:
+            compare(case.client(state.clients[k]), theirs, f"{prefix}client{k}/", last)
+        if last or not case.deployed.startswith("final"):
+            keys = {k: case.deployed.format(round=round, client=k) for k in range(count)}
+            compared = {k: name for k, name in keys.items() if name in theirs}
+            assert compared or not last, "the file has no outputs of the last round"
+            for k, name in compared.items():
+                inputs = data[f"client{k}/test_x"].astype(np.float64)
+                rows = examples.of_client(jnp.int32(k))
+                ours = deployed(state.server, state.clients[k], rows, k, inputs)
+                same(case.outputs(np.asarray(ours)), theirs[name])
+
+
+def outputs_of(algorithm, task, length, server, private, data, client, inputs):
+    """Returns the outputs of the model that a client would deploy."""
+    context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(length), client)
+    model = algorithm.personalize(server, private, data, context)
+    if algorithm.predict is None:
+        return task.predict(model, inputs)
+    return algorithm.predict(model, inputs, context.key)
+
+
+def compare(ours, theirs, prefix, last):
+    """Compares what the file has of our models and arrays, which is all in the last round."""
+    for name, tree in ours.items():
+        pairs = trajectories.names_of(tree) if isinstance(tree, dict) else [(None, tree)]
+        for path, array in pairs:
+            key = f"{prefix}{name}" + (f"/{path}" if path else "")
+            if last or key in theirs:
+                same(np.asarray(array), theirs[key])
+
+
+def same(ours, theirs):
+    """Compares floats to the tolerance, and whole numbers exactly."""
+    if np.issubdtype(theirs.dtype, np.integer):
+        np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert ours.dtype == np.float64
+        np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)

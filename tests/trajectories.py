@@ -1,0 +1,75 @@
+"""Reading the files of trajectories: data, models and settings in the names of these files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import federation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pfljax import core, models, tasks
+from pfljax.engine.examples import Examples
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def model_from(arrays: Arrays, prefix: str) -> core.Params:
+    """Returns the params of our network, whose body is 'base' in the files."""
+
+    def layer(name):
+        return {kind: arrays[f"{prefix}{name}/{kind}"] for kind in ("kernel", "bias")}
+
+    return {"body": {"Dense_0": layer("base")}, "head": layer("head")}
+
+
+def names_of(model: core.Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields `(path in the files, array)` of each array of one of our models."""
+    for name, layer in (("base", model["body"]["Dense_0"]), ("head", model["head"])):
+        for kind, array in layer.items():
+            yield f"{name}/{kind}", array
+
+
+def examples_from(data: Arrays) -> Examples:
+    """Returns the examples of all clients, with their test rows, in float64."""
+    clients = sum(key.endswith("/train_x") for key in data)
+    names = [f"client{k}/{split}" for split in ("train", "test") for k in range(clients)]
+    inputs = np.concatenate([data[f"{name}_x"] for name in names]).astype(np.float64)
+    labels = np.concatenate([data[f"{name}_y"] for name in names]).astype(np.int32)
+    sizes = np.array([len(data[f"{name}_y"]) for name in names])
+    whole = federation.examples_of(inputs, labels, sizes, num_classes=int(labels.max()) + 1)
+    train, test = slice(clients), slice(clients, None)
+    offsets, sizes = whole.offsets["train"], whole.sizes["train"]
+    return dataclasses.replace(
+        whole,
+        offsets={"train": offsets[train], "validation": offsets[train], "test": offsets[test]},
+        sizes={"train": sizes[train], "validation": 0 * sizes[train], "test": sizes[test]},
+        class_counts=whole.class_counts[train],
+        max_train_size=int(sizes[train].max()),
+        max_eval_size=int(sizes[test].max()),
+        num_participants=clients,
+    )
+
+
+def task_from(initial: core.Params) -> core.Task:
+    """Returns the classification task of an MLP that starts with the given params."""
+    inputs, width = initial["body"]["Dense_0"]["kernel"].shape
+    classes = initial["head"]["kernel"].shape[1]
+    network = models.mlp((inputs,), classes, widths=(width,))
+    start = jax.tree.map(jnp.asarray, initial)
+    return tasks.classification(network, num_classes=classes)._replace(init=lambda key: start)
+
+
+def local_training(rate: float, batch_size: int, epochs: int = 1) -> core.LocalTraining:
+    """Returns SGD on consecutive rows, without the last batch of an epoch if it is partial."""
+    return core.LocalTraining(
+        optax.sgd(rate),
+        batch_size=batch_size,
+        epochs=epochs,
+        drop_remainder=True,
+        shuffle=False,
+        learning_rate=rate,
+    )
