@@ -83,10 +83,10 @@ def adafedprox(
       the less suitable value; the documentation of pfl-research recommends the opposite. As in
       pfl-research, the weight is at most 1 and goes on to decrease while the loss does. There,
       `patience` is 1 by default, the first loss counts as a decrease and an equal loss as an
-      increase; here neither changes the weight. The paper compares the losses of the model on all
-      clients; here they are those of the cohort, which also differ by its clients if not all take
-      part. A weight takes effect in the round after the loss, as clients report the loss together
-      with their change.
+      increase; here neither changes the weight. The paper shows the training loss of all clients;
+      here the loss is the cohort's, which also changes with its clients if not all take part. A
+      weight takes effect in the round after the loss, as clients report the loss together with
+      their change.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

@@ -5,7 +5,7 @@ Client: nothing.
 Down: the body, `G`. Up: the body's change and the client's distributions, weighted by examples
 (`sum`).
 Cost per client and round: one local training of the body, a pass without gradients, two eigenvalue
-decompositions of `d x d` matrices; per evaluation the last two.
+decompositions of `d x d` matrices; per evaluation the pass and three decompositions.
 
 References:
   McLaughlin, Su, "Personalized Federated Learning via Feature Distribution Adaptation", 2024,

@@ -66,7 +66,8 @@ def run(name, networks, devices=1, chunk=1, cohorts=SIZES):
     made = []
     for network, size, cohort in zip(networks, SIZES, cohorts, strict=True):
         task = task_of(network)
-        algorithm = ALGORITHMS[name](task, federation.local_training(observe=task.observe))
+        local = federation.local_training(observe=task.observe)
+        algorithm = ALGORITHMS[name](task, local, **federation.held_by_the_server(name))
         plan = sampling.CohortPlan(num_clients=size, size=cohort)
         made.append(groups.Group(algorithm, task, plan, chunk))
     placed = mapping.replicate(examples()[1], used)
@@ -109,6 +110,7 @@ def test_groups_of_one_architecture_are_one_federation(name):
     "name, networks",
     [
         ("fedproto", [mlp(4), mlp(6, 4)]),
+        ("fedmd", [mlp(4), mlp(6)]),
         (
             "fedper",
             [
@@ -124,6 +126,8 @@ def test_two_architectures_share_what_they_upload(name, networks):
     assert shapes[0] != shapes[1], "each group has a different model"
 
     def part(server):
+        if name == "fedmd":
+            return server.scores, server.rows, server.next_rows
         return server.prototypes.means if name == "fedproto" else server.average.params
 
     shared = [part(server) for server in servers]
