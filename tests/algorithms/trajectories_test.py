@@ -721,8 +721,10 @@ def compare_state(case, state, theirs, round, clients):
     rows = [
         (name, f"round{round}/{name}", model) for name, model in case.server(host.server).items()
     ]
-    for i, (name, stacked) in itertools.product(range(clients), case.client(host.clients).items()):
-        model = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    for i, (name, all_models) in itertools.product(
+        range(clients), case.client(host.clients).items()
+    ):
+        model = jax.tree.map(lambda leaf, i=i: leaf[i], all_models)
         rows.append((name, f"round{round}/client{i}/{name}", model))
     for name, prefix, model in rows:
         if not isinstance(model, dict):
