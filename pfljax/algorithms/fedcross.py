@@ -21,7 +21,7 @@ from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
 from pfljax.ops import stacked
-from pfljax.ops.similarity import cosine
+from pfljax.ops.stacked import cosines
 
 
 class FedCrossServer(NamedTuple):
@@ -37,13 +37,6 @@ class FedCrossServer(NamedTuple):
 def assign(key: jax.Array, models: int) -> jax.Array:
     """Returns `[models]` int32, the models in random order."""
     return jax.random.permutation(key, models).astype(jnp.int32)
-
-
-def similarities(models: core.Params) -> jax.Array:
-    """Returns `[K, K]`, the cosine similarity of each pair of stacked models."""
-    leaves = jax.tree.leaves(models)
-    rows = jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
-    return cosine(rows[:, None], rows)
 
 
 @checked
@@ -110,7 +103,7 @@ def fedcross(
         number = jnp.arange(models)
         following = (number + context.round % max(models - 1, 1) + 1) % models
         parameters = split_params(trained, task.is_statistic)[1]
-        likeness = jnp.where(jnp.eye(models, dtype=bool), jnp.inf, similarities(parameters))
+        likeness = jnp.where(jnp.eye(models, dtype=bool), jnp.inf, cosines(parameters))
         other = jnp.where(in_order, following, jnp.argmin(likeness, axis=1))
         gaps = tree.subtract(stacked.take(trained, other), trained)
         mixed = tree.add_scale(trained, 1 - alpha, gaps)

@@ -27,6 +27,7 @@ from pfljax.core import tree
 from pfljax.core.params import join_params, split_params, zero_params
 from pfljax.ops import averaging
 from pfljax.ops.logits import EXCLUDED, among, behind
+from pfljax.ops.losses import cross_entropy
 
 
 class FedGCServer(NamedTuple):
@@ -73,9 +74,9 @@ def fedgc(
     Notes:
       The paper's clients have different identities; then every class has one client, `e_c` is its
       row, and the sum is over all rows of other clients. That clients share classes, and the
-      constant `e_c`, are as in PFLlib. In the paper the step size is the learning rate of the
-      clients times a weight. The rows are the slopes of the head's outputs at zero features, so
-      that a bias has no part in them. The heads of the cohort only are corrected.
+      constant `e_c`, are as in PFLlib. As far as we know, the paper's step size is the clients'
+      learning rate times a weight. A row is the difference between the head's outputs at a feature
+      and at zero, so that a bias has no part in it. The heads of the cohort only are corrected.
     """
     together = fedper(task, local, server_optimizer=server_optimizer)
 
@@ -100,8 +101,7 @@ def fedgc(
 
         def objective(params, batch, key):
             logits = among(task.predict(params, batch.inputs, batch.mask, key), present)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-            return core.mean_over(losses, batch.mask)
+            return cross_entropy(logits, batch)
 
         trained = core.train(objective, join_params(body, client), data, context, local)
         head, new_body = split_params(trained.params, task.is_head)

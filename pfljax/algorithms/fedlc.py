@@ -23,6 +23,7 @@ from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
 from pfljax.ops.logits import among
+from pfljax.ops.losses import cross_entropy
 
 
 class FedLCServer(NamedTuple):
@@ -81,8 +82,7 @@ def fedlc(
         def objective(params, batch, key):
             logits = task.predict(params, batch.inputs, batch.mask, key)
             logits = among(logits - margin.astype(logits.dtype), counts > 0)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-            return core.mean_over(losses, batch.mask)
+            return cross_entropy(logits, batch)
 
         trained = core.train(objective, start, data, context, local)
         change = tree.subtract(trained.params, start)

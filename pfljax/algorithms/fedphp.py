@@ -62,11 +62,11 @@ def fedphp(
       The method; a client deploys `v_k`, the global model is FedAvg's.
 
     Notes:
-      In the paper m grows with the number of times that the client took part; here, as in PFLlib,
-      with the round, which is the same at full participation. Of the paper's terms that transfer
-      knowledge, this has the maximum mean discrepancy (`ops.discrepancy`). The defaults are the
-      values that the authors recommend for PFLlib. Before its first round a client deploys the `w`
-      that it received. Batch normalization is in training mode in both models.
+      As far as we know, m grows in the paper with the number of times that the client took part;
+      here, as in PFLlib, with the round, which is the same at full participation. Of the paper's
+      terms that transfer knowledge, this has the maximum mean discrepancy (`ops.discrepancy`). The
+      defaults are the values that the authors recommend for PFLlib. Before its first round a client
+      deploys the `w` that it received. Batch normalization is in training mode in both models.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
 

@@ -29,7 +29,7 @@ from pfljax.core import streams
 from pfljax.engine import mapping, sampling
 from pfljax.engine.clients.on_device import to_host
 from pfljax.engine.programs import build_init, build_rounds
-from pfljax.ops import distillation
+from pfljax.ops import distillation, stacked
 from pfljax.ops.prototypes import Prototypes
 
 DISTILLED = pathlib.Path(__file__).parents[2] / "third_party" / "pfllib_trajectories"
@@ -141,14 +141,13 @@ def fedgen_start(state, theirs):
 def fedcross_tape(theirs, settings):
     """Models in stored order, and a similarity that is a sum over layers, the last one twice."""
 
-    def similarities(models):
-        layers = [similarities_of(part) for part in (models["body"], models["head"])]
+    def cosines(models):
+        layers = [stacked.cosines(part) for part in (models["body"], models["head"])]
         return layers[0] + 2 * layers[1]
 
-    similarities_of = importlib.import_module("pfljax.algorithms.fedcross").similarities
     return {
         "assign": lambda key, models: jax.numpy.arange(models),
-        "similarities": similarities,
+        "cosines": cosines,
     }
 
 
