@@ -105,3 +105,7 @@ def test_the_weight_has_the_least_loss_in_cross_validation():
     best = np.argmin(losses[:-1]) / 100
     assert 0.1 < best < 0.9 and abs(found - best) < 0.02
     assert losses[-1] < min(losses[:-1]) + 1e-4
+    # With a weight for the covariance of its own, that of the means is another one.
+    two = gaussians.adapt(sample, common, PRIORS, 3, 0.5, single_weight=False)
+    other = float(((two.means - common.means) / (own.means - common.means))[0, 0])
+    assert 0 <= other <= 1 and abs(other - found) > 0.02
