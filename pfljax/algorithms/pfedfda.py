@@ -79,8 +79,8 @@ def pfedfda(
 
     Notes:
       The authors' code adds an identity and 0.0001 in every entry to the covariance, where 0.0001
-      times the identity may have been meant; the default of `ridge` is ours, between the two, as
-      0.0001 fails on clients with fewer examples than features. The weights are found by ten damped
+      times the identity may have been meant; the default of `ridge` is ours, between the two
+      (`docs/departures.md`), and wants to be tuned. The weights are found by ten damped
       Newton steps from 1/2; the code takes at most ten of L-BFGS. There, features are collected in
       all local steps, by the body before each step and in training mode, folds are random, and all
       clients take part in the last round. From that code are: a mean from three examples on,
