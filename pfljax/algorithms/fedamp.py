@@ -62,10 +62,10 @@ def fedamp(
       The paper chooses alpha such that `u_k` is a convex combination. Where the weights of the
       others exceed 1 in total, they are divided by their sum here, and `theta_k` has no weight. The
       paper sets the hyper-parameters for each data set, and all want to be tuned; `alpha` and
-      `sigma` are PFLlib's, where `lam` has no effect, and the default of `lam` is ours. The variant for deep networks, HeurFedAMP, with cosine similarities, is
-      not included. Absent clients keep their models and mixtures. Running statistics of batch
-      normalization are excluded from the distance and the proximal term. The reported loss is
-      `L_k`.
+      `sigma` are PFLlib's, where `lam` has no effect, and the default of `lam` is ours. The variant
+      for deep networks, HeurFedAMP, with cosine similarities, is not included. Absent clients keep
+      their models and mixtures. Running statistics of batch normalization are excluded from the
+      distance and the proximal term. The reported loss is `L_k`.
     """
 
     def init_client(server, profile, key):
