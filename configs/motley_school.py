@@ -40,7 +40,7 @@ def get_config():
     config.data.test_fraction, config.data.validation_fraction = 0.15, 0.15 / 0.85
     config.zero_init = True
     config.batch_size, config.drop_remainder, config.shrink_batch = 32, True, True
-    config.selection = {"mean": "unweighted", "round": "last"}
+    config.selection = {"mean": "unweighted", "which_round": "last"}
     config.per_method.fedavg = {"server_optimizer": {"learning_rate": 0.1, **_MOMENTUM}}
     config.per_method.fedavg_ft = {"server_optimizer": {"learning_rate": 1.0, **_MOMENTUM}}
     config.per_method.ditto = {"server_optimizer": {"learning_rate": 0.3, **_MOMENTUM}}

@@ -179,14 +179,14 @@ def run(
 
 
 def scores(
-    run_directory: pathlib.Path, *, mean: str = "weighted", round: str = "best"
+    run_directory: pathlib.Path, *, mean: str = "weighted", which_round: str = "best"
 ) -> tuple[float, float]:
     """Returns a run's validation score, and its test score in the same round.
 
     Args:
       run_directory: The work directory of the run.
       mean: How clients are averaged, one of `config.MEANS`.
-      round: The round, one of `config.ROUNDS`.
+      which_round: The round, one of `config.ROUNDS`.
 
     Returns:
       Both scores; NaN if the run diverged.
@@ -197,7 +197,7 @@ def scores(
     score, sign = score_of(result)
     rows = writers.read_rows(run_directory / "metrics.jsonl")
     chosen = len(rows) - 1
-    if round == "best":
+    if which_round == "best":
         more = sign > 0
         chosen = metrics.best_round(rows, "personal", score, more_is_better=more, mean=mean)
     found = {} if chosen is None else rows[chosen]

@@ -81,7 +81,7 @@ def test_as_many_steps_as_epochs_have(name):
     outputs = []
     for changes in ({"epochs": 2}, {"epochs": 1, "num_steps": 8}, {"epochs": 1}):
         local = federation.local_training(observe=task.observe)._replace(**changes)
-        algorithm = ALGORITHMS[name](task, local)
+        algorithm = ALGORITHMS[name](task, local, **federation.held_by_the_server(name))
 
         @jax.jit
         def update(key, algorithm=algorithm):
@@ -94,6 +94,8 @@ def test_as_many_steps_as_epochs_have(name):
         whole = output.state, output.sum, output.each, output.metrics
         outputs.append(jax.tree.map(lambda leaf: leaf.astype(float), whole))
     federation.assert_close(outputs[0], outputs[1])
+    if name == "fedpcl":  # which has nothing to learn from before the first prototypes
+        return
     assert federation.differ(outputs[0], outputs[2], least=1e-6)
 
 

@@ -110,7 +110,6 @@ def test_groups_by_superclass(monkeypatch):
         return digits._replace(superclasses=np.arange(10) % 2)
 
     monkeypatch.setitem(data.SOURCES, "toy", load_toy)
-    monkeypatch.setitem(data.DATASETS, "toy", load_toy)
     loaded = data.load(
         name="toy", partition="groups", group_by="superclass", num_groups=2, num_clients=6
     )
@@ -139,4 +138,4 @@ def test_the_readme_has_a_row_for_every_data_set():
     rows = [line.split("|") for line in table.splitlines()[2:]]
     assert {len(row) for row in rows} == {10}
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
-    assert sorted(named) == sorted(data.DATASETS)
+    assert sorted(named) == sorted(set(data.DATASETS) - {"python"})  # which is passed, not loaded

@@ -99,7 +99,6 @@ def named(monkeypatch):
         return pool(numbers, np.arange(60) // 2 % 4)
 
     monkeypatch.setitem(data.SOURCES, "toy", load_toy)
-    monkeypatch.setitem(data.DATASETS, "toy", load_toy)
 
 
 def test_load_assigns_examples_to_their_owners(named):

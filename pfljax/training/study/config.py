@@ -142,7 +142,7 @@ def default_config() -> ml_collections.ConfigDict:
     # How sweep.py ranks values by the validation score.
     config.selection = {
         "mean": "weighted",  # of the clients, 'weighted' by their examples or 'unweighted'
-        "round": "best",  # of each run, 'best' or 'last'
+        "which_round": "best",  # of each run, 'best' or 'last'
     }
 
     config.batch_size = 10  # number of examples in a local step
@@ -438,7 +438,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
     require_known("selection.mean", config.selection.mean, MEANS)
-    require_known("selection.round", config.selection.round, ROUNDS)
+    require_known("selection.which_round", config.selection.which_round, ROUNDS)
     if config.shrink_batch and not config.drop_remainder:
         raise UserError(
             "config.shrink_batch changes nothing without config.drop_remainder, as a client's last "

@@ -113,7 +113,7 @@ def test_a_sweep_chooses_by_the_mean_and_the_round_of_the_config(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(f"{writers.json.dumps(r)}\n" for r in rows))
     assert sweep.scores(tmp_path) == (1.0, 11.0)
     assert sweep.scores(tmp_path, mean="unweighted") == (3.0, 13.0)
-    assert sweep.scores(tmp_path, mean="unweighted", round="last") == (5.0, 15.0)
+    assert sweep.scores(tmp_path, mean="unweighted", which_round="last") == (5.0, 15.0)
 
 
 def test_a_sweep_with_data_of_each_seed(tmp_path):
