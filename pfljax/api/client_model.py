@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from pfljax.core import Context, Params
 from pfljax.data import FederatedDataset, ServerExamples, Split
 from pfljax.data.input_arrays import by_name, map_inputs
 from pfljax.engine import init
+from pfljax.engine.programs import Inputs, Make
 from pfljax.errors import UserError
 from pfljax.training.run import runtime, workdir
 from pfljax.training.study import experiment, placement
@@ -113,8 +114,8 @@ class Form(NamedTuple):
             if several
             else zeros(self.inputs)
         )
-        targets, nobody = zeros(self.targets), np.zeros(self.num_clients, np.int32)
-        split = Split(nobody, nobody)
+        targets, none = zeros(self.targets), np.zeros(self.num_clients, np.int32)
+        split = Split(none, none)
         return FederatedDataset(
             name=self.name,
             inputs=inputs,
@@ -130,6 +131,46 @@ class Form(NamedTuple):
             server=ServerExamples(inputs, targets) if self.server else None,
             **{name: restored(value) for name, value in self.statistics.items()},
         )
+
+
+class Shared:
+    """What the models of a run share, so that their programs are compiled once.
+
+    Attributes:
+      config: The config of the run.
+      form: The form of its data set.
+      frozen: The frozen parameters, NumPy arrays; `()` for none.
+      kind: 'personal' or 'global'.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, form: Form, frozen: Params, kind: str):
+        self.config, self.form, self.frozen, self.kind = config, form, frozen, kind
+
+    @functools.cached_property
+    def method(self) -> tuple[Make, Inputs]:
+        """What builds the method, and its inputs with the frozen parameters of these models."""
+        config = copy.deepcopy(self.config)
+        config.adapter.base = ""  # replaced by those of this model
+        config.init_from = ""  # training is over
+        make, inputs = experiment.build_method(
+            config, self.form.dataset(), jax.devices()[:1], Bounds(*self.form.bounds)
+        )
+        if jax.tree.leaves(self.frozen):
+            inputs = inputs._replace(frozen=self.frozen)
+        return make, inputs
+
+    @functools.cached_property
+    def apply(self) -> Callable[..., jax.Array]:
+        """`(params, inputs, key) -> outputs`, compiled once for all models."""
+        make, inputs = self.method
+
+        def outputs(inputs, params, batch, key):
+            algorithm, task = make(*inputs)
+            if self.kind == "personal" and algorithm.predict is not None:
+                return algorithm.predict(params, batch, key)
+            return task.predict(params, batch)
+
+        return functools.partial(jax.jit(outputs), inputs)
 
 
 class ClientModel:
@@ -150,42 +191,10 @@ class ClientModel:
       ((3,), (3, 10))
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        form: Form,
-        params: Params,
-        frozen: Params,
-        client: str | int,
-        kind: str,
-    ):
-        self.config, self.params, self.client, self.kind = config, params, client, kind
-        self._form, self._frozen = form, frozen
-
-    @functools.cached_property
-    def _programs(self):
-        """The method's make and inputs, with the frozen parameters of this model."""
-        config = copy.deepcopy(self.config)
-        config.adapter.base = ""  # replaced by those of this model
-        config.init_from = ""  # training is over
-        make, inputs = experiment.build_method(
-            config, self._form.dataset(), jax.devices()[:1], Bounds(*self._form.bounds)
-        )
-        if jax.tree.leaves(self._frozen):
-            inputs = inputs._replace(frozen=self._frozen)
-        return make, inputs
-
-    @functools.cached_property
-    def _apply(self):
-        make, inputs = self._programs
-
-        def outputs(inputs, params, batch, key):
-            algorithm, task = make(*inputs)
-            if self.kind == "personal" and algorithm.predict is not None:
-                return algorithm.predict(params, batch, key)
-            return task.predict(params, batch)
-
-        return functools.partial(jax.jit(outputs), inputs)
+    def __init__(self, shared: Shared, params: Params, client: str | int):
+        self._shared, self.params, self.client = shared, params, client
+        self.kind, self.config = shared.kind, shared.config
+        self._form, self._frozen = shared.form, shared.frozen
 
     def outputs(self, inputs: Any) -> np.ndarray:
         """Returns the outputs of the model; for classification, logits.
@@ -205,7 +214,7 @@ class ClientModel:
         for begin in range(0, count, _BATCH):
             rows = np.minimum(np.arange(begin, begin + _BATCH), count - 1)
             part = map_inputs(lambda array, rows=rows: array[rows], batch)
-            found.append(np.asarray(self._apply(self.params, part, key))[: count - begin])
+            found.append(np.asarray(self._shared.apply(self.params, part, key))[: count - begin])
         return np.concatenate(found)
 
     def predict(self, inputs: Any) -> np.ndarray:
@@ -352,17 +361,10 @@ def load_model(path: str | pathlib.Path) -> ClientModel:
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} is not a model of a client: write it with save.") from error
     config = workdir.config_from(settings, str(path))
-    made = ClientModel(config, form, (), (), client, kind)
-    make, inputs = made._programs
+    make, inputs = Shared(config, form, (), kind).method
     shapes = jax.eval_shape(functools.partial(_deployed, make, form, kind), inputs, *_shapes(form))
-    return ClientModel(
-        config,
-        form,
-        _filled(path, "params", shapes, arrays),
-        _filled(path, "frozen", inputs.frozen, arrays),
-        client,
-        kind,
-    )
+    shared = Shared(config, form, _filled(path, "frozen", inputs.frozen, arrays), kind)
+    return ClientModel(shared, _filled(path, "params", shapes, arrays), client)
 
 
 def _shapes(form: Form) -> Any:

@@ -16,15 +16,14 @@ import ml_collections
 import numpy as np
 
 from pfljax.api import settings
-from pfljax.api.client_model import ClientModel, Form
+from pfljax.api.client_model import ClientModel, Form, Shared
 from pfljax.data import FederatedDataset
 from pfljax.errors import UserError
 from pfljax.report import comparison as report
 from pfljax.report import finished, plots, tables
-from pfljax.training import sweep
-from pfljax.training.run import locks, loop, reopen, results, runtime, workdir
+from pfljax.training import single, sweep
+from pfljax.training.run import reopen, results, runtime, workdir
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -144,8 +143,9 @@ class Run:
             ids = [_number_of(client, dataset) for client in clients]
             params = opened.deployed(ids)["personal"]
             each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(ids))]
+            shared, names = _shared(opened, "personal"), dataset.client_names
             return [
-                self._model(opened, own, client, "personal")
+                ClientModel(shared, own, names[client] if names else client)
                 for own, client in zip(each, ids, strict=True)
             ]
 
@@ -162,7 +162,8 @@ class Run:
             params = opened.deployed([0]).get("global")
             if params is None:
                 raise UserError(f"{self.config.algorithm} has no global model: use client(...).")
-            return self._model(opened, jax.tree.map(lambda leaf: leaf[0], params), None, "global")
+            own = jax.tree.map(lambda leaf: leaf[0], params)
+            return ClientModel(_shared(opened, "global"), own, "global")
 
     def evaluate(self, *, best: bool = False) -> pd.DataFrame:
         """Evaluates the models of the latest checkpoint, and returns a row for each client.
@@ -188,7 +189,7 @@ class Run:
         """
         with self._available() as config:
             config.rounds = rounds
-            train(config, self.directory)
+            single.run(config, self.directory, resume=True)
             config = copy.deepcopy(config)
         return Run(self._workdir, config, self._dataset)
 
@@ -196,14 +197,6 @@ class Run:
         if not (self.directory / "result.json").exists():
             raise UserError(f"{self.directory} contains no finished run: train it first.")
         return finished.read_run(self.directory)
-
-    def _model(self, opened: reopen.Reopened, params, client: int | None, kind: str) -> ClientModel:
-        built = opened.experiment
-        names = built.dataset.client_names
-        named = kind if client is None else names[client] if names else client
-        # A trained model does not need the params with which its training started.
-        frozen = () if built.config.init_from else jax.tree.map(np.asarray, built.inputs.frozen)
-        return ClientModel(built.config, Form.of(built.dataset), params, frozen, named, kind)
 
     @contextlib.contextmanager
     def _available(self) -> Iterator[ml_collections.ConfigDict]:
@@ -225,28 +218,6 @@ class Run:
             if config.engine.residence == "device":
                 self._kept[best] = opened
             yield opened
-
-
-def train(
-    config: ml_collections.ConfigDict,
-    directory: pathlib.Path,
-    progress: loop.Progress = lambda rounds, scores: None,
-) -> None:
-    """Trains a run, or what is missing of it, in a work directory.
-
-    Args:
-      config: The config, whose data set can be loaded.
-      directory: The work directory; created if missing.
-      progress: Called after every call of the round program, with rounds done and scores.
-    """
-    experiment.check(config)
-    if workdir.is_finished(directory, config):
-        return
-    workdir.check(directory, config, resume=True)
-    with locks.hold(directory):
-        chunk = workdir.clients_per_chunk(directory)
-        built = experiment.build(config, clients_per_chunk=chunk)
-        loop.run(built, directory, resume=True, progress=progress)
 
 
 def open_run(directory: str | pathlib.Path, data: FederatedDataset | None = None) -> Run:
@@ -417,6 +388,14 @@ def frame_of_clients(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
     if "client_name" in frame:
         frame.insert(1, "client_name", frame.pop("client_name"))
     return frame
+
+
+def _shared(opened: reopen.Reopened, kind: str) -> Shared:
+    """Returns what the models of a run share; `kind` is 'personal' or 'global'."""
+    built = opened.experiment
+    # A trained model does not need the params with which its training started.
+    frozen = () if built.config.init_from else jax.tree.map(np.asarray, built.inputs.frozen)
+    return Shared(built.config, Form.of(built.dataset), frozen, kind)
 
 
 def _number_of(client: int | str, dataset: FederatedDataset) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 import ml_collections
 
 from pfljax.api import settings as settings_lib
-from pfljax.api.results import Comparison, Run, Sweep, Workdir, train
+from pfljax.api.results import Comparison, Run, Sweep, Workdir
 from pfljax.data import FederatedDataset
 from pfljax.errors import UserError
 from pfljax.report import comparison as report
-from pfljax.training import comparison
+from pfljax.training import comparison, single
 from pfljax.training import sweep as sweep_lib
 from pfljax.training.run import locks, loop, runtime
+from pfljax.training.run import workdir as workdir_lib
 from pfljax.training.study import config as config_lib
 
 _ONE_PARTITION = (
@@ -71,7 +72,8 @@ def fit(
     directory = Workdir(workdir)
     made = settings_lib.config_of([name], config, settings)
     with settings_lib.with_data(made, data):
-        train(made, directory.path, progress)
+        if not workdir_lib.is_finished(directory.path, made):
+            single.run(made, directory.path, resume=True, add_progress=lambda name, score: progress)
     return Run(directory, made, data if isinstance(data, FederatedDataset) else None)
 
 

@@ -13,8 +13,7 @@ from absl import flags
 
 from pfljax.cli import app
 from pfljax.report import tables
-from pfljax.training.run import locks, loop, workdir
-from pfljax.training.study import experiment
+from pfljax.training import single
 
 
 def define_flags() -> None:
@@ -26,14 +25,9 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     config, directory = app.study()
-    experiment.check(config)
-    workdir.check(directory, config, resume=flags.FLAGS.resume)
-    with locks.hold(directory):
-        built = experiment.build(config, clients_per_chunk=workdir.clients_per_chunk(directory))
-        score = built.task.score
-        with app.progress(config.rounds) as add_bar:
-            bar = add_bar(config.algorithm, score)
-            result = loop.run(built, directory, resume=flags.FLAGS.resume, progress=bar)
+    with app.progress(config.rounds) as add_bar:
+        result = single.run(config, directory, resume=flags.FLAGS.resume, add_progress=add_bar)
+    score = result["score_name"]
     for model, label in {"personal": "personalized", "global": "global"}.items():
         found = tables.scores_of(result, model)
         if found is not None:

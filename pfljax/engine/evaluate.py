@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,15 +21,13 @@ from pfljax.errors import UserError
 
 SPLITS = ("test", "validation")
 
-# `(algorithm, task, batch_size, server, client, examples, row, unseen, context) -> tree` of arrays,
-# what a program finds out about a client: `evaluate_client` or `deployed`.
+# `(algorithm, server, client, examples, row, unseen, context) -> tree` of arrays, what a program
+# finds out about a client: `deployed`, or `evaluate_client` for a task and a batch size.
 OfClient = Callable[..., PyTree]
 
 
 def deployed(
     algorithm: Algorithm,
-    task: Task,
-    batch_size: int,
     server,
     client,
     examples: Examples,
@@ -43,8 +42,6 @@ def deployed(
 
     Args:
       algorithm: The method.
-      task: Not used; in the arguments of all functions of a client.
-      batch_size: Not used, like `task`.
       server: The method's server state.
       client: The client's private state.
       examples: The examples of this and other clients.
@@ -68,9 +65,9 @@ def deployed(
 
 
 def evaluate_client(
-    algorithm: Algorithm,
     task: Task,
     batch_size: int,
+    algorithm: Algorithm,
     server,
     client,
     examples: Examples,
@@ -81,9 +78,9 @@ def evaluate_client(
     """Evaluates the models of `deployed` on the examples of one client.
 
     Args:
-      algorithm: The method.
       task: The model and its metrics.
       batch_size: Number of examples evaluated at once.
+      algorithm: The method.
       server: The method's server state.
       client: The client's private state.
       examples: The examples of this and other clients.
@@ -95,7 +92,7 @@ def evaluate_client(
       `{model: {split: {metric: []}}}`, sums over the client's examples, and the values of
       `Task.client_metrics`; model is 'personal' and, if the method has one, 'global'.
     """
-    models = deployed(algorithm, task, batch_size, server, client, examples, row, unseen, context)
+    models = deployed(algorithm, server, client, examples, row, unseen, context)
     # The global model predicts as in the task; only personalized models may predict differently.
     evaluate_model = {"personal": scorer(task, algorithm.predict), "global": scorer(task)}
 
@@ -194,7 +191,7 @@ def evaluate_rows(
     rows: jax.Array,
     num_clients: int,
     num_rounds: jax.Array,
-    of_client: OfClient = evaluate_client,
+    of_client: OfClient | None = None,
 ) -> PyTree:
     """Evaluates some clients on this device, whatever the source of their states and examples.
 
@@ -209,12 +206,13 @@ def evaluate_rows(
       rows: `[rows]` int32, the row of each client in `examples`; -1 is padding.
       num_clients: Number of clients, including held-out ones.
       num_rounds: `[]` int32, the planned length of the run.
-      of_client: What is found out about a client.
+      of_client: What is found out about a client; None for `evaluate_client`.
 
     Returns:
       `{model: {split: {metric: [rows]}}}`, as `evaluate_client` returns them; or the result of
       another `of_client`, stacked `[rows, ...]`.
     """
+    find = of_client or functools.partial(evaluate_client, task, batch_size)
     num_rows, clients = ids.shape[0], state.clients
     if fill := -num_rows % clients_per_chunk:
         ids, rows = (jnp.pad(each, (0, fill), constant_values=-1) for each in (ids, rows))
@@ -229,10 +227,7 @@ def evaluate_rows(
         unseen = None
         if examples.num_participants < num_clients:
             unseen = client_id >= examples.num_participants
-        scores = of_client(
-            algorithm, task, batch_size, state.server, client, examples, row, unseen, context
-        )
-        return scores, ()
+        return find(algorithm, state.server, client, examples, row, unseen, context), ()
 
     scores, _ = mapping.map_and_sum(one, (ids, rows, clients), clients_per_chunk=clients_per_chunk)
     return jax.tree.map(lambda leaf: leaf[:num_rows], scores)
@@ -247,7 +242,7 @@ def evaluate(
     examples: Examples,
     num_rounds: jax.Array,
     eval_ids: np.ndarray | None = None,
-    of_client: OfClient = evaluate_client,
+    of_client: OfClient | None = None,
 ) -> PyTree:
     """Evaluates clients, each on the device that owns it; see `programs.build_evaluation`."""
     count = examples.num_clients

@@ -182,7 +182,7 @@ def evaluation_program(
     batch_size: int,
     clients_per_chunk: int,
     eval_ids: np.ndarray | None = None,
-    of_client: evaluate.OfClient = evaluate.evaluate_client,
+    of_client: evaluate.OfClient | None = None,
     vectorized: Vectorized | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> mapping.Program:

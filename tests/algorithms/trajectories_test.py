@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import trajectories
 
 from pfljax import aggregation, core, models, tasks
 from pfljax.aggregation.low_rank import compress
@@ -559,34 +560,6 @@ def their_names(model):
             yield f"{name}/{kind}", array
 
 
-def build_examples(data):
-    clients = sum(key.endswith("/train_x") for key in data)
-    columns = {
-        kind: [data[f"client{i}/train_{kind}"] for i in range(clients)]
-        + [data[f"client{i}/test_{kind}"] for i in range(clients)]
-        for kind in "xy"
-    }
-    sizes = np.array([len(y) for y in columns["y"]], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
-    labels = np.concatenate(columns["y"]).astype(np.int32)
-    examples = federation.examples_of(
-        np.concatenate(columns["x"]).astype(np.float64),
-        labels,
-        sizes,
-        num_classes=int(labels.max()) + 1,
-    )
-    train, test = slice(clients), slice(clients, None)
-    return dataclasses.replace(
-        examples,
-        offsets={"train": offsets[train], "validation": offsets[train], "test": offsets[test]},
-        sizes={"train": sizes[train], "validation": 0 * sizes[train], "test": sizes[test]},
-        class_counts=examples.class_counts[train],
-        max_train_size=int(sizes[train].max()),
-        max_eval_size=int(sizes[test].max()),
-        num_participants=clients,
-    )
-
-
 def settings_of(theirs):
     """The hyper-parameters; files of other sources than PFLlib's programs have fewer names."""
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
@@ -644,7 +617,7 @@ def set_up(data, theirs, settings):
 
 def follow(name, case, data, theirs, settings):
     """Trains as long as the file goes, and compares what it has of each round, of the last all."""
-    examples = build_examples(data)
+    examples = trajectories.examples_from(data)
     clients = examples.num_clients
     if case.counts:
         counts = [theirs[f"init/client{i}/{case.counts}"] for i in range(clients)]
@@ -749,7 +722,7 @@ def test_fine_tuning_of_fedbabu():
             task, local, fine_tuning_epochs=settings["fine_tuning_epochs"]
         )
         server = algorithm.init_server(None, jax.random.key(0))
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         for i in range(examples.num_clients):
             own = model_from(theirs, f"round{last}/client{i}/model/")
@@ -770,7 +743,7 @@ def test_pieces_of_apple():
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
     with jax.enable_x64(True):
         task, local = set_up(data, theirs, settings)
-        population = jax.tree.map(jax.numpy.asarray, build_examples(data)).population()
+        population = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data)).population()
         server = ALGORITHMS["apple"](task, local).init_server(population, jax.random.key(0))
         same(np.asarray(server.shares), theirs["init/client0/p0"])
         for round in range(settings["global_rounds"]):
@@ -796,7 +769,7 @@ def test_mixtures_of_fedamp():
         algorithm = ALGORITHMS["fedamp"](
             task, local, alpha=settings["alphaK"], sigma=settings["sigma"]
         )
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         server = algorithm.init_server(None, jax.random.key(0))
         first = algorithm.init_client(server, None, None)
         cohort = core.Cohort(np.arange(clients), np.ones(clients, int), clients)
@@ -857,7 +830,7 @@ def test_rounds_of_fedgc():
         )
         rate = settings["local_learning_rate"] * settings["lamda"]
         algorithm = ALGORITHMS["fedgc"](linear, local, correction_rate=rate)
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
         update, exchange = jax.jit(algorithm.client_update), jax.jit(algorithm.exchange)
         server = algorithm.init_server(None, jax.random.key(0))
@@ -953,7 +926,7 @@ def test_rounds_of_fedpac():
     with jax.enable_x64(True):
         task, local = set_up(data, theirs, settings)
         algorithm = ALGORITHMS["fedpac"](task, local, lam=settings["lamda"], weight_by_size=False)
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         clients = examples.num_clients
         cohort = core.Cohort(np.arange(clients), np.asarray(examples.sizes["train"]), clients)
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
@@ -1026,7 +999,7 @@ def test_rounds_of_fedcp(monkeypatch):
     with jax.enable_x64(True):
         task, local = set_up(data, theirs, settings)
         algorithm = ALGORITHMS["fedcp"](task, local, lam=settings["lamda"], noisy_evaluation=True)
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         update = jax.jit(algorithm.client_update)
         start = algorithm.init_server(None, jax.random.key(0))
         server = start._replace(params=fedcp_server(theirs, 0))
@@ -1071,7 +1044,7 @@ def test_rounds_of_fedgh():
             server_rate=settings["server_learning_rate"],
             server_batch=settings["batch_size"],
         )
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         update = jax.jit(algorithm.client_update)
         server = algorithm.init_server(None, context.key)
@@ -1138,7 +1111,7 @@ def test_rounds_of_fedpcl():
         algorithm = ALGORITHMS["fedpcl"](
             task, local._replace(optimizer=clipped), tau=settings["tau"], own_class=True
         )
-        examples = jax.tree.map(jax.numpy.asarray, build_examples(data))
+        examples = jax.tree.map(jax.numpy.asarray, trajectories.examples_from(data))
         context = core.Context(jax.random.key(0), jax.numpy.int32(0), jax.numpy.int32(1))
         update = jax.jit(algorithm.client_update)
         server = algorithm.init_server(examples.population(), context.key)

@@ -60,11 +60,11 @@ def test_models_of_clients_are_those_that_were_evaluated(run, data):
         labels = np.array(data.class_names)[data.targets[rows]]
         right = np.mean(model.predict(data.inputs[rows]) == labels)
         assert right == pytest.approx(run.per_client()["personal_test_accuracy"][number])
-    everybody = run.clients()
-    assert [model.client for model in everybody] == ["ann", "bob", "eve"]
-    np.testing.assert_array_equal(everybody[1].outputs(INPUTS), run.client("bob").outputs(INPUTS))
+    models = run.clients()
+    assert [model.client for model in models] == ["ann", "bob", "eve"]
+    np.testing.assert_array_equal(models[1].outputs(INPUTS), run.client("bob").outputs(INPUTS))
     common = run.global_model()
-    assert not np.array_equal(common.outputs(INPUTS), everybody[1].outputs(INPUTS))
+    assert not np.array_equal(common.outputs(INPUTS), models[1].outputs(INPUTS))
     np.testing.assert_allclose(common.predict_proba(INPUTS).sum(axis=1), 1, rtol=1e-6)
 
 

@@ -208,7 +208,7 @@ class HostEvaluation(_OnHost):
         clients: HostStates,
         make: programs.Make,
         eval_ids: np.ndarray | None,
-        of_client: evaluate.OfClient = evaluate.evaluate_client,
+        of_client: evaluate.OfClient | None = None,
     ):
         self._of = clients
         count = clients.examples.num_clients
