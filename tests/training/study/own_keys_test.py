@@ -116,6 +116,28 @@ def test_a_sweep_chooses_by_the_mean_and_the_round_of_the_config(tmp_path):
     assert sweep.scores(tmp_path, mean="unweighted", which_round="last") == (5.0, 15.0)
 
 
+@pytest.mark.parametrize("mean, expected", [("unweighted", 5.0), ("weighted", 4.0)])
+def test_each_client_of_a_sweep_chooses_by_its_own_validation_score(tmp_path, mean, expected):
+    directories = [tmp_path / "a", tmp_path / "b"]
+    # The third client is held out, and the fourth has no test examples.
+    validation = ([1.0, 9.0, 0.0, 0.0], [2.0, 8.0, 9.0, 9.0])
+    test = ([3.0, 5.0, 90.0, np.nan], [4.0, 7.0, 80.0, np.nan])
+    for directory, of_validation, of_test in zip(directories, validation, test, strict=True):
+        directory.mkdir()
+        writers.write_json(directory / "result.json", {})
+        np.savez(
+            directory / "clients.npz",
+            test_size=[3, 1, 5, 0],
+            unseen=[False, False, True, False],
+            personal_validation_mse=of_validation,
+            personal_test_mse=of_test,
+        )
+    found = sweep._chosen_by_each_client(directories, "mse", -1, mean)
+    assert found == expected
+    writers.write_json(directories[0] / "result.json", {"diverged": {}})
+    assert np.isnan(sweep._chosen_by_each_client(directories, "mse", -1, mean))
+
+
 def test_a_sweep_with_data_of_each_seed(tmp_path):
     """Its runs are those of single runs, each on the splits of its seed."""
     settings = {"rounds": 2, "learning_rate": 0.1, "model": "logistic"}
