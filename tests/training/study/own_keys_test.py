@@ -116,6 +116,36 @@ def test_a_sweep_chooses_by_the_mean_and_the_round_of_the_config(tmp_path):
     assert sweep.scores(tmp_path, mean="unweighted", which_round="last") == (5.0, 15.0)
 
 
+def test_a_scenario_changes_keys_of_the_config():
+    config = config_lib.default_config()
+    assert list(config_lib.scenarios(config)) == [""]
+    with config.unlocked():
+        config.scenarios = {"a": {}, "b": {"data": {"alpha": 0.5}, "per_method": {"ditto": {}}}}
+    found = config_lib.scenarios(config)
+    assert [(name, each.data.alpha) for name, each in found.items()] == [("a", 0.1), ("b", 0.5)]
+    config_lib.check(found["b"])
+    with pytest.raises(pfljax.UserError, match="a, b, which only the command compare runs"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    "scenarios, message",
+    [
+        ({"a": {"data": {"alpah": 0.5}}}, "Did you mean 'data.alpha'"),
+        ({"a": {"rounds": "many"}}, "must be of the type of config.rounds"),
+        ({"a": {"algorithms": ("local",)}}, "which all scenarios share"),
+        ({"a": 3}, "it must have keys"),
+        ({"a b": {}}, "use letters, digits"),
+    ],
+)
+def test_scenarios_that_are_refused(scenarios, message):
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.scenarios = scenarios
+    with pytest.raises(pfljax.UserError, match=message):
+        config_lib.scenarios(config)
+
+
 @pytest.mark.parametrize("mean, expected", [("unweighted", 5.0), ("weighted", 4.0)])
 def test_each_client_of_a_sweep_chooses_by_its_own_validation_score(tmp_path, mean, expected):
     directories = [tmp_path / "a", tmp_path / "b"]
