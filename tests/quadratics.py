@@ -158,9 +158,11 @@ def linear_classifier() -> core.Task:
     task = linear_features()
     kernel = np.random.default_rng(6).normal(size=(2, 4)).astype(np.float32)
 
-    def losses(model, batch, key, train=True):
-        logits = task.predict(model, batch.inputs)
+    def output_losses(logits, batch):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+
+    def losses(model, batch, key, train=True):
+        return output_losses(task.predict(model, batch.inputs), batch)
 
     def loss(model, batch, key, train=True):
         each = losses(model, batch, key)
@@ -169,7 +171,7 @@ def linear_classifier() -> core.Task:
     def init(key):
         return {**task.init(key), "head": {"kernel": jnp.array(kernel)}}
 
-    return task._replace(init=init, losses=losses, loss=loss)
+    return task._replace(init=init, losses=losses, loss=loss, output_losses=output_losses)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
