@@ -267,5 +267,6 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes server_data",
         ),
         _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
+        _row("fedselect", "FedSelect", 2024, "element-wise mixing"),
     ]
 )

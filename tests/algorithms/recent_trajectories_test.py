@@ -83,6 +83,13 @@ def by_first_member(cluster):
     return np.array([order.index(c) for c in cluster])
 
 
+def of_fedselect(client):
+    """The model of a client, and the masks of its kernels; those of biases are empty."""
+    masks = dict(trajectories.names_of(client.personal))
+    kernels = {f"mask/{part}/kernel": masks[f"{part}/kernel"] for part in ("base", "head")}
+    return {"model": client.params, **kernels}
+
+
 def flushes(meta):
     """FedBuff's events `(client, version)`, in groups of a buffer."""
     theirs = meta["hyperparameters"]
@@ -143,6 +150,19 @@ CASES = {
         staleness=lateness,
         state="version{version}/",
     ),
+    "FedSelect": Case(
+        "fedselect",
+        lambda theirs: {
+            "growth": theirs["prune_percent"] / 100,
+            "target": theirs["prune_target"] / 100,
+            "every": theirs["lth_epoch_iters"],
+            "deploy_trained": True,
+        },
+        # The file has zeros where all clients have personalized an entry, and no last average; the
+        # clients' models of the last round are trained from all other entries.
+        lambda server: {},
+        of_fedselect,
+    ),
 }
 
 
@@ -192,7 +212,8 @@ def follow(case, data, theirs, monkeypatch):
         delays.follow(monkeypatch, case.staleness(meta))
 
     def make(epochs):
-        local = trajectories.local_training(settings["lr"], settings["batch_size"], epochs)
+        rate = settings["lr" if "lr" in settings else "local_learning_rate"]
+        local = trajectories.local_training(rate, settings["batch_size"], epochs)
         local = case.local(local, settings)
         return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
 
@@ -216,8 +237,13 @@ def follow(case, data, theirs, monkeypatch):
         last = round == len(cohorts) - 1
         prefix = case.state.format(round=round, version=round + 1)
         compare(case.server(state.server), theirs, prefix, last)
-        for k in cohorts[round]:
-            compare(case.client(state.clients[k]), theirs, f"{prefix}client{k}/", last)
+        of_clients = {k: case.client(state.clients[k]) for k in cohorts[round]}
+        known = [
+            k for k in of_clients if any(key.startswith(f"{prefix}client{k}/") for key in theirs)
+        ]
+        assert known or not last or not any(of_clients.values()), "the file has no client"
+        for k in known:
+            compare(of_clients[k], theirs, f"{prefix}client{k}/", last)
         if last or not case.deployed.startswith("final"):
             keys = {k: case.deployed.format(round=round, client=k) for k in range(count)}
             compared = {k: name for k, name in keys.items() if name in theirs}
