@@ -268,5 +268,7 @@ ALGORITHMS: dict[str, Method] = dict(
         ),
         _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
         _row("fedselect", "FedSelect", 2024, "element-wise mixing"),
+        _row("pgfed", "PGFed", 2023, "multi-task"),
+        _row("pgfedmo", "PGFedMo", 2023, "multi-task"),
     ]
 )

@@ -6,6 +6,7 @@ hyper-parameters are read from the files. What a file has of a round is compared
 and of the last round all that a method names.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -24,6 +25,7 @@ from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
+from pfljax.ops import full_batch
 
 THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
 FOLDER = pathlib.Path(
@@ -50,6 +52,7 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
+      change: `monkeypatch -> None`, which makes ours do what theirs does otherwise.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
+    change: object = lambda monkeypatch: None
 
 
 def of_mime(server):
@@ -88,6 +92,21 @@ def of_fedselect(client):
     masks = dict(trajectories.names_of(client.personal))
     kernels = {f"mask/{part}/kernel": masks[f"{part}/kernel"] for part in ("base", "head")}
     return {"model": client.params, **kernels}
+
+
+def of_pgfed(server):
+    return {"global": server.average.params, "server/alpha": server.weights}
+
+
+def pass_over_full_batches(monkeypatch):
+    """The last loss and gradient of a client, without its last partial batch."""
+    passing = full_batch.value_and_gradient
+
+    def value_and_gradient(task, params, data, context, local):
+        size = data.size // local.batch_size * local.batch_size
+        return passing(task, params, dataclasses.replace(data, size=size), context, local)
+
+    monkeypatch.setattr(full_batch, "value_and_gradient", value_and_gradient)
 
 
 def flushes(meta):
@@ -163,6 +182,23 @@ CASES = {
         lambda server: {},
         of_fedselect,
     ),
+    "PGFed": Case(
+        "pgfed",
+        lambda theirs: {"mu": theirs["mu"], "weight_rate": theirs["lambda"]},
+        of_pgfed,
+        lambda client: {"model": client},
+        change=pass_over_full_batches,
+    ),
+    "PGFedMo": Case(
+        "pgfedmo",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("mu", "beta")},
+            "weight_rate": theirs["lambda"],
+        },
+        of_pgfed,
+        lambda client: {"model": client.params},
+        change=pass_over_full_batches,
+    ),
 }
 
 
@@ -208,6 +244,7 @@ def follow(case, data, theirs, monkeypatch):
     meta = json.loads(str(theirs["meta"]))
     settings = meta["hyperparameters"]
     task = trajectories.task_from(trajectories.model_from(theirs, "init/global/"))
+    case.change(monkeypatch)
     if case.staleness is not None:
         delays.follow(monkeypatch, case.staleness(meta))
 
