@@ -23,15 +23,18 @@ import trajectories
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.core.params import split_params
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
-from pfljax.ops import full_batch
+from pfljax.models.kernels.convolution import convolution
+from pfljax.ops import full_batch, hadamard
 
 THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
 FOLDER = pathlib.Path(
     os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
 )
 TOLERANCE = 1e-8
+FACTORS = ("x1", "y1", "x2", "y2")
 
 
 class Case(NamedTuple):
@@ -107,6 +110,34 @@ def pass_over_full_batches(monkeypatch):
         return passing(task, params, dataclasses.replace(data, size=size), context, local)
 
     monkeypatch.setattr(full_batch, "value_and_gradient", value_and_gradient)
+
+
+def factors_from(server, theirs):
+    """A server with the initial factors of the file, which are drawn at random."""
+
+    def layer(name):
+        kernel = {factor: theirs[f"{name}/kernel/{factor.upper()}"] for factor in FACTORS}
+        return jax.tree.map(jnp.asarray, {"kernel": kernel, "bias": theirs[f"{name}/bias"]})
+
+    theirs = {key.removeprefix("init/factors/"): array for key, array in theirs.items()}
+    model = {"body": {"Dense_0": layer("base")}, "head": layer("head")}
+    if hasattr(server, "params"):
+        return server._replace(params=model)
+    second, first = split_params(model, hadamard.is_second)
+    return server._replace(average=server.average._replace(params=first), initial_head=second)
+
+
+def names_of_factors(prefix, model):
+    """The factors and biases of a model, or of a part of it, by their names in the files."""
+    layers = {"base": model["body"]["Dense_0"], "head": model["head"]}
+    return {
+        f"{prefix}/{name}/{path}": array
+        for name, layer in layers.items()
+        for path, array in (
+            *((f"kernel/{factor.upper()}", array) for factor, array in layer["kernel"].items()),
+            *(("bias", layer[kind]) for kind in ("bias",) if kind in layer),
+        )
+    }
 
 
 def flushes(meta):
@@ -199,6 +230,19 @@ CASES = {
         lambda client: {"model": client.params},
         change=pass_over_full_batches,
     ),
+    "FedPara": Case(
+        "fedpara",
+        lambda theirs: {"rank": theirs["rank"]},
+        lambda server: names_of_factors("global", server.params),
+        start=factors_from,
+    ),
+    "pFedPara": Case(
+        "pfedpara",
+        lambda theirs: {"rank": theirs["rank"]},
+        lambda server: names_of_factors("global", server.average.params),
+        lambda client: names_of_factors("factors", client),
+        start=factors_from,
+    ),
 }
 
 
@@ -288,7 +332,11 @@ def follow(case, data, theirs, monkeypatch):
             for k, name in compared.items():
                 inputs = data[f"client{k}/test_x"].astype(np.float64)
                 rows = examples.of_client(jnp.int32(k))
-                ours = deployed(state.server, state.clients[k], rows, k, inputs)
+                private = state.clients[k]
+                if private is None:  # it has not taken part
+                    profile = examples.profile(jnp.int32(k))
+                    private = init.init_client(algorithm, state.server, profile, key)
+                ours = deployed(state.server, private, rows, k, inputs)
                 same(case.outputs(np.asarray(ours)), theirs[name])
 
 
@@ -318,3 +366,39 @@ def same(ours, theirs):
     else:
         assert ours.dtype == np.float64
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_convolution_of_factors():
+    """The kernel, its outputs and all gradients, and the numbers of factors of nine kernels."""
+    theirs = read("FedPara-conv.f64")
+    for inputs, outputs, side, thousandths, rank, numbers in theirs["counts"].tolist():
+        shape = (side, side, inputs, outputs)
+        assert hadamard.rank_within(shape, thousandths / 1000) == rank
+        assert hadamard.size(shape, rank) == numbers
+
+    def of(prefix):
+        """The factors `t`, `x` (outputs) and `y` (inputs) in our order of axes."""
+        factors = {}
+        for number in (1, 2):
+            core, outputs, inputs = (theirs[f"{prefix}/W{number}/{name}"] for name in "TOI")
+            factors[f"t{number}"] = core.transpose(2, 3, 0, 1)
+            factors |= {f"x{number}": outputs.T, f"y{number}": inputs.T}
+        return factors
+
+    def images(name):
+        return theirs[f"conv/{name}"].transpose(0, 2, 3, 1)
+
+    def outputs_of(factors, bias, inputs):
+        kernel = hadamard.compose(factors, 0.0)
+        return convolution(inputs, kernel, padding="SAME", strides=1) + bias
+
+    with jax.enable_x64(True):
+        arguments = jax.tree.map(jnp.asarray, (of("conv"), theirs["conv/bias"], images("input")))
+        same(
+            np.asarray(hadamard.compose(arguments[0], 0.0)), theirs["conv/W"].transpose(2, 3, 1, 0)
+        )
+        outputs, pull_back = jax.vjp(outputs_of, *arguments)
+        same(np.asarray(outputs), images("output"))
+        slopes = pull_back(jnp.asarray(images("cotangent")))
+        wanted = of("conv/grad"), theirs["conv/grad/bias"], images("grad/input")
+        jax.tree.map(lambda ours, other: same(np.asarray(ours), other), slopes, wanted)
