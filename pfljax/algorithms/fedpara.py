@@ -1,4 +1,4 @@
-"""FedPara: the kernels of the model are Hadamard products of low-rank kernels, whose factors move.
+"""FedPara: every kernel is a Hadamard product of low-rank kernels, whose factors are averaged.
 
 Server: FedAvg's, of the factors, biases and other arrays. Client: nothing.
 Down: the factors and other arrays. Up: their change, weighted by examples (`sum`).

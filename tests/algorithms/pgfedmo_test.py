@@ -29,7 +29,7 @@ def test_without_momentum_is_pgfed():
     federation.assert_close(without.scores["personal"], method.scores["personal"])
     moving = identities.run("pgfedmo", beta=0.9, mu=0.5)
     assert federation.differ(moving.server.average, method.server.average)
-    # Those who took part in the first round only have received no gradient of others.
+    # A client that took part in the first round only has received no gradient of others.
     known, kept = moving.clients.known, moving.clients.auxiliary["head"]["kernel"]
     np.testing.assert_array_equal(known, np.any(kept != 0, axis=(1, 2)))
 
