@@ -16,6 +16,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from pfljax import core
 from pfljax.algorithms.registry import checked
@@ -114,13 +115,8 @@ def apple(
             moved, weight = tree.subtract(params, received), own @ relations
             mixture = tree.add(stacked.mix(relations, server.cores), tree.scale(weight, moved))
             loss, slope = jax.value_and_grad(task.loss)(mixture, batch, key)
-            products = [
-                jnp.tensordot(cores, g, g.ndim) + own * jnp.vdot(change, g)
-                for cores, change, g in zip(
-                    *map(jax.tree.leaves, (server.cores, moved, slope)), strict=True
-                )
-            ]
-            step = sum(products) + pull * (relations - server.shares)
+            products = stacked.products(server.cores, slope) + own * optax.tree.vdot(moved, slope)
+            step = products + pull * (relations - server.shares)
             return loss, tree.scale(clients * weight, slope), relations - relation_rate * step
 
         trained = core.descend(gradient, received, client, data, context, local)

@@ -23,6 +23,7 @@ TAGS = (
     "multi-task",
     "body and head",
     "normalization",
+    "low rank",
     "element-wise mixing",
     "mixtures of models",
     "hypernetwork",
@@ -267,5 +268,10 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes server_data",
         ),
         _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
+        _row("fedselect", "FedSelect", 2024, "element-wise mixing"),
+        _row("pgfed", "PGFed", 2023, "multi-task"),
+        _row("pgfedmo", "PGFedMo", 2023, "multi-task"),
+        _row("fedpara", "FedPara", 2022, "one model", "low rank", needs="kernels random_init"),
+        _row("pfedpara", "pFedPara", 2022, "low rank", needs="kernels random_init"),
     ]
 )

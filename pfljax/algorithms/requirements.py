@@ -12,6 +12,7 @@ import jax
 from pfljax.core import Params, Path, Task
 from pfljax.core.params import split_params
 from pfljax.errors import UserError
+from pfljax.ops import hadamard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Setting:
     random_init: bool = True
 
     @functools.cached_property
-    def _shapes(self) -> Params:
+    def shapes(self) -> Params:
         """The shapes of the model's arrays, none of which is computed."""
         return jax.eval_shape(self.task.init, jax.eval_shape(jax.random.key, 0))
 
     def has(self, is_selected: Callable[[Path], bool]) -> bool:
         """Whether the model has an array whose path is selected."""
-        return bool(split_params(self._shapes, is_selected)[0])
+        return bool(split_params(self.shapes, is_selected)[0])
 
     def is_head_statistic(self, path: Path) -> bool:
         """Whether the array at `path` is a running statistic in the model's head."""
@@ -83,6 +84,11 @@ NEEDS: dict[str, Need] = {
         lambda setting: bool(setting.task.layers),
         "the order of the model's layers",
         "name them in `Task.layers`, or choose another model",
+    ),
+    "kernels": Need(
+        lambda setting: hadamard.has_kernels(setting.shapes),
+        "dense layers or convolutions",
+        "choose another model",
     ),
     "normalization": Need(
         lambda setting: setting.has(setting.task.is_norm),

@@ -34,10 +34,10 @@ def mean_loss(
     return total / jnp.maximum(data.size, 1)
 
 
-def gradient(
+def value_and_gradient(
     task: Task, params: Params, data: ClientData, context: Context, local: LocalTraining
-) -> Params:
-    """Returns the gradient of the mean loss over a client's examples; zeros without any.
+) -> tuple[jax.Array, Params]:
+    """Returns the mean loss `[]` over a client's examples and its gradient; zeros without any.
 
     Batch normalization is in training mode, on the statistics of each batch. The gradient of
     running statistics is zero.
@@ -50,11 +50,18 @@ def gradient(
       local: The settings, for the batch size.
     """
 
-    def step(total, batch, key):
-        slope = jax.grad(task.loss)(params, batch, key)
-        count = jnp.sum(batch.mask).astype(tree_lib.dtype(slope))
-        return tree_lib.add(total, tree_lib.scale(count, slope))
+    def step(totals, batch, key):
+        found = jax.value_and_grad(task.loss)(params, batch, key)
+        count = jnp.sum(batch.mask).astype(tree_lib.dtype(params))
+        return tree_lib.add(totals, tree_lib.scale(count, found))
 
-    nothing = tree_lib.zeros_like(params)
-    total = for_each_batch(step, nothing, data, context, local.one_pass())
-    return tree_lib.divide(total, jnp.maximum(data.size, 1))
+    nothing = (jnp.zeros((), tree_lib.dtype(params)), tree_lib.zeros_like(params))
+    totals = for_each_batch(step, nothing, data, context, local.one_pass())
+    return tree_lib.divide(totals, jnp.maximum(data.size, 1))
+
+
+def gradient(
+    task: Task, params: Params, data: ClientData, context: Context, local: LocalTraining
+) -> Params:
+    """Returns the gradient of `value_and_gradient`, which has its arguments."""
+    return value_and_gradient(task, params, data, context, local)[1]

@@ -1,9 +1,10 @@
-"""Masks over the entries of arrays: the largest entries, and the overlap of two masks."""
+"""Masks over the entries of arrays: the largest entries, overlaps, and steps on masked entries."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from pfljax.core.types import PyTree
 
@@ -70,3 +71,53 @@ def overlaps(masks: PyTree, others: PyTree) -> jax.Array:
     differences = sizes[:, None] + other_sizes - 2 * common
     known = (sizes > 0)[:, None] & (other_sizes > 0)
     return jnp.where(known, 1 - differences / jnp.maximum(2 * sizes, 1)[:, None], 0)
+
+
+def grown(mask: jax.Array, scores: jax.Array, fraction: float, target: float) -> jax.Array:
+    """Returns a mask of an array, with the entries of the largest scores among the others added.
+
+    Of the entries outside of the mask it adds the `fraction` with the largest scores, and all that
+    are equal to the smallest of these; entries of score 0 are excluded.
+
+    Args:
+      mask: `[...]` bool.
+      scores: `[...]`, not negative.
+      fraction: Fraction of the entries outside of the mask that are added.
+      target: Fraction of all entries; a mask with more True entries does not grow.
+    """
+    outside = jnp.sum(~mask)
+    ordered = jnp.sort(jnp.where(mask, -1, scores).ravel())  # the mask's entries come first
+    smaller = jnp.round((1 - fraction) * outside).astype(jnp.int32)
+    least = ordered[jnp.clip(scores.size - outside + smaller, 0, scores.size - 1)]
+    added = ~mask & (scores >= least) & (scores > 0) & (smaller < outside)
+    return mask | added & (jnp.mean(mask) <= target)
+
+
+def alternating(
+    optimizer: optax.GradientTransformation, mask: PyTree, steps: jax.Array
+) -> optax.GradientTransformation:
+    """Returns an optimizer that moves only the entries of a mask for some steps, then the others.
+
+    After as many steps on the others it begins again. The entries that do not move have the
+    gradient zero, and keep their state of the optimizer up to that.
+
+    Args:
+      optimizer: The optimizer of all entries.
+      mask: A tree of bool like the params.
+      steps: `[]` int32, the number of steps before the turn changes; 0 if no step is taken.
+    """
+
+    def init(params):
+        return optimizer.init(params), jnp.zeros((), jnp.int32)
+
+    def update(gradient, state, params):
+        inner, count = state
+        first = (count // jnp.maximum(steps, 1)) % 2 == 0
+
+        def moving(tree):
+            return jax.tree.map(lambda x, m: jnp.where(m == first, x, 0), tree, mask)
+
+        updates, inner = optimizer.update(moving(gradient), inner, params)
+        return moving(updates), (inner, count + 1)
+
+    return optax.GradientTransformation(init, update)

@@ -34,6 +34,12 @@ def mix(weights: jax.Array, table: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), table)
 
 
+def products(table: PyTree, tree: PyTree) -> jax.Array:
+    """Returns `[N]`, the inner product of each row and `tree`, over all entries."""
+    leaves = zip(jax.tree.leaves(table), jax.tree.leaves(tree), strict=True)
+    return sum(jnp.tensordot(rows, leaf, leaf.ndim) for rows, leaf in leaves)
+
+
 def squared_distances(table: PyTree, tree: PyTree) -> jax.Array:
     """Returns `[N]`, the squared distance of each row to `tree`."""
     return jax.vmap(tree_lib.squared_distance, in_axes=(0, None))(table, tree)

@@ -6,6 +6,7 @@ hyper-parameters are read from the files. What a file has of a round is compared
 and of the last round all that a method names.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -22,14 +23,18 @@ import trajectories
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS
+from pfljax.core.params import split_params
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
+from pfljax.models.kernels.convolution import convolution
+from pfljax.ops import full_batch, hadamard
 
 THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
 FOLDER = pathlib.Path(
     os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
 )
 TOLERANCE = 1e-8
+FACTORS = ("x1", "y1", "x2", "y2")
 
 
 class Case(NamedTuple):
@@ -50,6 +55,7 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
+      change: `monkeypatch -> None`, which makes ours do what theirs does otherwise.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
+    change: object = lambda monkeypatch: None
 
 
 def of_mime(server):
@@ -81,6 +88,56 @@ def by_first_member(cluster):
     first = {c: int(np.argmax(cluster == c)) for c in set(cluster.tolist())}
     order = sorted(first, key=first.get)
     return np.array([order.index(c) for c in cluster])
+
+
+def of_fedselect(client):
+    """The model of a client, and the masks of its kernels; those of biases are empty."""
+    masks = dict(trajectories.names_of(client.personal))
+    kernels = {f"mask/{part}/kernel": masks[f"{part}/kernel"] for part in ("base", "head")}
+    return {"model": client.params, **kernels}
+
+
+def of_pgfed(server):
+    return {"global": server.average.params, "server/alpha": server.weights}
+
+
+def pass_over_full_batches(monkeypatch):
+    """The last loss and gradient of a client, without its last partial batch."""
+    passing = full_batch.value_and_gradient
+
+    def value_and_gradient(task, params, data, context, local):
+        size = data.size // local.batch_size * local.batch_size
+        return passing(task, params, dataclasses.replace(data, size=size), context, local)
+
+    monkeypatch.setattr(full_batch, "value_and_gradient", value_and_gradient)
+
+
+def factors_from(server, theirs):
+    """A server with the initial factors of the file, which are drawn at random."""
+
+    def layer(name):
+        kernel = {factor: theirs[f"{name}/kernel/{factor.upper()}"] for factor in FACTORS}
+        return jax.tree.map(jnp.asarray, {"kernel": kernel, "bias": theirs[f"{name}/bias"]})
+
+    theirs = {key.removeprefix("init/factors/"): array for key, array in theirs.items()}
+    model = {"body": {"Dense_0": layer("base")}, "head": layer("head")}
+    if hasattr(server, "params"):
+        return server._replace(params=model)
+    second, first = split_params(model, hadamard.is_second)
+    return server._replace(average=server.average._replace(params=first), initial_head=second)
+
+
+def names_of_factors(prefix, model):
+    """The factors and biases of a model, or of a part of it, by their names in the files."""
+    layers = {"base": model["body"]["Dense_0"], "head": model["head"]}
+    return {
+        f"{prefix}/{name}/{path}": array
+        for name, layer in layers.items()
+        for path, array in (
+            *((f"kernel/{factor.upper()}", array) for factor, array in layer["kernel"].items()),
+            *(("bias", layer[kind]) for kind in ("bias",) if kind in layer),
+        )
+    }
 
 
 def flushes(meta):
@@ -143,6 +200,49 @@ CASES = {
         staleness=lateness,
         state="version{version}/",
     ),
+    "FedSelect": Case(
+        "fedselect",
+        lambda theirs: {
+            "growth": theirs["prune_percent"] / 100,
+            "target": theirs["prune_target"] / 100,
+            "every": theirs["lth_epoch_iters"],
+            "deploy_trained": True,
+        },
+        # The file has zeros where all clients have personalized an entry, and no last average; the
+        # clients' models of the last round are trained from all other entries.
+        lambda server: {},
+        of_fedselect,
+    ),
+    "PGFed": Case(
+        "pgfed",
+        lambda theirs: {"mu": theirs["mu"], "weight_rate": theirs["lambda"]},
+        of_pgfed,
+        lambda client: {"model": client},
+        change=pass_over_full_batches,
+    ),
+    "PGFedMo": Case(
+        "pgfedmo",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("mu", "beta")},
+            "weight_rate": theirs["lambda"],
+        },
+        of_pgfed,
+        lambda client: {"model": client.params},
+        change=pass_over_full_batches,
+    ),
+    "FedPara": Case(
+        "fedpara",
+        lambda theirs: {"rank": theirs["rank"]},
+        lambda server: names_of_factors("global", server.params),
+        start=factors_from,
+    ),
+    "pFedPara": Case(
+        "pfedpara",
+        lambda theirs: {"rank": theirs["rank"]},
+        lambda server: names_of_factors("global", server.average.params),
+        lambda client: names_of_factors("factors", client),
+        start=factors_from,
+    ),
 }
 
 
@@ -188,11 +288,13 @@ def follow(case, data, theirs, monkeypatch):
     meta = json.loads(str(theirs["meta"]))
     settings = meta["hyperparameters"]
     task = trajectories.task_from(trajectories.model_from(theirs, "init/global/"))
+    case.change(monkeypatch)
     if case.staleness is not None:
         delays.follow(monkeypatch, case.staleness(meta))
 
     def make(epochs):
-        local = trajectories.local_training(settings["lr"], settings["batch_size"], epochs)
+        rate = settings["lr" if "lr" in settings else "local_learning_rate"]
+        local = trajectories.local_training(rate, settings["batch_size"], epochs)
         local = case.local(local, settings)
         return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
 
@@ -216,8 +318,13 @@ def follow(case, data, theirs, monkeypatch):
         last = round == len(cohorts) - 1
         prefix = case.state.format(round=round, version=round + 1)
         compare(case.server(state.server), theirs, prefix, last)
-        for k in cohorts[round]:
-            compare(case.client(state.clients[k]), theirs, f"{prefix}client{k}/", last)
+        of_clients = {k: case.client(state.clients[k]) for k in cohorts[round]}
+        known = [
+            k for k in of_clients if any(key.startswith(f"{prefix}client{k}/") for key in theirs)
+        ]
+        assert known or not last or not any(of_clients.values()), "the file has no client"
+        for k in known:
+            compare(of_clients[k], theirs, f"{prefix}client{k}/", last)
         if last or not case.deployed.startswith("final"):
             keys = {k: case.deployed.format(round=round, client=k) for k in range(count)}
             compared = {k: name for k, name in keys.items() if name in theirs}
@@ -225,7 +332,11 @@ def follow(case, data, theirs, monkeypatch):
             for k, name in compared.items():
                 inputs = data[f"client{k}/test_x"].astype(np.float64)
                 rows = examples.of_client(jnp.int32(k))
-                ours = deployed(state.server, state.clients[k], rows, k, inputs)
+                private = state.clients[k]
+                if private is None:  # it has not taken part
+                    profile = examples.profile(jnp.int32(k))
+                    private = init.init_client(algorithm, state.server, profile, key)
+                ours = deployed(state.server, private, rows, k, inputs)
                 same(case.outputs(np.asarray(ours)), theirs[name])
 
 
@@ -255,3 +366,39 @@ def same(ours, theirs):
     else:
         assert ours.dtype == np.float64
         np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_convolution_of_factors():
+    """The kernel, its outputs and all gradients, and the numbers of factors of nine kernels."""
+    theirs = read("FedPara-conv.f64")
+    for inputs, outputs, side, thousandths, rank, numbers in theirs["counts"].tolist():
+        shape = (side, side, inputs, outputs)
+        assert hadamard.rank_within(shape, thousandths / 1000) == rank
+        assert hadamard.size(shape, rank) == numbers
+
+    def of(prefix):
+        """The factors `t`, `x` (outputs) and `y` (inputs) in our order of axes."""
+        factors = {}
+        for number in (1, 2):
+            core, outputs, inputs = (theirs[f"{prefix}/W{number}/{name}"] for name in "TOI")
+            factors[f"t{number}"] = core.transpose(2, 3, 0, 1)
+            factors |= {f"x{number}": outputs.T, f"y{number}": inputs.T}
+        return factors
+
+    def images(name):
+        return theirs[f"conv/{name}"].transpose(0, 2, 3, 1)
+
+    def outputs_of(factors, bias, inputs):
+        kernel = hadamard.compose(factors, 0.0)
+        return convolution(inputs, kernel, padding="SAME", strides=1) + bias
+
+    with jax.enable_x64(True):
+        arguments = jax.tree.map(jnp.asarray, (of("conv"), theirs["conv/bias"], images("input")))
+        same(
+            np.asarray(hadamard.compose(arguments[0], 0.0)), theirs["conv/W"].transpose(2, 3, 1, 0)
+        )
+        outputs, pull_back = jax.vjp(outputs_of, *arguments)
+        same(np.asarray(outputs), images("output"))
+        slopes = pull_back(jnp.asarray(images("cotangent")))
+        wanted = of("conv/grad"), theirs["conv/grad/bias"], images("grad/input")
+        jax.tree.map(lambda ours, other: same(np.asarray(ours), other), slopes, wanted)

@@ -9,6 +9,7 @@ import typing
 import federation
 import method_files
 import pytest
+import quadratics
 
 from pfljax import core
 from pfljax.algorithms import ALGORITHMS, Method, checked
@@ -24,6 +25,7 @@ LACKING = {
     "head": lambda: federation.task()._replace(is_head=lambda path: False),
     "body": lambda: federation.task()._replace(is_head=lambda path: True),
     "layers": lambda: federation.task()._replace(layers=()),
+    "kernels": lambda: quadratics.quadratic(),
     "normalization": lambda: federation.task(),
     "no_statistics": lambda: federation.task("mlp_bn"),
     "no_head_statistics": lambda: with_statistics_in_the_head(),

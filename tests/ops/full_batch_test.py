@@ -30,6 +30,9 @@ def test_mean_loss_and_gradient_are_those_of_all_examples():
     np.testing.assert_allclose(slope["w"], 2 * (2 - 2))  # the mean of the examples is 2
     slope = full_batch.gradient(task, {"w": jnp.array(3.5)}, data, context, local)
     np.testing.assert_allclose(slope["w"], 2 * (3.5 - 2))
+    value, slope = full_batch.value_and_gradient(task, {"w": jnp.array(3.5)}, data, context, local)
+    np.testing.assert_allclose(value, (3.5**2 + 2.5**2 + 1.5**2) / 3 + 100)  # in training mode
+    np.testing.assert_allclose(slope["w"], 2 * (3.5 - 2))
     no_examples = data.rows(0, 0)
     assert full_batch.mean_loss(task, model, no_examples, context, local) == 0
     assert full_batch.gradient(task, model, no_examples, context, local)["w"] == 0

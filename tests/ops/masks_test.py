@@ -1,7 +1,9 @@
 """Means under a mask, and masks of what is largest."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pfljax.core import client_data
@@ -34,3 +36,34 @@ def test_an_empty_mask_overlaps_with_none():
     elsewhere = {"b": jnp.zeros((4, 2, 2), bool)}
     np.testing.assert_array_equal(masks.any_entry({**stacked, **elsewhere}), [False, *[True] * 3])
     assert not np.any(masks.any_entry(elsewhere))
+
+
+@pytest.mark.parametrize(
+    "fraction, target, added",
+    [
+        (0.25, 0.5, [2]),
+        (0.4, 0.5, [2, 5]),
+        (0.5, 0.5, [2, 3, 5, 6]),  # 2.5 of the five others is rounded to 2; equal scores, both
+        (1.0, 0.5, [2, 3, 5, 6]),  # an entry of score 0 is left out
+        (0.0, 0.5, []),
+        (0.4, 0.1, []),
+    ],
+)
+def test_a_mask_grows_by_the_largest_of_the_other_entries(fraction, target, added):
+    mask = jnp.array([True, False, False, False, True, False, False])
+    scores = jnp.array([9.0, 0.0, 4.0, 1.0, 9.0, 3.0, 1.0])
+    wanted = np.asarray(mask).copy()
+    wanted[added] = True
+    np.testing.assert_array_equal(masks.grown(mask, scores, fraction, target), wanted)
+
+
+def test_an_optimizer_moves_the_entries_of_a_mask_and_the_others_in_turn():
+    mask = {"a": jnp.array([True, False]), "b": jnp.array(False)}
+    optimizer = masks.alternating(optax.adam(0.1), mask, jnp.int32(2))
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+    state, moved = optimizer.init(params), []
+    for _ in range(5):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        moved.append([bool(u) for u in (*updates["a"], updates["b"])])
+    first, others = [True, False, False], [False, True, True]
+    assert moved == [first, first, others, others, first]

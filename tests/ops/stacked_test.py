@@ -38,6 +38,11 @@ def test_mixing_by_rows_and_cosines():
     np.testing.assert_array_equal(cosines[1], 0)
 
 
+def test_inner_products_with_each_row():
+    rows = {"a": jnp.array([[3.0, 0.5], [0.0, -1.0]]), "b": jnp.array([4.0, 2.0])}
+    np.testing.assert_allclose(stacked.products(rows, TREE), [3 + 1 + 12, -2 + 6])
+
+
 def test_a_padding_slot_writes_nothing():
     cohort = core.Cohort(jnp.array([2, -1, 0]), jnp.array([5, 0, 5]), 3)
     new = {"a": jnp.array([[1.0], [2.0], [3.0]])}
