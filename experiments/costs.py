@@ -72,6 +72,7 @@ _PASSES: dict[str, Callable[[Any, Sizes], float]] = {
     "fedpcl": lambda h, n: 1 + _FORWARD,
     "adafedprox": lambda h, n: 1 + _FORWARD,
     "pfedfda": lambda h, n: 1 + _FORWARD,
+    "pflda": lambda h, n: 1 + _FORWARD,
     # The examples of the server: each client's outputs on them, and the training on these.
     "feddf": lambda h, n: (
         1

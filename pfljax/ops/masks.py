@@ -86,10 +86,9 @@ def grown(mask: jax.Array, scores: jax.Array, fraction: float, target: float) ->
       target: Fraction of all entries; a mask with more True entries does not grow.
     """
     outside = jnp.sum(~mask)
-    ordered = jnp.sort(jnp.where(mask, -1, scores).ravel())  # the mask's entries come first
-    smaller = jnp.round((1 - fraction) * outside).astype(jnp.int32)
-    least = ordered[jnp.clip(scores.size - outside + smaller, 0, scores.size - 1)]
-    added = ~mask & (scores >= least) & (scores > 0) & (smaller < outside)
+    count = outside - jnp.round((1 - fraction) * outside).astype(jnp.int32)
+    least = least_of_largest(jnp.where(mask, 0, scores).ravel(), jnp.maximum(count, 1))
+    added = ~mask & (scores >= least) & (scores > 0) & (count > 0)
     return mask | added & (jnp.mean(mask) <= target)
 
 
