@@ -267,5 +267,14 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes server_data",
         ),
         _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
+        _row(
+            "spectral_codist",
+            "Spectral co-distillation",
+            2023,
+            "second model",
+            "distillation",
+            "proximal term",
+            needs="layers",
+        ),
     ]
 )
