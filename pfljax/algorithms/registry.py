@@ -276,5 +276,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "proximal term",
             needs="layers",
         ),
+        _row("self_fl", "Self-FL", 2022, "multi-task", "mixtures of models"),
     ]
 )
