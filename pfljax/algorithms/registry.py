@@ -277,5 +277,13 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="layers",
         ),
         _row("self_fl", "Self-FL", 2022, "multi-task", "mixtures of models"),
+        _row(
+            "fedloge",
+            "FedLoGe",
+            2024,
+            "body and head",
+            "calibration",
+            needs="classes features linear_head body",
+        ),
     ]
 )

@@ -8,8 +8,6 @@ and of the last round all that a method names.
 
 import functools
 import json
-import os
-import pathlib
 from typing import NamedTuple
 
 import delays
@@ -25,10 +23,6 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
 
-THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
-FOLDER = pathlib.Path(
-    os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
-)
 TOLERANCE = 1e-8
 
 
@@ -42,6 +36,8 @@ class Case(NamedTuple):
       client: `(our state of a client) -> {name in the file: model or array}`.
       local: `(our local training, those of the file) -> local training`.
       start: `(our server state, the file) -> server state`, which puts in what was drawn at random.
+      own: `(the file, the number of a client) -> the client's initial state`; None for that of the
+        method. It is used where the file has `init/client{k}/...`.
       epochs: `(those of the file) -> [num_clients]`, numbers of local epochs that differ between
         clients; None for one number.
       cohorts: `(the description in the file) -> the cohort of each round`.
@@ -58,6 +54,7 @@ class Case(NamedTuple):
     client: object = lambda client: {}
     local: object = lambda local, theirs: local
     start: object = lambda server, theirs: server
+    own: object = None
     epochs: object = None
     cohorts: object = lambda meta: meta["schedule"]
     staleness: object = None
@@ -98,12 +95,32 @@ def lateness(meta):
     return table
 
 
+def with_momentum(local, theirs):
+    rate = local.learning_rate
+    return local._replace(optimizer=optax.sgd(rate, momentum=theirs["momentum"]))
+
+
+def head_from(theirs, name):
+    return {kind: jnp.asarray(theirs[f"{name}/{kind}"]) for kind in ("kernel", "bias")}
+
+
+def fedloge_from(server, theirs):
+    """FedLoGe's frame after its optimization, and the generic head."""
+    params = {**server.average.params, "head": head_from(theirs, "init/g_aux")}
+    frame = {"kernel": theirs["sse/step500"], "bias": theirs["sse/bias"]}
+    return server._replace(average=server.average._replace(params=params), frame=frame)
+
+
+def of_fedloge(server):
+    names = dict(trajectories.names_of(server.average.params))
+    folders = {"base": "global/base", "head": "server/g_aux"}
+    return {f"{folders[key.split('/')[0]]}/{key.split('/')[1]}": names[key] for key in names}
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
-        local=lambda local, theirs: local._replace(
-            optimizer=optax.sgd(theirs["lr"], momentum=theirs["momentum"])
-        ),
+        local=with_momentum,
         epochs=lambda theirs: theirs["epochs"],
     ),
     "qFFL": Case("qffl", lambda theirs: {"q": theirs["q"]}),
@@ -153,16 +170,16 @@ CASES = {
         },
         client=lambda client: {"personal": client},
     ),
+    "FedLoGe": Case(
+        "fedloge",
+        lambda theirs: {"frame_steps": 0, "realign": False},
+        of_fedloge,
+        lambda client: {f"l_head/{kind}": client["head"][kind] for kind in ("kernel", "bias")},
+        local=with_momentum,
+        start=fedloge_from,
+        own=lambda theirs, k: {"head": head_from(theirs, f"init/client{k}/l_head")},
+    ),
 }
-
-
-def read(name):
-    """Returns the arrays of a file; data and initial weights are those of PFLlib's trajectories."""
-    path = FOLDER / f"{name}.npz"
-    if not path.exists():
-        path = THIRD_PARTY / "pfllib_trajectories" / path.name
-    with np.load(path) as file:
-        return {key: file[key] for key in file.files}
 
 
 def with_epochs_of_each_client(make, epochs):
@@ -183,14 +200,19 @@ def with_epochs_of_each_client(make, epochs):
 
 @pytest.mark.parametrize("file", CASES)
 def test_trajectory(file, monkeypatch):
-    case, data, theirs = CASES[file], read("data"), {**initial(), **read(f"{file}.f64")}
+    case, data, theirs = (
+        CASES[file],
+        trajectories.read_recent("data"),
+        {**initial(), **trajectories.read_recent(f"{file}.f64")},
+    )
     with jax.enable_x64(True):
         follow(case, data, theirs, monkeypatch)
 
 
 def initial():
     """Returns the initial weights, which the distilled files share."""
-    return {f"init/global/{key}": array.astype(float) for key, array in read("init").items()}
+    found = trajectories.read_recent("init")
+    return {f"init/global/{key}": array.astype(float) for key, array in found.items()}
 
 
 def follow(case, data, theirs, monkeypatch):
@@ -219,7 +241,11 @@ def follow(case, data, theirs, monkeypatch):
     key = jax.random.key(0)
     server = init.init_server(algorithm, examples.population(), key)
     server = case.start(server, theirs)
-    state = core.FederatedState(server, [None] * count, jnp.int32(0), key)
+    clients = [None] * count  # the method initializes these
+    for k in range(count) if case.own is not None else ():
+        if any(key.startswith(f"init/client{k}/") for key in theirs):
+            clients[k] = case.own(theirs, k)
+    state = core.FederatedState(server, clients, jnp.int32(0), key)
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task, len(cohorts)))
     for round in range(len(cohorts)):
         plan = sampling.CohortPlan(count, len(cohorts[round]))

@@ -23,6 +23,7 @@ LACKING = {
     "features": lambda: federation.task()._replace(num_features=0),
     "head": lambda: federation.task()._replace(is_head=lambda path: False),
     "body": lambda: federation.task()._replace(is_head=lambda path: True),
+    "linear_head": lambda: federation.task()._replace(num_features=7),
     "layers": lambda: federation.task()._replace(layers=()),
     "normalization": lambda: federation.task(),
     "no_statistics": lambda: federation.task("mlp_bn"),

@@ -1,8 +1,6 @@
 """Self-FL: the two-level normal model in closed form, its limits, and a plain loop."""
 
 import json
-import os
-import pathlib
 
 import batch_norm
 import federation
@@ -16,6 +14,7 @@ import plain_loops
 import plain_rounds
 import pytest
 import quadratics
+import trajectories
 from plain_loops import ROUNDS, Round, World, rate_of, slope, vector
 from quadratics import ETA, MEANS, START, near
 
@@ -23,11 +22,6 @@ from pfljax import core
 from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.self_fl import SelfFLServer
 from pfljax.ops import two_level
-
-THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
-FOLDER = pathlib.Path(
-    os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
-)
 
 
 class Known:
@@ -120,8 +114,7 @@ def test_steps_lead_to_the_posterior_mean_and_variances_have_both_limits():
 
 
 def test_trajectory():
-    with np.load(FOLDER / "SelfFL-gaussian.f64.npz") as file:
-        theirs = {key: file[key] for key in file.files}
+    theirs = trajectories.read_recent("SelfFL-gaussian.f64")
     settings = json.loads(str(theirs["meta"]))["hyperparameters"]
     estimates, precisions = theirs["estimate"], 1 / theirs["sigma2"]
 
