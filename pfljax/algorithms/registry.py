@@ -285,5 +285,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "calibration",
             needs="classes features linear_head body",
         ),
+        _row("fedgmm", "FedGMM", 2023, "mixtures of models", needs="classes features random_init"),
     ]
 )

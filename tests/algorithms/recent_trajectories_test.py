@@ -117,6 +117,62 @@ def of_fedloge(server):
     return {f"{folders[key.split('/')[0]]}/{key.split('/')[1]}": names[key] for key in names}
 
 
+def encoder():
+    """FedGMM's encoder in the file, a linear map of the inputs."""
+    params = {"mean": jnp.zeros(64), "components": jnp.zeros((64, 6))}
+
+    def features(params, inputs, mask=None, key=None):
+        return (inputs - params["mean"]) @ params["components"]
+
+    start = trajectories.model_from(initial(), "init/global/")
+    task = trajectories.task_from(start)
+    return task._replace(init=lambda key: params, features=features, num_features=6)
+
+
+def fedgmm_from(server, theirs):
+    """FedGMM's learners, which both of its files share, distributions and encoder."""
+    shared = trajectories.read_recent("FedGMM.f64")
+    models = [trajectories.model_from(shared, f"init/global/{b}/") for b in range(2)]
+    models = jax.tree.map(lambda *rows: jnp.stack(rows), *models)
+    names = ("mean", "components")
+    params = {name: jnp.asarray(shared[f"init/encoder/{name}"]) for name in names}
+    common = [jnp.asarray(shared[f"init/server/{name}"]) for name in ("mu", "var")]
+    return server._replace(
+        average=server.average._replace(params=models),
+        components=type(server.components)(*common),
+        encoder={**server.encoder, "params": params},
+    )
+
+
+def of_fedgmm(server):
+    """The distributions, and of each learner the head and the bias of the body."""
+    found = {"server/mu": server.components.means, "server/var": server.components.covariances}
+    learners = server.average.params
+    for b in range(2):
+        found[f"global/{b}/base/bias"] = learners["body"]["Dense_0"]["bias"][b]
+        for kind in ("kernel", "bias"):
+            found[f"global/{b}/head/{kind}"] = learners["head"][kind][b]
+    return found
+
+
+def fedgmm(released):
+    return Case(
+        "fedgmm",
+        lambda theirs: {
+            "components": theirs["M1"],
+            "learners": theirs["M2"],
+            "ridge": theirs["eps"],
+            "released": released,
+            "encoder": encoder(),
+        },
+        of_fedgmm,
+        lambda client: {"pi": client},
+        start=fedgmm_from,
+        deployed="round{round}/test_probabilities/client{client}",
+        outputs=np.exp,
+    )
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
@@ -179,6 +235,8 @@ CASES = {
         start=fedloge_from,
         own=lambda theirs, k: {"head": head_from(theirs, f"init/client{k}/l_head")},
     ),
+    "FedGMM": fedgmm(released=False),
+    "FedGMM-code": fedgmm(released=True),
 }
 
 
