@@ -28,15 +28,13 @@ class Components(NamedTuple):
 
     def log_densities(self, points: jax.Array) -> jax.Array:
         """Returns `[M, n]`, the logarithm of each component's density at points `[n, d]`."""
-
-        def of_component(mean, covariance):
-            factor = jnp.linalg.cholesky(covariance)
-            gaps = jax.scipy.linalg.solve_triangular(factor, (points - mean).T, lower=True)
-            log_volume = jnp.sum(jnp.log(jnp.diag(factor)))
-            constant = 0.5 * mean.shape[0] * math.log(2 * math.pi)
-            return -0.5 * jnp.sum(gaps**2, axis=0) - log_volume - constant
-
-        return jax.vmap(of_component)(*self)
+        factors = jnp.linalg.cholesky(self.covariances)
+        gaps = jnp.swapaxes(points - self.means[:, None], 1, 2)
+        normal = jax.scipy.linalg.solve_triangular(factors, gaps, lower=True)
+        diagonals = jnp.diagonal(factors, axis1=1, axis2=2)
+        constant = 0.5 * points.shape[1] * math.log(2 * math.pi)
+        volumes = jnp.sum(jnp.log(diagonals), axis=1) + constant
+        return -0.5 * jnp.sum(normal**2, axis=1) - volumes[:, None]
 
 
 class Moments(NamedTuple):
