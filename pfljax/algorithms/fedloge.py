@@ -134,8 +134,8 @@ def fedloge(
 
     def personalize(server, client, data, context):
         model = rescaled(server.average.params, linear.column_norms(client))
-        present = data.class_counts > 0
-        return {"model": model, "head": client, "present": present | jnp.logical_not(class_mask)}
+        present = data.class_counts > 0 if class_mask else jnp.ones(task.num_classes, bool)
+        return {"model": model, "head": client, "present": present}
 
     def predict(params, inputs, key):
         model = params["model"]
