@@ -33,6 +33,7 @@ OTHER_MAPS: frozenset[str] = frozenset(
         "pfljax/algorithms/fedcross.py",  # over the ids of the cohort, at the server
         "pfljax/algorithms/fedem.py",  # over the learners
         "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedgmm.py",  # over the learners, and their terms of a sum
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
         "pfljax/algorithms/ifca.py",  # over the models of the clusters
         "pfljax/ops/stacked.py",  # over the models that one client holds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
 
 import federation
@@ -15,6 +17,24 @@ from pfljax import core, models, tasks
 from pfljax.engine.examples import Examples
 
 Arrays = Mapping[str, np.ndarray]
+
+THIRD_PARTY = pathlib.Path(__file__).parents[1] / "third_party"
+RECENT = pathlib.Path(
+    os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
+)
+
+
+def read_recent(name: str) -> Arrays:
+    """Returns the arrays of a file of the recent methods, or one that these share with PFLlib's.
+
+    Args:
+      name: The name of the file without its ending; `data` and `init` are shared.
+    """
+    path = RECENT / f"{name}.npz"
+    if not path.exists():
+        path = THIRD_PARTY / "pfllib_trajectories" / path.name
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
 
 
 def model_from(arrays: Arrays, prefix: str) -> core.Params:

@@ -273,5 +273,24 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("pgfedmo", "PGFedMo", 2023, "multi-task"),
         _row("fedpara", "FedPara", 2022, "one model", "low rank", needs="kernels random_init"),
         _row("pfedpara", "pFedPara", 2022, "low rank", needs="kernels random_init"),
+        _row(
+            "spectral_codist",
+            "Spectral co-distillation",
+            2023,
+            "second model",
+            "distillation",
+            "proximal term",
+            needs="layers",
+        ),
+        _row("self_fl", "Self-FL", 2022, "multi-task", "mixtures of models"),
+        _row(
+            "fedloge",
+            "FedLoGe",
+            2024,
+            "body and head",
+            "calibration",
+            needs="classes features linear_head body",
+        ),
+        _row("fedgmm", "FedGMM", 2023, "mixtures of models", needs="classes features random_init"),
     ]
 )

@@ -40,6 +40,15 @@ class Setting:
         """Whether the model has an array whose path is selected."""
         return bool(split_params(self.shapes, is_selected)[0])
 
+    @property
+    def has_linear_head(self) -> bool:
+        """Whether the head is a matrix `[num_features, num_classes]`, possibly with a bias."""
+        head, _ = split_params(self._shapes, self.task.is_head)
+        shapes = {leaf.shape for leaf in jax.tree.leaves(head)}
+        size, classes = self.task.num_features, self.task.num_classes
+        alone = len(jax.tree.leaves(head)) == len(shapes)
+        return alone and {(size, classes)} <= shapes <= {(size, classes), (classes,)}
+
     def is_head_statistic(self, path: Path) -> bool:
         """Whether the array at `path` is a running statistic in the model's head."""
         return self.task.is_head(path) and self.task.is_statistic(path)
@@ -78,6 +87,11 @@ NEEDS: dict[str, Need] = {
     "body": Need(
         lambda setting: setting.has(setting.task.is_body),
         "a body before the model's head",
+        "choose another model",
+    ),
+    "linear_head": Need(
+        lambda setting: setting.has_linear_head,
+        "a head that is one linear layer on the model's features",
         "choose another model",
     ),
     "layers": Need(

@@ -239,6 +239,7 @@ def descend(
     *,
     optimizer: optax.GradientTransformation | None = None,
     epochs: int | None = None,
+    steps: int | jax.Array | None = None,
 ) -> Trained:
     """Local training along an update rule, in place of the gradient of an objective.
 
@@ -258,6 +259,7 @@ def descend(
       local: The settings: optimizer, batch size, epochs.
       optimizer: Replaces `local.optimizer`.
       epochs: Number of epochs, which replaces that of `local`, or its number of steps.
+      steps: Number of steps, which replaces the number of epochs, and may differ between clients.
 
     Returns:
       The trained params, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
@@ -284,7 +286,7 @@ def descend(
     zero = jnp.zeros((), jnp.result_type(float))
     state = (params, optimizer.init(params), carry, zero, jnp.zeros((), jnp.int32))
     params, optimizer_state, carry, loss_sum, count = for_each_batch(
-        step, state, data, context, local, epochs=epochs
+        step, state, data, context, local, epochs=epochs, steps=steps
     )
     metrics = {"loss": weighted(loss_sum / jnp.maximum(count, 1), count > 0)}
     return Trained(params, metrics, optimizer_state, carry)

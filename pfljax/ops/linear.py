@@ -23,6 +23,21 @@ def apply(layer: Params, x: jax.Array) -> jax.Array:
     return x @ layer["kernel"] + layer["bias"]
 
 
+def column_norms(head: Params) -> jax.Array:
+    """Returns `[C]`, the lengths of the columns of the matrix `[d, C]` of a linear head.
+
+    Args:
+      head: The head's params: a matrix, and possibly a bias `[C]`, at any paths.
+    """
+    (matrix,) = (leaf for leaf in jax.tree.leaves(head) if leaf.ndim == 2)
+    return jnp.sqrt(jnp.sum(matrix**2, axis=0))
+
+
+def scale_columns(head: Params, factors: jax.Array) -> Params:
+    """Returns a linear head with the columns of its matrix multiplied by `[C]`; its bias stays."""
+    return jax.tree.map(lambda leaf: leaf * factors if leaf.ndim == 2 else leaf, head)
+
+
 def init_norm(size: int, dtype: jnp.dtype) -> Params:
     """Returns `{'scale': [size], 'bias': [size]}`, ones and zeros."""
     return {"scale": jnp.ones(size, dtype), "bias": jnp.zeros(size, dtype)}

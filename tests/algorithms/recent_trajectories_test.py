@@ -9,8 +9,6 @@ and of the last round all that a method names.
 import dataclasses
 import functools
 import json
-import os
-import pathlib
 from typing import NamedTuple
 
 import delays
@@ -29,10 +27,6 @@ from pfljax.engine.reference import reference_round
 from pfljax.models.kernels.convolution import convolution
 from pfljax.ops import full_batch, hadamard
 
-THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
-FOLDER = pathlib.Path(
-    os.environ.get("PFLJAX_RECENT_TRAJECTORIES") or THIRD_PARTY / "recent_trajectories"
-)
 TOLERANCE = 1e-8
 FACTORS = ("x1", "y1", "x2", "y2")
 
@@ -47,6 +41,8 @@ class Case(NamedTuple):
       client: `(our state of a client) -> {name in the file: model or array}`.
       local: `(our local training, those of the file) -> local training`.
       start: `(our server state, the file) -> server state`, which puts in what was drawn at random.
+      own: `(the file, the number of a client) -> the client's initial state`; None for that of the
+        method. It is used where the file has `init/client{k}/...`.
       epochs: `(those of the file) -> [num_clients]`, numbers of local epochs that differ between
         clients; None for one number.
       cohorts: `(the description in the file) -> the cohort of each round`.
@@ -64,6 +60,7 @@ class Case(NamedTuple):
     client: object = lambda client: {}
     local: object = lambda local, theirs: local
     start: object = lambda server, theirs: server
+    own: object = None
     epochs: object = None
     cohorts: object = lambda meta: meta["schedule"]
     staleness: object = None
@@ -155,12 +152,88 @@ def lateness(meta):
     return table
 
 
+def with_momentum(local, theirs):
+    rate = local.learning_rate
+    return local._replace(optimizer=optax.sgd(rate, momentum=theirs["momentum"]))
+
+
+def head_from(theirs, name):
+    return {kind: jnp.asarray(theirs[f"{name}/{kind}"]) for kind in ("kernel", "bias")}
+
+
+def fedloge_from(server, theirs):
+    """FedLoGe's frame after its optimization, and the generic head."""
+    params = {**server.average.params, "head": head_from(theirs, "init/g_aux")}
+    frame = {"kernel": theirs["sse/step500"], "bias": theirs["sse/bias"]}
+    return server._replace(average=server.average._replace(params=params), frame=frame)
+
+
+def of_fedloge(server):
+    names = dict(trajectories.names_of(server.average.params))
+    folders = {"base": "global/base", "head": "server/g_aux"}
+    return {f"{folders[key.split('/')[0]]}/{key.split('/')[1]}": names[key] for key in names}
+
+
+def encoder():
+    """FedGMM's encoder in the file, a linear map of the inputs."""
+    params = {"mean": jnp.zeros(64), "components": jnp.zeros((64, 6))}
+
+    def features(params, inputs, mask=None, key=None):
+        return (inputs - params["mean"]) @ params["components"]
+
+    start = trajectories.model_from(initial(), "init/global/")
+    task = trajectories.task_from(start)
+    return task._replace(init=lambda key: params, features=features, num_features=6)
+
+
+def fedgmm_from(server, theirs):
+    """FedGMM's learners, which both of its files share, distributions and encoder."""
+    shared = trajectories.read_recent("FedGMM.f64")
+    models = [trajectories.model_from(shared, f"init/global/{b}/") for b in range(2)]
+    models = jax.tree.map(lambda *rows: jnp.stack(rows), *models)
+    names = ("mean", "components")
+    params = {name: jnp.asarray(shared[f"init/encoder/{name}"]) for name in names}
+    common = [jnp.asarray(shared[f"init/server/{name}"]) for name in ("mu", "var")]
+    return server._replace(
+        average=server.average._replace(params=models),
+        components=type(server.components)(*common),
+        encoder={**server.encoder, "params": params},
+    )
+
+
+def of_fedgmm(server):
+    """The distributions, and of each learner the head and the bias of the body."""
+    found = {"server/mu": server.components.means, "server/var": server.components.covariances}
+    learners = server.average.params
+    for b in range(2):
+        found[f"global/{b}/base/bias"] = learners["body"]["Dense_0"]["bias"][b]
+        for kind in ("kernel", "bias"):
+            found[f"global/{b}/head/{kind}"] = learners["head"][kind][b]
+    return found
+
+
+def fedgmm(released):
+    return Case(
+        "fedgmm",
+        lambda theirs: {
+            "components": theirs["M1"],
+            "learners": theirs["M2"],
+            "ridge": theirs["eps"],
+            "released": released,
+            "encoder": encoder(),
+        },
+        of_fedgmm,
+        lambda client: {"pi": client},
+        start=fedgmm_from,
+        deployed="round{round}/test_probabilities/client{client}",
+        outputs=np.exp,
+    )
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
-        local=lambda local, theirs: local._replace(
-            optimizer=optax.sgd(theirs["lr"], momentum=theirs["momentum"])
-        ),
+        local=with_momentum,
         epochs=lambda theirs: theirs["epochs"],
     ),
     "qFFL": Case("qffl", lambda theirs: {"q": theirs["q"]}),
@@ -243,16 +316,28 @@ CASES = {
         lambda client: names_of_factors("factors", client),
         start=factors_from,
     ),
+    "SpectralCoDist": Case(
+        "spectral_codist",
+        lambda theirs: {
+            "generic_weight": theirs["lambda_g"],
+            "personal_weight": theirs["lambda_l"],
+            "squared": theirs["squared_prox"],
+            **{name: theirs[name] for name in ("beta", "rho")},
+        },
+        client=lambda client: {"personal": client},
+    ),
+    "FedLoGe": Case(
+        "fedloge",
+        lambda theirs: {"frame_steps": 0, "realign": False},
+        of_fedloge,
+        lambda client: {f"l_head/{kind}": client["head"][kind] for kind in ("kernel", "bias")},
+        local=with_momentum,
+        start=fedloge_from,
+        own=lambda theirs, k: {"head": head_from(theirs, f"init/client{k}/l_head")},
+    ),
+    "FedGMM": fedgmm(released=False),
+    "FedGMM-code": fedgmm(released=True),
 }
-
-
-def read(name):
-    """Returns the arrays of a file; data and initial weights are those of PFLlib's trajectories."""
-    path = FOLDER / f"{name}.npz"
-    if not path.exists():
-        path = THIRD_PARTY / "pfllib_trajectories" / path.name
-    with np.load(path) as file:
-        return {key: file[key] for key in file.files}
 
 
 def with_epochs_of_each_client(make, epochs):
@@ -273,14 +358,19 @@ def with_epochs_of_each_client(make, epochs):
 
 @pytest.mark.parametrize("file", CASES)
 def test_trajectory(file, monkeypatch):
-    case, data, theirs = CASES[file], read("data"), {**initial(), **read(f"{file}.f64")}
+    case, data, theirs = (
+        CASES[file],
+        trajectories.read_recent("data"),
+        {**initial(), **trajectories.read_recent(f"{file}.f64")},
+    )
     with jax.enable_x64(True):
         follow(case, data, theirs, monkeypatch)
 
 
 def initial():
     """Returns the initial weights, which the distilled files share."""
-    return {f"init/global/{key}": array.astype(float) for key, array in read("init").items()}
+    found = trajectories.read_recent("init")
+    return {f"init/global/{key}": array.astype(float) for key, array in found.items()}
 
 
 def follow(case, data, theirs, monkeypatch):
@@ -310,7 +400,11 @@ def follow(case, data, theirs, monkeypatch):
     key = jax.random.key(0)
     server = init.init_server(algorithm, examples.population(), key)
     server = case.start(server, theirs)
-    state = core.FederatedState(server, [None] * count, jnp.int32(0), key)
+    clients = [None] * count  # the method initializes these
+    for k in range(count) if case.own is not None else ():
+        if any(key.startswith(f"init/client{k}/") for key in theirs):
+            clients[k] = case.own(theirs, k)
+    state = core.FederatedState(server, clients, jnp.int32(0), key)
     deployed = jax.jit(functools.partial(outputs_of, algorithm, task, len(cohorts)))
     for round in range(len(cohorts)):
         plan = sampling.CohortPlan(count, len(cohorts[round]))

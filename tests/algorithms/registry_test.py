@@ -24,6 +24,7 @@ LACKING = {
     "features": lambda: federation.task()._replace(num_features=0),
     "head": lambda: federation.task()._replace(is_head=lambda path: False),
     "body": lambda: federation.task()._replace(is_head=lambda path: True),
+    "linear_head": lambda: federation.task()._replace(num_features=7),
     "layers": lambda: federation.task()._replace(layers=()),
     "kernels": lambda: quadratics.quadratic(),
     "normalization": lambda: federation.task(),
