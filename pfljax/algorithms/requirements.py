@@ -43,7 +43,7 @@ class Setting:
     @property
     def has_linear_head(self) -> bool:
         """Whether the head is a matrix `[num_features, num_classes]`, possibly with a bias."""
-        head, _ = split_params(self._shapes, self.task.is_head)
+        head, _ = split_params(self.shapes, self.task.is_head)
         shapes = {leaf.shape for leaf in jax.tree.leaves(head)}
         size, classes = self.task.num_features, self.task.num_classes
         alone = len(jax.tree.leaves(head)) == len(shapes)

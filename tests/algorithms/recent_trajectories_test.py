@@ -464,7 +464,7 @@ def same(ours, theirs):
 
 def test_a_convolution_of_factors():
     """The kernel, its outputs and all gradients, and the numbers of factors of nine kernels."""
-    theirs = read("FedPara-conv.f64")
+    theirs = trajectories.read_recent("FedPara-conv.f64")
     for inputs, outputs, side, thousandths, rank, numbers in theirs["counts"].tolist():
         shape = (side, side, inputs, outputs)
         assert hadamard.rank_within(shape, thousandths / 1000) == rank
