@@ -26,6 +26,8 @@ def get_config():
         *("local", "fedavg", "gpfl", "feddbe", "fedproto"),
         *("fedbabu", "fedcp", "fedala", "fedrep"),
     )
+    config.learning_rates.gpfl = config.learning_rates.feddbe = 0.3
+    config.hparams.feddbe.kappa, config.hparams.fedrep.head_epochs = 1.0, 1
     config.drop_remainder = True
     config.data.alpha = 1.0
     config.data.num_clients = 20
