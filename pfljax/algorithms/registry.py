@@ -267,5 +267,13 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes server_data",
         ),
         _row("fedmd", "FedMD", 2019, "distillation", needs="classes server_data"),
+        _row(
+            "proar_pfed",
+            "PROAR-PFed",
+            2024,
+            "second model",
+            "proximal term",
+            needs="no_statistics",
+        ),
     ]
 )

@@ -21,9 +21,10 @@ import pytest
 import trajectories
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms import ALGORITHMS, ditto, proar_pfed
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
+from pfljax.ops import channel
 
 THIRD_PARTY = pathlib.Path(__file__).parents[2] / "third_party"
 FOLDER = pathlib.Path(
@@ -50,6 +51,7 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
+      patch: `(monkeypatch, the file) -> None`, which puts in what is drawn at random in training.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
+    patch: object = lambda monkeypatch, theirs: None
 
 
 def of_mime(server):
@@ -96,6 +99,26 @@ def lateness(meta):
         for client, version in events:
             table[round, client] = round - version
     return table
+
+
+def of_proar(monkeypatch, theirs):
+    """The channels of the file, and its personalized models, trained without weight decay."""
+    gains, known = (
+        jnp.asarray(theirs[f"tape/{name}_re"] + 1j * theirs[f"tape/{name}_im"])
+        for name in ("h", "hhat")
+    )
+    rate = json.loads(str(theirs["meta"]))["hyperparameters"]["local_learning_rate"]
+
+    def of_client(context, elements, error, target, dtype):
+        row = context.round, context.client_id
+        return gains[row], known[row]
+
+    def without_decay(method, task, local, **others):
+        local = local._replace(optimizer=optax.sgd(rate))
+        return ditto.with_personal_models(method, task, local, **others)
+
+    monkeypatch.setattr(channel, "of_client", of_client)
+    monkeypatch.setattr(proar_pfed, "with_personal_models", without_decay)
 
 
 CASES = {
@@ -143,6 +166,25 @@ CASES = {
         staleness=lateness,
         state="version{version}/",
     ),
+    "PROAR-core": Case(
+        "proar_pfed",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("beta", "power")},
+            "lam": theirs["lambda"],
+            "rate_factor": theirs["personal_lr"] / theirs["local_learning_rate"],
+            "server_optimizer": optax.sgd(theirs["server_lr"]),
+            "snr_db": 200.0,
+        },
+        lambda server: {"global": server.average.params},
+        local=lambda local, theirs: local._replace(
+            optimizer=optax.chain(
+                optax.clip_by_global_norm(theirs["clip"]),
+                optax.add_decayed_weights(theirs["weight_decay"]),
+                local.optimizer,
+            )
+        ),
+        patch=of_proar,
+    ),
 }
 
 
@@ -188,11 +230,13 @@ def follow(case, data, theirs, monkeypatch):
     meta = json.loads(str(theirs["meta"]))
     settings = meta["hyperparameters"]
     task = trajectories.task_from(trajectories.model_from(theirs, "init/global/"))
+    case.patch(monkeypatch, theirs)
     if case.staleness is not None:
         delays.follow(monkeypatch, case.staleness(meta))
 
     def make(epochs):
-        local = trajectories.local_training(settings["lr"], settings["batch_size"], epochs)
+        rate = settings["lr" if "lr" in settings else "local_learning_rate"]
+        local = trajectories.local_training(rate, settings["batch_size"], epochs)
         local = case.local(local, settings)
         return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
 
