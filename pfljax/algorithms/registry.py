@@ -275,5 +275,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "proximal term",
             needs="no_statistics",
         ),
+        _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
     ]
 )

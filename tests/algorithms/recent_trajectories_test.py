@@ -121,6 +121,18 @@ def of_proar(monkeypatch, theirs):
     monkeypatch.setattr(proar_pfed, "with_personal_models", without_decay)
 
 
+def of_fedjets(server, theirs):
+    """The experts and the gate of the file; clients 0 and 1 are the anchors of the first two."""
+    models = [trajectories.model_from(theirs, f"init/experts/{m}/") for m in range(3)]
+    experts = jax.tree.map(lambda *rows: jnp.stack(rows), *models)
+    gate = {kind: jnp.asarray(theirs[f"init/gate/{kind}"]) for kind in ("kernel", "bias")}
+    return server._replace(
+        experts=server.experts._replace(params=experts),
+        gate=server.gate._replace(params=gate),
+        anchors=jnp.array([0, 1, -1], jnp.int32),
+    )
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
@@ -184,6 +196,17 @@ CASES = {
             )
         ),
         patch=of_proar,
+    ),
+    "FedJETs": Case(
+        "fedjets",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("experts", "top")},
+            "anchor_weight": theirs["kappa"],
+        },
+        lambda server: {f"server/gate/{kind}": array for kind, array in server.gate.params.items()},
+        start=of_fedjets,
+        deployed="round{round}/test_probabilities/client{client}",
+        outputs=np.exp,
     ),
 }
 

@@ -20,12 +20,13 @@ class Traffic(NamedTuple):
 
     Attributes:
       upload: The bytes of the result of `prepare`, of `ClientOutput.sum` and `ClientOutput.each`,
-        from their shapes; if an aggregator sends less, the metric `upload_bytes` of a round
-        contains the number.
+        and of the messages that `reply` answers, from their shapes; if an aggregator sends less,
+        the metric `upload_bytes` of a round contains the number.
       download: The bytes of those arrays of the download that `client_update` uses (without
-        `Algorithm.download`, of the server's state), and of those of the client's state that
-        `exchange` computes from other clients' uploads.
-      upload_each: The bytes of `ClientOutput.each` only, which the server receives individually.
+        `Algorithm.download`, of the server's state), of the server's replies, and of those arrays
+        of the client's state that `exchange` computes from other clients' uploads.
+      upload_each: The bytes of `ClientOutput.each` and of the messages that `reply` answers, which
+        the server receives individually.
     """
 
     upload: int
@@ -60,8 +61,15 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
 
     prepared = jax.eval_shape(prepare, server, examples)
 
-    def update(received, client, examples, prepared):
-        of_cohort = context._replace(prepared=prepared)
+    messages = [(0, 0)]  # bytes of each message in the middle of the update, and of its reply
+
+    def update(received, client, examples, prepared, server):
+        def reply(message):
+            answer = algorithm.reply(server, message, context)
+            messages.append((tree.num_bytes(message), tree.num_bytes(answer)))
+            return answer
+
+        of_cohort = context._replace(prepared=prepared, reply=reply)
         output = algorithm.client_update(
             received, client, examples.of_client(jnp.int32(0)), of_cohort
         )
@@ -71,8 +79,9 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
     program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
-        received, client, examples, prepared
+        received, client, examples, prepared, server
     )
+    sent, answered = map(sum, zip(*messages, strict=True))
     read = used_arguments.of_program(program)
     download = sum(
         tree.num_bytes(leaf)
@@ -81,9 +90,9 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     )
     if algorithm.exchange is not None:
         download += delivered(algorithm, server, client, summed, seen, examples)
-    upload_each, both_ways = tree.num_bytes(seen), tree.num_bytes(prepared)
+    upload_each, both_ways = tree.num_bytes(seen) + sent, tree.num_bytes(prepared)
     upload = tree.num_bytes(summed) + upload_each + both_ways
-    return Traffic(upload, download + both_ways, upload_each)
+    return Traffic(upload, download + answered + both_ways, upload_each)
 
 
 def delivered(
