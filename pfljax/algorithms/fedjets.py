@@ -9,8 +9,9 @@ Cost per client and round: a local training of `top` models and the gate, and a 
 common expert over all examples and in each step; per evaluation forward passes of all experts.
 
 References:
-  Dun et al., "FedJETs: Efficient Just-In-Time
-  Personalization with Federated Mixture of Experts", 2023, https://arxiv.org/abs/2306.08586.
+  Dun, Hipolito Garcia, Zheng, Awadallah, Sim, Kyrillidis, Dimitriadis, "FedJETs: Efficient
+  Just-In-Time Personalization with Federated Mixture of Experts", 2023,
+  https://arxiv.org/abs/2306.08586.
 """
 
 from __future__ import annotations

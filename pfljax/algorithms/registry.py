@@ -276,5 +276,6 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="no_statistics",
         ),
         _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
+        _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
     ]
 )

@@ -133,6 +133,17 @@ def of_fedjets(server, theirs):
     )
 
 
+def stages(meta, round):
+    """The stage of a round, and its number there."""
+    first = meta["hyperparameters"].get("rounds_global", round + 1)
+    return {"stage": 1, "step": round} if round < first else {"stage": 2, "step": round - first}
+
+
+def groups_of(theirs):
+    group = {k: g for g, members in enumerate(theirs["groups"]) for k in members}
+    return ",".join(str(group[k]) for k in sorted(group))
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
@@ -208,6 +219,21 @@ CASES = {
         deployed="round{round}/test_probabilities/client{client}",
         outputs=np.exp,
     ),
+    "GroupPFL": Case(
+        "group_pfl",
+        lambda theirs: {
+            "groups": len(theirs["groups"]),
+            "group_of_clients": groups_of(theirs),
+            "global_share": theirs["rounds_global"]
+            / (theirs["rounds_global"] + theirs["rounds_group"]),
+            "personal_epochs": theirs["epochs_personal"],
+        },
+        lambda server: {
+            f"group{g}": jax.tree.map(lambda leaf, g=g: leaf[g], server.params) for g in (0, 1)
+        },
+        state="stage{stage}/round{step}/",
+        deployed="stage3/test_logits/client{client}",
+    ),
 }
 
 
@@ -281,11 +307,11 @@ def follow(case, data, theirs, monkeypatch):
         plan = sampling.CohortPlan(count, len(cohorts[round]))
         state = reference_round(algorithm, plan, state, examples, len(cohorts))
         last = round == len(cohorts) - 1
-        prefix = case.state.format(round=round, version=round + 1)
+        prefix = case.state.format(round=round, version=round + 1, **stages(meta, round))
         compare(case.server(state.server), theirs, prefix, last)
         for k in cohorts[round]:
             compare(case.client(state.clients[k]), theirs, f"{prefix}client{k}/", last)
-        if last or not case.deployed.startswith("final"):
+        if last or "{round}" in case.deployed:
             keys = {k: case.deployed.format(round=round, client=k) for k in range(count)}
             compared = {k: name for k, name in keys.items() if name in theirs}
             assert compared or not last, "the file has no outputs of the last round"
