@@ -168,10 +168,10 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
     def client_update(received, client, data, context):
         received, server_state = split_state(at_server, received)
         client, client_state = split_state(at_client, client)
-        replied = []  # bytes of the messages in the middle of the update
+        sent_before = []  # messages in the middle of the update
 
         def reply(message):
-            replied.append(tree.num_bytes(message))
+            sent_before.append(message)
             return context.reply(message)
 
         inner = context if algorithm.reply is None else context._replace(reply=reply)
@@ -179,7 +179,8 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         size = output.size
         if size is None:
             size = messages.size(output.sum, output.each)
-            size = size._replace(other_bits=size.other_bits + 8 * sum(replied))
+            more = 8 * tree.num_bytes_beside(sent_before, output.each)
+            size = size._replace(other_bits=size.other_bits + more)
         sent, terms = output.sum, ()
         if aggregator.encode is not None:
             encoded = aggregator.encode(

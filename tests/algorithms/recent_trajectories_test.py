@@ -21,7 +21,7 @@ import pytest
 import trajectories
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS, ditto, proar_pfed
+from pfljax.algorithms import ALGORITHMS, ditto, pefll, proar_pfed
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
 from pfljax.ops import channel
@@ -51,6 +51,9 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
+      examples: `(the file of the data) -> arrays of the same names`.
+      in_full_set_only: Whether the file is too large for this repository; the test is skipped
+        without the full set.
       patch: `(monkeypatch, the file) -> None`, which puts in what is drawn at random in training.
     """
 
@@ -66,6 +69,8 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
+    examples: object = lambda data: data
+    in_full_set_only: bool = False
     patch: object = lambda monkeypatch, theirs: None
 
 
@@ -130,6 +135,75 @@ def of_fedjets(server, theirs):
         experts=server.experts._replace(params=experts),
         gate=server.gate._replace(params=gate),
         anchors=jnp.array([0, 1, -1], jnp.int32),
+    )
+
+
+def networks_of_pefll(phi):
+    """Embedding network and hypernetwork of the file, given its arrays by their names."""
+
+    def layer(name):
+        return {kind: jnp.asarray(phi[f"{name}/{kind}"]) for kind in ("kernel", "bias")}
+
+    def heads(kind):
+        arrays = {}
+        for name, shape in PEFLL_SHAPES.items():
+            array = jnp.asarray(phi[f"hyper/out/{name}/{kind}"])
+            arrays[name] = array.reshape(array.shape[:-1] + shape)
+        return trajectories.model_from(arrays, "")
+
+    embedding = {"hidden": layer("embed/0"), "out": layer("embed/1")}
+    network = {
+        "hidden": [layer("hyper/0")],
+        "linear": layer("hyper/1"),
+        "heads": {"kernel": heads("kernel"), "bias": heads("bias")},
+    }
+    return embedding, network
+
+
+PEFLL_SHAPES = {
+    "base/kernel": (64, 32),
+    "base/bias": (32,),
+    "head/kernel": (32, 10),
+    "head/bias": (10,),
+}
+
+
+def of_pefll(server, theirs):
+    """Both networks of the file, and its scale, which is that of sums of ten rows over two."""
+    phi = {key.removeprefix("init/phi/"): array for key, array in theirs.items()}
+    embedding, network = networks_of_pefll(phi)
+    scale = (jnp.asarray(theirs[f"round0/server/{name}"]) / 5 for name in ("m", "s"))
+    return server._replace(
+        embedding={**server.embedding, **embedding},
+        network=network,
+        scale=pefll.Scale(*scale, jnp.ones((), bool)),
+    )
+
+
+def embedded_inputs():
+    """The task of a network whose features are its inputs."""
+    task = trajectories.task_from(
+        {"body": {"Dense_0": {"kernel": np.zeros((64, 1))}}, "head": {"kernel": np.zeros((1, 10))}}
+    )
+    return task._replace(
+        features=lambda params, inputs, mask=None, key=None: inputs, num_features=64
+    )
+
+
+def after_the_first_batch(data):
+    """The full batches of each client, with the first one, which makes the descriptor, last."""
+    moved = dict(data)
+    for key, rows in data.items():
+        if key.endswith(("train_x", "train_y")):
+            moved[key] = np.roll(rows[: len(rows) // 10 * 10], -10, axis=0)
+    return moved
+
+
+def with_the_last_batch(monkeypatch, theirs):
+    monkeypatch.setattr(
+        pefll,
+        "one_batch",
+        lambda data, context, local: data.take(data.size - 10 + jnp.arange(10)),
     )
 
 
@@ -234,6 +308,35 @@ CASES = {
         state="stage{stage}/round{step}/",
         deployed="stage3/test_logits/client{client}",
     ),
+    "PeFLL": Case(
+        "pefll",
+        lambda theirs: {
+            "rate": theirs["lr"],
+            "clip": theirs["clip"],
+            "embedding_size": theirs["embed_dim"],
+            "embedding_hidden": theirs["embed_hidden"],
+            "hidden": theirs["hyper_hidden"],
+            "layers": 1,
+            "embedding": embedded_inputs(),
+        },
+        lambda server: {
+            f"server/phi/embed/{number}/{kind}": server.embedding[name][kind]
+            for number, name in enumerate(("hidden", "out"))
+            for kind in ("kernel", "bias")
+        },
+        local=lambda local, theirs: local._replace(
+            optimizer=optax.chain(
+                optax.clip_by_global_norm(theirs["clip"]),
+                optax.add_decayed_weights(theirs["inner_weight_decay"]),
+                optax.sgd(theirs["inner_lr"], momentum=theirs["inner_momentum"]),
+            ),
+            num_steps=theirs["inner_steps"],
+        ),
+        start=of_pefll,
+        examples=after_the_first_batch,
+        in_full_set_only=True,
+        patch=with_the_last_batch,
+    ),
 }
 
 
@@ -264,6 +367,8 @@ def with_epochs_of_each_client(make, epochs):
 
 @pytest.mark.parametrize("file", CASES)
 def test_trajectory(file, monkeypatch):
+    if CASES[file].in_full_set_only and "PFLJAX_RECENT_TRAJECTORIES" not in os.environ:
+        pytest.skip("set PFLJAX_RECENT_TRAJECTORIES to the folder of the full set")
     case, data, theirs = CASES[file], read("data"), {**initial(), **read(f"{file}.f64")}
     with jax.enable_x64(True):
         follow(case, data, theirs, monkeypatch)
@@ -293,7 +398,7 @@ def follow(case, data, theirs, monkeypatch):
         algorithm = with_epochs_of_each_client(make, case.epochs(settings))
     else:
         algorithm = make(1)
-    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(data))
+    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(case.examples(data)))
     count = examples.num_clients
     cohorts = case.cohorts(meta)
     left = iter(cohorts)

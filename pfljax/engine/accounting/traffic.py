@@ -26,7 +26,7 @@ class Traffic(NamedTuple):
         `Algorithm.download`, of the server's state), of the server's replies, and of those arrays
         of the client's state that `exchange` computes from other clients' uploads.
       upload_each: The bytes of `ClientOutput.each` and of the messages that `reply` answers, which
-        the server receives individually.
+        the server receives individually; an array that is in several of them counts once.
     """
 
     upload: int
@@ -61,18 +61,20 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
 
     prepared = jax.eval_shape(prepare, server, examples)
 
-    messages = [(0, 0)]  # bytes of each message in the middle of the update, and of its reply
+    messages, replies, sent = [], [], []  # in the middle of the update; bytes of the messages
 
     def update(received, client, examples, prepared, server):
         def reply(message):
             answer = algorithm.reply(server, message, context)
-            messages.append((tree.num_bytes(message), tree.num_bytes(answer)))
+            messages.append(message)
+            replies.append(answer)
             return answer
 
         of_cohort = context._replace(prepared=prepared, reply=reply)
         output = algorithm.client_update(
             received, client, examples.of_client(jnp.int32(0)), of_cohort
         )
+        sent.append(tree.num_bytes_beside(messages, output.each))
         return output.sum, output.each
 
     received = server
@@ -81,7 +83,6 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
         received, client, examples, prepared, server
     )
-    sent, answered = map(sum, zip(*messages, strict=True))
     read = used_arguments.of_program(program)
     download = sum(
         tree.num_bytes(leaf)
@@ -90,9 +91,9 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     )
     if algorithm.exchange is not None:
         download += delivered(algorithm, server, client, summed, seen, examples)
-    upload_each, both_ways = tree.num_bytes(seen) + sent, tree.num_bytes(prepared)
+    upload_each, both_ways = tree.num_bytes(seen) + sent[-1], tree.num_bytes(prepared)
     upload = tree.num_bytes(summed) + upload_each + both_ways
-    return Traffic(upload, download + answered + both_ways, upload_each)
+    return Traffic(upload, download + tree.num_bytes(replies) + both_ways, upload_each)
 
 
 def delivered(

@@ -119,6 +119,20 @@ def test_replies_and_not_what_they_are_made_of_are_downloaded():
     assert sent == traffic.Traffic(row + WEIGHT + 2 * message, 3 * row, 2 * message)
 
 
+def test_an_array_that_is_sent_twice_is_counted_once():
+    def client_update(received, client, data, context):
+        change = jnp.ones(5) * data.size
+        first, second = context.reply(change), context.reply((change, jnp.ones(2) * data.size))
+        return core.ClientOutput((), each=(change, first + second))
+
+    method = with_replies()._replace(
+        client_update=client_update, reply=lambda server, message, context: jnp.zeros(3)
+    )
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    sent = FLOAT * (5 + 2 + 3)
+    assert traffic.count(method, (), (), examples) == traffic.Traffic(sent, FLOAT * 6, sent)
+
+
 def test_messages_with_a_reply_are_part_of_what_an_aggregator_reports():
     method = aggregation.apply(with_replies(), aggregation.over_the_air())
     server = {"table": jnp.arange(36.0).reshape(9, 4), "bias": jnp.ones(4)}
