@@ -33,7 +33,9 @@ OTHER_MAPS: frozenset[str] = frozenset(
         "pfljax/algorithms/fedem.py",  # over the learners
         "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedjets.py",  # over the experts
         "pfljax/algorithms/ifca.py",  # over the models of the clusters
+        "pfljax/ops/averaging.py",  # over several models of the server
         "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )

@@ -91,7 +91,7 @@ def group_pfl(
         weights = data.size * (jnp.arange(groups) == group_of(context.client_id))
         return core.ClientOutput(
             state=client,
-            sum=jax.vmap(core.weighted, in_axes=(None, 0))(change, weights),
+            sum=averaging.weighted_for_each(change, weights),
             metrics=trained.metrics,
         )
 

@@ -79,7 +79,7 @@ def ifca(
         weights = data.weight(weight_by_size) * (jnp.arange(clusters) == chosen)
         return core.ClientOutput(
             state=client,
-            sum=jax.vmap(core.weighted, in_axes=(None, 0))(change, weights),
+            sum=averaging.weighted_for_each(change, weights),
             metrics=trained.metrics,
         )
 

@@ -39,14 +39,15 @@ class Scale(NamedTuple):
     std: jax.Array
     known: jax.Array
 
-    def of(self, descriptor: jax.Array) -> Scale:
-        """Returns the scale of a descriptor `[d]`: this one, or its own before the first round."""
-        return tree.where(self.known, self, scale_of(descriptor))
+    def of(self, descriptors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns `[..., 1]` each, mean and standard deviation that standardize `[..., d]`."""
+        mean, std = moments(descriptors)
+        return jnp.where(self.known, self.mean, mean), jnp.where(self.known, self.std, std)
 
-    def standardize(self, descriptor: jax.Array) -> jax.Array:
-        """Returns a descriptor `[d]` with its scale's mean subtracted, divided by its `std`."""
-        scale = self.of(descriptor)
-        return (descriptor - scale.mean) / scale.std
+    def standardize(self, descriptors: jax.Array) -> jax.Array:
+        """Returns descriptors `[..., d]` with the mean subtracted, and divided by `std`."""
+        mean, std = self.of(descriptors)
+        return (descriptors - mean) / std
 
 
 class PeFLLServer(NamedTuple):
@@ -110,11 +111,11 @@ def pefll(
       image. The numbers m and s are constants: mean and standard deviation of the first client's
       first descriptor. The authors' code uses them in the first round too, in which each descriptor
       has its own m and s here. That code divides sums by the length of a tuple in place of a batch,
-      a factor of no effect after standardization. Its logits of classes that a client's training data lack are 0
-      in tests, which raises accuracies; here all classes compete. Its clients use a momentum of
-      0.9, a weight decay of 0.00005 and a clip norm of 50, which are options of the clients'
-      optimizer. The first models are near one draw of the task's initialization, as in pFedHN.
-      Generated running variances could be negative, so batch normalization is refused.
+      a factor of no effect after standardization. Its logits of classes that a client's training
+      data lack are 0 in tests, which raises accuracies; here all classes compete. Its clients use a
+      momentum of 0.9, a weight decay of 0.00005 and a clip norm of 50, which are options of the
+      clients' optimizer. The first models are near one draw of the task's initialization, as in
+      pFedHN. Generated running variances could be negative, so batch normalization is refused.
     """
     if embedding is not None:
         ALGORITHMS["pefll"].require_usable(embedding)
@@ -149,7 +150,7 @@ def pefll(
         if "change" not in message:
             return hypernetwork.generate(server.network, known)
         slope = hypernetwork.pull_back(server.network, known, message["change"])[1]
-        return slope / server.scale.of(descriptor).std
+        return slope / server.scale.of(descriptor)[1]
 
     def client_update(server, client, data, context):
         batch = one_batch(data, context.child(0), local)
@@ -171,14 +172,15 @@ def pefll(
 
     def server_update(server, uploads, cohort, context):
         descriptors, changes = uploads.each["descriptor"], uploads.each["change"]
-        known = jax.vmap(server.scale.standardize)(descriptors)
+        known = server.scale.standardize(descriptors)
         # An empty slot has no change, and so no gradient.
         slope, _ = hypernetwork.pull_back(server.network, known, changes)
         slopes = core.mean(uploads.total), tree.divide(slope, jnp.maximum(cohort.count, 1))
         both = server.embedding, server.network
         updates, optimizer_state = optimizer.update(slopes, server.optimizer_state, both)
-        first = descriptors[jnp.argmin(jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids))]
-        scale = tree.where(server.scale.known, server.scale, scale_of(first))
+        lowest = jnp.argmin(jnp.where(cohort.ids < 0, cohort.num_clients, cohort.ids))
+        mean, std = server.scale.of(descriptors[lowest])
+        scale = Scale(mean[0], std[0], jnp.ones((), bool))
         return PeFLLServer(*optax.apply_updates(both, updates), scale, optimizer_state)
 
     def personalize(server, client, data, context):
@@ -210,9 +212,12 @@ def one_batch(
     )
 
 
-def scale_of(descriptor: jax.Array) -> Scale:
-    """Returns the scale with which a descriptor `[d]` has mean 0 and sample variance 1."""
-    mean = jnp.mean(descriptor)
-    squares = jnp.sum(jnp.square(descriptor - mean)) / max(descriptor.shape[0] - 1, 1)
-    std = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    return Scale(mean, std, jnp.ones((), bool))
+def moments(descriptors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `[..., 1]` each: mean and sample standard deviation of the entries of `[..., d]`.
+
+    A standard deviation of 0 is replaced by 1.
+    """
+    mean = jnp.mean(descriptors, axis=-1, keepdims=True)
+    squares = jnp.sum(jnp.square(descriptors - mean), axis=-1, keepdims=True)
+    variance = squares / max(descriptors.shape[-1] - 1, 1)
+    return mean, jnp.sqrt(jnp.where(variance > 0, variance, 1))

@@ -130,6 +130,13 @@ def apply_stacked(
     return jax.vmap(one_model)(server, total)
 
 
+def weighted_for_each(change: PyTree, weights: jax.Array) -> Weighted:
+    """Returns a client's term of `apply_stacked`: one change, and `[K]`, a weight for each model."""
+    weights = jnp.asarray(weights, tree.dtype(change))
+    value = jax.tree.map(lambda leaf: jnp.multiply.outer(weights.astype(leaf.dtype), leaf), change)
+    return Weighted(value, weights)
+
+
 def weighted_stacked(changes: PyTree, weights: jax.Array) -> Weighted:
     """Returns a client's term of `apply_stacked`: changes `[K, ...]` and their weights `[K]`."""
     return jax.vmap(weighted)(changes, weights)

@@ -12,7 +12,7 @@ import quadratics
 from plain_loops import CLASSES, FEATURES, Round, World, loss, rate_of
 from quadratics import ENDS, MEANS, POINTS, SIZES, near, steps_towards, vector
 
-from pfljax import core
+from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import streams
 from pfljax.engine.accounting import traffic
@@ -196,17 +196,29 @@ KINDS = ("kernel", "bias")
 
 
 def test_without_local_steps_nothing_moves_and_otherwise_both_networks_do():
-    still = federation.local_training(shuffle=False, schedule=lambda round: 0.0)
-    algorithm = ALGORITHMS["pefll"](federation.task(), still, rate=0.1)
-    start = algorithm.init_server(
-        federation.examples().population(),
-        streams.key_of(jax.random.key(0), streams.SERVER_INIT),
-    )
-    ended = federation.run(algorithm, rounds=1).server
+    def update(factor):
+        """One client's round at the client and at the server."""
+        local = federation.local_training(schedule=lambda round: factor)
+        settings = {**SETTINGS, "rate": 0.1, "hidden": 6, "layers": 1}
+        algorithm = ALGORITHMS["pefll"](federation.task(), local, **settings)
+        examples, key = jax.tree.map(jnp.asarray, federation.examples()), jax.random.key(0)
+        start = algorithm.init_server(examples.population(), key)
+        context = core.Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(4))
+
+        @jax.jit
+        def one_round(start):
+            output = algorithm.update_client(start, (), examples.of_client(jnp.int32(4)), context)
+            each = jax.tree.map(lambda leaf: leaf[None], output.each)
+            cohort = core.Cohort(jnp.array([4]), jnp.array([16]), 8)
+            uploads = core.Uploads(output.sum, each)
+            return algorithm.server_update(start, uploads, cohort, context)
+
+        return start, one_round(start)
+
+    start, ended = update(0.0)
     federation.assert_close(ended.embedding, start.embedding)
     federation.assert_close(ended.network, start.network)
-    moving = ALGORITHMS["pefll"](federation.task(), federation.local_training(), rate=0.1)
-    moved = federation.run(moving, rounds=1).server
+    start, moved = update(1.0)
     assert federation.differ(moved.embedding, start.embedding)
     assert federation.differ(moved.network, start.network)
 
@@ -234,13 +246,11 @@ def test_a_network_for_the_embedding_alone():
         federation.make("pefll", embedding=other)
     with pytest.raises(UserError, match="^PeFLL needs a model without running statistics"):
         federation.make("pefll", embedding=federation.task("mlp_bn"))
-    from pfljax import models, tasks
-
     wide = tasks.classification(models.mlp((5,), 3, widths=(9,)), num_classes=3)
     server = federation.make("pefll", embedding=wide).init_server(
         federation.examples().population(), jax.random.key(0)
     )
-    assert server.embedding["hidden"]["kernel"].shape == (9 + 3, 100)
+    assert server.embedding["hidden"]["kernel"].shape == (9 + 3, 10)
     assert set(server.embedding["body"]) == {"body"}
     made = hypernetwork.generate(server.network, jnp.zeros(1 + 8 // 4))
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(
