@@ -131,7 +131,12 @@ def apply_stacked(
 
 
 def weighted_for_each(change: PyTree, weights: jax.Array) -> Weighted:
-    """Returns a client's term of `apply_stacked`: one change, and `[K]`, a weight for each model."""
+    """Returns a client's term of `apply_stacked`: one change, with a weight for each model.
+
+    Args:
+      change: Arrays of floats.
+      weights: `[K]`.
+    """
     weights = jnp.asarray(weights, tree.dtype(change))
     value = jax.tree.map(lambda leaf: jnp.multiply.outer(weights.astype(leaf.dtype), leaf), change)
     return Weighted(value, weights)
