@@ -35,7 +35,9 @@ OTHER_MAPS: frozenset[str] = frozenset(
         "pfljax/algorithms/fedgc.py",  # over the cohort's heads, at the server
         "pfljax/algorithms/fedgmm.py",  # over the learners, and their terms of a sum
         "pfljax/algorithms/fedgen.py",  # over the cohort's heads, at the server
+        "pfljax/algorithms/fedjets.py",  # over the experts
         "pfljax/algorithms/ifca.py",  # over the models of the clusters
+        "pfljax/ops/averaging.py",  # over several models of the server
         "pfljax/ops/stacked.py",  # over the models that one client holds
     }
 )

@@ -31,8 +31,12 @@ SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
 NUM_CLASSES = 3
 NUM_FEATURES = 5
 NUM_ROUNDS = 3
-# Adam divides small gradients by their size: rounding errors grow with the number of its steps.
-FEWER_STEPS = {"feddf": {"distillation_steps": 20}}
+# Adam divides small gradients by their size: rounding errors grow with the number of its steps, and
+# with that of weights. The default rate of PeFLL is for thousands of rounds.
+FEWER_STEPS = {
+    "feddf": {"distillation_steps": 20},
+    "pefll": {"rate": 0.003, "hidden": 10, "layers": 1, "embedding_hidden": 10},
+}
 
 
 def examples_of(

@@ -162,11 +162,25 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         server, state = split_state(at_server, server)
         return combine_states(at_server, algorithm.download(server, context), state)
 
+    def reply(server, message, context):
+        return algorithm.reply(of_method(server), message, context)
+
     def client_update(received, client, data, context):
         received, server_state = split_state(at_server, received)
         client, client_state = split_state(at_client, client)
-        output = algorithm.client_update(received, client, data, context)
-        size = messages.size(output.sum, output.each) if output.size is None else output.size
+        sent_before = []  # messages in the middle of the update
+
+        def reply(message):
+            sent_before.append(message)
+            return context.reply(message)
+
+        inner = context if algorithm.reply is None else context._replace(reply=reply)
+        output = algorithm.client_update(received, client, data, inner)
+        size = output.size
+        if size is None:
+            size = messages.size(output.sum, output.each)
+            more = 8 * tree.num_bytes_beside(sent_before, output.each)
+            size = size._replace(other_bits=size.other_bits + more)
         sent, terms = output.sum, ()
         if aggregator.encode is not None:
             encoded = aggregator.encode(
@@ -228,6 +242,7 @@ def apply(algorithm: Algorithm, aggregator: Aggregator, message: PyTree = None) 
         personalize=personalize,
         global_params=algorithm.global_params and global_params,
         download=algorithm.download and download,
+        reply=algorithm.reply and reply,
         exchange=algorithm.exchange and exchange,
         aggregators=(*algorithm.aggregators, aggregator),
     )

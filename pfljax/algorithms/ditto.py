@@ -51,21 +51,50 @@ def ditto(
       personalized loss is `L_k` without the proximal term.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
+    return with_personal_models(
+        average,
+        task,
+        local,
+        lam=lam,
+        personal_epochs=personal_epochs,
+        rate_factor=rate_factor,
+    )
+
+
+def with_personal_models(
+    method: core.Algorithm,
+    task: core.Task,
+    local: core.LocalTraining,
+    *,
+    lam: float,
+    personal_epochs: int,
+    rate_factor: float,
+) -> core.Algorithm:
+    """Adds personalized models to a method with a global model and stateless clients.
+
+    Args:
+      method: The method, whose server sends its state without `download`.
+      task: The model and its loss.
+      local: The clients' local training of the personalized models.
+      lam: As in `ditto`.
+      personal_epochs: As in `ditto`.
+      rate_factor: As in `ditto`.
+    """
     own = local.scaled_by(rate_factor)
 
     def init_client(server, profile, key):
-        return server.params
+        return method.global_params(server)
 
     def client_update(server, client, data, context):
-        pulled = core.pulled_towards(task.loss, server.params, lam)
+        pulled = core.pulled_towards(task.loss, method.global_params(server), lam)
         personal = core.descend(
             pulled, client, (), data, context.child(0), own, epochs=personal_epochs
         )
-        output = average.client_update(server, (), data, context.child(1))
+        output = method.client_update(server, (), data, context.child(1))
         metrics = {**output.metrics, "personal_loss": personal.metrics["loss"]}
         return output._replace(state=personal.params, metrics=metrics)
 
-    return average._replace(
+    return method._replace(
         init_client=init_client,
         client_update=client_update,
         personalize=lambda server, client, data, context: client,

@@ -65,7 +65,7 @@ def ifca(
 
     def init_server(population, key):
         models = jax.vmap(task.init)(jax.random.split(key, clusters))
-        return jax.vmap(lambda params: averaging.init(params, server_optimizer))(models)
+        return averaging.init_stacked(models, server_optimizer)
 
     def choose(models, data, context):
         """Returns `[]` int32, the model with the lowest loss."""
@@ -79,16 +79,12 @@ def ifca(
         weights = data.weight(weight_by_size) * (jnp.arange(clusters) == chosen)
         return core.ClientOutput(
             state=client,
-            sum=jax.vmap(core.weighted, in_axes=(None, 0))(change, weights),
+            sum=averaging.weighted_for_each(change, weights),
             metrics=trained.metrics,
         )
 
     def server_update(server, uploads, cohort, context):
-        def one_cluster(server, total):
-            moved = averaging.apply(server, total, server_optimizer)
-            return tree.where(total.weight > 0, moved, server)
-
-        return jax.vmap(one_cluster)(server, uploads.total)
+        return averaging.apply_stacked(server, uploads.total, server_optimizer)
 
     def personalize(server, client, data, context):
         return stacked.take(server.params, choose(server.params, data, context))

@@ -292,5 +292,16 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features linear_head body",
         ),
         _row("fedgmm", "FedGMM", 2023, "mixtures of models", needs="classes features random_init"),
+        _row(
+            "proar_pfed",
+            "PROAR-PFed",
+            2024,
+            "second model",
+            "proximal term",
+            needs="no_statistics",
+        ),
+        _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
+        _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
+        _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
     ]
 )

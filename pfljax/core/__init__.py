@@ -12,6 +12,7 @@ from pfljax.core.algorithm import (
     Personalize,
     Predict,
     Prepare,
+    Reply,
     ServerUpdate,
 )
 from pfljax.core.client_data import Batch, ClientData, mean_over
@@ -75,6 +76,7 @@ __all__ = [
     "Predict",
     "Prepare",
     "PyTree",
+    "Reply",
     "ServerUpdate",
     "Task",
     "Trained",

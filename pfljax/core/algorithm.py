@@ -75,6 +75,19 @@ class Prepare(Protocol):
         """
 
 
+class Reply(Protocol):
+    """Computes the server's reply to a message that a client sends in the middle of its update."""
+
+    def __call__(self, server: PyTree, message: PyTree, context: Context) -> PyTree:
+        """Returns the reply, the result of `Context.reply(message)` in `ClientUpdate`.
+
+        Args:
+          server: The state of the server.
+          message: What the client sends, which the server receives individually.
+          context: The round, and in `client_id` the client that receives.
+        """
+
+
 class ClientUpdate(Protocol):
     """Runs a client's part of a round."""
 
@@ -192,6 +205,8 @@ class Algorithm(NamedTuple):
         `client_update` uses.
       prepare: The client's term of a sum over the cohort that all its clients receive before their
         updates; None without such a first exchange of messages.
+      reply: The server's reply to a message of a client in the middle of its update; None without
+        such messages. What only the reply uses of the server's state is not downloaded.
       exchange: The update of a client from the others of its cohort; None without such an exchange.
         With an aggregator, `uploads.total` is `()`.
       aggregators: The `aggregation.Aggregator`s that are part of these functions, in the order in
@@ -225,6 +240,7 @@ class Algorithm(NamedTuple):
     global_params: GlobalParams | None = None
     download: Download | None = None
     prepare: Prepare | None = None
+    reply: Reply | None = None
     exchange: Exchange | None = None
     aggregators: tuple[Any, ...] = ()
 
@@ -237,6 +253,9 @@ class Algorithm(NamedTuple):
         """
         if not jax.tree.leaves(context.prepared):
             context = context._replace(prepared=self.prepare_client(server, data, context))
+        if self.reply is not None:
+            of_client = context
+            context = context._replace(reply=lambda message: self.reply(server, message, of_client))
         return self.client_update(self._received(server, context), client, data, context)
 
     def prepare_client(self, server: PyTree, data: ClientData, context: Context) -> PyTree:

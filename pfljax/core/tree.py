@@ -72,6 +72,16 @@ def num_bytes(tree: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def num_bytes_beside(tree: PyTree, other: PyTree) -> int:
+    """Returns the number of bytes of the arrays in `tree` that are not objects of `other`.
+
+    An object that `tree` contains several times counts once.
+    """
+    known = {id(leaf) for leaf in jax.tree.leaves(other)}
+    distinct = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}
+    return num_bytes([leaf for key, leaf in distinct.items() if key not in known])
+
+
 def is_key(leaf: jax.Array) -> bool:
     """Whether an array holds typed PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -99,6 +99,8 @@ class Context(NamedTuple):
         from 0; -1 for the server, and outside of rounds.
       prepared: The sum of `Algorithm.prepare` over the cohort, in `client_update` and
         `server_update`; `()` for a method without.
+      reply: `message -> reply`, the server's reply (`Algorithm.reply`) in `client_update`, which
+        may send several messages; `()` for a method without, and elsewhere.
 
     Example:
       >>> context = Context(jax.random.key(0), jnp.int32(3), jnp.int32(10), client_id=7)
@@ -114,6 +116,7 @@ class Context(NamedTuple):
     client_key: jax.Array | None = None
     rank: jax.Array | int = -1
     prepared: PyTree = ()
+    reply: Callable[[PyTree], PyTree] | tuple[()] = ()
 
     def child(self, index: int) -> Context:
         """Returns the context with an independent key: one child for each use of randomness."""

@@ -48,6 +48,7 @@ def _compiled(algorithm: Algorithm, num_clients: int) -> Algorithm:
         ),
         prepare=algorithm.prepare and jax.jit(prepare),
         download=None,  # part of the compiled `client_update`, and of `prepare`
+        reply=None,  # likewise
         exchange=algorithm.exchange
         and (
             lambda server, client, data, uploads, cohort, member, context: exchange(

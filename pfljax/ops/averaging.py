@@ -22,7 +22,7 @@ import optax
 from pfljax.core import tree
 from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.core.types import Params, Path, PyTree, Task
-from pfljax.core.uploads import Weighted, mean
+from pfljax.core.uploads import Weighted, mean, weighted
 
 # The weighted average of the clients' models, as in FedAvg.
 PLAIN = optax.sgd(1.0)
@@ -104,3 +104,44 @@ def apply(
     gradient = tree.scale(-1.0, mean(total))
     updates, optimizer_state = optimizer.update(gradient, server.optimizer_state, server.params)
     return ServerState(optax.apply_updates(server.params, updates), optimizer_state)
+
+
+def init_stacked(models: Params, optimizer: optax.GradientTransformation) -> ServerState:
+    """Returns the state of several models, leaves `[K, ...]`, each with an optimizer's state."""
+    return jax.vmap(lambda params: init(params, optimizer))(models)
+
+
+def apply_stacked(
+    server: ServerState, total: Weighted, optimizer: optax.GradientTransformation
+) -> ServerState:
+    """Moves each of several models by the mean change of the clients that trained it.
+
+    A model that no client trained keeps its params and the state of its optimizer.
+
+    Args:
+      server: The state of the models, leaves `[K, ...]`.
+      total: The cohort's sum of the changes, leaves `[K, ...]`, and of their weights, `[K]`.
+      optimizer: The server optimizer, for each model.
+    """
+
+    def one_model(server, total):
+        return tree.where(total.weight > 0, apply(server, total, optimizer), server)
+
+    return jax.vmap(one_model)(server, total)
+
+
+def weighted_for_each(change: PyTree, weights: jax.Array) -> Weighted:
+    """Returns a client's term of `apply_stacked`: one change, with a weight for each model.
+
+    Args:
+      change: Arrays of floats.
+      weights: `[K]`.
+    """
+    weights = jnp.asarray(weights, tree.dtype(change))
+    value = jax.tree.map(lambda leaf: jnp.multiply.outer(weights.astype(leaf.dtype), leaf), change)
+    return Weighted(value, weights)
+
+
+def weighted_stacked(changes: PyTree, weights: jax.Array) -> Weighted:
+    """Returns a client's term of `apply_stacked`: changes `[K, ...]` and their weights `[K]`."""
+    return jax.vmap(weighted)(changes, weights)

@@ -99,11 +99,17 @@ def delayed(
     def init_client(server, profile, key):
         return algorithm.init_client(server.method, profile, key)
 
-    def download(server, context):
+    def version_of(server, context):
         late = jnp.clip(staleness(context), 0, jnp.minimum(max_staleness, server.number))
-        old = stacked.take(server.versions, (server.number - late) % rows)
+        return stacked.take(server.versions, (server.number - late) % rows), late
+
+    def download(server, context):
+        old, late = version_of(server, context)
         received = old if algorithm.download is None else algorithm.download(old, context)
         return Delayed(received, late)
+
+    def reply(server, message, context):
+        return algorithm.reply(version_of(server, context)[0], message, context)
 
     def client_update(received, client, data, context):
         output = algorithm.client_update(received.download, client, data, context)
@@ -149,6 +155,7 @@ def delayed(
         global_params=algorithm.global_params and global_params,
         download=download,
         prepare=algorithm.prepare and prepare,
+        reply=algorithm.reply and reply,
         exchange=algorithm.exchange and exchange,
     )
 

@@ -9,6 +9,7 @@ and of the last round all that a method names.
 import dataclasses
 import functools
 import json
+import os
 from typing import NamedTuple
 
 import delays
@@ -20,12 +21,12 @@ import pytest
 import trajectories
 
 from pfljax import core
-from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms import ALGORITHMS, ditto, pefll, proar_pfed
 from pfljax.core.params import split_params
 from pfljax.engine import init, sampling
 from pfljax.engine.reference import reference_round
 from pfljax.models.kernels.convolution import convolution
-from pfljax.ops import full_batch, hadamard
+from pfljax.ops import channel, full_batch, hadamard
 
 TOLERANCE = 1e-8
 FACTORS = ("x1", "y1", "x2", "y2")
@@ -51,7 +52,11 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
-      change: `monkeypatch -> None`, which makes ours do what theirs does otherwise.
+      examples: `(the file of the data) -> arrays of the same names`.
+      in_full_set_only: Whether the file is too large for this repository; the test is skipped
+        without the full set.
+      patch: `(monkeypatch, the file) -> None`, which puts in what is drawn at random in training,
+        or makes ours do what theirs does otherwise.
     """
 
     name: str
@@ -67,7 +72,9 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
-    change: object = lambda monkeypatch: None
+    examples: object = lambda data: data
+    in_full_set_only: bool = False
+    patch: object = lambda monkeypatch, theirs: None
 
 
 def of_mime(server):
@@ -98,7 +105,7 @@ def of_pgfed(server):
     return {"global": server.average.params, "server/alpha": server.weights}
 
 
-def pass_over_full_batches(monkeypatch):
+def pass_over_full_batches(monkeypatch, theirs):
     """The last loss and gradient of a client, without its last partial batch."""
     passing = full_batch.value_and_gradient
 
@@ -230,6 +237,118 @@ def fedgmm(released):
     )
 
 
+def of_proar(monkeypatch, theirs):
+    """The channels of the file, and its personalized models, trained without weight decay."""
+    gains, known = (
+        jnp.asarray(theirs[f"tape/{name}_re"] + 1j * theirs[f"tape/{name}_im"])
+        for name in ("h", "hhat")
+    )
+    rate = json.loads(str(theirs["meta"]))["hyperparameters"]["local_learning_rate"]
+
+    def of_client(context, elements, error, target, dtype):
+        row = context.round, context.client_id
+        return gains[row], known[row]
+
+    def without_decay(method, task, local, **others):
+        local = local._replace(optimizer=optax.sgd(rate))
+        return ditto.with_personal_models(method, task, local, **others)
+
+    monkeypatch.setattr(channel, "of_client", of_client)
+    monkeypatch.setattr(proar_pfed, "with_personal_models", without_decay)
+
+
+def of_fedjets(server, theirs):
+    """The experts and the gate of the file; clients 0 and 1 are the anchors of the first two."""
+    models = [trajectories.model_from(theirs, f"init/experts/{m}/") for m in range(3)]
+    experts = jax.tree.map(lambda *rows: jnp.stack(rows), *models)
+    gate = {kind: jnp.asarray(theirs[f"init/gate/{kind}"]) for kind in ("kernel", "bias")}
+    return server._replace(
+        experts=server.experts._replace(params=experts),
+        gate=server.gate._replace(params=gate),
+        anchors=jnp.array([0, 1, -1], jnp.int32),
+    )
+
+
+def networks_of_pefll(phi):
+    """Embedding network and hypernetwork of the file, given its arrays by their names."""
+
+    def layer(name):
+        return {kind: jnp.asarray(phi[f"{name}/{kind}"]) for kind in ("kernel", "bias")}
+
+    def heads(kind):
+        arrays = {}
+        for name, shape in PEFLL_SHAPES.items():
+            array = jnp.asarray(phi[f"hyper/out/{name}/{kind}"])
+            arrays[name] = array.reshape(array.shape[:-1] + shape)
+        return trajectories.model_from(arrays, "")
+
+    embedding = {"hidden": layer("embed/0"), "out": layer("embed/1")}
+    network = {
+        "hidden": [layer("hyper/0")],
+        "linear": layer("hyper/1"),
+        "heads": {"kernel": heads("kernel"), "bias": heads("bias")},
+    }
+    return embedding, network
+
+
+PEFLL_SHAPES = {
+    "base/kernel": (64, 32),
+    "base/bias": (32,),
+    "head/kernel": (32, 10),
+    "head/bias": (10,),
+}
+
+
+def of_pefll(server, theirs):
+    """Both networks of the file, and its scale, which is that of sums of ten rows over two."""
+    phi = {key.removeprefix("init/phi/"): array for key, array in theirs.items()}
+    embedding, network = networks_of_pefll(phi)
+    scale = (jnp.asarray(theirs[f"round0/server/{name}"]) / 5 for name in ("m", "s"))
+    return server._replace(
+        embedding={**server.embedding, **embedding},
+        network=network,
+        scale=pefll.Scale(*scale, jnp.ones((), bool)),
+    )
+
+
+def embedded_inputs():
+    """The task of a network whose features are its inputs."""
+    task = trajectories.task_from(
+        {"body": {"Dense_0": {"kernel": np.zeros((64, 1))}}, "head": {"kernel": np.zeros((1, 10))}}
+    )
+    return task._replace(
+        features=lambda params, inputs, mask=None, key=None: inputs, num_features=64
+    )
+
+
+def after_the_first_batch(data):
+    """The full batches of each client, with the first one, which makes the descriptor, last."""
+    moved = dict(data)
+    for key, rows in data.items():
+        if key.endswith(("train_x", "train_y")):
+            moved[key] = np.roll(rows[: len(rows) // 10 * 10], -10, axis=0)
+    return moved
+
+
+def with_the_last_batch(monkeypatch, theirs):
+    monkeypatch.setattr(
+        pefll,
+        "one_batch",
+        lambda data, context, local: data.take(data.size - 10 + jnp.arange(10)),
+    )
+
+
+def stages(meta, round):
+    """The stage of a round, and its number there."""
+    first = meta["hyperparameters"].get("rounds_global", round + 1)
+    return {"stage": 1, "step": round} if round < first else {"stage": 2, "step": round - first}
+
+
+def groups_of(theirs):
+    group = {k: g for g, members in enumerate(theirs["groups"]) for k in members}
+    return ",".join(str(group[k]) for k in sorted(group))
+
+
 CASES = {
     "FedNova": Case(
         "fednova",
@@ -291,7 +410,7 @@ CASES = {
         lambda theirs: {"mu": theirs["mu"], "weight_rate": theirs["lambda"]},
         of_pgfed,
         lambda client: {"model": client},
-        change=pass_over_full_batches,
+        patch=pass_over_full_batches,
     ),
     "PGFedMo": Case(
         "pgfedmo",
@@ -301,7 +420,7 @@ CASES = {
         },
         of_pgfed,
         lambda client: {"model": client.params},
-        change=pass_over_full_batches,
+        patch=pass_over_full_batches,
     ),
     "FedPara": Case(
         "fedpara",
@@ -337,6 +456,80 @@ CASES = {
     ),
     "FedGMM": fedgmm(released=False),
     "FedGMM-code": fedgmm(released=True),
+    "PROAR-core": Case(
+        "proar_pfed",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("beta", "power")},
+            "lam": theirs["lambda"],
+            "rate_factor": theirs["personal_lr"] / theirs["local_learning_rate"],
+            "server_optimizer": optax.sgd(theirs["server_lr"]),
+            "snr_db": 200.0,
+        },
+        lambda server: {"global": server.average.params},
+        local=lambda local, theirs: local._replace(
+            optimizer=optax.chain(
+                optax.clip_by_global_norm(theirs["clip"]),
+                optax.add_decayed_weights(theirs["weight_decay"]),
+                local.optimizer,
+            )
+        ),
+        patch=of_proar,
+    ),
+    "FedJETs": Case(
+        "fedjets",
+        lambda theirs: {
+            **{name: theirs[name] for name in ("experts", "top")},
+            "anchor_weight": theirs["kappa"],
+        },
+        lambda server: {f"server/gate/{kind}": array for kind, array in server.gate.params.items()},
+        start=of_fedjets,
+        deployed="round{round}/test_probabilities/client{client}",
+        outputs=np.exp,
+    ),
+    "GroupPFL": Case(
+        "group_pfl",
+        lambda theirs: {
+            "groups": len(theirs["groups"]),
+            "group_of_clients": groups_of(theirs),
+            "global_share": theirs["rounds_global"]
+            / (theirs["rounds_global"] + theirs["rounds_group"]),
+            "personal_epochs": theirs["epochs_personal"],
+        },
+        lambda server: {
+            f"group{g}": jax.tree.map(lambda leaf, g=g: leaf[g], server.params) for g in (0, 1)
+        },
+        state="stage{stage}/round{step}/",
+        deployed="stage3/test_logits/client{client}",
+    ),
+    "PeFLL": Case(
+        "pefll",
+        lambda theirs: {
+            "rate": theirs["lr"],
+            "clip": theirs["clip"],
+            "embedding_size": theirs["embed_dim"],
+            "embedding_hidden": theirs["embed_hidden"],
+            "hidden": theirs["hyper_hidden"],
+            "layers": 1,
+            "embedding": embedded_inputs(),
+        },
+        lambda server: {
+            f"server/phi/embed/{number}/{kind}": server.embedding[name][kind]
+            for number, name in enumerate(("hidden", "out"))
+            for kind in ("kernel", "bias")
+        },
+        local=lambda local, theirs: local._replace(
+            optimizer=optax.chain(
+                optax.clip_by_global_norm(theirs["clip"]),
+                optax.add_decayed_weights(theirs["inner_weight_decay"]),
+                optax.sgd(theirs["inner_lr"], momentum=theirs["inner_momentum"]),
+            ),
+            num_steps=theirs["inner_steps"],
+        ),
+        start=of_pefll,
+        examples=after_the_first_batch,
+        in_full_set_only=True,
+        patch=with_the_last_batch,
+    ),
 }
 
 
@@ -358,11 +551,11 @@ def with_epochs_of_each_client(make, epochs):
 
 @pytest.mark.parametrize("file", CASES)
 def test_trajectory(file, monkeypatch):
-    case, data, theirs = (
-        CASES[file],
-        trajectories.read_recent("data"),
-        {**initial(), **trajectories.read_recent(f"{file}.f64")},
-    )
+    case = CASES[file]
+    if case.in_full_set_only and "PFLJAX_RECENT_TRAJECTORIES" not in os.environ:
+        pytest.skip("set PFLJAX_RECENT_TRAJECTORIES to the folder of the full set")
+    data = trajectories.read_recent("data")
+    theirs = {**initial(), **trajectories.read_recent(f"{file}.f64")}
     with jax.enable_x64(True):
         follow(case, data, theirs, monkeypatch)
 
@@ -378,7 +571,7 @@ def follow(case, data, theirs, monkeypatch):
     meta = json.loads(str(theirs["meta"]))
     settings = meta["hyperparameters"]
     task = trajectories.task_from(trajectories.model_from(theirs, "init/global/"))
-    case.change(monkeypatch)
+    case.patch(monkeypatch, theirs)
     if case.staleness is not None:
         delays.follow(monkeypatch, case.staleness(meta))
 
@@ -392,7 +585,7 @@ def follow(case, data, theirs, monkeypatch):
         algorithm = with_epochs_of_each_client(make, case.epochs(settings))
     else:
         algorithm = make(1)
-    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(data))
+    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(case.examples(data)))
     count = examples.num_clients
     cohorts = case.cohorts(meta)
     left = iter(cohorts)
@@ -410,7 +603,7 @@ def follow(case, data, theirs, monkeypatch):
         plan = sampling.CohortPlan(count, len(cohorts[round]))
         state = reference_round(algorithm, plan, state, examples, len(cohorts))
         last = round == len(cohorts) - 1
-        prefix = case.state.format(round=round, version=round + 1)
+        prefix = case.state.format(round=round, version=round + 1, **stages(meta, round))
         compare(case.server(state.server), theirs, prefix, last)
         of_clients = {k: case.client(state.clients[k]) for k in cohorts[round]}
         known = [
@@ -419,7 +612,7 @@ def follow(case, data, theirs, monkeypatch):
         assert known or not last or not any(of_clients.values()), "the file has no client"
         for k in known:
             compare(of_clients[k], theirs, f"{prefix}client{k}/", last)
-        if last or not case.deployed.startswith("final"):
+        if last or "{round}" in case.deployed:
             keys = {k: case.deployed.format(round=round, client=k) for k in range(count)}
             compared = {k: name for k, name in keys.items() if name in theirs}
             assert compared or not last, "the file has no outputs of the last round"

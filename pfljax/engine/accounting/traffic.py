@@ -20,12 +20,13 @@ class Traffic(NamedTuple):
 
     Attributes:
       upload: The bytes of the result of `prepare`, of `ClientOutput.sum` and `ClientOutput.each`,
-        from their shapes; if an aggregator sends less, the metric `upload_bytes` of a round
-        contains the number.
+        and of the messages that `reply` answers, from their shapes; if an aggregator sends less,
+        the metric `upload_bytes` of a round contains the number.
       download: The bytes of those arrays of the download that `client_update` uses (without
-        `Algorithm.download`, of the server's state), and of those of the client's state that
-        `exchange` computes from other clients' uploads.
-      upload_each: The bytes of `ClientOutput.each` only, which the server receives individually.
+        `Algorithm.download`, of the server's state), of the server's replies, and of those arrays
+        of the client's state that `exchange` computes from other clients' uploads.
+      upload_each: The bytes of `ClientOutput.each` and of the messages that `reply` answers, which
+        the server receives individually; an array that is in several of them counts once.
     """
 
     upload: int
@@ -60,18 +61,27 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
 
     prepared = jax.eval_shape(prepare, server, examples)
 
-    def update(received, client, examples, prepared):
-        of_cohort = context._replace(prepared=prepared)
+    messages, replies, sent = [], [], []  # in the middle of the update; bytes of the messages
+
+    def update(received, client, examples, prepared, server):
+        def reply(message):
+            answer = algorithm.reply(server, message, context)
+            messages.append(message)
+            replies.append(answer)
+            return answer
+
+        of_cohort = context._replace(prepared=prepared, reply=reply)
         output = algorithm.client_update(
             received, client, examples.of_client(jnp.int32(0)), of_cohort
         )
+        sent.append(tree.num_bytes_beside(messages, output.each))
         return output.sum, output.each
 
     received = server
     if algorithm.download is not None:
         received = jax.eval_shape(algorithm.download, server, context)
     program, (summed, seen) = jax.make_jaxpr(update, return_shape=True)(
-        received, client, examples, prepared
+        received, client, examples, prepared, server
     )
     read = used_arguments.of_program(program)
     download = sum(
@@ -81,9 +91,9 @@ def _count(algorithm: Algorithm, structure: Any, leaves: tuple) -> Traffic:
     )
     if algorithm.exchange is not None:
         download += delivered(algorithm, server, client, summed, seen, examples)
-    upload_each, both_ways = tree.num_bytes(seen), tree.num_bytes(prepared)
+    upload_each, both_ways = tree.num_bytes(seen) + sent[-1], tree.num_bytes(prepared)
     upload = tree.num_bytes(summed) + upload_each + both_ways
-    return Traffic(upload, download + both_ways, upload_each)
+    return Traffic(upload, download + tree.num_bytes(replies) + both_ways, upload_each)
 
 
 def delivered(

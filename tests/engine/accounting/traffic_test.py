@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from pfljax import aggregation, core
+from pfljax.core import tree
 from pfljax.engine.accounting import traffic
 
 FLOAT = 4
@@ -95,6 +96,52 @@ def test_only_what_is_sent_to_the_client_is_downloaded():
     examples = jax.tree.map(jnp.asarray, federation.examples())
     sent = traffic.count(algorithm, jnp.zeros((9, 4)), (), examples)
     assert sent == traffic.Traffic(16, 16)
+
+
+def with_replies():
+    """A method whose clients send two ids, and train the rows of the server's table there."""
+
+    def client_update(received, client, data, context):
+        rows = [context.reply(jnp.int32(index)) for index in (0, 1)]
+        return core.ClientOutput((), sum=core.weighted(rows[0] + rows[1] + received["bias"], 1.0))
+
+    def reply(server, message, context):
+        return server["table"][message]
+
+    return federation.make("local")._replace(client_update=client_update, reply=reply)
+
+
+def test_replies_and_not_what_they_are_made_of_are_downloaded():
+    server = {"table": jnp.zeros((9, 4)), "bias": jnp.zeros(4)}
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    sent = traffic.count(with_replies(), server, (), examples)
+    message, row = 4, 16
+    assert sent == traffic.Traffic(row + WEIGHT + 2 * message, 3 * row, 2 * message)
+
+
+def test_an_array_that_is_sent_twice_is_counted_once():
+    def client_update(received, client, data, context):
+        change = jnp.ones(5) * data.size
+        first, second = context.reply(change), context.reply((change, jnp.ones(2) * data.size))
+        return core.ClientOutput((), each=(change, first + second))
+
+    method = with_replies()._replace(
+        client_update=client_update, reply=lambda server, message, context: jnp.zeros(3)
+    )
+    examples = jax.tree.map(jnp.asarray, federation.examples())
+    sent = FLOAT * (5 + 2 + 3)
+    assert traffic.count(method, (), (), examples) == traffic.Traffic(sent, FLOAT * 6, sent)
+
+
+def test_messages_with_a_reply_are_part_of_what_an_aggregator_reports():
+    method = aggregation.apply(with_replies(), aggregation.over_the_air())
+    server = {"table": jnp.arange(36.0).reshape(9, 4), "bias": jnp.ones(4)}
+    data = jax.tree.map(jnp.asarray, federation.examples()).of_client(jnp.int32(0))
+    context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(1), jnp.int32(0))
+    output = method.update_client(server, (), data, context)
+    assert output.sum.message.value.tolist() == [5, 7, 9, 11]
+    scalars = tree.num_bytes(output.sum.terms)
+    assert output.size.bits == 8 * (16 + WEIGHT + 2 * 4 + scalars)
 
 
 def test_what_other_clients_computed_from_the_state_is_downloaded():
