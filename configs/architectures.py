@@ -1,8 +1,8 @@
 """Clients with three architectures: eight methods that exchange no whole model, on the digits.
 
 20 clients with Dirichlet(0.1) label skew; client i has the model i modulo 3 of two MLPs and a CNN,
-whose features all have 128 entries. FML and FedKD exchange an MLP with 32 hidden units. 60 rounds of one local
-epoch, three seeds; `docs/results/architectures.md` has the table.
+whose features all have 128 entries. FML and FedKD exchange an MLP with 32 hidden units. 60 rounds
+of one local epoch, three seeds; `docs/results/architectures.md` has the table.
 
     python experiments/compare.py --config=configs/architectures.py --workdir=WORKDIR
 """

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from pfljax import core
+from pfljax import core, models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import ClientData, Params, Population, PyTree, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import groups, programs
 from pfljax.errors import UserError
+from pfljax.training.study import config as config_lib
+from pfljax.training.study import model_arguments
 from pfljax.training.study import task as task_lib
-from pfljax.training.study.config import at
 
 _EXAMPLE = "'mlp(widths=(64, 32))'"
 
@@ -29,7 +30,7 @@ def parse(text: str) -> dict[str, Any]:
       text: The name of a network, with arguments as in a call in Python or without any.
 
     Raises:
-      UserError: It is none.
+      UserError: It is none, or an argument does not exist or has another type.
 
     Example:
       >>> parse("mlp(widths=(64, 32))"), parse("lenet")
@@ -45,7 +46,15 @@ def parse(text: str) -> dict[str, Any]:
         raise _not_a_model(text) from error
     if not isinstance(called, ast.Name) or others or {None, "name"} & set(arguments):
         raise _not_a_model(text)
-    return {"name": called.id, **arguments}
+    config_lib.require_known("model in config.architectures,", called.id, models.MODELS)
+    kinds = model_arguments.types_of(called.id)
+    for name in arguments:
+        what = f"argument in config.architectures of the model {called.id},"
+        config_lib.require_known(what, name, kinds)
+    return {"name": called.id} | {
+        name: model_arguments.converted(f"{name} of {text!r}", value, kinds[name])
+        for name, value in arguments.items()
+    }
 
 
 def _not_a_model(text: Any) -> UserError:
@@ -71,13 +80,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         "engine.clients_per_chunk": "auto",
     }
     for key, value in refused.items():
-        if at(config, key) == value:
+        if config_lib.at(config, key) == value:
             raise UserError(
                 f"config.{key}={value!r} is for models of one architecture; choose another value, "
                 "or remove config.architectures."
             )
     for key in ("init_from", "adapter.base"):
-        if at(config, key):
+        if config_lib.at(config, key):
             raise UserError(
                 f"config.{key} is a file with the params of one model; remove it, or remove "
                 "config.architectures."
