@@ -21,6 +21,11 @@ from pfljax.training.study import model_arguments
 from pfljax.training.study import task as task_lib
 
 _EXAMPLE = "'mlp(widths=(64, 32))'"
+# Exceptions of Python's parser for a text that is no call, and of a value that is no text.
+_UNREADABLE = (
+    *(SyntaxError, ValueError, TypeError, AttributeError),
+    *(MemoryError, RecursionError),
+)
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def parse(text: str) -> dict[str, Any]:
         if isinstance(node, ast.Call):
             called, keywords, others = node.func, node.keywords, node.args
         arguments = {each.arg: ast.literal_eval(each.value) for each in keywords}
-    except (SyntaxError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise _not_a_model(text) from error
     if not isinstance(called, ast.Name) or others or {None, "name"} & set(arguments):
         raise _not_a_model(text)
@@ -75,11 +80,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.architectures has only {config.architectures[0]!r}; name further models, or "
             "set config.model, which all clients have."
         )
-    refused = {
-        "engine.residence": "host",
-        "engine.clients_per_chunk": "auto",
-    }
-    for key, value in refused.items():
+    for key, value in {"engine.residence": "host", "engine.clients_per_chunk": "auto"}.items():
         if config_lib.at(config, key) == value:
             raise UserError(
                 f"config.{key}={value!r} is for models of one architecture; choose another value, "

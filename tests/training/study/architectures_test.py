@@ -130,6 +130,7 @@ def test_a_text_is_a_model_with_arguments():
         ("mlp(widths=(64,)", "write the name of a model"),
         ("mlp(**x)", "write the name of a model"),
         ("mlp(widths=x)", "write the name of a model"),
+        ("mlp(widths={[]: 1})", "write the name of a model"),
         ("models.mlp", "write the name of a model"),
         ("", "write the name of a model"),
         (3, "contains 3; write the name of a model"),
