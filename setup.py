@@ -34,6 +34,7 @@ setuptools.setup(
         "numpy>=2",
         "scipy>=1.13",
         "scikit-learn>=1.5",
+        "threadpoolctl>=3.5",
         "pillow>=11",
         "matplotlib>=3.9",
         "rich>=13",

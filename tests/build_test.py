@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     {"errors"},
     {"core", "extensions"},
-    {"ops", "aggregation"},
+    {"ops"},
+    {"aggregation"},
     {"data", "models", "algorithms", "metrics", "engine"},
     {"tasks"},
     {"training"},

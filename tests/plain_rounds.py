@@ -76,6 +76,9 @@ def task() -> core.Task:
         num_features=plain.FEATURES,
         layers=(("body",), ("head",)),
         is_norm=lambda path: path[0] == "head",
+        output_losses=lambda logits, batch: optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch.targets
+        ),
     )
 
 

@@ -53,7 +53,7 @@ def quadratic() -> core.Task:
         loss=loss,
         predict=lambda model, inputs, mask=None, key=None: inputs - flat(model),
         features=lambda model, inputs, mask=None, key=None: inputs,
-        head=lambda model, features, mask=None, key=None: features,
+        head=lambda model, features, mask=None, key=None: features - flat(model),
         is_head=lambda path: path[0] == "head",
         metrics=lambda outputs, batch: {
             "accuracy": jnp.sum(batch.mask),
@@ -62,6 +62,7 @@ def quadratic() -> core.Task:
         num_classes=1,
         layers=(("body",), ("head",)),
         is_norm=lambda path: path[0] == "head",
+        output_losses=lambda outputs, batch: 0.5 * jnp.sum(outputs**2, axis=-1),
     )
 
 
@@ -122,6 +123,7 @@ def linear_features() -> core.Task:
         },
         num_classes=4,
         num_features=2,
+        output_losses=lambda outputs, batch: 0 * batch.mask,
     )
 
 

@@ -33,14 +33,19 @@ def compress(values: PyTree, energy: jax.Array) -> tuple[PyTree, jax.Array]:
     def one(leaf):
         if leaf.ndim < 2:
             return leaf, leaf.size
-        left, singular, right = jnp.linalg.svd(
-            leaf.reshape(-1, leaf.shape[-1]), full_matrices=False
-        )
-        held = jnp.cumsum(singular**2)
+        matrix = leaf.reshape(-1, leaf.shape[-1])
+        wide = matrix.shape[0] < matrix.shape[1]
+        tall = matrix.T if wide else matrix
+        # The eigenvectors of the smaller product are the singular vectors of one side. Projecting
+        # on the leading ones cuts the others off, and needs no vectors of the other, longer side.
+        squares, vectors = jnp.linalg.eigh(tall.T @ tall)
+        held = jnp.cumsum(jnp.maximum(squares[::-1], 0))
         held_before = jnp.concatenate([jnp.zeros_like(held[:1]), held[:-1]])
         kept = held_before <= energy * held[-1]
-        numbers = jnp.sum(kept) * (left.shape[0] + right.shape[1] + 1)
-        cut = (left * (singular * kept)) @ right
+        leading = vectors[:, ::-1] * kept
+        cut = tall @ leading @ leading.T
+        numbers = jnp.sum(kept) * (sum(matrix.shape) + 1)
+        cut = cut.T if wide else cut
         return cut.reshape(leaf.shape), jnp.minimum(numbers, leaf.size)
 
     leaves, structure = jax.tree.flatten(values)

@@ -17,28 +17,7 @@ from pfljax import core
 from pfljax.aggregation import messages
 from pfljax.aggregation.types import Aggregator, Encoded, Kind
 from pfljax.core import tree
-
-
-def _least_of_largest(magnitudes: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns the smallest of the largest entries of an array.
-
-    The bits of numbers that are not negative have the order of the numbers, so that it is found bit
-    by bit; on a CPU that takes a fraction of the time of sorting.
-
-    Args:
-      magnitudes: `[n]` floats of 32 or 64 bits, none of them negative.
-      count: `[]` int32, the number of largest entries, at least 1.
-    """
-    kind = jnp.int64 if magnitudes.dtype == jnp.float64 else jnp.int32
-    codes = jax.lax.bitcast_convert_type(magnitudes, kind)
-    highest = jnp.iinfo(kind).bits - 2
-
-    def step(index, found):
-        raised = found | jnp.left_shift(jnp.ones((), kind), (highest - index).astype(kind))
-        return jnp.where(jnp.sum(codes >= raised) >= count, raised, found)
-
-    found = jax.lax.fori_loop(0, highest + 1, step, jnp.zeros((), kind))
-    return jax.lax.bitcast_convert_type(found, magnitudes.dtype)
+from pfljax.ops import masks
 
 
 @core.checked
@@ -72,7 +51,7 @@ def top_k(*, fraction: Annotated[float, core.above(0, 1)] = 0.1) -> Aggregator:
         count = jnp.ceil(fraction * entries).astype(jnp.int32)
         magnitudes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
         magnitudes = magnitudes.astype(jnp.promote_types(magnitudes.dtype, jnp.float32))
-        least = _least_of_largest(magnitudes, count)
+        least = masks.least_of_largest(magnitudes, count)
         kept = [(jnp.abs(leaf) >= least) & (leaf != 0) for leaf in leaves]
         sent = jax.tree.unflatten(
             structure, [jnp.where(mask, leaf, 0) for mask, leaf in zip(kept, leaves, strict=True)]

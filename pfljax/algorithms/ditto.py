@@ -51,7 +51,7 @@ def ditto(
       personalized loss is `L_k` without the proximal term.
     """
     average = fedavg(task, local, server_optimizer=server_optimizer)
-    own = local._replace(schedule=lambda round: local.scheduled(rate_factor, round))
+    own = local.scaled_by(rate_factor)
 
     def init_client(server, profile, key):
         return server.params

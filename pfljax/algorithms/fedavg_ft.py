@@ -30,6 +30,7 @@ def fedavg_ft(
     local: core.LocalTraining,
     *,
     fine_tuning_epochs: Annotated[int, core.at_least(0)] = 1,
+    rate_factor: Annotated[float, core.above(0)] = 1.0,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging, evaluated after fine-tuning.
@@ -40,15 +41,18 @@ def fedavg_ft(
       task: The model and its loss.
       local: The clients' local training and fine-tuning.
       fine_tuning_epochs: Number of epochs of fine-tuning before an evaluation, 1 to 20.
+      rate_factor: Learning rate of fine-tuning, as a factor of the clients' rate, 0.03 to 3.
       server_optimizer: As in FedAvg.
 
     Returns:
       The method; its global model is FedAvg's.
     """
 
+    tuning = local.scaled_by(rate_factor)
+
     def personalize(server, client, data, context):
         trained = core.train(
-            task.loss, server.params, data, context, local, epochs=fine_tuning_epochs
+            task.loss, server.params, data, context, tuning, epochs=fine_tuning_epochs
         )
         return trained.params
 

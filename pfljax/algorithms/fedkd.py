@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from pfljax import aggregation, core
 from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
-from pfljax.ops import averaging, linear
+from pfljax.ops import averaging, linear, losses
 from pfljax.ops.distillation import distance, divergence
 
 
@@ -105,19 +105,19 @@ def fedkd(
         """The sum of both losses, and the mentor's."""
         fixed = jax.lax.stop_gradient if detach else lambda x: x
         mentor_key, mentee_key = jax.random.split(key)
-        own = task.loss(models["mentor"], batch, mentor_key)
-        other = shared.loss(models["mentee"], batch, mentee_key)
+        features = task.features(models["mentor"], batch.inputs, batch.mask, mentor_key)
+        logits = task.head(models["mentor"], features, batch.mask, mentor_key)
+        mapped = shared.features(models["mentee"], batch.inputs, batch.mask, mentee_key)
+        shared_logits = shared.head(models["mentee"], mapped, batch.mask, mentee_key)
+        mapped = mapped @ models["bridge"]
+        own = losses.of_outputs(task, logits, batch)
+        other = losses.of_outputs(shared, shared_logits, batch)
         scale = fixed(jnp.maximum(own + other, 1e-8))
 
         def learned(logits, target, features, mapped):
             taught = distillation * divergence(target, logits, batch.mask)
             return taught + hidden * distance(features, mapped, batch.mask)
 
-        features = task.features(models["mentor"], batch.inputs, batch.mask, mentor_key)
-        mapped = shared.features(models["mentee"], batch.inputs, batch.mask, mentee_key)
-        mapped = mapped @ models["bridge"]
-        logits = task.predict(models["mentor"], batch.inputs, batch.mask, mentor_key)
-        shared_logits = shared.predict(models["mentee"], batch.inputs, batch.mask, mentee_key)
         own += learned(logits, fixed(shared_logits), features, fixed(mapped)) / scale
         other += learned(shared_logits, fixed(logits), fixed(features), mapped) / scale
         return own + other, own

@@ -19,7 +19,7 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.ops import averaging
+from pfljax.ops import averaging, losses
 from pfljax.ops.distillation import not_true_divergence
 
 
@@ -59,11 +59,11 @@ def fedntd(
     def client_update(server, client, data, context):
         def objective(params, batch, key):
             known, learned = (
-                task.predict(model, batch.inputs, batch.mask, key) / tau
+                task.predict(model, batch.inputs, batch.mask, key)
                 for model in (server.params, params)
             )
-            lost = not_true_divergence(known, learned, batch.targets, batch.mask)
-            return task.loss(params, batch, key) + beta * lost
+            lost = not_true_divergence(known / tau, learned / tau, batch.targets, batch.mask)
+            return losses.of_outputs(task, learned, batch) + beta * lost
 
         trained = core.train(objective, server.params, data, context, local)
         change = tree.subtract(trained.params, server.params)

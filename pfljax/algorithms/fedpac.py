@@ -25,7 +25,7 @@ from pfljax.algorithms.fedrep import head_then_body
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
-from pfljax.ops import averaging, prototypes, simplex, stacked
+from pfljax.ops import averaging, losses, prototypes, simplex, stacked
 
 
 class FedPACServer(NamedTuple):
@@ -128,7 +128,8 @@ def fedpac(
         def objective(params, batch, key):
             features = task.features(params, batch.inputs, batch.mask, key)
             pull = prototypes.pull(known, features, batch)
-            return task.loss(params, batch, key) + lam * pull
+            outputs = task.head(params, features, batch.mask, key)
+            return losses.of_outputs(task, outputs, batch) + lam * pull
 
         trained = head_then_body(task, objective, start, data, context, local, head_epochs)
         new_head, new_body = split_params(trained.params, task.is_head)

@@ -21,7 +21,7 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.ops import averaging, discrepancy
+from pfljax.ops import averaging, discrepancy, losses
 
 
 class FedPHPClient(NamedTuple):
@@ -80,7 +80,8 @@ def fedphp(
                 for model in (params, client.params)
             )
             gap = discrepancy.squared_mmd(own, inherited, batch.mask)
-            return (1 - lam) * task.loss(params, batch, key) + lam * gap
+            outputs = task.head(params, own, batch.mask, key)
+            return (1 - lam) * losses.of_outputs(task, outputs, batch) + lam * gap
 
         trained = core.train(objective, server.params, data, context, local)
         kept = jnp.where(client.started, mu * context.round / context.num_rounds, 0)

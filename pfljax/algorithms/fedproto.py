@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.ops import prototypes
+from pfljax.ops import losses, prototypes
 
 
 class FedProtoServer(NamedTuple):
@@ -81,7 +81,8 @@ def fedproto(
         def objective(params, batch, key):
             features = task.features(params, batch.inputs, batch.mask, key)
             pull = prototypes.pull(server.prototypes, features, batch)
-            return task.loss(params, batch, key) + lam * pull, features
+            outputs = task.head(params, features, batch.mask, key)
+            return losses.of_outputs(task, outputs, batch) + lam * pull, features
 
         def gradient(params, total, batch, key):
             graded = jax.value_and_grad(objective, has_aux=True)

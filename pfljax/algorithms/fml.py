@@ -19,7 +19,7 @@ import optax
 from pfljax import core
 from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
-from pfljax.ops import averaging
+from pfljax.ops import averaging, losses
 from pfljax.ops.distillation import divergence
 
 
@@ -80,9 +80,9 @@ def fml(
         own_key, meme_key = jax.random.split(key)
         own_logits = task.predict(models["own"], batch.inputs, batch.mask, own_key)
         logits = shared.predict(models["meme"], batch.inputs, batch.mask, meme_key)
-        own = alpha * task.loss(models["own"], batch, own_key)
+        own = alpha * losses.of_outputs(task, own_logits, batch)
         own += (1 - alpha) * divergence(fixed(logits), own_logits, batch.mask)
-        other = beta * shared.loss(models["meme"], batch, meme_key)
+        other = beta * losses.of_outputs(shared, logits, batch)
         other += (1 - beta) * divergence(fixed(own_logits), logits, batch.mask)
         return own + other, own
 

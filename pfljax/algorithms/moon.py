@@ -20,7 +20,7 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.ops import averaging
+from pfljax.ops import averaging, losses
 from pfljax.ops.similarity import cosine
 
 
@@ -69,7 +69,8 @@ def moon(
             )
             gap = (cosine(own, last) - cosine(own, common)) / tau
             contrast = core.mean_over(jax.nn.softplus(gap), batch.mask)
-            return task.loss(params, batch, key) + mu * contrast
+            outputs = task.head(params, own, batch.mask, key)
+            return losses.of_outputs(task, outputs, batch) + mu * contrast
 
         trained = core.train(objective, server.params, data, context, local)
         change = tree.subtract(trained.params, server.params)

@@ -344,6 +344,8 @@ class Sweep:
     Attributes:
       best: The best values by validation, `{key: value}`; None if all runs diverged.
       at_the_edge: The keys whose best value is the smallest or the largest that was tried.
+      each_client: The test score if each client has the values with its own best validation score,
+        both after the last round; NaN if a run diverged.
 
     Example:
       >>> import pfljax
@@ -355,6 +357,7 @@ class Sweep:
     def __init__(self, directory: Workdir, found: sweep.Sweep, names: dict[str, str]):
         self._workdir, self._found, self._names = directory, found, names
         self.best = found.best and self._named(found.best.settings)
+        self.each_client = found.each_client
         self.at_the_edge = [names[key] for key in found.at_the_edge]
 
     @property

@@ -127,7 +127,8 @@ def compare(
     made = settings_lib.config_of(names, config, {**settings, "seeds": tuple(seeds)})
     config_lib.check(made)  # before the directory is created
     with settings_lib.with_data(made, data), locks.hold(directory.path):
-        runs = comparison.run(made, directory.path, say=say)
+        runs = comparison.prepare(made, directory.path, say=say)
+        comparison.train(runs)
         written = report.write(
             made, directory.path, runs.first_dataset, changed=bool(runs.datasets)
         )

@@ -85,4 +85,9 @@ def _table(algorithm: str, swept: sweep.Sweep) -> rich.table.Table:
     for setting, *means in swept.settings:
         shown = ["diverged" if math.isnan(mean) else f"{factor * mean:{form}}" for mean in means]
         table.add_row(*(repr(value) for value in setting.values()), *shown)
+    if not math.isnan(swept.each_client):
+        table.caption = (
+            f"test {factor * swept.each_client:{form}} if each client has the values with its own "
+            "best validation score"
+        )
     return table

@@ -103,6 +103,10 @@ class LocalTraining(NamedTuple):
         """Returns settings for a number of passes over the examples."""
         return self._replace(epochs=epochs, num_steps=0)
 
+    def scaled_by(self, factor: float | jax.Array) -> LocalTraining:
+        """Returns settings whose updates, in every round, are `factor` times these."""
+        return self._replace(schedule=lambda round: self.scheduled(factor, round))
+
     def one_pass(self) -> LocalTraining:
         """Returns settings for one pass in stored order, for sums over the examples."""
         return self.for_epochs(1)._replace(drop_remainder=False, shuffle=False)

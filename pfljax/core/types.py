@@ -197,6 +197,10 @@ class Task(NamedTuple):
       observe: `(params, batch) -> statistics`, the running statistics after a training step on the
         batch, at their paths in the params; None for a model without any. Pass it to
         `LocalTraining` so that running statistics are updated.
+      output_losses: `(outputs, batch) -> [B]`, the losses of outputs that a method has computed, so
+        `losses = output_losses after predict`; None for a task whose losses do not follow from the
+        outputs. Methods that also use features or logits compute the loss from these
+        (`ops.losses`), as a second pass through the model would cost as much as the first.
       score: The metric by which models are selected and compared.
       lower_is_better: The names of the metrics of which a smaller value is better.
       params_metrics: `(params, batch, key) -> {name: []}`, the same sums if `evaluate` should not
@@ -230,6 +234,7 @@ class Task(NamedTuple):
     is_norm: Callable[[Path], bool] = lambda path: False
     is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Params, Batch], Params] | None = None
+    output_losses: Callable[[jax.Array, Batch], jax.Array] | None = None
     score: str = "accuracy"
     lower_is_better: tuple[str, ...] = ("loss",)
     params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None

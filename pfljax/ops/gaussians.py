@@ -5,17 +5,19 @@ Shapes in the docstrings: `n` examples, `C` classes, features of dimension `d`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pfljax.core.client_data import mean_over
-from pfljax.core.types import Params
+from pfljax.core.types import Params, PyTree
 from pfljax.ops import unit_box
 
 # The fraction of a covariance in place of which a multiple of the identity has the same trace.
 _SHRINKAGE = 1e-4
+# Number of examples whose losses are computed at once.
+_BLOCK = 256
 
 
 class Gaussians(NamedTuple):
@@ -145,13 +147,47 @@ class Interpolation(NamedTuple):
         Args:
           weights: `[2]`, as in `interpolate`.
         """
+        return self._over_blocks(lambda block: block.summed_loss(weights))
+
+    def expansion(self, weights: jax.Array) -> unit_box.Expansion:
+        """Returns the `loss` with its first and second derivatives."""
+        return self._over_blocks(lambda block: unit_box.expand(block.summed_loss, weights))
+
+    def _over_blocks(self, function: Callable[[Interpolation], PyTree]) -> PyTree:
+        """Returns the sum of a function over blocks of examples, divided by their number.
+
+        Blocks without an example are skipped, as most clients have far fewer than the largest one.
+        """
+        capacity = self.sample.mask.shape[0]
+        size = min(_BLOCK, capacity)
+        positions = jnp.arange(capacity, dtype=jnp.int32)
+        end = jnp.max(jnp.where(self.sample.mask, positions + 1, 0))
+
+        def add(number, total):
+            # The last block begins earlier where it would exceed the end, and its first examples
+            # have been counted before.
+            start = jnp.minimum(number * size, capacity - size)
+            cut = [jax.lax.dynamic_slice_in_dim(rows, start, size) for rows in self.sample]
+            rows = Sample(*cut)
+            new = start + positions[:size] >= number * size
+            block = self._replace(sample=rows._replace(mask=rows.mask & new))
+            return jax.tree.map(jnp.add, total, function(block))
+
+        shapes = jax.eval_shape(lambda: function(self))
+        total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total = jax.lax.fori_loop(0, -(-end // size), add, total)
+        count = jnp.maximum(jnp.sum(self.sample.mask), 1)
+        return jax.tree.map(lambda leaf: leaf / count, total)
+
+    def summed_loss(self, weights: jax.Array) -> jax.Array:
+        """Returns `[]`, the sum of the cross-entropies over the sample."""
         means = weights[0] * self.local + (1 - weights[0]) * self.common
         precisions = 1 / (weights[1] * self.variances + 1 - weights[1])
         logits = (self.sample.features * precisions) @ means.T
         logits = logits - 0.5 * jnp.sum(means**2 * precisions, axis=1) + self.log_priors
         labels = self.sample.labels[:, None]
         losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=1)
-        return mean_over(losses[:, 0], self.sample.mask)
+        return jnp.sum(losses[:, 0] * self.sample.mask)
 
 
 def interpolation(
@@ -209,11 +245,20 @@ def adapt(
 
     first, second = on_fold(0), on_fold(1)
 
-    def loss(weights):
-        pair = jnp.broadcast_to(weights, 2)
-        return first.loss(pair) + second.loss(pair)
+    # Of one or two weights, a linear map to the pair of weights.
+    spread = jnp.ones((2, 1)) if single_weight else jnp.eye(2)
+    spread = spread.astype(sample.features.dtype)
 
-    start = jnp.full(1 if single_weight else 2, 0.5, sample.features.dtype)
-    weights = jnp.where(jnp.any(fold >= 0), unit_box.minimize(loss, start), 0)
-    weights = jnp.broadcast_to(weights, 2)
+    def loss(weights):
+        return first.loss(spread @ weights) + second.loss(spread @ weights)
+
+    def expansion(weights):
+        value, slope, curvature = jax.tree.map(
+            jnp.add, first.expansion(spread @ weights), second.expansion(spread @ weights)
+        )
+        return unit_box.Expansion(value, spread.T @ slope, spread.T @ curvature @ spread)
+
+    start = jnp.full(spread.shape[1], 0.5, sample.features.dtype)
+    found = unit_box.minimize(loss, start, expansion=expansion)
+    weights = spread @ jnp.where(jnp.any(fold >= 0), found, 0)
     return interpolate(weights, estimate(sample, common, least_examples, ridge), common)

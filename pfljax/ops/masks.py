@@ -8,11 +8,37 @@ import jax.numpy as jnp
 from pfljax.core.types import PyTree
 
 
+def least_of_largest(magnitudes: jax.Array, count: jax.Array) -> jax.Array:
+    """Returns the smallest of the largest entries of an array.
+
+    The bits of numbers that are not negative have the order of the numbers, so that it is found bit
+    by bit; on a CPU that takes a fraction of the time of sorting.
+
+    Args:
+      magnitudes: `[n]` floats of 32 or 64 bits, none of them negative.
+      count: `[]` int32, the number of largest entries, at least 1.
+    """
+    kind = jnp.int64 if magnitudes.dtype == jnp.float64 else jnp.int32
+    codes = jax.lax.bitcast_convert_type(magnitudes, kind)
+    highest = jnp.iinfo(kind).bits - 2
+
+    def step(index, found):
+        raised = found | jnp.left_shift(jnp.ones((), kind), (highest - index).astype(kind))
+        return jnp.where(jnp.sum(codes >= raised) >= count, raised, found)
+
+    found = jax.lax.fori_loop(0, highest + 1, step, jnp.zeros((), kind))
+    return jax.lax.bitcast_convert_type(found, magnitudes.dtype)
+
+
 def largest(scores: jax.Array, fraction: float) -> jax.Array:
-    """Returns a mask of the `fraction` largest entries of an array; entries of 0 are excluded."""
-    ordered = jnp.sort(scores.ravel())
+    """Returns a mask of the `fraction` largest entries of an array; entries of 0 are excluded.
+
+    Args:
+      scores: Floats of 32 or 64 bits, none of them negative.
+      fraction: From 0 to 1; `floor(fraction * n)` of the `n` entries, and those equal to the last.
+    """
     count = jnp.floor(fraction * scores.size).astype(jnp.int32)
-    least = ordered[jnp.clip(scores.size - count, 0, scores.size - 1)]
+    least = least_of_largest(scores.ravel(), jnp.maximum(count, 1))
     return (scores >= least) & (scores > 0) & (count > 0)
 
 

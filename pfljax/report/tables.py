@@ -147,6 +147,14 @@ def resolution(runs: dict[str, list[Run]]) -> float | None:
     return 1.96 * math.sqrt(2 * p * (1 - p) / n)
 
 
+def mean_score(runs: Sequence[Run]) -> float | None:
+    """Returns a method's mean score of personalized models over seeds; None if a seed diverged."""
+    scores = [scores_of(run.result, "personal") for run in runs]
+    if any(run.diverged for run in runs) or any(score is None for score in scores):
+        return None
+    return float(np.mean([score["last"] for score in scores]))
+
+
 def _best(runs: dict[str, list[Run]]) -> float | None:
     """Returns the best mean accuracy of personalized models; None if there is none."""
     column = Column("", ("personal_accuracy", "last"), "%", 100)
@@ -175,11 +183,23 @@ def notes(runs: dict[str, list[Run]]) -> list[str]:
         for count, total in sorted(idle)
         if count
     ]
+    lines += _other_models(runs)
     lines += _undefined(runs)
     lines += [
         run.result["diverged"]["reason"] for seeds in runs.values() for run in seeds if run.diverged
     ]
     return list(dict.fromkeys(lines))
+
+
+def _other_models(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns a sentence on each method whose model is not that of the first method."""
+    of_methods = {name: seeds[0].result.get("model") for name, seeds in runs.items()}
+    first = next(iter(of_methods.values()))
+    return [
+        f"{name} has the model {model}, the others {first}."
+        for name, model in of_methods.items()
+        if model != first
+    ]
 
 
 def _undefined(runs: dict[str, list[Run]]) -> list[str]:
@@ -305,6 +325,24 @@ def heading(column: Column) -> str:
     return f"{column.title} ({column.unit})" if column.unit else column.title
 
 
+def heading_lines(heading: str) -> list[str]:
+    """Returns the lines of a heading in a terminal, the unit on one of its own.
+
+    Example:
+      >>> heading_lines("time per round (ms)")
+      ['time per', 'round', '(ms)']
+    """
+    title, _, unit = heading.partition(" (")
+    return textwrap.wrap(title, _HEADING_WIDTH) + ([f"({unit}"] if unit else [])
+
+
+def empty(title: str) -> rich.table.Table:
+    """Returns a table without columns for a terminal."""
+    return rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+
+
 def table(runs: dict[str, list[Run]], title: str) -> rich.console.Group:
     """Returns the comparison for a terminal: a table, and one below with the further metrics.
 
@@ -323,14 +361,11 @@ def table(runs: dict[str, list[Run]], title: str) -> rich.console.Group:
 
 def _view(runs: dict[str, list[Run]], columns: Sequence[Column], title: str) -> rich.table.Table:
     """Returns some columns of the comparison as a table for a terminal."""
-    view = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
-    )
+    view = empty(title)
     # A narrow terminal truncates numbers, which are in comparison.md, and not method names.
     view.add_column("method", no_wrap=True, min_width=max(map(len, runs)))
     for column in columns:
-        lines = textwrap.wrap(column.title, _HEADING_WIDTH)
-        lines += [f"({column.unit})"] if column.unit else []
+        lines = heading_lines(heading(column))
         view.add_column("\n".join(lines), justify="right", no_wrap=True)
     for row in cells(runs, columns):
         view.add_row(*row)

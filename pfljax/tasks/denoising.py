@@ -86,5 +86,9 @@ def denoising(
         return of_noisy.evaluate(params, add_noise(params, batch, *keys), key)
 
     return of_noisy._replace(
-        losses=losses, loss=mean_loss(losses), metrics=None, params_metrics=params_metrics
+        output_losses=None,
+        losses=losses,
+        loss=mean_loss(losses),
+        metrics=None,
+        params_metrics=params_metrics,
     )

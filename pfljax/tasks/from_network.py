@@ -83,6 +83,7 @@ def from_network(
         is_norm=model.is_norm,
         is_statistic=model.is_statistic,
         observe=None if model.observe is None else observe,
+        output_losses=example_losses,
         score=score,
         lower_is_better=lower_is_better,
     )

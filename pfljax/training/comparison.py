@@ -29,49 +29,62 @@ def no_progress(name: str, score: str) -> loop.Progress:
     return lambda rounds, scores: None
 
 
-def run(
+def prepare(
     config: ml_collections.ConfigDict,
     directory: pathlib.Path,
     *,
-    vmap_seeds: bool = False,
-    add_progress: AddProgress = no_progress,
     say: Callable[[str], None] = lambda message: None,
 ) -> Comparison:
-    """Trains all runs of a comparison that are not finished.
+    """Loads the data and builds every method of a comparison, so that errors appear at once.
 
-    Runs that diverge are marked in their results, and the others continue. The caller holds the
-    lock of the directory (`locks.hold`).
+    The caller holds the lock of the directory (`locks.hold`).
 
     Args:
       config: The config of the comparison.
       directory: The work directory of the comparison.
-      vmap_seeds: Whether to train all seeds of a method in one program.
-      add_progress: Called before each run, or vectorized runs, with its name and the name of its
-        score; returns the callback of its progress.
       say: Called with messages for the user.
 
     Returns:
-      The comparison, with the data sets that were loaded.
+      The comparison, with the data sets that its unfinished runs need.
 
     Raises:
       UserError: The config is invalid, or a directory contains another run.
-      Stopped: A signal stopped a run; a checkpoint is saved.
     """
     config_lib.check(config)
     comparison = Comparison(config, directory)
-    # Build every method before the first run, so that errors appear immediately.
     if not comparison.on_host():
         for each in comparison.to_do:
             loop.check_plan(comparison.build(each), comparison.directory_of(each))
     if comparison.longer:
         names = ", ".join(f"{name} with seed {seed}" for name, seed in comparison.longer)
         say(f"Extending to {config.rounds} rounds, with new results: {names}")
+    return comparison
+
+
+def train(
+    comparison: Comparison,
+    *,
+    vmap_seeds: bool = False,
+    add_progress: AddProgress = no_progress,
+) -> None:
+    """Trains all runs of a comparison that are not finished.
+
+    Runs that diverge are marked in their results, and the others continue.
+
+    Args:
+      comparison: The comparison.
+      vmap_seeds: Whether to train all seeds of a method in one program.
+      add_progress: Called before each run, or vectorized runs, with its name and the name of its
+        score; returns the callback of its progress.
+
+    Raises:
+      Stopped: A signal stopped a run; a checkpoint is saved.
+    """
     if vmap_seeds:
         _run_seeds_vectorized(comparison, add_progress)
     else:
         compiling.compile_all(comparison.built())
         _run_one_by_one(comparison, add_progress)
-    return comparison
 
 
 class Comparison:

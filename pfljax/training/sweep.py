@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from pfljax import metrics
 from pfljax.data import FederatedDataset
@@ -101,12 +102,16 @@ class Sweep(NamedTuple):
       score: The name of the score.
       settings: The settings, the best one first.
       best: The best setting; None if all diverged.
+      each_client: The test score if each client has the setting with its own best validation score,
+        both after the last round, averaged over clients and seeds; NaN if a run diverged, or if a
+        client has no validation score.
       at_the_edge: The keys whose best value is the smallest or the largest value tried.
     """
 
     score: str
     settings: list[Scored]
     best: Scored | None
+    each_client: float
     at_the_edge: list[str]
 
 
@@ -232,7 +237,7 @@ def _ranked(config: ml_collections.ConfigDict, settings: list[dict[str, Any]], r
         reverse=True,
     )
     if math.isnan(lines[0].validation):
-        return Sweep(score, lines, None, [])
+        return Sweep(score, lines, None, math.nan, [])
     best = lines[0].settings
     tried = {key: {setting[key] for setting in settings} for key in best}
     edge = [
@@ -240,7 +245,45 @@ def _ranked(config: ml_collections.ConfigDict, settings: list[dict[str, Any]], r
         for key, value in best.items()
         if len(tried[key]) > 2 and value in (min(tried[key]), max(tried[key]))
     ]
-    return Sweep(score, lines, lines[0], edge)
+    each_client = statistics.mean(
+        _chosen_by_each_client(
+            [run_directory for (_, used), run_directory in runs if used == seed],
+            score,
+            sign,
+            config.selection.mean,
+        )
+        for seed in config.seeds
+    )
+    return Sweep(score, lines, lines[0], each_client, edge)
+
+
+def _chosen_by_each_client(
+    directories: Sequence[pathlib.Path], score: str, sign: int, mean: str
+) -> float:
+    """Returns the mean test score of clients that each choose among runs by validation.
+
+    Args:
+      directories: The runs of all settings with one seed.
+      score: The name of the score.
+      sign: 1 if larger values are better, otherwise -1.
+      mean: How clients are averaged, one of `config.MEANS`.
+    """
+    tables = []
+    for directory in directories:
+        if "diverged" in writers.read_json(directory / "result.json"):
+            return math.nan
+        with np.load(directory / "clients.npz") as arrays:
+            tables.append(dict(arrays))
+    tested = (tables[0]["test_size"] > 0) & ~tables[0]["unseen"]
+    validation, test = (
+        np.stack([table[f"personal_{split}_{score}"] for table in tables])[:, tested]
+        for split in ("validation", "test")
+    )
+    if np.any(np.isnan(validation)):
+        return math.nan
+    chosen = np.argmax(sign * validation, axis=0)
+    weights = tables[0]["test_size"][tested] if mean == "weighted" else None
+    return float(np.average(test[chosen, np.arange(test.shape[1])], weights=weights))
 
 
 def _write(path: pathlib.Path, sweep: Sweep) -> None:

@@ -208,6 +208,49 @@ def test_a_method_that_diverges_is_marked_and_the_others_continue(comparison, tm
     assert "lower config.learning_rates.fedavg" in result["diverged"]["reason"]
 
 
+SCENARIOS = """
+from pfljax.training.study.config import default_config
+
+def get_config():
+    config = default_config()
+    config.rounds, config.eval_every = 2, 1
+    config.data.num_clients, config.engine.devices = 4, 2
+    config.algorithms = ("local", "fedavg")
+    config.scenarios = {
+        name: {"data": {"partition": partition}}
+        for name, partition in {"iid": "iid", "shards": %r}.items()
+    }
+    return config
+"""
+
+
+def test_a_comparison_in_several_scenarios(tmp_path):
+    config, place = tmp_path / "config.py", tmp_path / "runs"
+    config.write_text(SCENARIOS % "shards")
+    command = ["experiments/compare.py", f"--config={config}", f"--workdir={place}"]
+    done = succeed(*command)
+    assert "2 methods in 2 scenarios" in done.stdout
+    assert "4 clients, iid" in done.stdout and "4 clients, shards" in done.stdout
+    results = sorted(place.rglob("result.json"))
+    assert [file.relative_to(place).parts[:2] for file in results] == [
+        *(("iid", "fedavg"), ("iid", "local"), ("shards", "fedavg"), ("shards", "local"))
+    ]
+    table = (place / "scenarios.md").read_text()
+    accuracy = writers.read_json(results[3])["personal_accuracy"]["last"]
+    assert f"{100 * accuracy:.2f}" in table
+    times = [file.stat().st_mtime_ns for file in results]
+    succeed(*command)
+    assert [file.stat().st_mtime_ns for file in results] == times
+    # A fault of the last scenario appears before the first one trains.
+    config.write_text(SCENARIOS % "shardz")
+    done = python(*command[:2], f"--workdir={tmp_path / 'other'}")
+    assert done.returncode == 2 and "shardz" in done.stderr
+    assert not list((tmp_path / "other").rglob("result.json"))
+    # Other commands take one scenario.
+    done = python("experiments/train.py", f"--config={config}", f"--workdir={tmp_path / 'other'}")
+    assert done.returncode == 2 and "only the command compare runs" in done.stderr
+
+
 def test_a_comparison_includes_finished_runs_evaluated_at_other_rounds(comparison):
     done = succeed(
         *comparison.command,

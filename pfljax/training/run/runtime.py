@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import jax
+import threadpoolctl
 
 from pfljax.engine import mapping
 from pfljax.errors import UserError
@@ -69,6 +70,7 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
     if _only_cpu():
         # These settings have an effect before JAX's first use only.
         os.environ.setdefault("NPROC", "1")
+        _use_one_thread_for_decompositions()
         flags = os.environ.get("XLA_FLAGS", "")
         missing = [f"{flag}={value}" for flag, value in CPU_FLAGS.items() if flag not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *missing]).strip()
@@ -86,6 +88,19 @@ def start(*, devices: int = 0, processes: int = 1) -> None:
     # The programs of a small model compile in tenths of a second, single operations in hundredths.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _use_one_thread_for_decompositions() -> None:
+    """Sets the number of threads of SciPy's BLAS to one, which JAX's CPU decompositions call.
+
+    Each device already has a core. Threads of the library that wait for each other on these cores
+    make a decomposition ten to a hundred times slower.
+    """
+    import scipy.linalg  # noqa: F401  (loads the library)
+
+    for library in threadpoolctl.ThreadpoolController().lib_controllers:
+        if "numpy" not in library.filepath:  # NumPy has a copy of its own.
+            library.set_num_threads(1)
 
 
 def _cache_directory() -> pathlib.Path | None:

@@ -40,7 +40,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     content = json.loads(config.to_json())
     content["planned_rounds"] = planned_rounds(config)
-    del content["per_method"]  # a run has its own keys
+    del content["per_method"], content["scenarios"]  # a run has its own keys
     for key in ("hparams", "learning_rates"):
         content[key] = {config.algorithm: content[key][config.algorithm]}
     used = ("stages", "metrics", *config.aggregation.stages)

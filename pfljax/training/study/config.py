@@ -126,6 +126,10 @@ def default_config() -> ml_collections.ConfigDict:
     # Keys of single methods in compare.py and sweep.py, set in a config file:
     # config.per_method.ditto = {'server_optimizer': {'momentum': 0.9}}.
     config.per_method = {name: {} for name in ALGORITHMS}
+    # Scenarios that compare.py runs one after the other, with the keys in which each differs, set
+    # in a config file: config.scenarios = {'dirichlet': {}, 'shards': {'data': {'partition':
+    # 'shards'}}}. Without any, the config is the only one.
+    config.scenarios = {}
     # The methods of compare.py; train.py runs `algorithm` with `seed`.
     config.algorithms = ("local", "fedavg", "fedavg_ft")
     config.seeds = (0,)  # the seeds of compare.py and sweep.py, instead of `seed`
@@ -347,7 +351,7 @@ RENAMED = {"data.least": "data.min_size"}
 def open_keys() -> tuple[str, ...]:
     """Returns the keys below which a config may have others than the default one."""
     per_method = (f"per_method.{method}" for method in ALGORITHMS)
-    return *model_keys(), "client_optimizer", "server_optimizer", *per_method
+    return *model_keys(), "client_optimizer", "server_optimizer", "scenarios", *per_method
 
 
 def _require_keys(config, default, is_open: Container[str], prefix: str = "config.") -> None:
@@ -370,29 +374,57 @@ def _require_keys(config, default, is_open: Container[str], prefix: str = "confi
             raise UserError(f"Unknown config key {prefix}{name}.{hint}")
 
 
-def _require_own(method: str, key: str, value: Any, config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` if a key of a single method does not exist, or has another type."""
+# The same for all methods of a comparison.
+_OF_ALL_METHODS = ("algorithm", "algorithms", "seed", "seeds", "data", "per_method", "scenarios")
+
+
+def _changed(config: ml_collections.ConfigDict, keys, where: str) -> ml_collections.ConfigDict:
+    """Returns a copy of a config with some of its keys changed.
+
+    Raises:
+      UserError: A key does not exist, or its value has another type; the sentence says `where`.
+    """
     known = flat(config)
-    require_known(f"key in config.per_method.{method}", key, known)
-    if key.split(".")[0] in ("algorithm", "algorithms", "seed", "seeds", "data", "per_method"):
-        raise UserError(
-            f"config.per_method.{method} has {key!r}, which is the same for all methods of a "
-            "comparison."
-        )
-    try:
-        with_own_keys(config, method)
-    except TypeError as error:
-        raise UserError(
-            f"config.per_method.{method}.{key} is {value!r}; it must be of the type of "
-            f"config.{key}."
-        ) from error
+    found = copy.deepcopy(config)
+    for key, value in flat(keys).items():
+        require_known(f"key in {where}", key, known)
+        try:
+            found.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise UserError(
+                f"{where}.{key} is {value!r}; it must be of the type of config.{key}."
+            ) from error
+    return found
 
 
 def with_own_keys(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
     """Returns a copy of a config with the keys that `config.per_method` sets for a method."""
-    own = copy.deepcopy(config)
-    own.update_from_flattened_dict(flat(own.per_method[method]))
-    return own
+    where, keys = f"config.per_method.{method}", config.per_method[method]
+    for key in flat(keys):
+        if key.split(".")[0] in _OF_ALL_METHODS:
+            raise UserError(f"{where} has {key!r}, which is the same for all methods.")
+    return _changed(config, keys, where)
+
+
+def scenarios(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """Returns the config of each scenario by name; without scenarios, `{'': config}`.
+
+    Raises:
+      UserError: A scenario has an unusable name, or a key that it cannot have.
+    """
+    found = {}
+    for name, keys in config.scenarios.items():
+        where = f"config.scenarios.{name}"
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"{where} names a directory; use letters, digits, '_' and '-'.")
+        if not isinstance(keys, ml_collections.ConfigDict):
+            raise UserError(f"{where} is {keys!r}; it must have keys.")
+        if "algorithms" in keys or "scenarios" in keys:
+            raise UserError(f"{where} has algorithms or scenarios, which all scenarios share.")
+        found[name] = _changed(config, keys, where)
+        with found[name].unlocked():
+            found[name].scenarios = {}
+    return found or {"": config}
 
 
 def planned_rounds(config: ml_collections.ConfigDict) -> int:
@@ -450,8 +482,13 @@ def check(config: ml_collections.ConfigDict) -> None:
             "batch may be partial; set both, or neither."
         )
     for method, keys in config.per_method.items():
-        for key, value in flat(keys).items():
-            _require_own(method, key, value, config)
+        if keys:
+            with_own_keys(config, method)
+    if config.scenarios:
+        raise UserError(
+            f"config.scenarios has {', '.join(config.scenarios)}, which only the command compare "
+            "runs; set the keys of one of them, and config.scenarios={}."
+        )
     require_known("cohort.join", config.cohort.join, init.JOINS)
     for name, row in ALGORITHMS.items():
         core.check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")

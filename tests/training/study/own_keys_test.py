@@ -116,6 +116,58 @@ def test_a_sweep_chooses_by_the_mean_and_the_round_of_the_config(tmp_path):
     assert sweep.scores(tmp_path, mean="unweighted", which_round="last") == (5.0, 15.0)
 
 
+def test_a_scenario_changes_keys_of_the_config():
+    config = config_lib.default_config()
+    assert list(config_lib.scenarios(config)) == [""]
+    with config.unlocked():
+        config.scenarios = {"a": {}, "b": {"data": {"alpha": 0.5}, "per_method": {"ditto": {}}}}
+    found = config_lib.scenarios(config)
+    assert [(name, each.data.alpha) for name, each in found.items()] == [("a", 0.1), ("b", 0.5)]
+    config_lib.check(found["b"])
+    with pytest.raises(pfljax.UserError, match="a, b, which only the command compare runs"):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    "scenarios, message",
+    [
+        ({"a": {"data": {"alpah": 0.5}}}, "Did you mean 'data.alpha'"),
+        ({"a": {"rounds": "many"}}, "must be of the type of config.rounds"),
+        ({"a": {"algorithms": ("local",)}}, "which all scenarios share"),
+        ({"a": 3}, "it must have keys"),
+        ({"a b": {}}, "use letters, digits"),
+    ],
+)
+def test_scenarios_that_are_refused(scenarios, message):
+    config = config_lib.default_config()
+    with config.unlocked():
+        config.scenarios = scenarios
+    with pytest.raises(pfljax.UserError, match=message):
+        config_lib.scenarios(config)
+
+
+@pytest.mark.parametrize("mean, expected", [("unweighted", 5.0), ("weighted", 4.0)])
+def test_each_client_of_a_sweep_chooses_by_its_own_validation_score(tmp_path, mean, expected):
+    directories = [tmp_path / "a", tmp_path / "b"]
+    # The third client is held out, and the fourth has no test examples.
+    validation = ([1.0, 9.0, 0.0, 0.0], [2.0, 8.0, 9.0, 9.0])
+    test = ([3.0, 5.0, 90.0, np.nan], [4.0, 7.0, 80.0, np.nan])
+    for directory, of_validation, of_test in zip(directories, validation, test, strict=True):
+        directory.mkdir()
+        writers.write_json(directory / "result.json", {})
+        np.savez(
+            directory / "clients.npz",
+            test_size=[3, 1, 5, 0],
+            unseen=[False, False, True, False],
+            personal_validation_mse=of_validation,
+            personal_test_mse=of_test,
+        )
+    found = sweep._chosen_by_each_client(directories, "mse", -1, mean)
+    assert found == expected
+    writers.write_json(directories[0] / "result.json", {"diverged": {}})
+    assert np.isnan(sweep._chosen_by_each_client(directories, "mse", -1, mean))
+
+
 def test_a_sweep_with_data_of_each_seed(tmp_path):
     """Its runs are those of single runs, each on the splits of its seed."""
     settings = {"rounds": 2, "learning_rate": 0.1, "model": "logistic"}
