@@ -163,6 +163,7 @@ class Programs(NamedTuple):
       evaluation: `(state, examples, num_rounds, inputs) -> scores`.
       length: Number of rounds of a run.
       devices: The devices to use.
+      num_groups: Number of groups of `engine.groups`; 1 without groups.
     """
 
     init: mapping.Program
@@ -170,6 +171,7 @@ class Programs(NamedTuple):
     evaluation: mapping.Program
     length: int
     devices: list[jax.Device]
+    num_groups: int = 1
 
     def run(self, data: Examples, inputs: Inputs = Inputs(), seed: int = 0) -> Outcome:  # noqa: B008
         """Runs the rounds and gathers everything on the host."""
@@ -180,7 +182,7 @@ class Programs(NamedTuple):
         state, metrics = self.rounds(start(), placed, length, length, inputs)
         return Outcome(
             server=jax.tree.map(same_on_every_device, state.server),
-            clients=to_host(state, placed.num_clients).clients,
+            clients=to_host(state, placed.num_clients, self.num_groups).clients,
             metrics=jax.tree.map(np.asarray, metrics),
             evaluate_untrained=lambda: self.evaluation(start(), placed, length, inputs),
             evaluate=lambda: self.evaluation(state, placed, length, inputs),
@@ -196,6 +198,7 @@ def programs(
     rounds: int = NUM_ROUNDS,
     join: str = "current",
     eval_ids: np.ndarray | None = None,
+    num_groups: int = 1,
 ) -> Programs:
     """Prepares the programs of runs in the engine."""
     on = {"devices": jax.devices()[:devices]}
@@ -206,6 +209,7 @@ def programs(
         evaluation_program(make, batch_size=4, eval_ids=eval_ids, **chunks),
         rounds,
         on["devices"],
+        num_groups,
     )
 
 

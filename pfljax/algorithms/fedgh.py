@@ -87,12 +87,12 @@ def fedgh(
       global model.
 
     Notes:
-      All bodies are those of one network and start from the same params; the paper also has
-      different networks with features of one size. The order of the class means is random, unless
-      `local` keeps the stored order. In the authors' code the optimizer does not hold the params
-      of the server's head, so that the head is never trained. PFLlib uses the clients' batch size
-      and a rate of 1; its server starts every round from the head that the first client has
-      trained, as both are one object.
+      All bodies of one network start from the same params; `config.architectures` gives clients
+      different networks with features of one width, as in the paper. The order of the class means
+      is random, unless `local` keeps the stored order. In the authors' code the optimizer does not
+      hold the params of the server's head, so that the head is never trained. PFLlib uses the
+      clients' batch size and a rate of 1; its server starts every round from the head that the
+      first client has trained, as both are one object.
     """
 
     def init_server(population, key):

@@ -77,12 +77,12 @@ def fedmd(
       The paper scores at the beginning of a round with the models of its end; here clients score at
       the end of a round what the next cohort learns, which is the same with all clients in every
       round. In its first round a client trains locally, as no scores exist; the paper first trains
-      it until convergence. The paper's clients have architectures of their own, which are groups of
-      `engine.groups` here, and each trains its model on the public examples, where here the server
-      trains one for each architecture. Public examples have the classes of the clients. The mean
-      absolute error of logits is that of the authors' code, as are the default numbers, with up to
-      20 `public_epochs` and early stopping there. Batch normalization is in training mode on public
-      examples too, and uses running statistics in scores.
+      it until convergence. The paper's clients have architectures of their own, which
+      `config.architectures` gives them here, and each trains its model on the public examples,
+      where here the server trains one for each architecture. Public examples have the classes of
+      the clients. The mean absolute error of logits is that of the authors' code, as are the
+      default numbers, with up to 20 `public_epochs` and early stopping there. Batch normalization
+      is in training mode on public examples too, and uses running statistics in scores.
     """
     public_batches = local._replace(
         batch_size=digest_batch, epochs=digest_epochs, num_steps=0, drop_remainder=False

@@ -137,7 +137,7 @@ class Shared:
     """What the models of a run share, so that their programs are compiled once.
 
     Attributes:
-      config: The config of the run.
+      config: The config of the run; with `config.architectures`, that of these models is its model.
       form: The form of its data set.
       frozen: The frozen parameters, NumPy arrays; `()` for none.
       kind: 'personal' or 'global'.
@@ -180,7 +180,7 @@ class ClientModel:
       params: The params of the model, NumPy arrays.
       client: The name of the client, or its number if clients have no names.
       kind: 'personal' or 'global'.
-      config: The config of the run.
+      config: The config of the run; with `config.architectures`, that of this client is its model.
 
     Example:
       >>> import pfljax

@@ -23,6 +23,7 @@ from pfljax.report import comparison as report
 from pfljax.report import finished, plots, tables
 from pfljax.training import single, sweep
 from pfljax.training.run import reopen, results, runtime, workdir
+from pfljax.training.study import architectures
 from pfljax.training.study import config as config_lib
 
 if TYPE_CHECKING:
@@ -141,13 +142,15 @@ class Run:
             if clients is None:
                 clients = list(range(dataset.num_clients))
             ids = [_number_of(client, dataset) for client in clients]
-            params = opened.deployed(ids)["personal"]
-            each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(ids))]
-            shared, names = _shared(opened, "personal"), dataset.client_names
-            return [
-                ClientModel(shared, own, names[client] if names else client)
-                for own, client in zip(each, ids, strict=True)
-            ]
+            names, found = dataset.client_names, {}
+            for number in {architectures.of_client(self.config, client) for client in ids}:
+                own = [i for i in ids if architectures.of_client(self.config, i) == number]
+                params = opened.deployed(own)["personal"]
+                shared = _shared(opened, "personal", number)
+                for row, client in enumerate(own):
+                    one = jax.tree.map(lambda leaf, row=row: leaf[row], params)
+                    found[client] = ClientModel(shared, one, names[client] if names else client)
+            return [found[client] for client in ids]
 
     def global_model(self, *, best: bool = False) -> ClientModel:
         """Returns the global model.
@@ -393,12 +396,20 @@ def frame_of_clients(arrays: dict[str, np.ndarray]) -> pd.DataFrame:
     return frame
 
 
-def _shared(opened: reopen.Reopened, kind: str) -> Shared:
-    """Returns what the models of a run share; `kind` is 'personal' or 'global'."""
+def _shared(opened: reopen.Reopened, kind: str, number: int = 0) -> Shared:
+    """Returns what models of a run share.
+
+    Args:
+      opened: The run.
+      kind: 'personal' or 'global'.
+      number: The number of their architecture; 0 for a run with one.
+    """
     built = opened.experiment
+    frozen = built.inputs.frozen[number] if built.config.architectures else built.inputs.frozen
     # A trained model does not need the params with which its training started.
-    frozen = () if built.config.init_from else jax.tree.map(np.asarray, built.inputs.frozen)
-    return Shared(built.config, Form.of(built.dataset), frozen, kind)
+    frozen = () if built.config.init_from else jax.tree.map(np.asarray, frozen)
+    config = architectures.each(built.config)[number]
+    return Shared(config, Form.of(built.dataset), frozen, kind)
 
 
 def _number_of(client: int | str, dataset: FederatedDataset) -> int:

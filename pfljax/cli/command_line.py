@@ -11,8 +11,6 @@ import difflib
 import inspect
 import pathlib
 import re
-import types
-import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ import ml_collections
 from pfljax import extensions, models
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import model_arguments
 
 # Names in other libraries that are spelled too differently from our keys to be matched.
 _SYNONYMS = {
@@ -131,17 +130,10 @@ def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, 
                 f"config.{of_model}.name."
             )
         config_lib.require_known("model", settings.name, models.MODELS)
-        kinds = _argument_types(settings.name)
+        kinds = model_arguments.types_of(settings.name)
         config_lib.require_known(f"argument of the model {settings.name}", argument, kinds)
         with config.unlocked(), settings.ignore_type():
             settings[argument] = _parsed(f"config.{key}", text, kinds[argument])
-
-
-def _argument_types(name: str) -> dict[str, Any]:
-    """Returns the types of a model's arguments other than input shape and number of outputs."""
-    factory = models.MODELS[name]
-    hints = typing.get_type_hints(factory)
-    return {key: hints[key] for key in list(inspect.signature(factory).parameters)[2:]}
 
 
 def _parsed(key: str, text: str, kind: Any) -> Any:
@@ -155,30 +147,7 @@ def _parsed(key: str, text: str, kind: Any) -> Any:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, kind) and _fits((value,), kind):
-            value = (value,)
-        if kind is float and _fits(value, kind):
-            value = float(value)
-    if not _fits(value, kind):
-        shown = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
-        raise UserError(f"{key} is {text!r}; it must be {shown}, with positive numbers.")
-    return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a declared type; sizes are positive."""
-    inner = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        each = inner[:1] * len(value) if Ellipsis in inner else inner
-        return len(each) == len(value) and all(map(_fits, value, each))
-    if kind is float:
-        return type(value) in (int, float) and 0 < value < float("inf")
-    return type(value) is kind and (kind is not int or 0 < value <= config_lib.MOST)
+    return model_arguments.converted(key, value, kind)
 
 
 def listing(config: ml_collections.ConfigDict) -> str:

@@ -243,16 +243,35 @@ def evaluate(
     num_rounds: jax.Array,
     eval_ids: np.ndarray | None = None,
     of_client: OfClient | None = None,
+    members: np.ndarray | None = None,
 ) -> PyTree:
-    """Evaluates clients, each on the device that owns it; see `programs.build_evaluation`."""
-    count = examples.num_clients
+    """Evaluates clients, each on the device that owns it; see `programs.build_evaluation`.
+
+    Args:
+      algorithm: The method.
+      task: The model and its metrics.
+      batch_size: Number of examples evaluated at once.
+      clients_per_chunk: Number of clients evaluated at once.
+      state: The state of the run.
+      examples: The examples of all clients.
+      num_rounds: `[]` int32, the planned length of the run.
+      eval_ids: `[n]`, the ids of the evaluated clients, static; None for all.
+      of_client: What is found out about a client; None for `evaluate_client`.
+      members: The ids of the clients whose states `state` has, in ascending order, static; None for
+        all clients.
+    """
+    count = examples.num_clients if members is None else len(members)
     if eval_ids is None:
-        ids = on_device.owned_ids(count)
+        rows = on_device.owned_ids(count)
     else:
-        table, positions = on_device.split_by_owner(eval_ids, mapping.num_devices())
-        ids = jnp.asarray(table)[mapping.device_index()]
-        owned_rows = jnp.maximum(ids, 0) // mapping.num_devices()
+        own = eval_ids if members is None else np.searchsorted(members, eval_ids)
+        table, positions = on_device.split_by_owner(own, mapping.num_devices())
+        rows = jnp.asarray(table)[mapping.device_index()]
+        owned_rows = jnp.maximum(rows, 0) // mapping.num_devices()
         state = state._replace(clients=jax.tree.map(lambda leaf: leaf[owned_rows], state.clients))
+    ids = rows
+    if members is not None:
+        ids = jnp.where(rows < 0, -1, jnp.asarray(members)[jnp.maximum(rows, 0)])
     scores = evaluate_rows(
         algorithm,
         task,
@@ -262,7 +281,7 @@ def evaluate(
         examples,
         ids,
         ids,
-        count,
+        examples.num_clients,
         num_rounds,
         of_client,
     )
@@ -271,6 +290,6 @@ def evaluate(
         """Returns `[num_clients]` from `[rows]` of each device; client i is row i // devices."""
         if eval_ids is not None:
             return mapping.stack_over_devices(leaf)[positions]
-        return mapping.stack_over_devices(leaf).reshape(-1, ids.shape[0]).T.reshape(-1)[:count]
+        return mapping.stack_over_devices(leaf).reshape(-1, rows.shape[0]).T.reshape(-1)[:count]
 
     return jax.tree.map(by_id, scores)

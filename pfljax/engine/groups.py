@@ -1,13 +1,12 @@
-"""Groups of clients with models of different architectures in one run, which share a part of them.
+"""Groups of clients with models of different architectures in one run.
 
-Each group has its own task, examples, cohort and private states, and the method is built for its
-task. What the clients upload has one structure in all groups, such as prototypes or the change of a
-common body, and is added up over all of them. The server keeps one state for each group. All of
-these take the same step with the same uploads, so that the shared parts stay equal; only what a
-group needs for itself (such as the first parameters of its model) differs.
+Client `i` belongs to group `i % G` of `G` groups, each with models of one architecture. The method
+is built for the task of each group. What the clients upload has one structure in all groups, such
+as prototypes or the change of a common body, and is added up over all of them. The server keeps a
+state for each group. The arrays that its update changes are shared: they have the same values in
+all groups. The others, such as the initial params of a model, differ from group to group.
 
-Clients are numbered over all groups, one group after the other. In the state of such a run `server`
-and `clients` are tuples with an item for each group.
+In the state of such a run `server` and `clients` are tuples with an item for each group.
 """
 
 from __future__ import annotations
@@ -20,147 +19,312 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfljax.core import streams, tree
+from pfljax.core import tree
 from pfljax.core.algorithm import Algorithm
-from pfljax.core.types import Cohort, FederatedState, Population, PyTree, Task, Uploads
-from pfljax.engine import evaluate, init, mapping, round, sampling
+from pfljax.core.client_data import ClientData
+from pfljax.core.types import Cohort, FederatedState, Population, PyTree, Uploads
+from pfljax.engine import evaluate, init, mapping, round, sampling, used_arguments
 from pfljax.engine.clients import migration, on_device
 from pfljax.engine.examples import Examples
+from pfljax.engine.programs import Method
 from pfljax.errors import UserError
 
 
-class Group(NamedTuple):
-    """Clients with models of one architecture.
+def members(number: int, num_groups: int, num_clients: int) -> np.ndarray:
+    """Returns `[n]` int32, the ids of the clients of a group, in the order of their rows.
+
+    Example:
+      >>> members(1, 3, 8)
+      array([1, 4, 7], dtype=int32)
+    """
+    return np.arange(number, num_clients, num_groups, dtype=np.int32)
+
+
+def ids_of(rows: jax.Array, number: int, num_groups: int) -> jax.Array:
+    """Returns the ids of the clients at `rows` of a group, of any shape; -1 is padding."""
+    return jnp.where(rows < 0, -1, rows * num_groups + number)
+
+
+class Exchanged(NamedTuple):
+    """What the clients of a method exchange with the server, as shapes and dtypes.
 
     Attributes:
-      algorithm: The method, built for the task of the group.
-      task: The model, its loss and its metrics.
-      plan: How the cohort of the group is sampled.
-      clients_per_chunk: Number of clients that a device trains or scores at once.
+      messages: What is added up or stacked over the cohort: the result of `prepare`,
+        `ClientOutput.sum`, `ClientOutput.each`, and the names of the metrics.
+      shared: `{path: shape and dtype}`, the arrays of the server's state that its update changes.
     """
 
-    algorithm: Algorithm
-    task: Task
-    plan: sampling.CohortPlan
-    clients_per_chunk: int = 1
+    messages: PyTree
+    shared: dict[str, jax.ShapeDtypeStruct]
 
 
-def _first_ids(examples: Sequence[Examples]) -> np.ndarray:
-    """Returns `[groups + 1]`, the id of the first client of each group, and that after the last."""
-    for number, each in enumerate(examples):
-        if each.num_participants < each.num_clients:
-            raise UserError(
-                f"Group {number} has held-out clients, which groups do not support; give all of "
-                "its clients a part in training."
-            )
-    return np.cumsum([0, *(each.num_clients for each in examples)])
-
-
-def _population(examples: Sequence[Examples]) -> Population:
-    """Returns the profiles of the clients of all groups."""
-    each = [one.population() for one in examples]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each)
-
-
-def share_first(states: Sequence[PyTree]) -> tuple[PyTree, ...]:
-    """Returns the states with all arrays that the first one has too replaced by its own.
+def exchanged(algorithm: Algorithm, population: Population, data: ClientData) -> Exchanged:
+    """Traces one round of a method, and returns what its clients exchange.
 
     Args:
-      states: Trees of arrays. An array of a later state is shared where the first state has one at
-        the same path with the same shape and dtype.
+      algorithm: The method.
+      population: The profiles of all clients, or their shapes.
+      data: A client's examples, or their shapes.
     """
-    first = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(states[0])
+    messages, server, changed = used_arguments.messages_and_changes(algorithm, population, data)
+    paths = jax.tree_util.tree_leaves_with_path(server)
+    shared = {
+        jax.tree_util.keystr(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for (path, leaf), is_changed in zip(paths, changed, strict=True)
+        if is_changed
     }
-
-    def shared(path, leaf):
-        other = first.get(jax.tree_util.keystr(path))
-        same = other is not None and (other.shape, other.dtype) == (leaf.shape, leaf.dtype)
-        return other if same else leaf
-
-    return tuple(jax.tree_util.tree_map_with_path(shared, state) for state in states)
+    return Exchanged(messages, shared)
 
 
-def init_state(
-    groups: Sequence[Group], join: str, examples: Sequence[Examples], key: jax.Array
-) -> FederatedState:
-    """Returns the state of round 0, of the clients those that this device owns."""
-    population, first_ids = _population(examples), _first_ids(examples)
-    servers = share_first([init.init_server(group.algorithm, population, key) for group in groups])
-    clients = []
-    for group, server, own, first in zip(groups, servers, examples, first_ids, strict=False):
+def with_shared(server: PyTree, first: PyTree, shared: Sequence[str]) -> PyTree:
+    """Returns the server's state of a group with the shared arrays of the first group.
 
-        def one(row, group=group, server=server, own=own, first=first):
-            client_id = jnp.where(row < 0, -1, row + first)
-            profile = own.profile(row)._replace(id=client_id)
-            return init.init_client(group.algorithm, server, profile, key), ()
+    Args:
+      server: The state of the group.
+      first: The state of the first group.
+      shared: The paths of the shared arrays in both.
 
-        rows = on_device.owned_ids(own.num_clients)
-        clients.append(mapping.map_and_sum(one, rows, clients_per_chunk=1)[0])
-    joined = ()
-    if jax.tree.leaves(clients):
-        joined = jnp.full(int(first_ids[-1]), join == "initial")
-    return FederatedState(servers, tuple(clients), jnp.zeros((), jnp.int32), key, joined)
+    Raises:
+      UserError: The state lacks one of them, or has it with another shape.
+    """
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(first)
+    }
+    own = {
+        jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(server)
+    }
+    for path in shared:
+        if own.get(path) != (found[path].shape, found[path].dtype):
+            raise UserError(
+                f"The server changes the array {path} of its state, which is another one for "
+                "another architecture, so that the clients cannot share it; choose a method that "
+                "exchanges no such part of the model, such as fedproto."
+            )
+
+    def choose(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return found[name] if name in shared else leaf
+
+    return jax.tree_util.tree_map_with_path(choose, server)
 
 
-def one_round(
-    groups: Sequence[Group],
+class Groups(NamedTuple):
+    """What programs run for clients with models of different architectures, see `Method`.
+
+    Attributes:
+      methods: The method and the task of each group.
+    """
+
+    methods: tuple[Method, ...]
+
+    def init_state(self, join: str, examples: Examples, key: jax.Array) -> FederatedState:
+        """Returns the state of round 0, of the clients those that this device owns."""
+        count = examples.num_clients
+        servers = self._servers(examples, key)
+        clients = []
+        for number, (method, server) in enumerate(zip(self.methods, servers, strict=True)):
+
+            def one(row, number=number, method=method, server=server):
+                profile = examples.profile(ids_of(row, number, len(self.methods)))
+                return init.init_client(method.algorithm, server, profile, key), ()
+
+            rows = on_device.owned_ids(len(members(number, len(self.methods), count)))
+            clients.append(mapping.map_and_sum(one, rows, clients_per_chunk=1)[0])
+        joined = ()
+        if jax.tree.leaves(clients):
+            joined = jnp.full(count, join == "initial")
+        return FederatedState(servers, tuple(clients), jnp.zeros((), jnp.int32), key, joined)
+
+    def _servers(self, examples: Examples, key: jax.Array) -> tuple[PyTree, ...]:
+        """Returns the initial state of the server for each group, with equal shared arrays."""
+        population = examples.population()
+        first, *others = (
+            init.init_server(method.algorithm, population, key) for method in self.methods
+        )
+        shared = self._shared(examples)
+        return first, *(with_shared(server, first, shared) for server in others)
+
+    def _shared(self, examples: Examples) -> list[str]:
+        population, data = examples.population(), examples.of_client(jnp.int32(0))
+        return list(exchanged(self.methods[0].algorithm, population, data).shared)
+
+    def run_rounds(
+        self,
+        plan: sampling.CohortPlan,
+        clients_per_chunk: int,
+        rounds_per_call: int,
+        state: FederatedState,
+        examples: Examples,
+        num_rounds: jax.Array,
+        rounds_now: jax.Array,
+    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+        """Runs `rounds_now` rounds on every device; see `programs.rounds_program`."""
+        shared = self._shared(examples)
+        each = [
+            _Part(number, len(self.methods), plan, clients_per_chunk, mapping.num_devices())
+            for number in range(len(self.methods))
+        ]
+        buffers = tuple(
+            migration.receive_buffer(clients, part.shard)
+            for clients, part in zip(state.clients, each, strict=True)
+        )
+
+        @mapping.traced_once
+        def run_one(state, buffers):
+            return _one_round(self, each, shared, plan, state, buffers, examples, num_rounds)
+
+        return round.repeat(run_one, rounds_per_call, state, buffers, rounds_now)
+
+    def evaluate(
+        self,
+        batch_size: int,
+        clients_per_chunk: int,
+        state: FederatedState,
+        examples: Examples,
+        num_rounds: jax.Array,
+        eval_ids: np.ndarray | None = None,
+        of_client: evaluate.OfClient | None = None,
+    ) -> PyTree:
+        """Evaluates clients, each on the device that owns it; see `programs.evaluation_program`.
+
+        With an `of_client` whose results depend on the architecture, all `eval_ids` must belong to
+        one group.
+        """
+        wanted = np.arange(examples.num_clients) if eval_ids is None else np.asarray(eval_ids)
+        found, evaluated = [], []
+        for number, method in enumerate(self.methods):
+            chosen = wanted[wanted % len(self.methods) == number]
+            if not chosen.size:
+                continue
+            scores = evaluate.evaluate(
+                *method,
+                batch_size,
+                min(clients_per_chunk, -(-chosen.size // mapping.num_devices())),
+                state._replace(server=state.server[number], clients=state.clients[number]),
+                examples,
+                num_rounds,
+                None if eval_ids is None else chosen,
+                of_client,
+                members(number, len(self.methods), examples.num_clients),
+            )
+            found.append(scores)
+            evaluated.append(chosen)
+        by_group = np.concatenate(evaluated)
+        order = np.argsort(by_group)
+        positions = order[np.searchsorted(by_group[order], wanted)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[positions], *found)
+
+
+class _Part(NamedTuple):
+    """The part of a group in a cohort (static).
+
+    Attributes:
+      number: The number of the group.
+      num_groups: Number of groups.
+      plan: How the cohort of all groups is sampled.
+      most_per_chunk: The maximum number of clients that a device trains at once.
+      num_devices: Number of devices.
+    """
+
+    number: int
+    num_groups: int
+    plan: sampling.CohortPlan
+    most_per_chunk: int
+    num_devices: int
+
+    @property
+    def capacity(self) -> int:
+        """The maximum number of clients of the group in a cohort."""
+        participants = len(members(self.number, self.num_groups, self.plan.num_clients))
+        return min(self.plan.capacity, participants)
+
+    @property
+    def clients_per_chunk(self) -> int:
+        """Number of clients that a device trains at once."""
+        return min(self.most_per_chunk, -(-self.capacity // self.num_devices))
+
+    @property
+    def shard(self) -> int:
+        """Number of clients of the group that a device trains in a round, padding included."""
+        return sampling.clients_per_device(self.capacity, self.num_devices, self.clients_per_chunk)
+
+    def assign(self, sampled: jax.Array, examples: Examples, *, prefer_owner: bool) -> jax.Array:
+        """Returns `[devices, shard]` int32, the rows of the clients that each device trains.
+
+        Args:
+          sampled: `[cohort]` int32, the ids of the clients of all groups; -1 is padding.
+          examples: The examples of all clients.
+          prefer_owner: See `sampling.assign`.
+        """
+        chosen = (sampled >= 0) & (sampled % self.num_groups == self.number)
+        first = jnp.argsort(~chosen)[: self.capacity]
+        ids = jnp.where(chosen, sampled, -1)[first]
+        return sampling.assign(
+            jnp.where(ids < 0, -1, ids // self.num_groups),
+            _sizes(examples, ids),
+            num_devices=self.num_devices,
+            chunk=self.clients_per_chunk,
+            prefer_owner=prefer_owner,
+        )
+
+
+def _sizes(examples: Examples, ids: jax.Array) -> jax.Array:
+    """Returns the numbers of training examples of clients; 0 for padding."""
+    return jnp.where(ids < 0, 0, examples.sizes["train"][jnp.maximum(ids, 0)])
+
+
+def _one_round(
+    groups: Groups,
+    parts: Sequence[_Part],
+    shared: Sequence[str],
+    plan: sampling.CohortPlan,
     state: FederatedState,
     buffers: Sequence[PyTree | None],
-    examples: Sequence[Examples],
+    examples: Examples,
     num_rounds: jax.Array,
 ) -> tuple[FederatedState, tuple[PyTree | None, ...], dict[str, jax.Array]]:
-    """Runs one round of all groups; call it inside `mapping.over_devices`.
+    """Runs one round of all groups on every device.
 
     Args:
       groups: The groups.
+      parts: The part of each group in a cohort.
+      shared: The paths of the server's arrays that are shared.
+      plan: How the cohort of all groups is sampled.
       state: The state of the run.
       buffers: For each group, its buffer for remote clients.
-      examples: For each group, the examples of its clients.
+      examples: The examples of all clients.
       num_rounds: `[]` int32, the planned length of the run.
 
     Returns:
       The next state, the buffers, and the metrics that `round.one_round` returns, over all groups.
     """
-    first_ids, device = _first_ids(examples), mapping.device_index()
-    parts = []
-    for number, (group, own, first) in enumerate(zip(groups, examples, first_ids, strict=False)):
-        key = streams.key_of(round.cohort_key(state.key, state.round), number)
-        clients = state.clients[number]
-        assignment, sizes = round.assigned_cohort(
-            group.plan,
-            key,
-            own,
-            group.clients_per_chunk,
-            prefer_owner=bool(jax.tree.leaves(clients)),
-        )
-        ids = jnp.where(assignment < 0, -1, assignment + int(first))
-        parts.append((assignment, ids, sizes))
-    cohort = Cohort(
-        jnp.concatenate([ids.reshape(-1) for _, ids, _ in parts]),
-        jnp.concatenate([sizes for *_, sizes in parts]),
-        int(first_ids[-1]),
-    )
+    device = mapping.device_index()
+    sampled = sampling.sample(plan, round.cohort_key(state.key, state.round))
+    assignments, ids = [], []
+    for part, clients in zip(parts, state.clients, strict=True):
+        prefer_owner = bool(jax.tree.leaves(clients))
+        assignments.append(part.assign(sampled, examples, prefer_owner=prefer_owner))
+        ids.append(ids_of(assignments[-1], part.number, part.num_groups))
+    of_all = jnp.concatenate([one.reshape(-1) for one in ids])
+    cohort = Cohort(of_all, _sizes(examples, of_all), plan.num_clients)
 
     shards, terms = [], []
-    for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
-        assignment, ids, _ = parts[number]
-        clients = migration.gather_states(state.clients[number], buffers[number], assignment)
-        of_group = state._replace(server=state.server[number], clients=clients)
-        shards.append((of_group, own, ids[device], assignment[device]))
-        terms.append(
-            round.prepare_clients(
-                group.algorithm, group.clients_per_chunk, *shards[-1], cohort, num_rounds
-            )
-        )
+    for method, part, server, clients, buffer, assignment, own in zip(
+        groups.methods, parts, state.server, state.clients, buffers, assignments, ids, strict=True
+    ):
+        cohort_states = migration.gather_states(clients, buffer, assignment)
+        of_group = state._replace(server=server, clients=cohort_states)
+        mine = own[device]
+        # The examples are those of all clients, so that the row of a client in them is its id.
+        shards.append((of_group, examples, mine, mine, cohort, num_rounds))
+        terms.append(round.prepare_clients(method.algorithm, part.clients_per_chunk, *shards[-1]))
     _require_one_structure(terms)
     prepared = functools.reduce(tree.add, terms)
     updates = [
-        round.update_clients(
-            group.algorithm, group.clients_per_chunk, prepared, *shard, cohort, num_rounds
-        )
-        for group, shard in zip(groups, shards, strict=True)
+        round.update_clients(method.algorithm, part.clients_per_chunk, prepared, *shard)
+        for method, part, shard in zip(groups.methods, parts, shards, strict=True)
     ]
     each = [mapping.stack_over_devices(updated.each) for updated in updates]
     _require_one_structure(
@@ -169,181 +333,69 @@ def one_round(
             for updated, own in zip(updates, each, strict=True)
         ]
     )
-    total = updates[0].total
-    sums = updates[0].metrics
-    for other in updates[1:]:
-        total, sums = tree.add(total, other.total), tree.add(sums, other.metrics)
+    total = functools.reduce(tree.add, [updated.total for updated in updates])
+    sums = functools.reduce(tree.add, [updated.metrics for updated in updates])
     count = sum(updated.count for updated in updates)
     uploads = Uploads(total, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *each))
 
-    servers, clients, new_buffers, bad, before = [], [], [], [], 0
-    for number, (group, own) in enumerate(zip(groups, examples, strict=True)):
-        of_group = state._replace(server=state.server[number])
-        server = round.update_server(
-            group.algorithm, of_group, prepared, uploads, cohort, num_rounds, count
-        )
-        assignment, ids, _ = parts[number]
-        shard = assignment.shape[1]
+    # All groups would take the same step, as the shared arrays and the uploads are the same.
+    first = round.update_server(
+        groups.methods[0].algorithm,
+        state._replace(server=state.server[0]),
+        prepared,
+        uploads,
+        cohort,
+        num_rounds,
+        count,
+    )
+    servers = (first, *(with_shared(server, first, shared) for server in state.server[1:]))
+
+    clients, new_buffers, bad, before = [], [], [], 0
+    for method, part, shard, updated, server, assignment in zip(
+        groups.methods, parts, shards, updates, servers, assignments, strict=True
+    ):
+        of_group, _, mine, *_ = shard
         updated = round.exchange_clients(
-            group.algorithm,
-            group.clients_per_chunk,
+            method.algorithm,
+            part.clients_per_chunk,
             of_group._replace(server=server),
-            updates[number],
-            own,
-            ids[device],
-            assignment[device],
-            before + device * shard + jnp.arange(shard),
+            updated,
+            examples,
+            mine,
+            mine,
+            before + device * part.shard + jnp.arange(part.shard),
             uploads,
             cohort,
             num_rounds,
         )
-        servers.append(server)
         clients.append(migration.scatter_states(updated.states, assignment))
         new_buffers.append(updated.states.remote)
-        bad.append(round.not_finite(updated, ids[device], server))
-        before += ids.size
+        bad.append(round.not_finite(updated, mine, server))
+        before += assignment.size
 
     metrics = round.metrics_of(sums)
     metrics["cohort"] = count
     metrics["examples"] = jnp.sum(cohort.sizes)
     metrics["slots"] = sum(
-        round.slots(sizes, group.clients_per_chunk)
-        for group, (*_, sizes) in zip(groups, parts, strict=True)
+        round.slots(_sizes(examples, own.reshape(-1)), part.clients_per_chunk)
+        for part, own in zip(parts, ids, strict=True)
     )
     metrics["not_finite"] = jnp.max(jnp.stack(bad))
-    state = FederatedState(
-        tuple(servers),
-        tuple(clients),
-        state.round + 1,
-        state.key,
-        round.mark_joined(state.joined, cohort),
-    )
+    joined = round.mark_joined(state.joined, cohort)
+    state = FederatedState(servers, tuple(clients), state.round + 1, state.key, joined)
     return state, tuple(new_buffers), metrics
 
 
-def _require_one_structure(uploads: Sequence[PyTree]) -> None:
-    """Raises a `UserError` where groups upload arrays of different shapes."""
+def _require_one_structure(messages: Sequence[PyTree]) -> None:
+    """Raises a `UserError` where groups exchange arrays of different shapes."""
 
-    def form(upload):
-        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), upload)
+    def form(message):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), message)
 
-    for number, upload in enumerate(uploads):
-        if form(upload) != form(uploads[0]):
+    for number, message in enumerate(messages):
+        if form(message) != form(messages[0]):
             raise UserError(
                 f"The clients of group {number} upload other arrays than those of group 0, so that "
                 "nothing can be added up; give their models a common part that the method shares, "
                 "or choose a method that shares no part of the model, such as fedproto."
             )
-
-
-def run_rounds(
-    groups: Sequence[Group],
-    rounds_per_call: int,
-    state: FederatedState,
-    examples: Sequence[Examples],
-    num_rounds: jax.Array,
-    rounds_now: jax.Array,
-) -> tuple[FederatedState, dict[str, jax.Array]]:
-    """Runs `rounds_now` rounds of all groups on every device; see `build_rounds`."""
-
-    def buffer(group, clients):
-        shard = sampling.clients_per_device(
-            group.plan.capacity, mapping.num_devices(), group.clients_per_chunk
-        )
-        return migration.receive_buffer(clients, shard)
-
-    buffers = tuple(map(buffer, groups, state.clients))
-
-    def run_one(state, buffers):
-        return one_round(groups, state, buffers, examples, num_rounds)
-
-    return round.repeat(run_one, rounds_per_call, state, buffers, rounds_now)
-
-
-def evaluate_all(
-    groups: Sequence[Group],
-    batch_size: int,
-    state: FederatedState,
-    examples: Sequence[Examples],
-    num_rounds: jax.Array,
-) -> dict[str, dict[str, dict[str, jax.Array]]]:
-    """Scores the clients of all groups, each on the device that owns it; see `build_evaluation`."""
-    found = []
-    for number, (group, own, first) in enumerate(
-        zip(groups, examples, _first_ids(examples), strict=False)
-    ):
-        rows, count = on_device.owned_ids(own.num_clients), own.num_clients
-        scores = evaluate.evaluate_rows(
-            group.algorithm,
-            group.task,
-            batch_size,
-            group.clients_per_chunk,
-            state._replace(server=state.server[number], clients=state.clients[number]),
-            own,
-            jnp.where(rows < 0, -1, rows + int(first)),
-            rows,
-            count,
-            num_rounds,
-        )
-
-        def by_id(leaf, rows=rows, count=count):
-            """`[rows]` on each device -> `[clients of the group]`."""
-            return mapping.stack_over_devices(leaf).reshape(-1, rows.shape[0]).T.reshape(-1)[:count]
-
-        found.append(jax.tree.map(by_id, scores))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
-
-
-def build_init(
-    groups: Sequence[Group],
-    *,
-    join: str = "current",
-    devices: Sequence[jax.Device] | None = None,
-) -> mapping.Program:
-    """Returns `(examples, key) -> state` of round 0, with examples as a tuple over the groups."""
-    return mapping.over_devices(
-        lambda examples, key: init_state(groups, join, examples, key),
-        in_axes=(None, None),
-        out_axes=mapping.STATE_AXES,
-        devices=devices,
-    )
-
-
-def build_rounds(
-    groups: Sequence[Group],
-    *,
-    rounds_per_call: int,
-    devices: Sequence[jax.Device] | None = None,
-) -> mapping.Program:
-    """Returns `(state, examples, num_rounds, rounds_now) -> (state, metrics)` for all groups.
-
-    Args:
-      groups: The groups, whose methods upload arrays of one structure.
-      rounds_per_call: Largest number of rounds that one call runs.
-      devices: The devices to use; None means all.
-
-    Raises:
-      UserError: On a call: groups upload arrays of different shapes, or have held-out clients.
-    """
-    return mapping.over_devices(
-        lambda *args: run_rounds(groups, rounds_per_call, *args),
-        in_axes=(mapping.STATE_AXES, None, None, None),
-        out_axes=(mapping.STATE_AXES, None),
-        donate=(0,),
-        devices=devices,
-    )
-
-
-def build_evaluation(
-    groups: Sequence[Group],
-    *,
-    batch_size: int,
-    devices: Sequence[jax.Device] | None = None,
-) -> mapping.Program:
-    """Returns `(state, examples, num_rounds) -> {model: {split: {metric: [clients]}}}`."""
-    return mapping.over_devices(
-        lambda *args: evaluate_all(groups, batch_size, *args),
-        in_axes=(mapping.STATE_AXES, None, None),
-        out_axes=None,
-        devices=devices,
-    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,48 @@ from pfljax.core.algorithm import Algorithm
 from pfljax.core.client_data import ClientData
 from pfljax.core.types import FederatedState, PyTree, Task
 from pfljax.engine import evaluate, init, mapping, round, sampling
+from pfljax.engine.examples import Examples
+
+
+class Federation(Protocol):
+    """What programs run: a method for all clients, or one for each architecture of their models.
+
+    Attributes:
+      methods: The method for each architecture.
+    """
+
+    methods: tuple[Method, ...]
+
+    def init_state(self, join: str, examples: Examples, key: jax.Array) -> FederatedState:
+        """Returns the state of round 0, of the clients those that this device owns."""
+
+    def run_rounds(
+        self,
+        plan: sampling.CohortPlan,
+        clients_per_chunk: int,
+        rounds_per_call: int,
+        state: FederatedState,
+        examples: Examples,
+        num_rounds: jax.Array,
+        rounds_now: jax.Array,
+    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+        """Runs `rounds_now` rounds on every device; see `rounds_program`."""
+
+    def evaluate(
+        self,
+        batch_size: int,
+        clients_per_chunk: int,
+        state: FederatedState,
+        examples: Examples,
+        num_rounds: jax.Array,
+        eval_ids: np.ndarray | None = None,
+        of_client: evaluate.OfClient | None = None,
+    ) -> PyTree:
+        """Evaluates clients, each on the device that owns it; see `evaluation_program`."""
 
 
 class Method(NamedTuple):
-    """What a program runs.
+    """A `Federation` with one method for all clients.
 
     Attributes:
       algorithm: The method.
@@ -35,9 +73,26 @@ class Method(NamedTuple):
     algorithm: Algorithm
     task: Task | None = None
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """This method alone."""
+        return (self,)
 
-# `(frozen, {name: []}, server_data) -> Method`, called while tracing with what `Inputs` has.
-Make = Callable[[PyTree, dict[str, jax.Array], ClientData | None], Method]
+    def init_state(self, *args: Any) -> FederatedState:
+        """See `Federation.init_state`."""
+        return init.init_state(self.algorithm, *args)
+
+    def run_rounds(self, *args: Any) -> tuple[FederatedState, dict[str, jax.Array]]:
+        """See `Federation.run_rounds`."""
+        return round.run_rounds(self.algorithm, *args)
+
+    def evaluate(self, *args: Any) -> PyTree:
+        """See `Federation.evaluate`."""
+        return evaluate.evaluate(self.algorithm, self.task, *args)
+
+
+# `(frozen, {name: []}, server_data) -> Federation`, called while tracing with what `Inputs` has.
+Make = Callable[[PyTree, dict[str, jax.Array], ClientData | None], Federation]
 
 
 def always(algorithm: Algorithm, task: Task | None = None) -> Make:
@@ -114,7 +169,7 @@ def init_program(
 
     def program(examples, key, inputs):
         def one(examples, inputs, key):
-            return init.init_state(make(*inputs).algorithm, join, examples, key)
+            return make(*inputs).init_state(join, examples, key)
 
         return _for_each(vectorized, one, examples, inputs, key)
 
@@ -154,8 +209,7 @@ def rounds_program(
 
     def program(state, examples, num_rounds, rounds_now, inputs):
         def one(examples, inputs, state):
-            return round.run_rounds(
-                make(*inputs).algorithm,
+            return make(*inputs).run_rounds(
                 plan,
                 clients_per_chunk,
                 rounds_per_call,
@@ -206,10 +260,7 @@ def evaluation_program(
 
     def program(state, examples, num_rounds, inputs):
         def one(examples, inputs, state):
-            algorithm, task = make(*inputs)
-            return evaluate.evaluate(
-                algorithm,
-                task,
+            return make(*inputs).evaluate(
                 batch_size,
                 clients_per_chunk,
                 state,

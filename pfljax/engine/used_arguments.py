@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def uses_planned_length(algorithm: Algorithm, server: PyTree, examples: Examples
 
     def run(num_rounds, server, examples):
         data = examples.of_client(jnp.int32(0))
-        return _one_round(algorithm, num_rounds, server, data, examples.num_participants)
+        return _one_round(algorithm, num_rounds, server, data, examples.num_participants)[:2]
 
     return of_program(jax.make_jaxpr(run)(jnp.int32(1), server, examples))[0]
 
@@ -63,12 +64,46 @@ def uses_class_counts(algorithm: Algorithm, population: Population, data: Client
     def run(counts_of_all, counts, sizes, data, key):
         server = init.init_server(algorithm, Population(sizes, counts_of_all), key)
         own = dataclasses.replace(data, class_counts=counts)
-        return server, _one_round(algorithm, jnp.int32(1), server, own, population.num_clients)
+        found = _one_round(algorithm, jnp.int32(1), server, own, population.num_clients)
+        return server, found[:2]
 
     counts = population.class_counts, data.class_counts
     others = population.sizes, dataclasses.replace(data, class_counts=None)
     key = jax.eval_shape(jax.random.key, 0)
     return any(of_program(jax.make_jaxpr(run)(*counts, *others, key))[:2])
+
+
+def messages_and_changes(
+    algorithm: Algorithm, population: Population, data: ClientData
+) -> tuple[PyTree, PyTree, list[bool]]:
+    """Traces one round, and returns what clients send and what the server's update changes.
+
+    Args:
+      algorithm: The method.
+      population: The profiles of all clients, or their shapes.
+      data: A client's examples, or their shapes.
+
+    Returns:
+      The shapes of a client's messages (the result of `prepare`, `ClientOutput.sum` and `each`, and
+      the metrics); those of the server's state; and for each of its leaves, whether the update
+      changes it.
+    """
+    population, data = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (population, data)
+    )
+    key = jax.eval_shape(jax.random.key, 0)
+    server = jax.eval_shape(functools.partial(init.init_server, algorithm), population, key)
+
+    def run(server, data):
+        after, _, messages = _one_round(
+            algorithm, jnp.int32(1), server, data, population.num_clients
+        )
+        return after, messages
+
+    program, (_, messages) = jax.make_jaxpr(run, return_shape=True)(server, data)
+    count = len(jax.tree.leaves(server))
+    before, after = program.jaxpr.invars[:count], program.jaxpr.outvars[:count]
+    return messages, server, [one is not other for one, other in zip(after, before, strict=True)]
 
 
 def _one_round(
@@ -77,8 +112,13 @@ def _one_round(
     server: PyTree,
     data: ClientData,
     num_participants: int,
-) -> PyTree:
-    """Calls each function of a method for a round with client 0 as the cohort."""
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Calls each function of a method for a round with client 0 as the cohort.
+
+    Returns:
+      The next state of the server, that of the client with its personalized model, and the messages
+      of the client.
+    """
     key, client_id = jax.random.key(0), jnp.int32(0)
     context = Context(key, jnp.int32(0), num_rounds, client_id, key)
     profile = ClientProfile(client_id, data.size, data.class_counts)
@@ -91,4 +131,5 @@ def _one_round(
     state = output.state
     if algorithm.exchange is not None:
         state = algorithm.exchange(after, state, data, uploads, cohort, client_id, context)
-    return after, state, algorithm.personalize(after, state, data, context)
+    messages = context.prepared, output.sum, output.each, output.metrics
+    return after, (state, algorithm.personalize(after, state, data, context)), messages

@@ -8,9 +8,8 @@ import jax
 import pytest
 
 from pfljax import data
+from pfljax.training.study import architectures, experiment
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
-from pfljax.training.study.task import build_task
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -41,7 +40,6 @@ def test_its_model_takes_its_data(name):
     config.data.dir = root
     dataset = experiment.build_dataset(config)
     assert config.cohort.size <= dataset.num_participants
-    make, frozen = build_task(config, dataset)
-    task = make(frozen)
-    shapes = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
-    assert jax.tree.leaves(shapes)
+    for make, frozen in architectures.build_tasks(config, dataset):
+        shapes = jax.eval_shape(make(frozen).init, jax.eval_shape(jax.random.key, 0))
+        assert jax.tree.leaves(shapes)

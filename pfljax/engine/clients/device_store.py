@@ -99,7 +99,7 @@ class DeviceStore:
 
     def to_host(self, state: FederatedState, num_clients: int) -> FederatedState:
         """See `ClientStore.to_host`."""
-        return on_device.to_host(state, num_clients)
+        return on_device.to_host(state, num_clients, self.options.num_groups)
 
     def to_devices(
         self, host: FederatedState, like: FederatedState, devices: Sequence[jax.Device]

@@ -7,6 +7,7 @@ the device that owns them (`sampling.assign`); the states of the others are copi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -145,23 +146,33 @@ def write_states(states: PyTree, rows: jax.Array, new: PyTree) -> PyTree:
     )
 
 
-def to_host(state: FederatedState, num_clients: int) -> FederatedState:
+def to_host(state: FederatedState, num_clients: int, num_groups: int = 1) -> FederatedState:
     """Returns the state as NumPy arrays, clients `[num_clients, ...]`, keys as their data.
 
     Args:
       state: The state of a run, clients `[devices of this process, rows, ...]`.
       num_clients: Number of clients, including held-out ones.
+      num_groups: Number of groups of `engine.groups`, where clients are a tuple with an item for
+        each group; 1 without groups.
     """
 
-    def by_id(leaf):
+    def by_id(count, leaf):
         leaf = tree.key_data(leaf)
         if jax.process_count() > 1:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         # Client i is row i // devices of device i % devices.
         rows = np.asarray(leaf).swapaxes(0, 1)
-        return rows.reshape(-1, *rows.shape[2:])[:num_clients]
+        return rows.reshape(-1, *rows.shape[2:])[:count]
 
-    return shared_to_host(state)._replace(clients=jax.tree.map(by_id, state.clients))
+    def rows_of(clients, number):
+        count = len(range(number, num_clients, num_groups))
+        return jax.tree.map(functools.partial(by_id, count), clients)
+
+    if num_groups == 1:
+        clients = rows_of(state.clients, 0)
+    else:
+        clients = tuple(rows_of(own, number) for number, own in enumerate(state.clients))
+    return shared_to_host(state)._replace(clients=clients)
 
 
 def shared_to_host(state: FederatedState) -> FederatedState:

@@ -39,6 +39,8 @@ class Options(NamedTuple):
       rounds_per_call: Largest number of rounds that one call runs.
       join: One of `init.JOINS`.
       devices: The devices of the run.
+      num_groups: Number of groups of clients with models of different architectures, see
+        `engine.groups`; 1 without groups.
     """
 
     plan: sampling.CohortPlan
@@ -48,6 +50,7 @@ class Options(NamedTuple):
     rounds_per_call: int
     join: str
     devices: Sequence[jax.Device]
+    num_groups: int = 1
 
 
 class ClientStore(Protocol):
@@ -85,7 +88,7 @@ class ClientStore(Protocol):
           make: Builds the method.
           inputs: Frozen parameters and numbers, on the devices.
           ids: `[n]`, the clients, held-out ones included; params are stacked `[n, ...]` in their
-            order.
+            order. With groups, they belong to one of them.
         """
 
     def example_shapes(self) -> tuple[Population, Examples]:

@@ -103,11 +103,14 @@ def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
     before, now = workdir.planned_before(directory), config_lib.planned_rounds(experiment.config)
     if before in (None, now):
         return
-    algorithm = experiment.algorithm
     population, examples = experiment.store.example_shapes()
-    server, _ = jax.eval_shape(functools.partial(init.first_states, algorithm), population)
+
+    def by_method(algorithm):
+        server, _ = jax.eval_shape(functools.partial(init.first_states, algorithm), population)
+        return used_arguments.uses_planned_length(algorithm, server, examples)
+
     by_schedule = schedules.uses_planned_rounds(experiment.config)
-    if by_schedule or used_arguments.uses_planned_length(algorithm, server, examples):
+    if by_schedule or any(by_method(method.algorithm) for method in experiment.methods):
         name = experiment.config.algorithm
         raise UserError(
             f"{directory} contains a run planned for {before} rounds, but this one is planned for "
@@ -251,10 +254,10 @@ class _Run:
             if self._writer:
                 self._writer.write(self.rows[-1])
 
-    def finish(self, state: FederatedState, clock: Clock) -> None:
+    def finish(self, clock: Clock) -> None:
         """Writes `clients.npz` and then `result.json`, which contains its checksum."""
         self._files.close()
-        self.summary = results.summarize(self.experiment, state, self.rows, clock)
+        self.summary = results.summarize(self.experiment, self.rows, clock)
         if jax.process_index() == 0:
             clients, rows = self.directory / "clients.npz", self.directory / "metrics.jsonl"
             results.write_clients(clients, self.experiment, self._evaluation)
@@ -310,9 +313,9 @@ def _train(experiment: Experiment, runs: list[_Run], resume: bool, progress: Pro
             histories = _each(experiment, history)
             _note_divergence(runs, histories, done)
             _stop_if_asked(stop, experiment, runs, state, histories, done)
-        for run, own in zip(runs, _states(experiment, state), strict=True):
+        for run in runs:
             if not run.diverged:
-                run.finish(own, clock)
+                run.finish(clock)
         if number := stop.signal_number():
             raise Stopped(number, f"after round {done}, the last one; its results are written")
 

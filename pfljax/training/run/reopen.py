@@ -47,7 +47,8 @@ class Reopened(NamedTuple):
         """Returns the models that clients would deploy.
 
         Args:
-          clients: `n` different ids of clients, held-out ones included.
+          clients: `n` different ids of clients, held-out ones included, whose models have one
+            architecture.
 
         Returns:
           `{model: params}`, stacked `[n, ...]`; model is 'personal' and, if the method has one,

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from pfljax import data, metrics
-from pfljax.core import FederatedState, Task
+from pfljax.core import Task
 from pfljax.data import Split
 from pfljax.engine import init
 from pfljax.engine.accounting import traffic
 from pfljax.training.run import provenance, runtime
 from pfljax.training.run.clock import Clock
-from pfljax.training.study import aggregation
+from pfljax.training.study import aggregation, architectures
 from pfljax.training.study.config import planned_rounds
 from pfljax.training.study.experiment import Experiment, clients_without_a_step
 
@@ -166,22 +166,16 @@ def _metrics(task: Task, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]
     }
 
 
-def summarize(
-    experiment: Experiment, state: FederatedState, rows: list[dict[str, Any]], clock: Clock
-) -> dict[str, Any]:
+def summarize(experiment: Experiment, rows: list[dict[str, Any]], clock: Clock) -> dict[str, Any]:
     """Returns the content of `result.json`.
 
     Args:
       experiment: The experiment.
-      state: The state after the last round.
       rows: The rows of `metrics.jsonl`.
       clock: The clock that ran the programs.
     """
     task = experiment.task
-    population, examples = experiment.store.example_shapes()
-    first = functools.partial(init.first_states, experiment.algorithm)
-    _, one_client = jax.eval_shape(first, population)
-    bytes_of = traffic.count(experiment.algorithm, state.server, one_client, examples)
+    upload, download = _traffic(experiment)
     return _about(experiment) | {
         # The scores once more, where readers of old results expect them.
         metrics.result_key("personal", task.score): _over_rounds(
@@ -198,11 +192,31 @@ def summarize(
             experiment.devices, [experiment.programs.run_rounds, experiment.programs.evaluate]
         ),
         "peak_host_bytes": runtime.peak_host_bytes(),
-        "upload_bytes": _mean_over_rows(rows, "train/upload_bytes", bytes_of.upload),
-        "download_bytes": bytes_of.download,
+        "upload_bytes": _mean_over_rows(rows, "train/upload_bytes", upload),
+        "download_bytes": download,
         "compilations": clock.round_compilations,
         "compilations_after_first_round": clock.later_compilations,
     }
+
+
+def _traffic(experiment: Experiment) -> tuple[float, float]:
+    """Returns the bytes that a client uploads and downloads in a round, the mean over clients."""
+    population, examples = experiment.store.example_shapes()
+    found = []
+    for algorithm, _ in experiment.methods:
+        first = functools.partial(init.first_states, algorithm)
+        server, one_client = jax.eval_shape(first, population)
+        found.append(traffic.count(algorithm, server, one_client, examples))
+    if len(found) == 1:
+        return found[0].upload, found[0].download
+    of_clients = [
+        found[architectures.of_client(experiment.config, client)]
+        for client in range(experiment.dataset.num_participants)
+    ]
+    return (
+        float(np.mean([one.upload for one in of_clients])),
+        float(np.mean([one.download for one in of_clients])),
+    )
 
 
 def _mean_over_rows(rows: list[dict[str, Any]], name: str, otherwise: float) -> float:
@@ -235,7 +249,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         or config.client_optimizer.learning_rate,
         "dataset": dataset.name,
         "partition": "given with the data" if given else config.data.partition,
-        "model": config.model.name,
+        "model": " / ".join(config.architectures) or config.model.name,
         "seed": config.seed,
         "data_seed": config.data.seed,
         "rounds": config.rounds,
@@ -272,6 +286,9 @@ def client_arrays(experiment: Experiment, evaluation: dict[str, Any]) -> dict[st
     }
     if dataset.task == "classification":
         arrays["class_counts"] = dataset._replace(train=train).class_counts()
+    if names := experiment.config.architectures:
+        of_each = [names[architectures.of_client(experiment.config, client)] for client in ids]
+        arrays["architecture"] = np.array(of_each)
     if dataset.client_names:
         arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
     for model, splits in evaluation.items():

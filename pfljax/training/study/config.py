@@ -235,6 +235,11 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = {
         "name": "mlp",  # the name of the network; its arguments are further keys
     }
+    # Models of different architectures, in place of `model`: a text for each with the name of the
+    # network and its arguments, such as ('mlp(widths=(200, 84))', 'lenet'); client i has the model
+    # i modulo their number. () gives all clients `model`. Methods whose clients exchange no whole
+    # model can be used, such as local, fedproto and fd.
+    config.architectures = ()
     # File with the params with which training starts: one array for each path in the model, such as
     # body/Dense_0/kernel, in .safetensors or .npz; '' draws them from the seed.
     config.init_from = ""

@@ -17,7 +17,7 @@ from pfljax import core, data
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Algorithm, ClientData, LocalTraining, Params, Task
 from pfljax.data import FederatedDataset
-from pfljax.engine import mapping, programs, sampling, used_arguments
+from pfljax.engine import groups, mapping, programs, sampling, used_arguments
 from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.engine.clients.host_examples import HostExamples
 from pfljax.engine.clients.host_programs import HostStore
@@ -29,6 +29,7 @@ from pfljax.training.run import checkpoint, runtime, writers
 from pfljax.training.study import (
     adapters,
     aggregation,
+    architectures,
     autotune,
     optimizers,
     placement,
@@ -48,9 +49,9 @@ class Experiment(NamedTuple):
       config: The config of the run.
       dataset: The data set, on the host.
       examples: The examples of the data set, where the clients are kept.
-      task: The model and its loss, with its frozen parameters.
-      algorithm: The method for this task.
-      make: Builds method and task while programs are traced.
+      methods: The method with its task, the model and its loss; one for each architecture of
+        `config.architectures`.
+      make: Builds methods and tasks while programs are traced.
       inputs: Frozen or initial parameters, and numbers of the programs.
       store: Keeps the clients' private states and examples.
       programs: The programs of the run, or of vectorized runs.
@@ -65,8 +66,7 @@ class Experiment(NamedTuple):
     config: ml_collections.ConfigDict
     dataset: FederatedDataset
     examples: Examples | HostExamples
-    task: Task
-    algorithm: Algorithm
+    methods: tuple[programs.Method, ...]
     make: programs.Make
     inputs: programs.Inputs
     store: ClientStore
@@ -75,6 +75,16 @@ class Experiment(NamedTuple):
     examples_vary: bool = False
     frozen_digest: str | None = None
     uses_class_counts: bool = False
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The method for the task, the first one of several."""
+        return self.methods[0].algorithm
+
+    @property
+    def task(self) -> Task:
+        """The task, the first one of several, which all have the same metrics and score."""
+        return self.methods[0].task
 
     def with_server_data(self, dataset: FederatedDataset) -> Experiment:
         """Returns the experiment with the server data of another data set, and its programs.
@@ -271,6 +281,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     schedules.check(config)
     adapters.check(config.adapter)
     pretrained.check(config)
+    architectures.check(config)
     if config.keep_best and config.engine.residence != "device":
         raise UserError(
             "config.keep_best needs the clients' states in checkpoints, but "
@@ -313,27 +324,30 @@ def build(
     plan = build_plan(config, dataset)
     bounds = bounds or bounds_of([dataset])
     clients_without_a_step(config, dataset)
+    architectures.require_clients(config, dataset)
     make, inputs = build_method(config, dataset, devices, bounds)
-    algorithm, task = make(*inputs)
-    ALGORITHMS[config.algorithm].require_usable(
-        task,
-        full_participation=plan.is_full,
-        has_server_data=dataset.server is not None,
-        random_init=not (config.init_from or config.zero_init),
-    )
-    # The method is traced here, and may refuse the network before anything is compiled.
-    uses_class_counts = used_arguments.uses_class_counts(
-        algorithm, *placement.shapes(dataset, bounds.train)
-    )
-    scorer(task, algorithm.predict)
-    _require_statistics(config, dataset, task)
+    methods = make(*inputs).methods
+    shapes, uses_class_counts = placement.shapes(dataset, bounds.train), False
+    for algorithm, task in methods:
+        ALGORITHMS[config.algorithm].require_usable(
+            task,
+            full_participation=plan.is_full,
+            has_server_data=dataset.server is not None,
+            random_init=not (config.init_from or config.zero_init),
+        )
+        # The method is traced here, and may refuse the network before anything is compiled.
+        uses_class_counts |= used_arguments.uses_class_counts(algorithm, *shapes)
+        scorer(task, algorithm.predict)
+        _require_statistics(config, dataset, task)
+    if len(methods) > 1:
+        architectures.require_common(config, methods, *shapes)
     eval_ids = choose_evaluated(config, dataset)
     _require_validation(config, dataset, eval_ids)
     shard = -(-plan.capacity // len(devices))
     if clients_per_chunk and config.engine.clients_per_chunk in config_lib.CHUNK_RULES:
         chunk = min(clients_per_chunk, shard)
     else:
-        local = build_local_training(config, task, bounds.train)
+        local = build_local_training(config, methods[0].task, bounds.train)
         chunk = autotune.choose(config, dataset, make, inputs, local, plan, devices)
     on_host = config.engine.residence == "host"
     scored = dataset.num_clients if eval_ids is None else len(eval_ids)
@@ -347,6 +361,7 @@ def build(
         rounds_per_call=config.engine.rounds_per_call,
         join=config.cohort.join,
         devices=devices,
+        num_groups=len(methods),
     )
     clients: ClientStore
     if on_host:
@@ -365,8 +380,7 @@ def build(
         config=config,
         dataset=dataset,
         examples=examples,
-        task=task,
-        algorithm=algorithm,
+        methods=methods,
         make=make,
         inputs=inputs,
         store=clients,
@@ -390,7 +404,7 @@ def build_method(
     devices: Sequence[jax.Device],
     bounds: Bounds,
 ) -> tuple[programs.Make, programs.Inputs]:
-    """Returns what builds the config's method and task, and the inputs of its programs.
+    """Returns what builds the config's methods and tasks, and the inputs of its programs.
 
     Args:
       config: The config of the run.
@@ -398,15 +412,27 @@ def build_method(
       devices: The devices of the run, on each of which there is one copy of the inputs.
       bounds: The sizes for which programs are compiled.
     """
-    build_task, frozen = task_lib.build_task(config, dataset)
+    built = architectures.build_tasks(config, dataset)
     networks = task_lib.build_networks(config, dataset)
 
-    def make(frozen, values, server_data):
+    def build_one(build_task, frozen, values, server_data):
         own = with_values(config, values)
         task = build_task(frozen)
         algorithm = build_algorithm(own, task, dataset, bounds.train, networks, server_data)
         return programs.Method(algorithm, task)
 
+    def make(frozen, values, server_data):
+        if not config.architectures:
+            return build_one(built[0][0], frozen, values, server_data)
+        return groups.Groups(
+            tuple(
+                build_one(build_task, own, values, server_data)
+                for (build_task, _), own in zip(built, frozen, strict=True)
+            )
+        )
+
+    each = tuple(frozen for _, frozen in built)
+    frozen = each if config.architectures else each[0]
     inputs = programs.Inputs(frozen, server_data=placement.server_data(dataset))
     return make, mapping.replicate(inputs, devices)
 

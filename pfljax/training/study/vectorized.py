@@ -151,14 +151,14 @@ def _require_traceable(first: Experiment, values: dict[str, jax.Array]) -> None:
     """Raises a `UserError` if a number determines shapes or structure, before anything compiles."""
 
     def one_round(values, inputs, key, examples):
-        algorithm, _ = first.make(*inputs._replace(values=values))
-        server = algorithm.init_server(examples.population(), key)
-        profile = examples.profile(jnp.int32(0))
-        client = algorithm.init_client(server, profile, key)
-        context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
-        data = examples.of_client(jnp.int32(0))
-        algorithm.update_client(server, client, data, context)
-        algorithm.personalize(server, client, data, context)
+        for algorithm, _ in first.make(*inputs._replace(values=values)).methods:
+            server = algorithm.init_server(examples.population(), key)
+            profile = examples.profile(jnp.int32(0))
+            client = algorithm.init_client(server, profile, key)
+            context = Context(key, jnp.int32(0), jnp.int32(1), jnp.int32(0), key)
+            data = examples.of_client(jnp.int32(0))
+            algorithm.update_client(server, client, data, context)
+            algorithm.personalize(server, client, data, context)
 
     # An error of the method itself also occurs with concrete numbers, and is reported as such.
     traced = (first.inputs, jax.random.key(0), first.examples)
