@@ -30,7 +30,7 @@ from pfljax import metrics
 from pfljax.cli import app
 from pfljax.errors import DivergedError, UserError
 from pfljax.training import sweep
-from pfljax.training.run import locks
+from pfljax.training.run import compiling, locks
 from pfljax.training.study import config as config_lib
 
 
@@ -55,7 +55,10 @@ def main() -> None:
     if not flags.FLAGS.values:
         raise UserError("Pass the values to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
     found, diverged = [], []
-    for name in config.algorithms if flags.FLAGS.every_method else (config.algorithm,):
+    methods = config.algorithms if flags.FLAGS.every_method else (config.algorithm,)
+    for number, name in enumerate(methods):
+        if number and number % compiling.METHODS_AT_ONCE == 0:
+            compiling.free_programs()
         own = sweep.changed(config, {"algorithm": name}, config.seed)
         grid = dict(sweep.parse(text, own) for text in flags.FLAGS.values)
         with locks.hold(directory), app.progress(config.rounds) as add_bar:

@@ -7,7 +7,7 @@ and interrupted ones are resumed. `pfljax.report.comparison` writes the table an
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -80,11 +80,17 @@ def train(
     Raises:
       Stopped: A signal stopped a run; a checkpoint is saved.
     """
-    if vmap_seeds:
-        _run_seeds_vectorized(comparison, add_progress)
-    else:
-        compiling.compile_all(comparison.built())
-        _run_one_by_one(comparison, add_progress)
+    methods = list(dict.fromkeys(name for name, _ in comparison.to_do))
+    for first in range(0, len(methods), compiling.METHODS_AT_ONCE):
+        now = methods[first : first + compiling.METHODS_AT_ONCE]
+        if vmap_seeds:
+            _run_seeds_vectorized(comparison, now, add_progress)
+        else:
+            compiling.compile_all(comparison.built(now))
+            _run_one_by_one(comparison, now, add_progress)
+        comparison.forget(now)
+        if now[-1] != methods[-1]:
+            compiling.free_programs()
 
 
 class Comparison:
@@ -189,9 +195,13 @@ class Comparison:
             built = built.with_server_data(dataset)
         return built._replace(config=self.config_of(run), dataset=dataset, examples=examples)
 
-    def built(self) -> list[experiment.Experiment]:
-        """Returns the experiments built so far, one for all runs that share programs."""
-        return list(self._built.values())
+    def built(self, methods: Sequence[str]) -> list[experiment.Experiment]:
+        """Returns the experiments of methods built so far, one for runs that share programs."""
+        return [built for (name, *_), built in self._built.items() if name in methods]
+
+    def forget(self, methods: Sequence[str]) -> None:
+        """Drops the experiments of methods, of which no run is left."""
+        self._built = {key: built for key, built in self._built.items() if key[0] not in methods}
 
     def first_dataset(self) -> FederatedDataset:
         """Returns the data set of the first seed, which is loaded if all runs are finished."""
@@ -205,8 +215,12 @@ class Comparison:
         return self.config.engine.residence == "host"
 
 
-def _run_one_by_one(comparison: Comparison, add_progress: AddProgress) -> None:
+def _run_one_by_one(
+    comparison: Comparison, methods: Sequence[str], add_progress: AddProgress
+) -> None:
     for run in comparison.to_do:
+        if run[0] not in methods:
+            continue
         built = _build(comparison, run)
         progress = add_progress(f"{run[0]}, seed {run[1]}", built.task.score)
         try:
@@ -222,9 +236,11 @@ def _build(comparison: Comparison, run: Run) -> experiment.Experiment:
     return comparison.build(run)
 
 
-def _run_seeds_vectorized(comparison: Comparison, add_progress: AddProgress) -> None:
+def _run_seeds_vectorized(
+    comparison: Comparison, methods: Sequence[str], add_progress: AddProgress
+) -> None:
     """Trains the seeds of each method in one program, grouped by the round to resume from."""
-    for name in dict.fromkeys(name for name, _ in comparison.to_do):
+    for name in methods:
         runs = [run for run in comparison.to_do if run[0] == name]
         for group in vectorized.group_by_round([comparison.directory_of(run) for run in runs]):
             own = [runs[number] for number in group]

@@ -1,13 +1,14 @@
 """Compiles the programs of several runs at once, in threads.
 
 XLA compiles without the interpreter lock. Programs are traced in the main thread, while those
-before them are compiled. All are compiled before the first run, so that errors appear immediately
-and the seconds of rounds are measured on an idle machine.
+before them are compiled. Those of several methods are compiled before the first of them runs, so
+that the seconds of rounds are measured on an idle machine.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import threading
 from collections.abc import Sequence
 
@@ -22,6 +23,15 @@ from pfljax.training.study.experiment import Experiment
 _NAME = "pfljax-compile"
 # XLA uses several threads for one program, and memory for each program.
 _MOST_THREADS = 8
+# Number of methods whose programs are in memory at once. A process has at most 65,530 regions of
+# memory on Linux, and one with the programs of 60 methods has used them up.
+METHODS_AT_ONCE = 16
+
+
+def free_programs() -> None:
+    """Frees the compiled programs to which no experiment refers any more, JAX's own copies too."""
+    gc.collect()
+    jax.clear_caches()
 
 
 def compile_all(experiments: Sequence[Experiment]) -> None:
