@@ -124,7 +124,8 @@ def fedselect(
     def client_update(server, client, data, context):
         start = jax.tree.map(jnp.where, client.personal, client.params, server.params)
         personal, before = grow(client)
-        steps = local.num_steps or core.steps_per_epoch(data.size, local)
+        steps = core.steps_per_epoch(data.size, local)
+        steps = jnp.minimum(steps, local.num_steps) if local.num_steps else steps
         twice = local._replace(epochs=2 * local.epochs, num_steps=2 * local.num_steps)
         optimizer = masks.alternating(local.optimizer, personal, steps)
         trained = core.train(task.loss, start, data, context, twice, optimizer=optimizer)
