@@ -98,7 +98,16 @@ def arrays(server):
     }
 
 
-@pytest.mark.parametrize("name", [*METHODS, "fedcac", "mime"])
+# A prototype and server data, an exchange and a verb more than the others have.
+FEW = ("fedproto", "fedmd", "fedcac", "mime")
+
+
+def others(*cases):
+    """Returns the cases of other methods, which are slow tests."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize("name", [*FEW, *others(*((name,) for name in METHODS if name not in FEW))])
 def test_groups_of_one_architecture_are_one_federation(name):
     """Cohorts, sums, exchange and evaluation are the same, those of a held-out client too."""
     network = mlp(4)
@@ -119,7 +128,12 @@ def test_groups_of_one_architecture_are_one_federation(name):
 
 
 @pytest.mark.parametrize(
-    "name, count", [*((name, 3) for name in METHODS), ("fedproto", 2), ("fedper", 2), ("fml", 2)]
+    "name, count",
+    [
+        *(("fedproto", 3), ("fedkd", 3), ("fedper", 3), ("fml", 2)),
+        *others(*((name, 3) for name in METHODS if name not in ("fedproto", "fedkd", "fedper"))),
+        *others(("fedproto", 2), ("fedper", 2)),
+    ],
 )
 def test_all_groups_train_and_share_what_they_exchange(name, count):
     networks = networks_of(name)[:count]
