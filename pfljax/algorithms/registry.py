@@ -25,6 +25,7 @@ TAGS = (
     "normalization",
     "low rank",
     "element-wise mixing",
+    "sparse models",
     "mixtures of models",
     "hypernetwork",
     "prototypes",
@@ -292,5 +293,6 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features linear_head body",
         ),
         _row("fedgmm", "FedGMM", 2023, "mixtures of models", needs="classes features random_init"),
+        _row("pfedgate", "pFedGate", 2023, "sparse models", needs="array_inputs"),
     ]
 )

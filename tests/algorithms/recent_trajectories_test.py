@@ -9,6 +9,7 @@ and of the last round all that a method names.
 import dataclasses
 import functools
 import json
+import os
 from typing import NamedTuple
 
 import delays
@@ -28,6 +29,7 @@ from pfljax.models.kernels.convolution import convolution
 from pfljax.ops import full_batch, hadamard
 
 TOLERANCE = 1e-8
+RATES = ("lr", "local_learning_rate", "lr_model")  # the names of the learning rate
 FACTORS = ("x1", "y1", "x2", "y2")
 
 
@@ -51,6 +53,9 @@ class Case(NamedTuple):
       state: The prefix of what the server has after a round.
       deployed: The key of the outputs of the models that the clients deploy after a round.
       outputs: `(our outputs) -> theirs`.
+      examples: `(the file of the data) -> arrays of the same names`.
+      in_full_set_only: Whether the file is too large for this repository; the test is skipped
+        without the full set.
       change: `monkeypatch -> None`, which makes ours do what theirs does otherwise.
     """
 
@@ -67,6 +72,8 @@ class Case(NamedTuple):
     state: str = "round{round}/"
     deployed: str = "round{round}/test_logits/client{client}"
     outputs: object = lambda outputs: outputs
+    examples: object = lambda data: data
+    in_full_set_only: bool = False
     change: object = lambda monkeypatch: None
 
 
@@ -107,6 +114,14 @@ def pass_over_full_batches(monkeypatch):
         return passing(task, params, dataclasses.replace(data, size=size), context, local)
 
     monkeypatch.setattr(full_batch, "value_and_gradient", value_and_gradient)
+
+
+def full_batches(data):
+    """The rows of each client's full batches, by whose number the average is weighted."""
+    return {
+        key: rows[: len(rows) // 10 * 10] if "/train_" in key else rows
+        for key, rows in data.items()
+    }
 
 
 def factors_from(server, theirs):
@@ -337,6 +352,15 @@ CASES = {
     ),
     "FedGMM": fedgmm(released=False),
     "FedGMM-code": fedgmm(released=True),
+    "pFedGate": Case(
+        "pfedgate",
+        trajectories.settings_of_pfedgate,
+        client=trajectories.names_of_gate,
+        local=trajectories.clipped_local,
+        own=trajectories.gate_from,
+        examples=full_batches,
+        in_full_set_only=True,
+    ),
 }
 
 
@@ -358,6 +382,8 @@ def with_epochs_of_each_client(make, epochs):
 
 @pytest.mark.parametrize("file", CASES)
 def test_trajectory(file, monkeypatch):
+    if CASES[file].in_full_set_only and "PFLJAX_RECENT_TRAJECTORIES" not in os.environ:
+        pytest.skip("set PFLJAX_RECENT_TRAJECTORIES to the folder of the full set")
     case, data, theirs = (
         CASES[file],
         trajectories.read_recent("data"),
@@ -383,7 +409,7 @@ def follow(case, data, theirs, monkeypatch):
         delays.follow(monkeypatch, case.staleness(meta))
 
     def make(epochs):
-        rate = settings["lr" if "lr" in settings else "local_learning_rate"]
+        rate = next(settings[key] for key in RATES if key in settings)
         local = trajectories.local_training(rate, settings["batch_size"], epochs)
         local = case.local(local, settings)
         return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
@@ -392,7 +418,7 @@ def follow(case, data, theirs, monkeypatch):
         algorithm = with_epochs_of_each_client(make, case.epochs(settings))
     else:
         algorithm = make(1)
-    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(data))
+    examples = jax.tree.map(jnp.asarray, trajectories.examples_from(case.examples(data)))
     count = examples.num_clients
     cohorts = case.cohorts(meta)
     left = iter(cohorts)
@@ -438,6 +464,8 @@ def outputs_of(algorithm, task, length, server, private, data, client, inputs):
     """Returns the outputs of the model that a client would deploy."""
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(length), client)
     model = algorithm.personalize(server, private, data, context)
+    if algorithm.adapt is not None:
+        model = algorithm.adapt(model, inputs, jnp.ones(len(inputs), bool))
     if algorithm.predict is None:
         return task.predict(model, inputs)
     return algorithm.predict(model, inputs, context.key)
