@@ -294,5 +294,6 @@ ALGORITHMS: dict[str, Method] = dict(
         ),
         _row("fedgmm", "FedGMM", 2023, "mixtures of models", needs="classes features random_init"),
         _row("pfedgate", "pFedGate", 2023, "sparse models", needs="array_inputs"),
+        _row("fedperfix", "FedPerfix", 2023, "body and head", needs="adapters"),
     ]
 )
