@@ -91,7 +91,7 @@ def test_padding_and_the_order_of_a_batch_do_not_matter():
     )
 
 
-@pytest.mark.parametrize("shape, rows", itertools.product([(1,), (2, 3)], [0, 1]))
+@pytest.mark.parametrize("shape, rows", list(itertools.product([(1,), (2, 3)], [0, 1])))
 def test_scores_and_gradients_are_finite_for_constant_inputs(shape, rows):
     gate = gates.init(jax.random.key(0), shape, 2, jnp.float32)
     inputs, mask = jnp.full((2, *shape), 255.0), jnp.arange(2) < rows
