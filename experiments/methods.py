@@ -6,10 +6,11 @@
 docstrings.
 
 Year and family come from the rows of the registry, the states of server and client from the
-docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10, or the first
-model that a method accepts, 20 clients with 10 classes, and 1,000 examples at the server if the method needs some. "sum only" marks methods
-whose server needs only the sum of the client updates, so that every aggregator of
-`pfljax/aggregation/` can be used and secure aggregation could be added.
+docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 or the first
+other model that a method accepts, 20 clients with 10 classes, and 1,000 examples at the server if
+the method needs some. "sum only" marks methods whose server needs only the sum of the client
+updates, so that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could
+be added.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfljax import core
 from pfljax.core import streams
 from pfljax.engine import init, sampling
 from pfljax.engine.evaluate import SPLITS
