@@ -175,7 +175,7 @@ def test_closed_form(density, others):
     def scales(train):
         raw = np.stack([mean_scores(g, x, train) for g, x in zip(of_each, rows, strict=True)])
         kept = np.array([[True, False, True, False]] * 3)
-        for mask, tenths in zip(kept, np.round(10 * raw[:, 1::2]), strict=True):
+        for mask, tenths in zip(kept, np.round(10 * np.maximum(raw[:, 1::2], 0.5)), strict=True):
             best = 1 + 2 * np.argsort(-tenths, kind="stable")
             mask[best[:others]] = True
         return raw * kept
