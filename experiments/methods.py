@@ -6,10 +6,11 @@
 docstrings.
 
 Year and family come from the rows of the registry, the states of server and client from the
-docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10, 20 clients
-with 10 classes, and 1,000 examples at the server if the method needs some. "sum only" marks methods
-whose server needs only the sum of the client updates, so that every aggregator of
-`pfljax/aggregation/` can be used and secure aggregation could be added.
+docstrings of the methods. The bytes are counted from shapes, for the MLP 784-100-10 or the first
+other model that a method accepts, 20 clients with 10 classes, and 1,000 examples at the server if
+the method needs some. "sum only" marks methods whose server needs only the sum of the client
+updates, so that every aggregator of `pfljax/aggregation/` can be used and secure aggregation could
+be added.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
 _NUM_SERVER_EXAMPLES = 1000
 # Some methods reject some models; the first model that a method accepts is counted.
-_MODELS = ("mlp", "mlp_bn")
+_MODELS = {"mlp": {}, "mlp_bn": {}, "vit": {"adapter_width": 64}}
 
 
 class Row(NamedTuple):
@@ -75,8 +76,8 @@ def count(name: str) -> tuple[int, int, bool]:
     """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
     needs_server_data = "server_data" in ALGORITHMS[name].needs
     held = {"server_data": server_data()} if needs_server_data else {}
-    for model in _MODELS:
-        network = models.MODELS[model](_SHAPE, _NUM_CLASSES)
+    for model, arguments in _MODELS.items():
+        network = models.MODELS[model](_SHAPE, _NUM_CLASSES, **arguments)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
             local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)

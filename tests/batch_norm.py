@@ -60,6 +60,7 @@ def check(
     plain_round: PlainRound,
     *,
     personal: Callable[..., plain.Model] | None = None,
+    task: core.Task = TASK,
     local: core.LocalTraining = LOCAL,
     rounds: int = ROUNDS,
     **settings,
@@ -73,12 +74,13 @@ def check(
         that the engine has after the round.
       personal: `(server, client, x, y) -> model`, compared with `personalize` after the last round
         for all clients, the held-out one too; None for no comparison.
+      task: The task `mlp_bn`, possibly with other rules about the paths of its arrays.
       local: Local training of the clients.
       rounds: Number of rounds.
       **settings: Hyper-parameters of the method.
     """
     with jax.enable_x64(True):
-        algorithm = ALGORITHMS[name](TASK, local, **settings)
+        algorithm = ALGORITHMS[name](task, local, **settings)
         device = jax.devices()[:1]
         placed = wide(mapping.replicate(federation.examples(), device))
         state = wide(

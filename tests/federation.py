@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,8 @@ from pfljax.engine.programs import (
     rounds_program,
 )
 from pfljax.errors import UserError
+from pfljax.models.attention import ImageEncoder
+from pfljax.models.layers import Dense
 
 SIZES = np.array([11, 3, 7, 1, 16, 5, 9, 4, 6])  # some smaller than a batch
 NUM_CLASSES = 3
@@ -81,6 +84,21 @@ def task(model: str = "mlp") -> core.Task:
     return tasks.classification(network, num_classes=NUM_CLASSES)
 
 
+class OfColumns(nn.Module):
+    """Attention over the numbers of an example, with adapters: `[B, d] -> [B, 4]`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return ImageEncoder(1, 4, 1, 2, adapter_width=3)(x[:, :, None, None])
+
+
+@functools.cache
+def attention_task() -> core.Task:
+    """A Transformer block with adapters, whose tokens are the numbers of an example."""
+    network = models.from_flax(OfColumns(), Dense(NUM_CLASSES), (NUM_FEATURES,))
+    return tasks.classification(network, num_classes=NUM_CLASSES)
+
+
 @functools.cache
 def server_data(seed: int = 1, size: int = 10) -> core.ClientData:
     """Examples of the server, of the form of the clients' examples."""
@@ -99,7 +117,7 @@ def held_by_the_server(name: str) -> dict[str, core.ClientData]:
 @functools.cache
 def task_for(name: str) -> core.Task:
     """The first of these tasks that a method of the table takes."""
-    for candidate in (task(), task("mlp_bn")):
+    for candidate in (task(), task("mlp_bn"), attention_task()):
         try:
             ALGORITHMS[name](candidate, local_training(), **held_by_the_server(name))
         except UserError as refusal:

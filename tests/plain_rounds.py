@@ -74,8 +74,10 @@ def task() -> core.Task:
         metrics=lambda outputs, batch: {},
         num_classes=plain.CLASSES,
         num_features=plain.FEATURES,
+        input_shape=(plain.INPUTS,),
         layers=(("body",), ("head",)),
         is_norm=lambda path: path[0] == "head",
+        is_adapter=lambda path: path == ("body", "bias"),
         output_losses=lambda logits, batch: optax.softmax_cross_entropy_with_integer_labels(
             logits, batch.targets
         ),

@@ -15,6 +15,7 @@ import optax
 
 from pfljax import core, models, tasks
 from pfljax.engine.examples import Examples
+from pfljax.ops import gates
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -93,3 +94,34 @@ def local_training(rate: float, batch_size: int, epochs: int = 1) -> core.LocalT
         shuffle=False,
         learning_rate=rate,
     )
+
+
+def settings_of_pfedgate(theirs: Arrays) -> dict[str, object]:
+    """Returns the hyper-parameters of pFedGate, given those of the file."""
+    return {
+        "density": theirs["sparse_factor"],
+        "blocks": theirs["fine_grained_block_split"],
+        "rate_factor": theirs["lr_gating"] / theirs["lr_model"],
+        "released": True,
+    }
+
+
+def clipped_local(local: core.LocalTraining, theirs: Arrays) -> core.LocalTraining:
+    """Returns local training with the clip norm of the file."""
+    clip = optax.clip_by_global_norm(theirs["clip"])
+    return local._replace(optimizer=optax.chain(clip, optax.sgd(theirs["lr_model"])))
+
+
+def gate_from(theirs: Arrays, client: int) -> core.Params:
+    """Returns a gate of pFedGate as it starts in the file, which has what is drawn at random."""
+    prefix = f"init/client{client}/gate/"
+    drawn = {key.removeprefix(prefix): theirs[key] for key in theirs if key.startswith(prefix)}
+    layer = {kind: jnp.asarray(drawn[f"linear/{kind}"]) for kind in ("kernel", "bias")}
+    inputs, outputs = layer["kernel"].shape
+    gate = gates.init(jax.random.key(0), (inputs,), outputs, layer["kernel"].dtype)
+    return {**gate, "linear": layer, "bn": {**gate["bn"], "bias": jnp.asarray(drawn["bn/bias"])}}
+
+
+def names_of_gate(gate: core.Params) -> dict[str, jax.Array]:
+    """Returns the arrays of a gate by their names in the file."""
+    return {f"gate/{a}/{b}": array for a, arrays in gate.items() for b, array in arrays.items()}

@@ -25,6 +25,7 @@ TAGS = (
     "normalization",
     "low rank",
     "element-wise mixing",
+    "sparse models",
     "mixtures of models",
     "hypernetwork",
     "prototypes",
@@ -303,5 +304,7 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
         _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
         _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
+        _row("pfedgate", "pFedGate", 2023, "sparse models", needs="array_inputs"),
+        _row("fedperfix", "FedPerfix", 2023, "body and head", needs="adapters"),
     ]
 )

@@ -79,6 +79,11 @@ NEEDS: dict[str, Need] = {
         "features that are rows of numbers",
         "choose another model",
     ),
+    "array_inputs": Need(
+        lambda setting: bool(setting.task.input_shape),
+        "inputs that are one array of numbers",
+        "choose another data set",
+    ),
     "head": Need(
         lambda setting: setting.has(setting.task.is_head),
         "a head on the model's features",
@@ -103,6 +108,11 @@ NEEDS: dict[str, Need] = {
         lambda setting: hadamard.has_kernels(setting.shapes),
         "dense layers or convolutions",
         "choose another model",
+    ),
+    "adapters": Need(
+        lambda setting: setting.has(setting.task.is_adapter),
+        "a model with adapters in its attention",
+        "set config.model.name=vit_ti and config.model.adapter_width=128",
     ),
     "normalization": Need(
         lambda setting: setting.has(setting.task.is_norm),

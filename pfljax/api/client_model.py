@@ -161,12 +161,16 @@ class Shared:
 
     @functools.cached_property
     def apply(self) -> Callable[..., jax.Array]:
-        """`(params, inputs, key) -> outputs`, compiled once for all models."""
+        """`(params, inputs, mask, key) -> outputs`, compiled once for all models."""
         make, inputs = self.method
 
-        def outputs(inputs, params, batch, key):
+        def outputs(inputs, params, batch, mask, key):
             algorithm, task = make(*inputs)
-            if self.kind == "personal" and algorithm.predict is not None:
+            if self.kind == "global":
+                return task.predict(params, batch)
+            if algorithm.adapt is not None:
+                params = algorithm.adapt(params, batch, mask)
+            if algorithm.predict is not None:
                 return algorithm.predict(params, batch, key)
             return task.predict(params, batch)
 
@@ -212,9 +216,11 @@ class ClientModel:
         count = len(next(iter(by_name(batch).values())))
         key, found = jax.random.key(0), []
         for begin in range(0, count, _BATCH):
-            rows = np.minimum(np.arange(begin, begin + _BATCH), count - 1)
+            numbers = np.arange(begin, begin + _BATCH)
+            rows, mask = np.minimum(numbers, count - 1), numbers < count
             part = map_inputs(lambda array, rows=rows: array[rows], batch)
-            found.append(np.asarray(self._shared.apply(self.params, part, key))[: count - begin])
+            outputs = np.asarray(self._shared.apply(self.params, part, mask, key))
+            found.append(outputs[: count - begin])
         return np.concatenate(found)
 
     def predict(self, inputs: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from pfljax.core import params, ranges, tree
 from pfljax.core.algorithm import (
+    Adapt,
     Algorithm,
     ClientUpdate,
     Download,
@@ -53,6 +54,7 @@ from pfljax.core.uploads import Weighted, mean, shares, weighted
 
 __all__ = [
     "NETWORK",
+    "Adapt",
     "Algorithm",
     "Batch",
     "ClientData",

@@ -175,6 +175,23 @@ class Predict(Protocol):
         """
 
 
+class Adapt(Protocol):
+    """Adapts a deployed model to the inputs that it is about to predict (test-time adaptation).
+
+    The targets of these examples are not used, but a prediction then depends on the other examples
+    of its batch, and so does the score of the model.
+    """
+
+    def __call__(self, params: Params, inputs: jax.Array, mask: jax.Array) -> Params:
+        """Returns the params with which `Predict` or `Task.predict` computes the outputs.
+
+        Args:
+          params: The result of `Personalize`.
+          inputs: `[B, ...]`, the inputs of the batch.
+          mask: `[B]` bool, True for a real example.
+        """
+
+
 class GlobalParams(Protocol):
     """Returns the global model in the state of the server."""
 
@@ -200,6 +217,8 @@ class Algorithm(NamedTuple):
       personalize: The model that a client would deploy now.
       predict: The outputs of a deployed model, which `Task.metrics` scores; None if `Task.evaluate`
         scores the model.
+      adapt: The adaptation of a deployed model to each batch that it predicts; None for a method
+        without such an adaptation.
       global_params: The global model; None for a method without one.
       download: The download of a client; None for the parts of the server's state that
         `client_update` uses.
@@ -237,6 +256,7 @@ class Algorithm(NamedTuple):
     server_update: ServerUpdate
     personalize: Personalize
     predict: Predict | None = None
+    adapt: Adapt | None = None
     global_params: GlobalParams | None = None
     download: Download | None = None
     prepare: Prepare | None = None

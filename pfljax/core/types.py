@@ -192,9 +192,15 @@ class Task(NamedTuple):
         `evaluate` those of `predict`. None for a task whose metrics do not follow from its outputs.
       num_classes: `C`; 0 for a task without classes.
       num_features: `d`; 0 for a task whose features are not one vector per example.
+      input_shape: The shape of an example, for methods that apply a network of their own to the
+        inputs; `()` if examples are ids or dicts of arrays.
+      standardize: `(params, inputs [B, ...]) -> [B, ...]`, the inputs as the network receives them,
+        in the dtype of the params.
       layers: The paths of the layers in the params, in the order in which inputs pass them.
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
+      is_adapter: `path -> bool`, whether the array at `path` belongs to an adapter, a small module
+        beside the layers of the model.
       is_statistic: `path -> bool`, whether the array at `path` is a running statistic. Gradients do
         not change running statistics: training steps update them, and a server averages them.
       observe: `(params, batch) -> statistics`, the running statistics after a training step on the
@@ -233,8 +239,11 @@ class Task(NamedTuple):
     metrics: Callable[[jax.Array, Batch], dict[str, jax.Array]] | None
     num_classes: int
     num_features: int = 0
+    input_shape: tuple[int, ...] = ()
+    standardize: Callable[[Params, Any], Any] = lambda params, inputs: inputs
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
+    is_adapter: Callable[[Path], bool] = lambda path: False
     is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Params, Batch], Params] | None = None
     output_losses: Callable[[jax.Array, Batch], jax.Array] | None = None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfljax.core import streams, tree
-from pfljax.core.algorithm import Algorithm, Predict
+from pfljax.core.algorithm import Adapt, Algorithm, Predict
 from pfljax.core.types import Context, FederatedState, Params, PyTree, Task
 from pfljax.engine import init, mapping
 from pfljax.engine.clients import on_device
@@ -94,7 +94,10 @@ def evaluate_client(
     """
     models = deployed(algorithm, server, client, examples, row, unseen, context)
     # The global model predicts as in the task; only personalized models may predict differently.
-    evaluate_model = {"personal": scorer(task, algorithm.predict), "global": scorer(task)}
+    evaluate_model = {
+        "personal": scorer(task, algorithm.predict, algorithm.adapt),
+        "global": scorer(task),
+    }
 
     def score(split):
         data = examples.of_client(row, split)
@@ -142,12 +145,13 @@ def evaluate_client(
     return {name: {split: scores[split][name] for split in SPLITS} for name in models}
 
 
-def scorer(task: Task, predict: Predict | None = None) -> Callable:
+def scorer(task: Task, predict: Predict | None = None, adapt: Adapt | None = None) -> Callable:
     """Returns the function that scores the models of a task on a batch.
 
     Args:
       task: The model and its metrics.
       predict: Computes the outputs of the models; None for `Task.predict`.
+      adapt: Adapts the models to the batch before; None leaves them as they are.
 
     Returns:
       `(params, batch, key) -> (sums, outputs)`: `{name: []}`, as `Task.evaluate` returns them, and
@@ -169,6 +173,8 @@ def scorer(task: Task, predict: Predict | None = None) -> Callable:
         )
 
     def score(params, batch, key):
+        if adapt is not None:
+            params = adapt(params, batch.inputs, batch.mask)
         if predict is None and not task.client_metrics:
             return task.evaluate(params, batch, key), ()
         if predict is None:

@@ -10,27 +10,56 @@ import numpy as np
 from pfljax.errors import UserError
 from pfljax.models.ids import PADDING, Embedding, masked_mean, require_text
 from pfljax.models.layers import Dense, Offset
-from pfljax.models.model import Model, from_flax
+from pfljax.models.model import ADAPTER, Model, from_flax
 
 # Low enough for a weight of zero, but finite, so that a fully masked row does not become NaN.
 _BARRED = -1e9
 
 
+class KeyValueAdapter(nn.Module):
+    """What an adapter adds to keys and values: `[B, T, d] -> [B, T, 2 d]`.
+
+        (P_k, P_v) = scale (tanh(x W_down + b_down) W_up + b_up)
+
+    Attributes:
+      width: Number of hidden units.
+      scale: Factor on the result.
+    """
+
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.scale * Dense(2 * x.shape[-1])(jnp.tanh(Dense(self.width)(x)))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: `[B, T, d] -> [B, T, d]`.
+
+        (q, k, v) = x W + b,   with an adapter (q, k + P_k, v + P_v)
 
     Attributes:
       heads: Number of heads, among which `d` is divided.
       causal: Whether a position attends to itself and earlier positions only.
+      adapter_width: Number of hidden units of the adapter of keys and values; 0 for no adapter.
+      adapter_scale: Factor on what the adapter adds.
     """
 
     heads: int
     causal: bool = False
+    adapter_width: int = 0
+    adapter_scale: float = 1.5
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         batch, steps, width = x.shape
-        projected = Dense(3 * width)(x).reshape(batch, steps, 3, self.heads, width // self.heads)
+        projected = Dense(3 * width)(x)
+        if self.adapter_width:
+            added = KeyValueAdapter(self.adapter_width, self.adapter_scale, name=ADAPTER)(x)
+            query, others = projected[..., :width], projected[..., width:]
+            projected = jnp.concatenate([query, others + added], axis=-1)
+        projected = projected.reshape(batch, steps, 3, self.heads, width // self.heads)
         query, key, value = (projected[:, :, i] for i in range(3))
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (width // self.heads) ** -0.5
         if mask is not None:
@@ -50,17 +79,22 @@ class Blocks(nn.Module):
       layers: Number of blocks.
       heads: Number of heads of each attention.
       causal: Whether a position attends to itself and earlier positions only.
+      adapter_width: Number of hidden units of the adapter of each attention; 0 for no adapters.
+      adapter_scale: Factor on what an adapter adds.
     """
 
     layers: int
     heads: int
     causal: bool = False
+    adapter_width: int = 0
+    adapter_scale: float = 1.5
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         for _ in range(self.layers):
-            x = x + Attention(self.heads, self.causal)(nn.LayerNorm(epsilon=1e-5)(x), mask)
+            attention = Attention(self.heads, self.causal, self.adapter_width, self.adapter_scale)
+            x = x + attention(nn.LayerNorm(epsilon=1e-5)(x), mask)
             hidden = Dense(4 * width)(nn.LayerNorm(epsilon=1e-5)(x))
             x = x + Dense(width)(nn.gelu(hidden))
         return x
@@ -184,12 +218,16 @@ class ImageEncoder(nn.Module):
       width: The width of all layers.
       layers: Number of blocks.
       heads: Number of heads of each attention.
+      adapter_width: Number of hidden units of the adapter of each attention; 0 for no adapters.
+      adapter_scale: Factor on what an adapter adds.
     """
 
     patch: int
     width: int
     layers: int
     heads: int
+    adapter_width: int = 0
+    adapter_scale: float = 1.5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -198,7 +236,8 @@ class ImageEncoder(nn.Module):
         x = x.reshape(batch, down, self.patch, across, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
         x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
-        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(x))
+        adapters = {"adapter_width": self.adapter_width, "adapter_scale": self.adapter_scale}
+        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(x))
         return jnp.mean(x, axis=1)
 
 
@@ -209,12 +248,17 @@ def vit(
     width: int = 128,
     layers: int = 4,
     heads: int = 4,
+    adapter_width: int = 0,
+    adapter_scale: float = 1.5,
 ) -> Model:
     """A small vision Transformer with the mean over patches: `[B, H, W, c] -> [B, width]`.
 
-    32x32x3, 10 classes: 809,098 parameters.
+    32x32x3, 10 classes: 809,098 parameters; with adapters of 64 hidden units, 0 for none, the
+    attentions add `adapter_scale` times their outputs to keys and values: 908,682.
 
     References:
+      Sun, Mendieta, Luo, Wu, Chen, "FedPerfix: Towards Partial Model Personalization of Vision
+      Transformers in Federated Learning", 2023, https://arxiv.org/abs/2308.09160 (the adapters).
       Dosovitskiy, Beyer, Kolesnikov et al., "An Image is Worth 16x16 Words: Transformers for Image
       Recognition at Scale", 2021, https://arxiv.org/abs/2010.11929.
     """
@@ -224,8 +268,28 @@ def vit(
             f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
         )
     _require_divisible("vit", width, heads)
-    body = ImageEncoder(patch, width, layers, heads)
+    body = ImageEncoder(patch, width, layers, heads, adapter_width, adapter_scale)
     return from_flax(body, Dense(num_classes), input_shape)
+
+
+def vit_ti(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    patch: int = 4,
+    adapter_width: int = 0,
+    adapter_scale: float = 1.5,
+) -> Model:
+    """`vit` of the size ViT-Ti, 12 blocks of width 192 with 3 heads: `[B, H, W, c] -> [B, 192]`.
+
+    32x32x3, 10 classes: 5,362,378 parameters; with adapters of 128 hidden units: 6,253,258.
+
+    References:
+      Touvron, Cord, Douze, Massa, Sablayrolles, Jegou, "Training Data-Efficient Image Transformers
+      and Distillation through Attention", 2021, https://arxiv.org/abs/2012.12877 (the size).
+    """
+    size = {"width": 192, "layers": 12, "heads": 3}
+    adapters = {"adapter_width": adapter_width, "adapter_scale": adapter_scale}
+    return vit(input_shape, num_classes, patch, **size, **adapters)
 
 
 def _sines(steps: int, width: int) -> np.ndarray:

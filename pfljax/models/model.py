@@ -23,6 +23,9 @@ NORMALIZATION = (
     *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.RMSNorm),
 )
 
+# The name of the modules whose arrays are `Model.is_adapter`.
+ADAPTER = "adapter"
+
 
 class Model(NamedTuple):
     """A network; its params are a nested dict with the keys 'body' and 'head'.
@@ -45,6 +48,9 @@ class Model(NamedTuple):
         normalization.
       reads_ids: Whether inputs are ids, int32, instead of numeric inputs; for inputs that are a
         dict, one value for all of them or a dict with the same names.
+      input_shape: The shape of an example; `()` if examples are ids or dicts of arrays.
+      is_adapter: `path -> bool`, whether an array belongs to an adapter, a module of the network
+        with the name 'adapter'.
 
     Example:
       >>> from pfljax.models import mlp
@@ -64,6 +70,8 @@ class Model(NamedTuple):
     is_statistic: Callable[[Path], bool]
     observe: Callable[..., Any] | None
     reads_ids: bool | Mapping[str, bool] = False
+    input_shape: tuple[int, ...] = ()
+    is_adapter: Callable[[Path], bool] = lambda path: False
 
 
 def map_measurements(
@@ -387,4 +395,6 @@ def from_flax(
         is_statistic=lambda path: path[:-1] in watchers and path[-1] in STATISTICS,
         observe=observe if watchers else None,
         reads_ids=reads_ids,
+        input_shape=() if reads_ids or isinstance(input_shape, Mapping) else tuple(input_shape),
+        is_adapter=lambda path: ADAPTER in path,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pfljax.models.attention import transformer, transformer_lm, vit
+from pfljax.models.attention import transformer, transformer_lm, vit, vit_ti
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
     "vit": vit,
+    "vit_ti": vit_ti,
     "fasttext": fasttext,
     "textcnn": textcnn,
     "lstm": lstm,

@@ -189,7 +189,7 @@ def factored(
         return lambda path: rule(path[:-1] if path[-1] in _FIRST + _SECOND else path)
 
     functions = ("losses", "loss", "predict", "features", "head", "observe", "params_metrics")
-    rules = ("is_head", "is_norm", "is_statistic")
+    rules = ("is_head", "is_norm", "is_adapter", "is_statistic")
     changed = task._replace(
         init=init_params,
         **{name: of_composed(getattr(task, name)) for name in functions},

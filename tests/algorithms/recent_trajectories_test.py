@@ -29,6 +29,7 @@ from pfljax.models.kernels.convolution import convolution
 from pfljax.ops import channel, full_batch, hadamard
 
 TOLERANCE = 1e-8
+RATES = ("lr", "local_learning_rate", "lr_model")  # the names of the learning rate
 FACTORS = ("x1", "y1", "x2", "y2")
 
 
@@ -114,6 +115,14 @@ def pass_over_full_batches(monkeypatch, theirs):
         return passing(task, params, dataclasses.replace(data, size=size), context, local)
 
     monkeypatch.setattr(full_batch, "value_and_gradient", value_and_gradient)
+
+
+def full_batches(data):
+    """The rows of each client's full batches, by whose number the average is weighted."""
+    return {
+        key: rows[: len(rows) // 10 * 10] if "/train_" in key else rows
+        for key, rows in data.items()
+    }
 
 
 def factors_from(server, theirs):
@@ -530,6 +539,15 @@ CASES = {
         in_full_set_only=True,
         patch=with_the_last_batch,
     ),
+    "pFedGate": Case(
+        "pfedgate",
+        trajectories.settings_of_pfedgate,
+        client=trajectories.names_of_gate,
+        local=trajectories.clipped_local,
+        own=trajectories.gate_from,
+        examples=full_batches,
+        in_full_set_only=True,
+    ),
 }
 
 
@@ -576,7 +594,7 @@ def follow(case, data, theirs, monkeypatch):
         delays.follow(monkeypatch, case.staleness(meta))
 
     def make(epochs):
-        rate = settings["lr" if "lr" in settings else "local_learning_rate"]
+        rate = next(settings[key] for key in RATES if key in settings)
         local = trajectories.local_training(rate, settings["batch_size"], epochs)
         local = case.local(local, settings)
         return ALGORITHMS[case.name](task, local, **case.hyperparameters(settings))
@@ -631,6 +649,8 @@ def outputs_of(algorithm, task, length, server, private, data, client, inputs):
     """Returns the outputs of the model that a client would deploy."""
     context = core.Context(jax.random.key(0), jnp.int32(0), jnp.int32(length), client)
     model = algorithm.personalize(server, private, data, context)
+    if algorithm.adapt is not None:
+        model = algorithm.adapt(model, inputs, jnp.ones(len(inputs), bool))
     if algorithm.predict is None:
         return task.predict(model, inputs)
     return algorithm.predict(model, inputs, context.key)

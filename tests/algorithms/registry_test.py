@@ -22,11 +22,13 @@ from pfljax.training.study.config import default_config
 LACKING = {
     "classes": lambda: federation.task()._replace(num_classes=0),
     "features": lambda: federation.task()._replace(num_features=0),
+    "array_inputs": lambda: federation.task()._replace(input_shape=()),
     "head": lambda: federation.task()._replace(is_head=lambda path: False),
     "body": lambda: federation.task()._replace(is_head=lambda path: True),
     "linear_head": lambda: federation.task()._replace(num_features=7),
     "layers": lambda: federation.task()._replace(layers=()),
     "kernels": lambda: quadratics.quadratic(),
+    "adapters": lambda: federation.task(),
     "normalization": lambda: federation.task(),
     "no_statistics": lambda: federation.task("mlp_bn"),
     "no_head_statistics": lambda: with_statistics_in_the_head(),

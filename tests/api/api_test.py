@@ -187,8 +187,9 @@ def test_a_regression_predicts_in_the_units_of_the_targets():
         run.client("ann").predict_proba(INPUTS)
 
 
-def test_a_method_that_predicts_itself(data, tmp_path):
-    run = pfljax.fit("fedem", data, learning_rate=0.3, **TINY)
+@pytest.mark.parametrize("name, settings", [("fedem", {}), ("pfedgate", {"released": True})])
+def test_a_method_that_predicts_itself_or_adapts_to_a_batch(name, settings, data, tmp_path):
+    run = pfljax.fit(name, data, learning_rate=0.3, **settings, **TINY)
     model = run.client("bob")
     rows = slice(data.test.offsets[1], data.test.offsets[1] + data.test.sizes[1])
     names = np.array(data.class_names)[data.targets[rows]]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfljax import core
 from pfljax.core import streams
 from pfljax.engine import init, sampling
 from pfljax.engine.evaluate import SPLITS
@@ -119,6 +120,30 @@ def test_chosen_clients_have_the_scores_they_have_among_all(devices, ids):
     )
     wanted = jax.tree.map(lambda leaf: leaf[np.array(ids)], engine("ditto", devices).scores)
     federation.assert_close(outcome.scores, wanted)
+
+
+def test_a_method_may_adapt_its_model_to_the_real_examples_of_each_batch():
+    def adapt(model, inputs, mask):
+        moved = core.mean_over(inputs[:, 0], mask) * jnp.array([1.0, 0.0, -1.0])
+        head = model["head"]
+        return {**model, "head": {**head, "bias": head["bias"] + moved}}
+
+    algorithm = federation.make("fedavg")._replace(adapt=adapt)
+    outcome = federation.run(algorithm, data=examples(), rounds=1)
+    data, model = examples(), outcome.server.params
+    logits = np.asarray(predict_program()(model, data.inputs))
+    for i, size in enumerate(data.sizes["test"]):
+        rows = data.offsets["test"][i] + np.arange(size)
+        total = 0.0
+        for start in range(0, size, 4):
+            here = rows[start : start + 4]
+            means = data.inputs[here, 0].mean() * np.array([1.0, 0.0, -1.0])
+            outputs = logits[here] + means
+            own = outputs[np.arange(len(here)), data.targets[here]]
+            total += np.sum(np.log(np.exp(outputs).sum(axis=1)) - own)
+        found = outcome.scores["personal"]["test"]["loss"][i]
+        np.testing.assert_allclose(found, total, rtol=1e-4, atol=1e-5)
+    assert federation.differ(outcome.scores["personal"], outcome.scores["global"])
 
 
 def test_only_personalized_models_use_the_predict_of_the_method():

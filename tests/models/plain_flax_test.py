@@ -89,7 +89,20 @@ def mobilenet(p, x):
     return dense(p["head"], x.mean(axis=(1, 2)))
 
 
+def attend_with_adapter(arrays, x):
+    """Two heads; 1.5 times the adapter's outputs are added to keys and values."""
+    adapter = arrays["adapter"]
+    added = 1.5 * dense(adapter["Dense_1"], jnp.tanh(dense(adapter["Dense_0"], x)))
+    query, *others = jnp.split(dense(arrays["Dense_0"], x), 3, axis=-1)
+    pairs = zip(others, jnp.split(added, 2, axis=-1), strict=True)
+    each = [query, *(old + new for old, new in pairs)]
+    mixed = nn.dot_product_attention(*(part.reshape(*x.shape[:2], 2, -1) for part in each))
+    return dense(arrays["Dense_1"], mixed.reshape(x.shape))
+
+
 def attend(arrays, x, mask=None):
+    if "adapter" in arrays:
+        return attend_with_adapter(arrays, x)
     batch, steps, width = x.shape
     three = {}
     for i, name in enumerate(("query", "key", "value")):
@@ -195,6 +208,11 @@ CASES = {
         mobilenet,
     ),
     "vit": (lambda s: from_flax(ImageEncoder(2, 4, 1, 2), Dense(3), s), (4, 4, 2), vit),
+    "vit_with_adapters": (
+        lambda s: from_flax(ImageEncoder(2, 4, 1, 2, adapter_width=3), Dense(3), s),
+        (4, 4, 2),
+        vit,
+    ),
     "har_cnn": (lambda s: models.MODELS["har_cnn"](s, 3, (4, 4), 3, (5,)), (14, 2), har_cnn),
     "fasttext": (lambda s: models.MODELS["fasttext"](s, 3, **TEXT), (STEPS,), fasttext),
     "textcnn": (

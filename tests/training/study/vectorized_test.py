@@ -172,8 +172,10 @@ def test_experiments_can_share_one_copy_of_the_examples(built):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_method_can_be_built_for_several_seeds(name):
-    needs_norm = "normalization" in ALGORITHMS[name].needs
-    changes = {"algorithm": name, "model.name": "mlp_bn" if needs_norm else "mlp"}
+    needs = ALGORITHMS[name].needs
+    changes = {"algorithm": name, "model.name": "mlp_bn" if "normalization" in needs else "mlp"}
+    if "adapters" in needs:
+        changes |= {"model.name": "vit", "model.adapter_width": 3}
     if "server_data" in ALGORITHMS[name].needs:
         changes["data.server_fraction"] = 0.1
     if "full_participation" in ALGORITHMS[name].needs:
