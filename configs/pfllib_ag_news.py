@@ -26,7 +26,8 @@ def get_config():
         *("local", "fedavg", "gpfl", "feddbe", "fedproto"),
         *("fedbabu", "fedcp", "fedala", "fedrep"),
     )
-    config.learning_rates.gpfl = config.learning_rates.feddbe = 0.3
+    # The others have 1.0. With that, FedBABU and FedRep diverged after some 20 rounds.
+    config.learning_rates.update(dict.fromkeys(("gpfl", "feddbe", "fedbabu", "fedrep"), 0.3))
     config.hparams.feddbe.kappa, config.hparams.fedrep.head_epochs = 1.0, 1
     config.drop_remainder = True
     config.data.alpha = 1.0
