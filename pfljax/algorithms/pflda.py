@@ -2,7 +2,8 @@
 
 Server: the common head `g`, the initial body. Client: its body `b_k` and its head `h_k`.
 Down: `g`. Up: the change of `g`, weighted by examples (`sum`).
-Cost per client and round: one local training, and a cheap one of the client's head.
+Cost per client and round: one local training, and one of the client's head alone, which needs
+another forward pass.
 
 References:
   Shi, Kontar, "Personalized Federated Learning via Domain Adaptation with an Application to
