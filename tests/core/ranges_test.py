@@ -81,10 +81,12 @@ def test_every_number_of_a_method_has_a_range_that_holds_its_default(name):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_method_refuses_a_negative_number(name):
+def test_every_method_refuses_a_number_below_the_range(name):
     factory = ALGORITHMS[name].factory
-    for parameter in ranges.ranges(factory):
-        with pytest.raises(UserError, match=f"^{name}: {parameter} is -1; it must .*\\.$"):
-            federation.make(name, **{parameter: -1})
-        with pytest.raises(UserError, match=f"^hparams.{name}.{parameter} is -1; it must .*\\.$"):
-            core.check_hyperparameters(factory, {parameter: -1}, f"hparams.{name}.")
+    for parameter, (_, allowed) in ranges.ranges(factory).items():
+        below = min(-1, int(allowed.least) - 1)
+        said = f"{parameter} is {below}; it must .*\\.$"
+        with pytest.raises(UserError, match=f"^{name}: {said}"):
+            federation.make(name, **{parameter: below})
+        with pytest.raises(UserError, match=f"^hparams.{name}.{said}"):
+            core.check_hyperparameters(factory, {parameter: below}, f"hparams.{name}.")

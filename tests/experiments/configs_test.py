@@ -25,7 +25,8 @@ def study(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_documents_its_command(name):
     module, config = study(name)
-    config_lib.check(config)
+    for each in config_lib.scenarios(config).values():
+        config_lib.check(each)
     assert f"--config=configs/{name}.py" in module.__doc__
     assert config.data.name in data.DATASETS
     assert ("--config.data.dir=" in module.__doc__) == (config.data.name != "digits")
