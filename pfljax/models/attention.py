@@ -31,7 +31,8 @@ class KeyValueAdapter(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.scale * Dense(2 * x.shape[-1])(jnp.tanh(Dense(self.width)(x)))
+        hidden = jnp.tanh(Dense(self.width)(x))
+        return self.scale * Dense(2 * x.shape[-1])(hidden)
 
 
 class Attention(nn.Module):
