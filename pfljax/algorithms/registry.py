@@ -303,5 +303,12 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
         _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
         _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
+        _row(
+            "fedrap",
+            "FedRAP",
+            2023,
+            "body and head",
+            needs="head body no_statistics random_init",
+        ),
     ]
 )
