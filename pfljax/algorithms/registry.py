@@ -306,5 +306,12 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
         _row("pfedgate", "pFedGate", 2023, "sparse models", needs="array_inputs"),
         _row("fedperfix", "FedPerfix", 2023, "body and head", needs="adapters"),
+        _row(
+            "fedrap",
+            "FedRAP",
+            2023,
+            "body and head",
+            needs="head body no_statistics random_init",
+        ),
     ]
 )

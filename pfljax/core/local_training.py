@@ -182,6 +182,7 @@ def for_each_batch(
     *,
     epochs: int | jax.Array | None = None,
     steps: int | jax.Array | None = None,
+    until: Callable[[PyTree, PyTree], jax.Array] | None = None,
 ) -> PyTree:
     """Runs `carry = step(carry, batch, key)` over a client's batches, epoch after epoch.
 
@@ -195,6 +196,8 @@ def for_each_batch(
       local: The settings: batch size, epochs or steps, order, partial batches.
       epochs: Number of epochs, which replaces that of `local`, or its number of steps.
       steps: Number of steps, which replaces the number of epochs.
+      until: `(carry before an epoch, carry after it) -> [] bool`, whether that epoch is the last;
+        None for all epochs.
 
     Returns:
       The carry after the last step; the initial one if the client has no batch.
@@ -226,7 +229,20 @@ def for_each_batch(
         left = per_epoch if steps is None else jnp.minimum(per_epoch, steps - index * per_epoch)
         return jax.lax.fori_loop(0, left, body, carry)
 
-    return jax.lax.fori_loop(0, epochs, epoch, carry)
+    if until is None:
+        return jax.lax.fori_loop(0, epochs, epoch, carry)
+
+    def watched(state):
+        index, carry, _ = state
+        after = epoch(index, carry)
+        return index + 1, after, until(carry, after)
+
+    def goes_on(state):
+        index, _, finished = state
+        return (index < epochs) & ~finished
+
+    state = jnp.zeros((), jnp.int32), carry, jnp.zeros((), bool)
+    return jax.lax.while_loop(goes_on, watched, state)[1]
 
 
 def descend(
@@ -240,6 +256,7 @@ def descend(
     optimizer: optax.GradientTransformation | None = None,
     epochs: int | None = None,
     steps: int | jax.Array | None = None,
+    until: Callable[[PyTree, PyTree], jax.Array] | None = None,
 ) -> Trained:
     """Local training along an update rule, in place of the gradient of an objective.
 
@@ -260,6 +277,8 @@ def descend(
       optimizer: Replaces `local.optimizer`.
       epochs: Number of epochs, which replaces that of `local`, or its number of steps.
       steps: Number of steps, which replaces the number of epochs, and may differ between clients.
+      until: `(carry before an epoch, carry after it) -> [] bool`, whether that epoch is the last;
+        None for all epochs.
 
     Returns:
       The trained params, `{'loss': Weighted}`, the optimizer's last state, and the last carry.
@@ -283,10 +302,12 @@ def descend(
             moved = replace_params(moved, seen)
         return moved, optimizer_state, carry, loss_sum + loss, count + 1
 
+    # Of the state of a step, only the rule's carry is the method's.
+    of_rule = None if until is None else lambda before, after: until(before[2], after[2])
     zero = jnp.zeros((), jnp.result_type(float))
     state = (params, optimizer.init(params), carry, zero, jnp.zeros((), jnp.int32))
     params, optimizer_state, carry, loss_sum, count = for_each_batch(
-        step, state, data, context, local, epochs=epochs, steps=steps
+        step, state, data, context, local, epochs=epochs, steps=steps, until=of_rule
     )
     metrics = {"loss": weighted(loss_sum / jnp.maximum(count, 1), count > 0)}
     return Trained(params, metrics, optimizer_state, carry)

@@ -126,6 +126,26 @@ def test_descend_follows_the_rule_of_the_method_and_returns_its_carry():
     assert int(nothing.carry) == 7 and float(nothing.params["w"]) == 1
 
 
+def test_descend_ends_after_the_first_epoch_that_meets_a_criterion():
+    def gradient(model, carry, batch, key):
+        return jnp.float32(0), {"w": jnp.float32(1)}, carry + jnp.sum(batch.mask)
+
+    def steps(least, size=10, epochs=5, steps=None):
+        trained = core.descend(
+            *(gradient, {"w": jnp.float32(0)}, jnp.float32(0), client(size), context()),
+            local(epochs=epochs),
+            steps=steps,
+            until=lambda before, after: (before > 0) & (after >= least),
+        )
+        return round(float(trained.params["w"]) / -0.1), int(trained.carry)
+
+    # Ten examples are three steps of an epoch; the first epoch does not meet any criterion.
+    assert steps(0) == (6, 20) and steps(21) == (9, 30)
+    assert steps(99) == (15, 50), "all epochs"
+    assert steps(21, steps=11) == (9, 30) and steps(99, steps=11) == (11, 38)
+    assert steps(0, size=0) == (0, 0)
+
+
 def test_the_key_decides_the_order():
     first = batches(10, local(), seed=1)
     assert first == batches(10, local(), seed=1)
