@@ -1,4 +1,4 @@
-"""All methods on Fashion-MNIST in PFLlib's two scenarios of label skew, 20 clients, MLP.
+"""Sixty methods on Fashion-MNIST in PFLlib's two scenarios of label skew, 20 clients, MLP.
 
 70,000 images, Dirichlet(0.1) or two classes for each client, three quarters of a client's images
 for training, batches of 10, one local epoch, all clients in every round, 30 rounds, three seeds.
@@ -65,16 +65,18 @@ _RATES = {
 def get_config(scenario: str = ""):
     config = runpy.run_path(str(HERE / "fashion_mnist_methods.py"))["get_config"]()
     config.rounds, config.eval_every, config.checkpoint_every = 30, 5, 0
-    config.algorithms = tuple(ALGORITHMS)
+    rates = {
+        scenario: {method: rate for rate, methods in by_rate.items() for method in methods.split()}
+        for scenario, by_rate in _RATES.items()
+    }
+    config.algorithms = tuple(name for name in ALGORITHMS if name in rates["dirichlet"])
     config.data.server_fraction = 0.02
     config.hparams.feddbe.kappa, config.hparams.qffl.q = 1.0, 0.01  # chosen on validation, too
     config.per_method.fedbn = {"model": {"name": "mlp_bn"}}
     scenarios = {
         name: {
             **keys,
-            "learning_rates": {
-                method: rate for rate, methods in _RATES[name].items() for method in methods.split()
-            },
+            "learning_rates": rates[name],
         }
         for name, keys in _KEYS.items()
     }

@@ -249,12 +249,12 @@ def vit(
     width: int = 128,
     layers: int = 4,
     heads: int = 4,
-    adapter_width: int = 0,
+    adapter_width: int | None = None,
     adapter_scale: float = 1.5,
 ) -> Model:
     """A small vision Transformer with the mean over patches: `[B, H, W, c] -> [B, width]`.
 
-    32x32x3, 10 classes: 809,098 parameters; with adapters of 64 hidden units, 0 for none, the
+    32x32x3, 10 classes: 809,098 parameters; with adapters of 64 hidden units the
     attentions add `adapter_scale` times their outputs to keys and values: 908,682.
 
     References:
@@ -269,7 +269,7 @@ def vit(
             f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
         )
     _require_divisible("vit", width, heads)
-    body = ImageEncoder(patch, width, layers, heads, adapter_width, adapter_scale)
+    body = ImageEncoder(patch, width, layers, heads, adapter_width or 0, adapter_scale)
     return from_flax(body, Dense(num_classes), input_shape)
 
 
@@ -277,7 +277,7 @@ def vit_ti(
     input_shape: tuple[int, ...],
     num_classes: int,
     patch: int = 4,
-    adapter_width: int = 0,
+    adapter_width: int | None = None,
     adapter_scale: float = 1.5,
 ) -> Model:
     """`vit` of the size ViT-Ti, 12 blocks of width 192 with 3 heads: `[B, H, W, c] -> [B, 192]`.

@@ -19,7 +19,7 @@ def uses_class_counts(algorithm):
     return used_arguments.uses_class_counts(algorithm, *shapes)
 
 
-READERS_OF_CLASS_COUNTS = ("fedgc", "fedgen", "fedlc", "fedrod", "gpfl", "pfedfda")
+READERS_OF_CLASS_COUNTS = ("fedgc", "fedgen", "fedjets", "fedlc", "fedrod", "gpfl", "pfedfda")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

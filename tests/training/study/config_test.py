@@ -109,7 +109,7 @@ def changed(**changes):
     "key, value, message",
     [
         ("algorithm", "fedavgg", "Unknown algorithm 'fedavgg'.* Did you mean 'fedavg'?"),
-        ("algorithms", ("ditto", "fedpar"), "'fedpar'.* Did you mean 'fedper'?"),
+        ("algorithms", ("ditto", "feprox"), "'feprox'.* Did you mean 'fedprox'?"),
         ("algorithms", (), "algorithms is empty"),
         (
             "rounds",
