@@ -94,7 +94,8 @@ def test_as_many_steps_as_epochs_have(name):
         whole = output.state, output.sum, output.each, output.metrics
         outputs.append(jax.tree.map(lambda leaf: leaf.astype(float), whole))
     federation.assert_close(outputs[0], outputs[1])
-    if name == "fedpcl":  # which has nothing to learn from before the first prototypes
+    # Without prototypes there is nothing to learn from, and a client may stop before an epoch ends.
+    if name in ("fedpcl", "proar_pfed"):
         return
     assert federation.differ(outputs[0], outputs[2], least=1e-6)
 

@@ -118,13 +118,16 @@ def test_every_method_with_a_sum_keeps_its_form(name):
     algorithm = federation.make(name)
     message, _ = aggregation.shapes_of_upload(algorithm, *shapes())
     weights = jax.eval_shape(messages.of_client, message).weights
-    if algorithm.aggregators:
+    if name == "proar_pfed":  # which ends with the channel itself
+        chain = ()
+    elif algorithm.aggregators:
         chain = (CHAIN[2], CHANNEL)
     elif any(weight is not None and weight.ndim for weight in weights):
         chain = CHAIN[1:2]
     else:
         chain = CHAIN
-    for made in (aggregated(name, *chain), aggregated(name, aggregation.median())):
+    both = [chain] if name == "proar_pfed" else [chain, (aggregation.median(),)]
+    for made in (aggregated(name, *each) for each in both):
         examples = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, federation.examples()))
 
         def one_round(examples, made=made):

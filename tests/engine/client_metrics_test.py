@@ -146,29 +146,18 @@ def test_a_population_on_the_host():
 
 
 def test_groups():
-    whole, made, parts = federation.examples(), [], []
-    for width, ids in ((4, slice(0, 5)), (3, slice(5, 9))):
-        network = models.mlp((federation.NUM_FEATURES,), federation.NUM_CLASSES, widths=(width,))
+    methods = []
+    for widths in ((4,), (3, 4)):
+        network = models.mlp((federation.NUM_FEATURES,), federation.NUM_CLASSES, widths=widths)
         task = tasks.classification(network, num_classes=federation.NUM_CLASSES)
         algorithm = ALGORITHMS["fedproto"](task, federation.local_training())
-        size = len(whole.sizes["train"][ids])
-        plan = sampling.CohortPlan(num_clients=size, size=size)
-        made.append(groups.Group(algorithm, measured(task), plan, 2))
-        parts.append(
-            dataclasses.replace(
-                whole,
-                offsets={name: all[ids] for name, all in whole.offsets.items()},
-                sizes={name: all[ids] for name, all in whole.sizes.items()},
-                class_counts=whole.class_counts[ids],
-                num_participants=size,
-            )
-        )
-    devices = jax.devices()[:2]
-    placed = mapping.replicate(tuple(parts), devices)
-    state = groups.build_init(made, devices=devices)(placed, jax.random.key(0))
-    evaluate = groups.build_evaluation(made, batch_size=4, devices=devices)
-    scores = jax.tree.map(np.asarray, evaluate(state, placed, np.int32(1)))
-    assert_as_the_sums(scores, whole.sizes, targets_of(whole))
+        methods.append(programs.Method(algorithm, measured(task)))
+    made, data = groups.Groups(tuple(methods)), federation.examples()
+    count = len(federation.SIZES)
+    plan = sampling.CohortPlan(num_clients=count, size=count)
+    built = federation.programs(lambda *inputs: made, plan=plan, rounds=1, num_groups=2)
+    scores = jax.tree.map(np.asarray, built.run(data).scores)
+    assert_as_the_sums(scores, data.sizes, targets_of(data))
 
 
 def lowered(name, task):

@@ -97,10 +97,14 @@ def test_losses_drop_in_training_only():
         np.testing.assert_array_equal(value, task(0.0).evaluate(params, batch(), key)[name])
 
 
+# FedBN needs batch normalization, and FedPerfix a Transformer with adapters.
+OTHER_MODELS = ("fedbn", "fedperfix")
+
+
 @pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5)], ids=["body", "head"])
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "fedbn"])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in OTHER_MODELS])
 def test_every_method_trains_with_dropout(name, rates):
-    """Dropout is in the program of its update; FedBN needs batch normalization."""
+    """Dropout is in the program of its update."""
     held = federation.held_by_the_server(name)
     has_head = name not in ("pfedfda", "fedpcl")  # which classify without it
     data = jax.tree.map(jnp.asarray, federation.examples())
