@@ -124,11 +124,10 @@ def scores(datasets: list[FederatedDataset], fit: Fit, mean: str) -> np.ndarray:
 
 
 def _datasets(config: ml_collections.ConfigDict) -> list[FederatedDataset]:
-    found = []
-    for seed in config.seeds:
-        own = config.copy_and_resolve_references()
-        own.data.seed += seed if config.seeds_vary == "everything" else 0
-        found.append(experiment.build_dataset(own))
+    method = config.algorithms[0]
+    found = [
+        experiment.build_dataset(config_lib.of_run(config, method, seed)) for seed in config.seeds
+    ]
     if any(each.task != "regression" for each in found):
         raise UserError("Closed forms are for regressions; choose a data set whose targets are.")
     return found

@@ -130,8 +130,8 @@ def main():
     jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
 
     def own(name):
-        found = config_lib.with_own_keys(config, name)
-        found.algorithm, found.seed, found.engine.rounds_per_call = name, config.seeds[0], 1
+        found = config_lib.of_run(config, name, config.seeds[0])
+        found.engine.rounds_per_call = 1
         return found
 
     dataset = experiment.build_dataset(own(config.algorithms[0]))

@@ -99,7 +99,7 @@ def fedgmm(
     def init_server(population, key):
         models = jax.vmap(task.init)(jax.random.split(key, learners))
         keys = jax.random.split(jax.random.fold_in(key, learners), 3)  # none is a learner's
-        average = jax.vmap(lambda params: averaging.init(params, server_optimizer))(models)
+        average = averaging.init_stacked(models, server_optimizer)
         basis = mixtures.projection(keys[0], embedding.num_features, dimensions, tree.dtype(models))
         common = mixtures.initial(keys[1], components, basis.shape[1], basis.dtype)
         fixed = {"params": embedding.init(keys[2]), "projection": basis}
@@ -135,20 +135,15 @@ def fedgmm(
         mixture = jnp.where(data.size > 0, total / jnp.maximum(data.size, 1), client)
         if released:
             own = sent.components(common, ridge, added=ridge)
-            sent = jax.vmap(core.weighted)(own, jnp.sum(total, axis=1))
+            sent = averaging.weighted_stacked(own, jnp.sum(total, axis=1))
         trained = core.train(objective, received, data, context.child(1), of_learners)
         change = tree.subtract(trained.params, received)
-        changes = jax.vmap(core.weighted)(change, jnp.sum(total, axis=0))
+        changes = averaging.weighted_stacked(change, jnp.sum(total, axis=0))
         return core.ClientOutput(mixture, (changes, sent), metrics=trained.metrics)
 
     def server_update(server, uploads, cohort, context):
         changes, received = uploads.total
-
-        def one_learner(average, total):
-            moved = averaging.apply(average, total, server_optimizer)
-            return tree.where(total.weight > 0, moved, average)
-
-        average = jax.vmap(one_learner)(server.average, changes)
+        average = averaging.apply_stacked(server.average, changes, server_optimizer)
         if released:
             mean = jax.vmap(core.mean)(received)
             common = mixtures.keep_where(received.weight > 0, mean, server.components)

@@ -75,12 +75,8 @@ def main() -> None:
     for name, written in reports.items():
         _show(written, directory / name)
     if len(reports) > 1:
-        found = {
-            name: scenarios.Scenario(written.runs, written.title, written.notes)
-            for name, written in reports.items()
-        }
-        scenarios.write(directory / scenarios.NAME, found)
-        app.say(scenarios.table(found))
+        scenarios.write(directory / scenarios.NAME, reports)
+        app.say(scenarios.table(reports))
         app.say(f"{scenarios.NAME} is in {directory}")
     diverged = [
         f"{name}: {run}" if name else run

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import rich.table
 
 from pfljax.report import tables
-from pfljax.report.finished import Run
+from pfljax.report.comparison import Report
 
 NAME = "scenarios.md"
 
@@ -20,21 +19,7 @@ _OF_EACH = ("personalized", "worst decile")
 _OF_LAST = ("time per round", "upload", "download")
 
 
-class Scenario(NamedTuple):
-    """A scenario of a comparison.
-
-    Attributes:
-      runs: Its runs, `{method: [one run per seed]}`.
-      title: The title of its own table.
-      notes: The sentences below its own table.
-    """
-
-    runs: dict[str, list[Run]]
-    title: str
-    notes: list[str]
-
-
-def order(scenarios: Mapping[str, Scenario]) -> dict[str, float]:
+def order(scenarios: Mapping[str, Report]) -> dict[str, float]:
     """Returns the mean rank of each method over the scenarios, the best mean score first.
 
     Rank 1 is that of the best mean score of personalized models over seeds; methods with equal
@@ -59,7 +44,7 @@ def order(scenarios: Mapping[str, Scenario]) -> dict[str, float]:
     return {methods[index]: float(ranks[index]) for index in by_score}
 
 
-def _rows(scenarios: Mapping[str, Scenario]) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
+def _rows(scenarios: Mapping[str, Report]) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
     """Returns the headings, each a scenario and a title, and the rows of the table."""
     headings = [("", "method"), ("", "mean rank")]
     ranks = order(scenarios)
@@ -76,7 +61,7 @@ def _rows(scenarios: Mapping[str, Scenario]) -> tuple[list[tuple[str, str]], lis
     return headings, [tuple(row) for row in found.values()]
 
 
-def table(scenarios: Mapping[str, Scenario]) -> rich.table.Table:
+def table(scenarios: Mapping[str, Report]) -> rich.table.Table:
     """Returns the table for a terminal."""
     headings, rows = _rows(scenarios)
     title = f"{len(rows)} methods in {len(scenarios)} scenarios, the best mean score first"
@@ -90,7 +75,7 @@ def table(scenarios: Mapping[str, Scenario]) -> rich.table.Table:
     return view
 
 
-def write(path: pathlib.Path, scenarios: Mapping[str, Scenario]) -> None:
+def write(path: pathlib.Path, scenarios: Mapping[str, Report]) -> None:
     """Writes the table in Markdown, with the titles and notes of the scenarios below it.
 
     Args:
@@ -109,8 +94,8 @@ def write(path: pathlib.Path, scenarios: Mapping[str, Scenario]) -> None:
         "Sorted by the mean over the scenarios of the personalized score. mean rank: of the method "
         "by that score in each scenario, mean over the scenarios.",
     ]
-    shared = [note for note in next(iter(scenarios.values())).notes]
-    shared = [note for note in shared if all(note in each.notes for each in scenarios.values())]
+    first = next(iter(scenarios.values())).notes
+    shared = [note for note in first if all(note in each.notes for each in scenarios.values())]
     lines += [line for note in shared for line in ("", note)]
     for name, each in scenarios.items():
         own = [note for note in each.notes if note not in shared]

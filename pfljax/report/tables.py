@@ -148,18 +148,16 @@ def resolution(runs: dict[str, list[Run]]) -> float | None:
 
 
 def mean_score(runs: Sequence[Run]) -> float | None:
-    """Returns a method's mean score of personalized models over seeds; None if a seed diverged."""
-    scores = [scores_of(run.result, "personal") for run in runs]
-    if any(run.diverged for run in runs) or any(score is None for score in scores):
-        return None
-    return float(np.mean([score["last"] for score in scores]))
+    """Returns a method's mean score of personalized models over seeds; None if a seed has none."""
+    score = runs[0].result.get("score_name", "accuracy")
+    values = _values(runs, Column("", (metrics.result_key("personal", score), "last"), "", 1))
+    return None if values is None else float(np.mean(values))
 
 
 def _best(runs: dict[str, list[Run]]) -> float | None:
-    """Returns the best mean accuracy of personalized models; None if there is none."""
-    column = Column("", ("personal_accuracy", "last"), "%", 100)
-    means = [_values(seeds, column) for seeds in runs.values()]
-    return max((float(np.mean(values)) for values in means if values is not None), default=None)
+    """Returns the largest mean score of personalized models; None if there is none."""
+    means = [mean_score(seeds) for seeds in runs.values()]
+    return max((mean for mean in means if mean is not None), default=None)
 
 
 def notes(runs: dict[str, list[Run]]) -> list[str]:

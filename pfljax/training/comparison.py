@@ -129,13 +129,7 @@ class Comparison:
     def config_of(self, run: Run) -> ml_collections.ConfigDict:
         """Returns the config of a run."""
         if run not in self._configs:
-            name, seed = run
-            own = config_lib.with_own_keys(self.config, name)
-            with own.unlocked():
-                own.algorithm, own.seed = name, seed
-                if own.seeds_vary == "everything":
-                    own.data.seed += seed
-            self._configs[run] = own
+            self._configs[run] = config_lib.of_run(self.config, *run)
         return self._configs[run]
 
     def _load(self) -> dict[int, FederatedDataset]:

@@ -4,6 +4,7 @@ import rich.console
 
 from pfljax import metrics
 from pfljax.report import scenarios
+from pfljax.report.comparison import Report
 from pfljax.report.finished import Run
 
 
@@ -26,7 +27,7 @@ def runs(score="accuracy", **last):
 
 
 def scenario(found, *notes):
-    return scenarios.Scenario(found, "digits, 4 clients", list(notes))
+    return Report(found, "digits, 4 clients", rich.console.Group(), list(notes), [], [])
 
 
 def test_methods_are_sorted_by_their_mean_score_with_their_mean_ranks():

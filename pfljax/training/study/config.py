@@ -406,6 +406,16 @@ def with_own_keys(config: ml_collections.ConfigDict, method: str) -> ml_collecti
     return _changed(config, keys, where)
 
 
+def of_run(config: ml_collections.ConfigDict, method: str, seed: int) -> ml_collections.ConfigDict:
+    """Returns the config of one run of a comparison."""
+    own = with_own_keys(config, method)
+    with own.unlocked():
+        own.algorithm, own.seed = method, seed
+        if own.seeds_vary == "everything":
+            own.data.seed += seed
+    return own
+
+
 def scenarios(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
     """Returns the config of each scenario by name; without scenarios, `{'': config}`.
 
