@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,20 @@ from matplotlib import figure
 from pfljax.errors import UserError
 from pfljax.report import tables
 from pfljax.report.finished import Run
+
+# Dashes and gaps, one pattern for every ten curves: enough for a hundred methods.
+_LINE_STYLES = (
+    *("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1))),
+    *((0, (3, 3)), (0, (8, 2, 2, 2)), (0, (5, 1))),
+)
+
+
+def looks_of(count: int) -> list[dict[str, Any]]:
+    """Returns a color and a line style for each of `count` curves, all different up to 100."""
+    return [
+        {"color": color, "linestyle": _LINE_STYLES[index // 10 % len(_LINE_STYLES)]}
+        for index, color in enumerate(_colors(count))
+    ]
 
 
 def _colors(count: int):
@@ -93,10 +108,7 @@ def _draw_panels(
     panels = list(picture.subplots(len(names), sharex=True, squeeze=False)[:, 0])
     # One color and style for each method, whichever panels it is in.
     drawn = _scored(runs)
-    looks = {
-        method: {"color": color, "linestyle": ("-", "--", ":")[index // 10 % 3]}
-        for index, (method, color) in enumerate(zip(drawn, _colors(len(drawn)), strict=True))
-    }
+    looks = dict(zip(drawn, looks_of(len(drawn)), strict=True))
     for axes, name in zip(panels, names, strict=True):
         _draw_panel(axes, drawn, name, axis(runs, name), looks)
     panels[-1].set_xlabel("round")

@@ -272,3 +272,8 @@ def test_a_metric_that_no_run_has_is_not_drawn(runs):
     assert [line.get_ydata().tolist()[0] for line in drawn.get_lines()] == pytest.approx([19, 30])
     with pytest.raises(UserError, match="No run has the metric 'auc'; known are accuracy, ece"):
         plots.draw_curves(figure.Figure(), runs, "A title", "auc")
+
+
+def test_curves_of_a_hundred_methods_look_different():
+    looks = [(look["color"], look["linestyle"]) for look in plots.looks_of(100)]
+    assert len(set(looks)) == 100
