@@ -18,7 +18,8 @@ def get_config(model: str = "cnn"):
         model,
         rounds=1000,
         eval_every=100,
-        learning_rate=0.05,
+        learning_rate=0.15,
+        learning_rates={"fedavg_ft": 0.05},
         seeds=(0,),
     )
     config.hparams.fedrep.head_epochs = 1
