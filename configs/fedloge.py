@@ -19,7 +19,7 @@ def get_config():
     config = comparison_config(
         "cifar10_lt", "lenet", partition="dirichlet", rounds=40, learning_rate=0.03
     )
-    config.algorithms = ("local", "fedavg", "fedrep", "fedrod", "ditto", "fedloge")
+    config.algorithms = ("fedavg", "fedrep", "fedrod", "ditto", "fedloge")
     config.checkpoint_every = 0
     config.data.options.cifar10_lt.imbalance = 50.0
     config.data.options.cifar10_lt.largest = 1000
