@@ -24,6 +24,9 @@ def get_config(scenario: str = ""):
     config.batch_size, config.local_epochs = 32, 2
     config.rounds, config.eval_every, config.checkpoint_every = 25, 1, 0
     config.seeds = (0, 1)
+    # Chosen on validation images, see docs/results/recent_methods_figures.md.
+    config.learning_rates.update({"local": 0.1, "fedavg": 0.3, "fedper": 0.1})
+    config.learning_rates.update({"fedpara": 0.1, "pfedpara": 0.03})
     if scenario == "baselines":
         config.algorithms = ("local", "fedavg", "fedper")
         return config

@@ -27,7 +27,7 @@ def get_config(scenario: str = ""):
     config.batch_size, config.client_optimizer.momentum = 64, 0.9
     config.rounds, config.eval_every, config.checkpoint_every = 60, 5, 0
     config.seeds = (0, 1, 2)
-    # Chosen for each method on validation images, see the page above.
+    # Chosen on validation images, see docs/results/recent_methods_figures.md.
     config.learning_rates.update({"local": 0.005, "fedavg": 0.02, "ditto": 0.005})
     config.learning_rates.proar_pfed, config.hparams.ditto.lam = 0.02, 1.0
     if scenario == "baselines":
