@@ -12,7 +12,10 @@ were tried, and the results.
 
 from pfljax.training.study.config import default_config
 
-_PERCENTS = (100, 75, 50, 25, 10)
+# Learning rates by density in percent, and those of the others, chosen on validation images; see
+# docs/results/recent_methods_figures.md.
+_RATES = {100: 1.0, 75: 3.0, 50: 1.0, 25: 1.0, 10: 1.0}
+_RATE_OF_OTHERS = 0.3
 
 
 def get_config(scenario: str = ""):
@@ -23,10 +26,15 @@ def get_config(scenario: str = ""):
     config.seeds = (0, 1, 2)
     if scenario == "baselines":
         config.algorithms = ("local", "fedavg", "ditto", "fedper")
+        config.client_optimizer.learning_rate = _RATE_OF_OTHERS
         return config
     config.algorithms = ("pfedgate",)
     scenarios = {
-        str(percent): {"hparams": {"pfedgate": {"density": percent / 100}}} for percent in _PERCENTS
+        str(percent): {
+            "hparams": {"pfedgate": {"density": percent / 100}},
+            "learning_rates": {"pfedgate": rate},
+        }
+        for percent, rate in _RATES.items()
     }
     if scenario:
         config.update(scenarios[scenario])
