@@ -5,7 +5,7 @@ batch 16, SGD with momentum 0.5, two local epochs, 40 rounds, two seeds. The aut
 CIFAR-10, ResNet-18, 40 clients, batch 8, five local epochs and 500 rounds.
 experiments/long_tail.py scores the finished runs by the frequency of classes, on 2,000 other
 images, and with a class mask. All methods have the learning rate of the authors' code; nothing was
-tuned. docs/results/recent_methods_figures.md has the results.
+tuned.
 
     python experiments/compare.py --config=configs/fedloge.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY

@@ -4,7 +4,7 @@
 the authors' code, which has all of CIFAR-10, a larger CNN and 150 rounds. Here 3,000 images,
 20 rounds and two seeds. Models are compared by the unweighted mean over clients, as in the code.
 All methods have the learning rate of the code and their own default hyper-parameters; nothing was
-tuned. docs/results/recent_methods_figures.md has the results beside the published ones.
+tuned.
 
     python experiments/compare.py --config=configs/pgfed.py --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
