@@ -40,6 +40,11 @@ class Setting:
         """Whether the model has an array whose path is selected."""
         return bool(split_params(self.shapes, is_selected)[0])
 
+    def has_one_matrix(self, is_selected: Callable[[Path], bool]) -> bool:
+        """Whether one array is selected, and it is a matrix."""
+        selected = jax.tree.leaves(split_params(self.shapes, is_selected)[0])
+        return [leaf.ndim for leaf in selected] == [2]
+
     @property
     def has_linear_head(self) -> bool:
         """Whether the head is a matrix `[num_features, num_classes]`, possibly with a bias."""
@@ -113,6 +118,11 @@ NEEDS: dict[str, Need] = {
         lambda setting: setting.has(setting.task.is_adapter),
         "a model with adapters in its attention",
         "set config.model.name=vit_ti and config.model.adapter_width=128",
+    ),
+    "prompts": Need(
+        lambda setting: setting.has_one_matrix(setting.task.is_prompt),
+        "a Transformer with prompts",
+        "set config.model.name=vit and config.adapter.name=prompts",
     ),
     "normalization": Need(
         lambda setting: setting.has(setting.task.is_norm),

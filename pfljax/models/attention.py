@@ -211,8 +211,27 @@ def transformer_lm(
     return from_flax(body, TiedOutputs(), input_shape, reads_ids=True, tied=tied)
 
 
+class PromptPosition(nn.Module):
+    """The position in a sequence at which `adapters.prompts` inserts prompts.
+
+    `[..., T, d] -> [..., T, d]`; with `K` prompts `[..., K + T, d]`. There is no prompt without the
+    adapter.
+
+    Attributes:
+      after: Number of tokens before the prompts.
+    """
+
+    after: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 class ImageEncoder(nn.Module):
     """Patches as tokens, positions, blocks, and the mean: `[B, H, W, c] -> [B, width]`.
+
+    The mean is over the patches, without prompts.
 
     Attributes:
       patch: The height and width of a patch in pixels.
@@ -237,9 +256,10 @@ class ImageEncoder(nn.Module):
         x = x.reshape(batch, down, self.patch, across, self.patch, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
         x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
+        x = PromptPosition()(x)
         adapters = {"adapter_width": self.adapter_width, "adapter_scale": self.adapter_scale}
         x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(x))
-        return jnp.mean(x, axis=1)
+        return jnp.mean(x[:, -down * across :], axis=1)
 
 
 def vit(

@@ -29,6 +29,7 @@ LACKING = {
     "layers": lambda: federation.task()._replace(layers=()),
     "kernels": lambda: quadratics.quadratic(),
     "adapters": lambda: federation.task(),
+    "prompts": lambda: federation.task(),
     "normalization": lambda: federation.task(),
     "no_statistics": lambda: federation.task("mlp_bn"),
     "no_head_statistics": lambda: with_statistics_in_the_head(),

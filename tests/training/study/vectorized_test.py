@@ -183,6 +183,10 @@ def test_every_method_can_be_built_for_several_seeds(name):
         for made in both:
             del made.model["widths"]
             made.model.name, made.model.adapter_width = "vit", 3
+    if "prompts" in needs:
+        for made in both:
+            del made.model["widths"]
+            made.model.name, made.adapter.name = "vit", "prompts"
     assert vectorized.build(both).num_runs == 2
 
 
