@@ -48,6 +48,7 @@ _MODELS = (
     ("mlp_bn", {}, 0),
     ("vit", {"adapter_width": 64}, 0),
     ("vit", {}, 10),
+    ("two_tower", {}, 10),
 )
 
 

@@ -27,7 +27,7 @@ from pfljax.engine.programs import (
     rounds_program,
 )
 from pfljax.errors import UserError
-from pfljax.models import adapters
+from pfljax.models import adapters, clip
 from pfljax.models.attention import ImageEncoder
 from pfljax.models.layers import Dense
 
@@ -112,6 +112,17 @@ def prompt_task() -> core.Task:
 
 
 @functools.cache
+def two_tower_task() -> core.Task:
+    """Frozen towers of an example and of its class, with two prompts before the class."""
+    names = tuple((0, 1 + c, 1 + NUM_CLASSES) for c in range(NUM_CLASSES))
+    classes = clip.ClassTower(names, 2 + NUM_CLASSES, 5, width=4, layers=1, heads=2, features=4)
+    network = clip.join_towers(Dense(4), classes, (NUM_FEATURES,))
+    adapter = adapters.prompts(network, length=2)
+    frozen = adapter.freeze(network.init(jax.random.key(4)))
+    return tasks.classification(adapter.model(frozen), num_classes=NUM_CLASSES)
+
+
+@functools.cache
 def server_data(seed: int = 1, size: int = 10) -> core.ClientData:
     """Examples of the server, of the form of the clients' examples."""
     draw = np.random.default_rng(seed)
@@ -129,7 +140,7 @@ def held_by_the_server(name: str) -> dict[str, core.ClientData]:
 @functools.cache
 def task_for(name: str) -> core.Task:
     """The first of these tasks that a method of the table takes."""
-    for candidate in (task(), task("mlp_bn"), attention_task(), prompt_task()):
+    for candidate in (task(), task("mlp_bn"), attention_task(), prompt_task(), two_tower_task()):
         try:
             ALGORITHMS[name](candidate, local_training(), **held_by_the_server(name))
         except UserError as refusal:

@@ -119,11 +119,6 @@ NEEDS: dict[str, Need] = {
         "a model with adapters in its attention",
         "set config.model.name=vit_ti and config.model.adapter_width=128",
     ),
-    "prompts": Need(
-        lambda setting: setting.has_one_matrix(setting.task.is_prompt),
-        "a Transformer with prompts",
-        "set config.model.name=vit and config.adapter.name=prompts",
-    ),
     "normalization": Need(
         lambda setting: setting.has(setting.task.is_norm),
         "normalization layers",
@@ -138,6 +133,16 @@ NEEDS: dict[str, Need] = {
         lambda setting: not setting.has(setting.is_head_statistic),
         "a head without running statistics",
         "move batch normalization into the body, or choose another model",
+    ),
+    "class_features": Need(
+        lambda setting: setting.task.class_features is not None,
+        "a model that compares features with those of classes",
+        "set config.model.name=two_tower and config.adapter.name=prompts",
+    ),
+    "prompts": Need(
+        lambda setting: setting.has_one_matrix(setting.task.is_prompt),
+        "a Transformer with prompts",
+        "set config.model.name=vit and config.adapter.name=prompts",
     ),
     "full_participation": Need(
         lambda setting: setting.full_participation,

@@ -171,7 +171,7 @@ def prompts(
       `head/prompts`, which is `Model.is_prompt`.
 
     Raises:
-      UserError: the model has no position for prompts, or has batch normalization.
+      UserError: the model has no position for prompts or two, or has batch normalization.
     """
     _require_no_statistics(model)
     widths = {}
@@ -184,10 +184,10 @@ def prompts(
     with nn.intercept_methods(record):
         # A new function, as JAX does not trace one again whose shapes it knows.
         shapes = jax.eval_shape(lambda key: model.init(key), jax.eval_shape(jax.random.key, 0))
-    if not widths:
+    if len(widths) != 1:
         raise UserError(
-            "The model has no position for prompts; name a vision Transformer or a model of two "
-            "towers, such as config.model.name=vit."
+            f"Prompts need one position in a model, and this one has {len(widths)}; name a vision "
+            "Transformer or a model of two towers, such as config.model.name=vit."
         )
     ((of_prompts, width),) = widths.items()
     is_trained = is_trained or (model.is_head if of_prompts == "body" else lambda path: False)

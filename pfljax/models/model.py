@@ -156,8 +156,15 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
     def observe(params, inputs, mask):
         return model.observe(cast(params), shortened(inputs), mask)
 
-    observed = None if model.observe is None else observe
-    return model._replace(features=features, head=head, observe=observed)
+    def class_features(params):
+        return model.class_features(cast(params)).astype(tree.dtype(params))
+
+    return model._replace(
+        features=features,
+        head=head,
+        observe=None if model.observe is None else observe,
+        class_features=None if model.class_features is None else class_features,
+    )
 
 
 class Split(nn.Module):

@@ -153,7 +153,14 @@ def test_what_is_trained_with_prompts():
     assert jax.tree.structure(frozen) == jax.tree.structure({"body": base["body"]})
     assert model.layers == (("body", "prompts"), ("head",))
     assert model.is_prompt(("body", "prompts", "tokens")) and not model.is_prompt(("head", "bias"))
-    with pytest.raises(UserError, match="no position for prompts; name a vision Transformer"):
+    towers = models.MODELS["two_tower"]((4, 4, 1), 3, 2, 4, 1, 2, 4)
+    model = adapters.prompts(towers, length=2).model(towers.init(jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, model.init(jax.random.key(1))) == {
+        "head": {"prompts": {"tokens": (2, 4)}}
+    }
+    with pytest.raises(
+        UserError, match="one position in a model, and this one has 0; name a vision"
+    ):
         adapters.prompts(NETWORK, length=2)
     with pytest.raises(UserError, match="batch normalization"):
         adapters.prompts(models.mlp_bn((5,), 3, widths=(4,)), length=2)

@@ -81,7 +81,7 @@ def test_a_checkpoint_holds_no_frozen_parameter():
         ({"adapter.name": "lorra"}, "Did you mean 'lora'"),
         ({"adapter.rank": 0}, "config.adapter.rank is 0"),
         ({"adapter.length": 0}, "config.adapter.length is 0"),
-        ({"adapter.name": "prompts"}, "no position for prompts"),
+        ({"adapter.name": "prompts"}, "Prompts need one position"),
         ({"algorithm": "pfedpg"}, "pFedPG needs a Transformer with prompts; set config.model"),
         ({"adapter.layers": "("}, "no regular expression"),
         ({"adapter.layers": "nothing"}, "Name some in config.adapter.layers"),
