@@ -200,7 +200,7 @@ def two_tower(
     class_width: int | None = None,
     class_layers: int | None = None,
     class_heads: int | None = None,
-    vocabulary: int | None = None,
+    name_vocabulary: int | None = None,
     names: tuple[tuple[int, ...], ...] | None = None,
 ) -> Model:
     """CLIP's network for images and the names of classes: `[B, H, W, c] -> [B, features]`.
@@ -210,7 +210,7 @@ def two_tower(
     `class_features` then is an embedding of the class.
     32x32x3, 10 classes: 218,625 parameters. CLIP ViT-B/16 has the arguments patch=16, width=768,
     layers=12, heads=12, features=512, context=77, class_width=512, class_layers=12, class_heads=8,
-    vocabulary=49408, and the ids of CLIP's tokenizer as names; `load` reads its weights.
+    name_vocabulary=49408, and the ids of CLIP's tokenizer as names; `load` reads its weights.
 
     References:
       Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
@@ -228,23 +228,23 @@ def two_tower(
             )
     if names is None:
         names = tuple((0, 1 + c, 1 + num_classes) for c in range(num_classes))
-        vocabulary = vocabulary or 2 + num_classes
-    elif vocabulary is None:
+        name_vocabulary = name_vocabulary or 2 + num_classes
+    elif name_vocabulary is None:
         raise UserError(
             "The model two_tower has names of classes, but no number of ids; set "
-            "config.model.vocabulary."
+            "config.model.name_vocabulary."
         )
     lengths = {len(name) for name in names}
     last = max(max(name) for name in names)
-    if len(names) != num_classes or len(lengths) != 1 or last >= vocabulary:
+    if len(names) != num_classes or len(lengths) != 1 or last >= name_vocabulary:
         raise UserError(
             f"The model two_tower has {len(names)} names of {sorted(lengths)} tokens with ids up "
             f"to {last}, but needs one for each of {num_classes} classes, of one length, with ids "
-            f"below {vocabulary}; correct config.model.names or config.model.vocabulary."
+            f"below {name_vocabulary}; correct config.model.names or config.model.name_vocabulary."
         )
     classes = ClassTower(
         tuple(map(tuple, names)),
-        vocabulary,
+        name_vocabulary,
         context,
         class_width or width,
         class_layers or layers,

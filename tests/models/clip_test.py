@@ -30,7 +30,7 @@ def two_tower():
         class_width=CLASS_WIDTH,
         class_layers=1,
         class_heads=HEADS["text_model"],
-        vocabulary=VOCABULARY,
+        name_vocabulary=VOCABULARY,
         names=NAMES,
     )
 
@@ -193,9 +193,9 @@ def test_files_of_other_models_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": NAMES}, "config.model.vocabulary"),
-        ({"names": NAMES[:2], "vocabulary": 9}, "has 2 names"),
-        ({"names": NAMES, "vocabulary": 8}, "ids below 8"),
+        ({"names": NAMES}, "config.model.name_vocabulary"),
+        ({"names": NAMES[:2], "name_vocabulary": 9}, "has 2 names"),
+        ({"names": NAMES, "name_vocabulary": 8}, "ids below 8"),
         ({"width": 6}, "config.model.width"),
         ({"patch": 3}, "patches of 3x3"),
     ],
