@@ -30,9 +30,10 @@ import optax
 from absl import flags
 from scipy import ndimage
 
-import pfljax
+from pfljax.api.training import fit
 from pfljax.cli import app
 from pfljax.core import Params
+from pfljax.data.arrays import from_arrays
 from pfljax.data.sources import load_digits
 from pfljax.models import MODELS, Model, adapters, params_file
 
@@ -167,7 +168,7 @@ def one_seed(seed: int, rates: Sequence[float], rounds: int, steps: int) -> dict
         [turn(inputs[rest[owner == k]], _ANGLES[k]) for k in range(len(_ANGLES))]
     )
     targets = np.concatenate([labels[rest[owner == k]] for k in range(len(_ANGLES))])
-    data = pfljax.from_arrays(
+    data = from_arrays(
         images, targets, np.sort(owner), normalize=False, class_names=tuple(map(str, _BASE))
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +176,7 @@ def one_seed(seed: int, rates: Sequence[float], rounds: int, steps: int) -> dict
         params_file.save(path, base)
         for title, hyperparameters in _METHODS.items():
             for rate in rates:
-                run = pfljax.fit(
+                run = fit(
                     title.partition(",")[0],
                     data,
                     model={"name": "two_tower", **settings(_BASE)},
