@@ -246,10 +246,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {
-        "name": "none",  # 'none', or 'lora' for low-rank updates of matrices
+        # 'none', 'lora' for low-rank updates of matrices, or 'prompts' for tokens of a Transformer
+        "name": "none",
         "rank": 4,  # rank of an update
         "scale": 1.0,  # factor on an update
         "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
+        "length": 10,  # number of prompts
         "base": "",  # file of frozen parameters, as init_from; '' draws them from base_seed
         "base_seed": 0,  # of frozen parameters without a file
     }
