@@ -142,7 +142,7 @@ NEEDS: dict[str, Need] = {
     "random_init": Need(
         lambda setting: setting.random_init,
         "models that start with different params",
-        "remove config.init_from and config.zero_init",
+        "remove config.init_from and config.zero_init, and of an adapter set adapter.head=new",
     ),
 }
 

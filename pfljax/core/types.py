@@ -200,7 +200,7 @@ class Task(NamedTuple):
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
       is_adapter: `path -> bool`, whether the array at `path` belongs to an adapter, a small module
-        beside the layers of the model.
+        or array beside the layers of the model.
       is_statistic: `path -> bool`, whether the array at `path` is a running statistic. Gradients do
         not change running statistics: training steps update them, and a server averages them.
       observe: `(params, batch) -> statistics`, the running statistics after a training step on the
@@ -276,6 +276,27 @@ class Task(NamedTuple):
         if self.params_metrics is not None:
             return self.params_metrics(params, batch, key)
         return self.metrics(self.predict(params, batch.inputs), batch)
+
+    def of_params(self, whole: Callable[[Params], Params]) -> Task:
+        """Returns the task for other params, of which a function makes those of this task.
+
+        `init` and the rules for paths stay as they are.
+
+        Args:
+          whole: `other params -> params of this task`.
+        """
+
+        def of(function):
+            def composed(params, *args, **kwargs):
+                return function(whole(params), *args, **kwargs)
+
+            return None if function is None else composed
+
+        names = (
+            *("losses", "loss", "predict", "features", "head"),
+            *("standardize", "observe", "params_metrics"),
+        )
+        return self._replace(**{name: of(getattr(self, name)) for name in names})
 
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""

@@ -35,6 +35,68 @@ class KeyValueAdapter(nn.Module):
         return self.scale * Dense(2 * x.shape[-1])(hidden)
 
 
+class AttentionProduct(nn.Module):
+    """Scaled dot products of queries and keys, and the mean of values that they weight.
+
+        softmax(scale q k^T + bias) v:   `[B, T, h, d], [B, S, h, d], [B, S, h, d] -> [B, T, h, d]`
+
+    It has no arrays, and is a module so that an adapter can put keys and values before those of the
+    tokens.
+
+    Attributes:
+      causal: Whether a position attends to itself and earlier positions only; the last of `S` keys
+        is that of the last of `T` queries.
+      scale: Factor on the products; None for `1 / sqrt(d)`.
+    """
+
+    causal: bool = False
+    scale: float | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        bias: jax.Array | None,
+    ) -> jax.Array:
+        """Returns the mean of the values for each query.
+
+        Args:
+          query: `[B, T, h, d]`.
+          key: `[B, S, h, d]`.
+          value: `[B, S, h, d]`.
+          mask: `[B, S]` bool, True for a key that can be attended to; None for all.
+          bias: `[1, h, T, S]`, added to the scores; None for none.
+        """
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, _BARRED)
+        if self.causal:
+            steps, keys = query.shape[1], key.shape[1]
+            earlier = np.tri(steps, keys, keys - steps, dtype=bool)
+            scores = jnp.where(earlier, scores, _BARRED)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), value)
+
+
+class Tokens(nn.Module):
+    """The embedded tokens that enter the first block, as they are: `[B, T, d] -> [B, T, d]`.
+
+    It has no arrays, and is a module so that an adapter can put further tokens before those of the
+    input. A network uses the number of tokens that it returns, and of the outputs of its blocks the
+    last `T`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the tokens `[B, T, d]` and their mask `[B, T]`, None for no padding."""
+        return x, mask
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: `[B, T, d] -> [B, T, d]`.
 
@@ -62,12 +124,7 @@ class Attention(nn.Module):
             projected = jnp.concatenate([query, others + added], axis=-1)
         projected = projected.reshape(batch, steps, 3, self.heads, width // self.heads)
         query, key, value = (projected[:, :, i] for i in range(3))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (width // self.heads) ** -0.5
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, _BARRED)
-        if self.causal:
-            scores = jnp.where(np.tri(steps, dtype=bool), scores, _BARRED)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), value)
+        mixed = AttentionProduct(self.causal)(query, key, value, mask, None)
         return Dense(width)(mixed.reshape(batch, steps, width))
 
 
@@ -121,8 +178,9 @@ class TextEncoder(nn.Module):
         real = ids != PADDING
         x = Embedding(self.vocabulary, self.width)(ids)
         x = x + jnp.asarray(_sines(ids.shape[1], self.width), x.dtype)
-        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(x, real))
-        return masked_mean(x, real)
+        tokens, mask = Tokens()(x, real)
+        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(tokens, mask))
+        return masked_mean(x[:, -ids.shape[1] :], real)
 
 
 def transformer(
@@ -165,7 +223,8 @@ class Decoder(nn.Module):
         small = nn.initializers.normal(0.02)
         x = Embedding(self.vocabulary, self.width, small, name="tokens")(ids)
         x = Offset(2, small, name="positions")(x)
-        return Blocks(self.layers, self.heads, causal=True)(x)
+        tokens, _ = Tokens()(x, None)
+        return Blocks(self.layers, self.heads, causal=True)(tokens)[:, -ids.shape[1] :]
 
 
 class TiedOutputs(nn.Module):
@@ -238,8 +297,9 @@ class ImageEncoder(nn.Module):
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
         x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
         adapters = {"adapter_width": self.adapter_width, "adapter_scale": self.adapter_scale}
-        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(x))
-        return jnp.mean(x, axis=1)
+        tokens, _ = Tokens()(x, None)
+        tokens = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(tokens))
+        return jnp.mean(tokens[:, -x.shape[1] :], axis=1)
 
 
 def vit(

@@ -49,8 +49,9 @@ class Model(NamedTuple):
       reads_ids: Whether inputs are ids, int32, instead of numeric inputs; for inputs that are a
         dict, one value for all of them or a dict with the same names.
       input_shape: The shape of an example; `()` if examples are ids or dicts of arrays.
-      is_adapter: `path -> bool`, whether an array belongs to an adapter, a module of the network
-        with the name 'adapter'.
+      is_adapter: `path -> bool`, whether an array belongs to an adapter: a module of the network
+        with the name 'adapter', or an overlay of `models.adapters`.
+      example: `() -> inputs`, a batch of one example of zeros; None for a network without one.
 
     Example:
       >>> from pfljax.models import mlp
@@ -72,6 +73,7 @@ class Model(NamedTuple):
     reads_ids: bool | Mapping[str, bool] = False
     input_shape: tuple[int, ...] = ()
     is_adapter: Callable[[Path], bool] = lambda path: False
+    example: Callable[[], Any] | None = None
 
 
 def map_measurements(
@@ -397,4 +399,5 @@ def from_flax(
         reads_ids=reads_ids,
         input_shape=() if reads_ids or isinstance(input_shape, Mapping) else tuple(input_shape),
         is_adapter=lambda path: ADAPTER in path,
+        example=example,
     )

@@ -1,14 +1,16 @@
 """Runs of an adapter: from a config, resumed with its base and with no other."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pfljax import models, tasks
 from pfljax.engine.clients import on_device
 from pfljax.errors import UserError
 from pfljax.models import params_file
 from pfljax.training.run import loop
-from pfljax.training.study import experiment
+from pfljax.training.study import adapters, experiment
 from pfljax.training.study.config import default_config
 
 
@@ -48,7 +50,14 @@ def test_a_base_in_a_file(tmp_path):
     params_file.save(tmp_path / "base.npz", base)
     given = {"adapter.base": str(tmp_path / "base.npz")}
     built = experiment.build(config(**given))
-    jax.tree.map(np.testing.assert_array_equal, built.inputs.frozen, {"body": base["body"]})
+    jax.tree.map(np.testing.assert_array_equal, built.inputs.frozen, base)
+    state = built.programs.init(built.examples, jax.random.key(1))
+    shared = on_device.to_host(state, built.dataset.num_clients).server.params
+    jax.tree.map(np.testing.assert_array_equal, shared["head"], base["head"])
+    new = experiment.build(config(**given, **{"adapter.head": "new"}))
+    jax.tree.map(np.testing.assert_array_equal, new.inputs.frozen, {"body": base["body"]})
+    fixed = experiment.build(config(**given, **{"adapter.head": "frozen"}))
+    assert set(fixed.task.init(jax.random.key(0))) == {"body"}
     loop.run(built, tmp_path / "run")
     params_file.save(tmp_path / "base.npz", jax.tree.map(lambda leaf: 2 * leaf, base))
     with pytest.raises(UserError, match="other frozen parameters"):
@@ -64,15 +73,53 @@ def test_a_checkpoint_holds_no_frozen_parameter():
     assert of_server < frozen / 2
 
 
+@pytest.mark.parametrize("name", adapters.ADAPTERS)
+def test_every_kind_is_made_from_its_keys(name):
+    network = models.MODELS["transformer"]((6,), 3, vocabulary=9, width=8, layers=1, heads=2)
+    settings = default_config().adapter
+    settings.name, settings.tokens, settings.width = name, 3, 5
+    settings.layers, settings.input_layers = "", "Dense_0$"
+    model, freeze, frozen = adapters.build(settings, network)
+    task = freeze(tasks.classification(model, num_classes=3), frozen)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    head = jax.eval_shape(network.init, jax.random.key(0))["head"]
+    assert jax.tree.map(jnp.shape, params["head"]) == jax.tree.map(jnp.shape, head)
+    leaves = jax.tree.leaves(params.get("body", {}))
+    sizes = {
+        "none": None,
+        "head": 0,
+        "prompt": 3 * 8,
+        "user_token": 8,
+        "prefix": 2 * 3 * 8,
+        "basis": 4 * 4,
+        "ia3": 4 * 8,  # of all four layers, inputs or outputs
+    }
+    if sizes.get(name) is not None:
+        assert sum(leaf.size for leaf in leaves) == sizes[name]
+    if name != "none":
+        assert all(model.is_adapter(path) for path in paths_of(params.get("body", {})))
+
+
+def paths_of(body):
+    leaves = jax.tree.leaves_with_path({"body": body})
+    return [tuple(part.key for part in path) for path, _ in leaves]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"adapter.name": "lorra"}, "Did you mean 'lora'"),
         ({"adapter.rank": 0}, "config.adapter.rank is 0"),
+        ({"adapter.tokens": 0}, "config.adapter.tokens is 0"),
+        ({"adapter.head": "fresh"}, "head 'fresh'"),
+        ({"adapter.name": "head", "adapter.head": "frozen"}, "nothing to train"),
+        ({"adapter.name": "prompt"}, "needs a Transformer"),
+        ({"adapter.input_layers": "["}, "config.adapter.input_layers is '\\['"),
+        ({"algorithm": "fedrap"}, "adapter.head=new"),
         ({"adapter.layers": "("}, "no regular expression"),
-        ({"adapter.layers": "nothing"}, "Name some in config.adapter.layers"),
+        ({"adapter.layers": "nothing"}, "select some of body/Dense_0, body/Dense_1, head in"),
         ({"adapter.base": "nothing.npz"}, "nothing.npz cannot be read"),
-        ({"model.name": "mlp_bn"}, "no model with batch normalization"),
+        ({"model.name": "mlp_bn"}, "may have no batch normalization"),
     ],
 )
 def test_refusals(changes, message):
