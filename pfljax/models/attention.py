@@ -202,7 +202,7 @@ def transformer(
       Need", 2017, https://arxiv.org/abs/1706.03762.
     """
     require_text("transformer", input_shape, vocabulary)
-    _require_divisible("transformer", width, heads)
+    require_divisible("transformer", width, heads)
     body = TextEncoder(vocabulary, width, layers, heads)
     return from_flax(body, Dense(num_classes), input_shape, reads_ids=True)
 
@@ -259,7 +259,7 @@ def transformer_lm(
       https://arxiv.org/abs/1608.05859.
     """
     require_text("transformer_lm", input_shape, vocabulary)
-    _require_divisible("transformer_lm", width, heads)
+    require_divisible("transformer_lm", width, heads)
     if num_classes != vocabulary:
         raise UserError(
             f"The model transformer_lm predicts its {vocabulary} input tokens, but the data set "
@@ -328,7 +328,7 @@ def vit(
             f"The model vit reads images in patches of {patch}x{patch}, but an example has the "
             f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
         )
-    _require_divisible("vit", width, heads)
+    require_divisible("vit", width, heads)
     body = ImageEncoder(patch, width, layers, heads, adapter_width or 0, adapter_scale)
     return from_flax(body, Dense(num_classes), input_shape)
 
@@ -360,7 +360,8 @@ def _sines(steps: int, width: int) -> np.ndarray:
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(steps, -1)[:, :width]
 
 
-def _require_divisible(name: str, width: int, heads: int) -> None:
+def require_divisible(name: str, width: int, heads: int) -> None:
+    """Raises a `UserError` unless the width can be divided among the heads."""
     if width % heads:
         raise UserError(
             f"config.model.width is {width} and config.model.heads {heads}; in {name}, the "

@@ -32,7 +32,8 @@ def save(path: pathlib.Path, params: Params) -> None:
       path: The file, whose name ends in `.safetensors` or `.npz`.
       params: A nested dict of arrays.
     """
-    arrays = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+    # safetensors writes the memory of an array, and so transposed ones in another order.
+    arrays = {name: np.ascontiguousarray(x) for name, x in flatten_dict(params, sep="/").items()}
     if path.suffix == _SAFETENSORS:
         safetensors.numpy.save_file(arrays, path)
     else:
