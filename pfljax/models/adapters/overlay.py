@@ -124,6 +124,14 @@ def attach(
 
     Raises:
       UserError: No layer is selected that the kind fits.
+
+    Example:
+      >>> from pfljax import models
+      >>> from pfljax.models import adapters
+      >>> model = attach(models.mlp((4,), 3, widths=(8,)), adapters.lora(rank=2))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0))
+      >>> {name: array.shape for name, array in sorted(params["body"]["Dense_0"].items())}
+      {'bias': (8,), 'kernel': (4, 8), 'lora_a': (4, 2), 'lora_b': (2, 8)}
     """
     layers = layers_of(model)
     adapted = [layer for layer in layers if selected(layer.path) and kind.fits(layer)]

@@ -12,7 +12,7 @@ import ml_collections
 
 from pfljax import models, tasks
 from pfljax.core import Params, Path, Task
-from pfljax.core.params import replace_params, split_params
+from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
 from pfljax.training.study import config as config_lib
@@ -46,7 +46,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def starts_at_random(config: ml_collections.ConfigDict) -> bool:
     """Whether models start with outputs that differ from seed to seed, given `config.adapter`."""
-    return config.name == NONE or config.head == "new"
+    return config.name == NONE or (config.head == "new" and not config.start)
 
 
 def build(
@@ -60,11 +60,11 @@ def build(
 
     Returns:
       The network with adapters; `(task of it, frozen) -> task` whose params are the adapter's; and
-      the frozen parameters, with the initial values of the head if it starts with those of the
-      base. Without an adapter, the network, the same task, and `()`.
+      the frozen parameters, with the initial values of those that start with given ones. Without
+      an adapter, the network, the same task, and `()`.
 
     Raises:
-      UserError: The model has no layer to adapt, or the file of the base cannot be used.
+      UserError: The model has no layer to adapt, or a file cannot be used.
     """
     check(config)
     if config.name == NONE:
@@ -90,6 +90,11 @@ def build(
         shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
         read = params_file.load(pathlib.Path(config.base), shapes)
         base = replace_params(base, split_params(read, is_given)[0])
+    if config.start:
+        shapes = jax.eval_shape(adapted.init, jax.eval_shape(jax.random.key, 0))
+        trained = split_params(shapes, is_trained)[0]
+        start = params_file.load(pathlib.Path(config.start), trained)
+        base = join_params(split_params(base, lambda path: not is_trained(path))[0], start)
     return adapted, lambda task, frozen: tasks.freeze(task, frozen, is_trained), base
 
 

@@ -264,6 +264,9 @@ def default_config() -> ml_collections.ConfigDict:
         # File of frozen parameters, as init_from; '' draws them from base_seed.
         "base": "",
         "base_seed": 0,  # of frozen parameters without a file
+        # File with the initial values of all trained arrays, those of the adapter and the head,
+        # such as the model of another run; '' draws those of the adapter from the seed.
+        "start": "",
     }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"

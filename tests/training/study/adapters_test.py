@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pfljax
 from pfljax import models, tasks
 from pfljax.engine.clients import on_device
 from pfljax.errors import UserError
@@ -62,6 +63,46 @@ def test_a_base_in_a_file(tmp_path):
     params_file.save(tmp_path / "base.npz", jax.tree.map(lambda leaf: 2 * leaf, base))
     with pytest.raises(UserError, match="other frozen parameters"):
         loop.run(experiment.build(config(**given, rounds=3)), tmp_path / "run", resume=True)
+
+
+def test_training_starts_with_the_adapter_of_another_run(tmp_path):
+    """Two stages: one adapter of all clients, from which each then trains its own."""
+    common = loop.run(experiment.build(config(algorithm="fedavg")), tmp_path / "common")
+    opened = pfljax.open_run(tmp_path / "common")
+    opened.global_model().save(tmp_path / "common.safetensors")
+    params = opened.global_model().params
+    assert common["rounds"] == 2 and np.any(params["body"]["Dense_0"]["lora_b"])
+    own = experiment.build(
+        config(algorithm="local", **{"adapter.start": str(tmp_path / "common.safetensors")})
+    )
+    state = own.programs.init(own.examples, jax.random.key(1))
+    first = on_device.to_host(state, own.dataset.num_clients).server
+    jax.tree.map(np.testing.assert_array_equal, first, params)
+    run = loop.run(own, tmp_path / "own")
+    assert run["rounds"] == 2
+    again = pfljax.open_run(tmp_path / "own").client(0)
+    again.save(tmp_path / "client.safetensors")
+    (tmp_path / "common.safetensors").unlink()
+    loaded = pfljax.load_model(tmp_path / "client.safetensors")
+    inputs = own.dataset.inputs[:2]
+    np.testing.assert_array_equal(loaded.outputs(inputs), again.outputs(inputs))
+    with pytest.raises(UserError, match="common.safetensors cannot be read"):
+        experiment.build(config(**{"adapter.start": str(tmp_path / "common.safetensors")}))
+
+
+def test_the_model_of_a_run_is_a_base(tmp_path):
+    """A base that all clients have trained with FedAvg, and its head."""
+    settings = {"algorithm": "fedavg", "adapter.name": "none"}
+    loop.run(experiment.build(config(**settings)), tmp_path / "base")
+    trained = pfljax.open_run(tmp_path / "base").global_model()
+    trained.save(tmp_path / "base.safetensors")
+    built = experiment.build(config(**{"adapter.base": str(tmp_path / "base.safetensors")}))
+    jax.tree.map(np.testing.assert_array_equal, built.inputs.frozen, trained.params)
+    inputs = jnp.asarray(built.dataset.inputs[:2], jnp.float32)
+    make, inputs_of_programs = built.make, built.inputs
+    task = make(*inputs_of_programs).methods[0].task
+    outputs = task.predict(task.init(jax.random.key(3)), inputs)
+    np.testing.assert_allclose(outputs, trained.outputs(inputs), rtol=1e-6)
 
 
 def test_a_checkpoint_holds_no_frozen_parameter():
