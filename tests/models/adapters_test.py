@@ -252,6 +252,14 @@ def test_refusals():
         adapters.attach(NETWORK._replace(example=None), adapters.bias())
 
 
+def test_a_prompt_longer_than_the_table_of_positions():
+    small = {"width": 8, "layers": 1, "heads": 2, "positions": 6}
+    network = models.MODELS["gpt2"]((5,), 9, vocabulary=9, **small)
+    with pytest.raises(UserError, match="positions is 6, and texts have 7 positions"):
+        model = adapters.attach(network, adapters.prompt(tokens=2))
+        jax.eval_shape(lambda key: model.features(model.init(key), IDS[:, :5]), jax.random.key(0))
+
+
 def test_parameters_in_a_file(tmp_path):
     params, path = NETWORK.init(jax.random.key(0)), tmp_path / "base.npz"
     params_file.save(path, params)

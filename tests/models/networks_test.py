@@ -465,7 +465,7 @@ def test_a_table_of_users_distinguishes_users():
         ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
         ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
         ("gpt2", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
-        ("gpt2", (4,), 9, {"vocabulary": 9, "positions": 5, "first_position": 2}, "positions is 5"),
+        ("gpt2", (4,), 9, {"vocabulary": 9, "positions": 5, "prefix_tokens": 2}, "positions is 5"),
         ("bert", (4,), 3, {"vocabulary": 9, "positions": 3}, "positions is 3"),
         ("t5", (4,), 9, {"vocabulary": 9}, "'source' and 'target'"),
         ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),

@@ -37,9 +37,9 @@ def drawn(name, shape):
 
 
 @functools.cache
-def network(name, first_position=0):
+def network(name, prefix_tokens=None):
     if name == "gpt2":
-        settings = {"positions": 12, "first_position": first_position}
+        settings = {"positions": 12, "prefix_tokens": prefix_tokens}
         return MODELS["gpt2"]((5,), 11, vocabulary=11, **SIZES, **settings)
     if name == "bert":
         return MODELS["bert"]((5,), 3, vocabulary=11, positions=12, **SIZES)
@@ -59,7 +59,7 @@ def base(name):
 
 def of_case(case):
     name = case.split("_")[0]
-    model = network(name, 3 if case == "gpt2_prefix" else 0)
+    model = network(name, 3 if case == "gpt2_prefix" else None)
     return name, model, language.FORMATS[name]
 
 

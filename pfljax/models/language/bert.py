@@ -8,10 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pfljax.errors import UserError
 from pfljax.models.attention import AttentionProduct, Tokens, require_divisible
 from pfljax.models.ids import PADDING, Embedding, require_text
-from pfljax.models.language.parts import Table, split_heads
+from pfljax.models.language.parts import Table, rows_of_positions, split_heads
 from pfljax.models.layers import Dense
 from pfljax.models.model import Model, from_flax
 
@@ -36,7 +35,8 @@ class Embeddings(nn.Module):
         x, mask = Tokens()(x, mask)
         positions = Table(self.positions, self.width, name="position_embeddings")()
         segments = Table(2, self.width, name="token_type_embeddings")()
-        return _Norm(name="LayerNorm")(x + positions[: x.shape[1]] + segments[0]), mask
+        x = x + rows_of_positions(positions, 0, x.shape[1]) + segments[0]
+        return _Norm(name="LayerNorm")(x), mask
 
 
 class SelfAttention(nn.Module):
@@ -168,10 +168,5 @@ def bert(
     """
     require_text("bert", input_shape, vocabulary)
     require_divisible("bert", width, heads)
-    if input_shape[0] > positions:
-        raise UserError(
-            f"config.model.positions is {positions}, and texts have {input_shape[0]} tokens; raise "
-            "config.model.positions."
-        )
     body = Encoder(vocabulary, width, layers, heads, positions)
     return from_flax(body, _Dense(num_classes), input_shape, reads_ids=True)

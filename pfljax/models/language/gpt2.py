@@ -10,7 +10,7 @@ import jax
 from pfljax.errors import UserError
 from pfljax.models.attention import AttentionProduct, Tokens, require_divisible
 from pfljax.models.ids import Embedding, require_text
-from pfljax.models.language.parts import Table, split_heads
+from pfljax.models.language.parts import Table, rows_of_positions, split_heads
 from pfljax.models.layers import Dense
 from pfljax.models.model import Model, from_flax
 
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
         x = Embedding(self.vocabulary, self.width, _SMALL, name="wte")(ids)
         x, _ = Tokens()(x, None)
         table = Table(self.positions, self.width, name="wpe")()
-        x = x + table[self.first_position : self.first_position + x.shape[1]]
+        x = x + rows_of_positions(table, self.first_position, x.shape[1])
         for number in range(self.layers):
             x = Block(self.heads, 4 * self.width, name=f"h.{number}")(x)
         return _Norm(name="ln_f")(x)[:, -ids.shape[1] :]
@@ -111,7 +111,7 @@ def gpt2(
     layers: int = 12,
     heads: int = 12,
     positions: int = 1024,
-    first_position: int = 0,
+    prefix_tokens: int | None = None,
 ) -> Model:
     """GPT-2, with the arrays and names of its published weights: `[B, T] -> [B, T, vocabulary]`.
 
@@ -126,8 +126,8 @@ def gpt2(
       layers: Number of blocks.
       heads: Number of heads of each attention.
       positions: Number of rows of the table of positions; `T` and the tokens of a prompt at most.
-      first_position: The row of the first token; the number of tokens of a prefix that another
-        library has trained, as it counts them.
+      prefix_tokens: Number of tokens of a prefix that peft has trained, which shifts the positions
+        of the text by it; None for no shift.
 
     References:
       Radford, Wu, Child, Luan, Amodei, Sutskever, "Language Models are Unsupervised Multitask
@@ -140,11 +140,6 @@ def gpt2(
             f"The model gpt2 predicts its {vocabulary} input tokens, but the data set has "
             f"{num_classes} classes; choose another model, such as bert."
         )
-    if first_position + input_shape[0] > positions:
-        raise UserError(
-            f"config.model.positions is {positions}, and texts have {input_shape[0]} tokens from "
-            f"position {first_position}; raise config.model.positions."
-        )
-    body = Decoder(vocabulary, width, layers, heads, positions, first_position)
+    body = Decoder(vocabulary, width, layers, heads, positions, prefix_tokens or 0)
     tied = ("wte", "embedding")
     return from_flax(body, Products(), input_shape, reads_ids=True, tied=tied)

@@ -202,7 +202,7 @@ def t5(
     input_shape: Mapping[str, tuple[int, ...]],
     num_classes: int,
     *,
-    vocabulary: Mapping[str, int],
+    vocabulary: int | Mapping[str, int],
     width: int = 512,
     layers: int = 6,
     heads: int = 8,
