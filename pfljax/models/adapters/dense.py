@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -241,7 +240,7 @@ def hidden_map(*, rank: int, scale: float = 1.0) -> Kind:
     """
 
     def fits(layer):
-        return layer.path == ("body",) and math.prod(getattr(layer.output, "shape", (0,))) > 0
+        return layer.path == ("body",) and hasattr(layer.output, "shape")
 
     def init(key, layer):
         size, dtype = layer.output.shape[-1], layer.output.dtype
