@@ -1,5 +1,7 @@
 """Adapters: their equations, what they leave unchanged at the start, and what is refused."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,8 +48,13 @@ def attached(kind, network):
     return model, params, split_params(params, lambda path: path[-1] not in made.names)[0]
 
 
+@functools.cache
+def compiled(model):
+    return jax.jit(lambda params, x: model.head(params, model.features(params, x)))
+
+
 def outputs(model, params, inputs):
-    return jax.jit(lambda params: model.head(params, model.features(params, inputs)))(params)
+    return compiled(model)(params, inputs)
 
 
 def test_every_kind_has_settings_here():
