@@ -46,6 +46,7 @@ setuptools.setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12"],
         "peers": ["torch>=2.6", "fedjax>=0.0.17", "drjax>=0.2.1"],
+        "peft": ["torch>=2.6", "transformers>=5", "peft>=0.21"],
         "docs": ["sphinx>=8", "myst-nb>=1.2"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
     },

@@ -33,6 +33,7 @@ from scipy import ndimage
 from pfljax.api.training import fit
 from pfljax.cli import app
 from pfljax.core import Params
+from pfljax.core.params import join_params
 from pfljax.data.arrays import from_arrays
 from pfljax.data.sources import load_digits
 from pfljax.models import MODELS, Model, adapters, params_file
@@ -113,8 +114,9 @@ def _predictor(classes: tuple[int, ...], prompted: bool):
     def predict(base, own, inputs):
         chosen, params = model, base
         if prompted:
-            adapter = adapters.prompts(model, length=_LENGTH)
-            chosen, params = adapter.model(adapter.freeze(base)), own
+            kind = adapters.prompt(tokens=_LENGTH)
+            chosen = adapters.attach(model, kind, lambda path: path[0] == "head")
+            params = join_params(base, own)
         return chosen.head(params, chosen.features(params, inputs)).argmax(axis=1)
 
     return predict
@@ -180,7 +182,13 @@ def one_seed(seed: int, rates: Sequence[float], rounds: int, steps: int) -> dict
                     title.partition(",")[0],
                     data,
                     model={"name": "two_tower", **settings(_BASE)},
-                    adapter={"name": "prompts", "length": _LENGTH, "base": str(path)},
+                    adapter={
+                        "name": "prompt",
+                        "tokens": _LENGTH,
+                        "layers": "head",
+                        "head": "frozen",
+                        "base": str(path),
+                    },
                     rounds=rounds,
                     eval_every=rounds,
                     learning_rate=rate,

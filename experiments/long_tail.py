@@ -93,7 +93,7 @@ def scores(run: api.Run, balanced: sources.Examples) -> dict[str, float]:
     """Returns the entries of a run, without those of a global model if there is none."""
     dataset, found = run.dataset, {}
     counts = dataset.class_counts()
-    if "global_accuracy" in run.result:
+    if run.result.get("global_accuracy") is not None:
         predicted = run.global_model().predict(balanced.inputs)
         found |= accuracy_of_groups(predicted, balanced.targets, counts.sum(axis=0))
     parts = [

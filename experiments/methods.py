@@ -31,6 +31,7 @@ from absl import flags
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS, TAGS
 from pfljax.cli import app
+from pfljax.core.params import split_params
 from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
@@ -87,9 +88,12 @@ def count(name: str) -> tuple[int, int, bool]:
     for model, arguments, num_prompts in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES, **arguments)
         if num_prompts:
-            adapter = adapters.prompts(network, length=num_prompts)
-            network = adapter.model(adapter.freeze(network.init(jax.random.key(0))))
+            kind = adapters.prompt(tokens=num_prompts)
+            part = "body" if network.class_features is None else "head"
+            network = adapters.attach(network, kind, lambda path, part=part: path[0] == part)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
+        if num_prompts:
+            task = _frozen(task)
         try:
             local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
             algorithm = ALGORITHMS[name](task, local, **held)
@@ -102,6 +106,18 @@ def count(name: str) -> tuple[int, int, bool]:
         counted = traffic.count(algorithm, server, client, examples)
         return counted.upload, counted.download, counted.upload_each == 0
     raise ValueError(f"{name} accepts none of the models {_MODELS}.")
+
+
+def _frozen(task: core.Task) -> core.Task:
+    """Returns a task that trains the prompts, and the head if it has none of them."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    in_head = task.class_features is not None
+
+    def is_trained(path):
+        return task.is_prompt(path) or (path[0] == "head" and not in_head)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return tasks.freeze(task, split_params(zeros, is_trained)[1], is_trained)
 
 
 def population() -> Examples:

@@ -106,9 +106,12 @@ def attention_task() -> core.Task:
 def prompt_task() -> core.Task:
     """A frozen Transformer block with two prompts, whose tokens are the numbers of an example."""
     network = models.from_flax(OfColumns(), Dense(NUM_CLASSES), (NUM_FEATURES,))
-    adapter = adapters.prompts(network, length=2)
-    frozen = adapter.freeze(network.init(jax.random.key(4)))
-    return tasks.classification(adapter.model(frozen), num_classes=NUM_CLASSES)
+    prompted = adapters.attach(network, adapters.prompt(tokens=2))
+    task = tasks.classification(prompted, num_classes=NUM_CLASSES)
+    base = network.init(jax.random.key(4))["body"]
+    return tasks.freeze(
+        task, {"body": base}, lambda path: task.is_prompt(path) or path[0] == "head"
+    )
 
 
 @functools.cache
@@ -117,9 +120,9 @@ def two_tower_task() -> core.Task:
     names = tuple((0, 1 + c, 1 + NUM_CLASSES) for c in range(NUM_CLASSES))
     classes = clip.ClassTower(names, 2 + NUM_CLASSES, 5, width=4, layers=1, heads=2, features=4)
     network = clip.join_towers(Dense(4), classes, (NUM_FEATURES,))
-    adapter = adapters.prompts(network, length=2)
-    frozen = adapter.freeze(network.init(jax.random.key(4)))
-    return tasks.classification(adapter.model(frozen), num_classes=NUM_CLASSES)
+    prompted = adapters.attach(network, adapters.prompt(tokens=2), lambda path: path[0] == "head")
+    task = tasks.classification(prompted, num_classes=NUM_CLASSES)
+    return tasks.freeze(task, network.init(jax.random.key(4)), task.is_prompt)
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def fedpgp(
       The method; a client deploys the common prompts with its part. There is no global model.
 
     Notes:
-      The number of prompts belongs to the model: `config.adapter.length` (code: 16). Each client
+      The number of prompts belongs to the model: `config.adapter.tokens` (code: 16). Each client
       draws `U_k` with the variance 1 / rank, and `V_k` is zero, so that all start with the common
       prompts. Neutral are the initial prompts; in the authors' code, the embeddings of a text that
       says nothing of a class, by default several times 'X'. Other params that are trained beside

@@ -64,7 +64,7 @@ def pfedpg(
       model.
 
     Notes:
-      The number of prompts belongs to the model: `config.adapter.length`, by default 10. We know
+      The number of prompts belongs to the model: `config.adapter.tokens`, by default 8. We know
       the paper in part: the direction of the update and the cross-attention to common prompts; the
       residual form, one head of attention, and plain descent of the server are ours. There is no
       code of the authors; an unofficial one moves the generator against the clients' changes, and

@@ -137,12 +137,13 @@ NEEDS: dict[str, Need] = {
     "class_features": Need(
         lambda setting: setting.task.class_features is not None,
         "a model that compares features with those of classes",
-        "set config.model.name=two_tower and config.adapter.name=prompts",
+        "set config.model.name=two_tower, config.adapter.name=prompt, config.adapter.layers=head "
+        "and config.adapter.head=frozen",
     ),
     "prompts": Need(
         lambda setting: setting.has_one_matrix(setting.task.is_prompt),
         "a Transformer with prompts",
-        "set config.model.name=vit and config.adapter.name=prompts",
+        "set config.model.name=vit and config.adapter.name=prompt",
     ),
     "full_participation": Need(
         lambda setting: setting.full_participation,
@@ -157,7 +158,7 @@ NEEDS: dict[str, Need] = {
     "random_init": Need(
         lambda setting: setting.random_init,
         "models that start with different params",
-        "remove config.init_from and config.zero_init",
+        "remove config.init_from and config.zero_init, and of an adapter set adapter.head=new",
     ),
 }
 

@@ -150,7 +150,7 @@ class Shared:
     def method(self) -> tuple[Make, Inputs]:
         """What builds the method, and its inputs with the frozen parameters of these models."""
         config = copy.deepcopy(self.config)
-        config.adapter.base = ""  # replaced by those of this model
+        config.adapter.base = config.adapter.start = ""  # replaced by those of this model
         config.init_from = ""  # training is over
         make, inputs = experiment.build_method(
             config, self.form.dataset(), jax.devices()[:1], Bounds(*self.form.bounds)

@@ -200,7 +200,7 @@ class Task(NamedTuple):
       is_norm: `path -> bool`, whether the array at `path` belongs to a normalization layer: scale,
         bias, running statistics.
       is_adapter: `path -> bool`, whether the array at `path` belongs to an adapter, a small module
-        beside the layers of the model.
+        or array beside the layers of the model.
       is_prompt: `path -> bool`, whether the array at `path` has prompts, trained tokens `[K, d]`
         that are inserted into the sequence of a Transformer.
       class_features: `params -> [C, d]`, a row of features for each class, with which the features
@@ -282,6 +282,27 @@ class Task(NamedTuple):
         if self.params_metrics is not None:
             return self.params_metrics(params, batch, key)
         return self.metrics(self.predict(params, batch.inputs), batch)
+
+    def of_params(self, whole: Callable[[Params], Params]) -> Task:
+        """Returns the task for other params, of which a function makes those of this task.
+
+        `init` and the rules for paths stay as they are.
+
+        Args:
+          whole: `other params -> params of this task`.
+        """
+
+        def of(function):
+            def composed(params, *args, **kwargs):
+                return function(whole(params), *args, **kwargs)
+
+            return None if function is None else composed
+
+        names = (
+            *("losses", "loss", "predict", "features", "head", "class_features"),
+            *("standardize", "observe", "params_metrics"),
+        )
+        return self._replace(**{name: of(getattr(self, name)) for name in names})
 
     def is_body(self, path: Path) -> bool:
         """Whether the array at `path` does not belong to the head."""

@@ -37,6 +37,76 @@ class KeyValueAdapter(nn.Module):
         return self.scale * Dense(2 * x.shape[-1])(hidden)
 
 
+class AttentionProduct(nn.Module):
+    """Scaled dot products of queries and keys, and the mean of values that they weight.
+
+        softmax(scale q k^T + bias) v:   `[B, T, h, d], [B, S, h, d], [B, S, h, d] -> [B, T, h, d]`
+
+    It has no arrays, and is a module so that an adapter can put keys and values before those of the
+    tokens.
+
+    Attributes:
+      causal: Whether a position attends to itself and earlier positions only; the last of `S` keys
+        is that of the last of `T` queries.
+      scale: Factor on the products; None for `1 / sqrt(d)`.
+    """
+
+    causal: bool = False
+    scale: float | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        bias: jax.Array | None,
+    ) -> jax.Array:
+        """Returns the mean of the values for each query.
+
+        Args:
+          query: `[B, T, h, d]`.
+          key: `[B, S, h, d]`.
+          value: `[B, S, h, d]`.
+          mask: `[B, S]` bool, True for a key that can be attended to; None for all.
+          bias: `[1, h, T, S]`, added to the scores; None for none.
+        """
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * scale
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, _BARRED)
+        if self.causal:
+            steps, keys = query.shape[1], key.shape[1]
+            earlier = np.tri(steps, keys, keys - steps, dtype=bool)
+            scores = jnp.where(earlier, scores, _BARRED)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), value)
+
+
+class Tokens(nn.Module):
+    """The embedded tokens that enter the first block, as they are: `[B, T, d] -> [B, T, d]`.
+
+    It has no arrays, and is a module so that an adapter can put further tokens among those of the
+    input. A network uses the number of tokens that it returns, and of the outputs of its blocks the
+    last `T`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, after: int = 0
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the tokens `[B, T, d]` and their mask `[B, T]`, None for no padding.
+
+        Args:
+          x: `[B, T, d]`.
+          mask: `[B, T]` bool; None for no padding.
+          after: Number of tokens that stay before those of an adapter.
+        """
+        return x, mask
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: `[B, T, d] -> [B, T, d]`.
 
@@ -64,12 +134,7 @@ class Attention(nn.Module):
             projected = jnp.concatenate([query, others + added], axis=-1)
         projected = projected.reshape(batch, steps, 3, self.heads, width // self.heads)
         query, key, value = (projected[:, :, i] for i in range(3))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (width // self.heads) ** -0.5
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, _BARRED)
-        if self.causal:
-            scores = jnp.where(np.tri(steps, dtype=bool), scores, _BARRED)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), value)
+        mixed = AttentionProduct(self.causal)(query, key, value, mask, None)
         return Dense(width)(mixed.reshape(batch, steps, width))
 
 
@@ -125,8 +190,9 @@ class TextEncoder(nn.Module):
         real = ids != PADDING
         x = Embedding(self.vocabulary, self.width)(ids)
         x = x + jnp.asarray(_sines(ids.shape[1], self.width), x.dtype)
-        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(x, real))
-        return masked_mean(x, real)
+        tokens, mask = Tokens()(x, real)
+        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads)(tokens, mask))
+        return masked_mean(x[:, -ids.shape[1] :], real)
 
 
 def transformer(
@@ -148,7 +214,7 @@ def transformer(
       Need", 2017, https://arxiv.org/abs/1706.03762.
     """
     require_text("transformer", input_shape, vocabulary)
-    _require_divisible("transformer", width, heads)
+    require_divisible("transformer", width, heads)
     body = TextEncoder(vocabulary, width, layers, heads)
     return from_flax(body, Dense(num_classes), input_shape, reads_ids=True)
 
@@ -169,7 +235,8 @@ class Decoder(nn.Module):
         small = nn.initializers.normal(0.02)
         x = Embedding(self.vocabulary, self.width, small, name="tokens")(ids)
         x = Offset(2, small, name="positions")(x)
-        return Blocks(self.layers, self.heads, causal=True)(x)
+        tokens, _ = Tokens()(x, None)
+        return Blocks(self.layers, self.heads, causal=True)(tokens)[:, -ids.shape[1] :]
 
 
 class TiedOutputs(nn.Module):
@@ -204,7 +271,7 @@ def transformer_lm(
       https://arxiv.org/abs/1608.05859.
     """
     require_text("transformer_lm", input_shape, vocabulary)
-    _require_divisible("transformer_lm", width, heads)
+    require_divisible("transformer_lm", width, heads)
     if num_classes != vocabulary:
         raise UserError(
             f"The model transformer_lm predicts its {vocabulary} input tokens, but the data set "
@@ -213,23 +280,6 @@ def transformer_lm(
     body = Decoder(vocabulary, width, layers, heads)
     tied = ("tokens", "embedding")
     return from_flax(body, TiedOutputs(), input_shape, reads_ids=True, tied=tied)
-
-
-class PromptPosition(nn.Module):
-    """The position in a sequence at which `adapters.prompts` inserts prompts.
-
-    `[..., T, d] -> [..., T, d]`; with `K` prompts `[..., K + T, d]`. There is no prompt without the
-    adapter.
-
-    Attributes:
-      after: Number of tokens before the prompts.
-    """
-
-    after: int = 0
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
 
 
 def cut_patches(images: jax.Array, patch: int) -> jax.Array:
@@ -273,12 +323,11 @@ class ImageEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = cut_patches(x, self.patch)
-        patches = x.shape[1]
         x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
-        x = PromptPosition()(x)
         adapters = {"adapter_width": self.adapter_width, "adapter_scale": self.adapter_scale}
-        x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(x))
-        return jnp.mean(x[:, -patches:], axis=1)
+        tokens, _ = Tokens()(x, None)
+        tokens = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(tokens))
+        return jnp.mean(tokens[:, -x.shape[1] :], axis=1)
 
 
 def vit(
@@ -303,7 +352,7 @@ def vit(
       Recognition at Scale", 2021, https://arxiv.org/abs/2010.11929.
     """
     require_patches("vit", input_shape, patch)
-    _require_divisible("vit", width, heads)
+    require_divisible("vit", width, heads)
     body = ImageEncoder(patch, width, layers, heads, adapter_width or 0, adapter_scale)
     return from_flax(body, Dense(num_classes), input_shape)
 
@@ -335,7 +384,8 @@ def _sines(steps: int, width: int) -> np.ndarray:
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(steps, -1)[:, :width]
 
 
-def _require_divisible(name: str, width: int, heads: int) -> None:
+def require_divisible(name: str, width: int, heads: int) -> None:
+    """Raises a `UserError` unless the width can be divided among the heads."""
     if width % heads:
         raise UserError(
             f"config.model.width is {width} and config.model.heads {heads}; in {name}, the "

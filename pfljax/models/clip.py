@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pfljax.core import Params
 from pfljax.errors import UserError
 from pfljax.models import params_file
-from pfljax.models.attention import Blocks, PromptPosition, cut_patches, require_patches
+from pfljax.models.attention import Blocks, Tokens, cut_patches, require_patches
 from pfljax.models.ids import Embedding
 from pfljax.models.kernels.product import product
 from pfljax.models.layers import Offset, uniform_by_fan_in
@@ -80,7 +80,7 @@ class Positions(nn.Module):
         if steps > self.length:
             raise UserError(
                 f"The tower of the classes has {self.length} positions, but the name of a class "
-                f"has {steps} tokens with prompts; set config.adapter.length to a smaller number."
+                f"has {steps} tokens with prompts; set config.adapter.tokens to a smaller number."
             )
         return x + self.param("offset", _SMALL, (self.length, width))[:steps]
 
@@ -141,7 +141,7 @@ class ClassTower(nn.Module):
     def __call__(self) -> jax.Array:
         ids = np.asarray(self.names, np.int32)
         x = Embedding(self.vocabulary, self.width, _SMALL, name="tokens")(ids)
-        x = PromptPosition(after=1)(x)
+        x, _ = Tokens()(x, None, 1)
         inserted = x.shape[1] - ids.shape[1]
         x = Positions(self.context, name="positions")(x)
         blocks = Blocks(self.layers, self.heads, True, activation=quick_gelu, name="blocks")

@@ -31,20 +31,21 @@ class Dense(nn.Module):
 
     Attributes:
       features: Number of outputs.
+      use_bias: Whether to add a bias.
+      kernel_init: The initializer of the kernel; None for PyTorch's default.
     """
 
     features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = uniform_by_fan_in(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
+        kernel = self.param("kernel", self.kernel_init or init, (x.shape[-1], self.features))
         x = x.astype(kernel.dtype)
-        if x.ndim == 2:
-            return product(x, kernel) + bias
-        out = product(x.reshape(-1, x.shape[-1]), kernel)
-        return out.reshape(*x.shape[:-1], self.features) + bias
+        out = product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], self.features)
+        return out + self.param("bias", init, (self.features,)) if self.use_bias else out
 
 
 # The names of the running statistics of batch normalization.

@@ -49,11 +49,12 @@ class Model(NamedTuple):
       reads_ids: Whether inputs are ids, int32, instead of numeric inputs; for inputs that are a
         dict, one value for all of them or a dict with the same names.
       input_shape: The shape of an example; `()` if examples are ids or dicts of arrays.
-      is_adapter: `path -> bool`, whether an array belongs to an adapter, a module of the network
-        with the name 'adapter'.
-      is_prompt: `path -> bool`, whether an array has prompts, which `adapters.prompts` inserts.
+      is_adapter: `path -> bool`, whether an array belongs to an adapter: a module of the network
+        with the name 'adapter', or an overlay of `models.adapters`.
+      is_prompt: `path -> bool`, whether an array has prompts, of the overlay `adapters.prompt`.
       class_features: `params -> [C, d]`, a row for each class with which the features of an example
         are compared; None for a network whose head is none of such rows.
+      example: `() -> inputs`, a batch of one example of zeros; None for a network without one.
 
     Example:
       >>> from pfljax.models import mlp
@@ -77,6 +78,7 @@ class Model(NamedTuple):
     is_adapter: Callable[[Path], bool] = lambda path: False
     is_prompt: Callable[[Path], bool] = lambda path: False
     class_features: Callable[[Any], jax.Array] | None = None
+    example: Callable[[], Any] | None = None
 
 
 def map_measurements(
@@ -409,4 +411,5 @@ def from_flax(
         reads_ids=reads_ids,
         input_shape=() if reads_ids or isinstance(input_shape, Mapping) else tuple(input_shape),
         is_adapter=lambda path: ADAPTER in path,
+        example=example,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pfljax.models.attention import transformer, transformer_lm, vit, vit_ti
 from pfljax.models.clip import two_tower
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
+from pfljax.models.language import bert, gpt2, t5
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
 from pfljax.models.tabular import amazon_mlp, har_cnn, logistic, matrix_factorization, mlp, mlp_bn
@@ -35,5 +36,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "transformer": transformer,
     "lstm_lm": lstm_lm,
     "transformer_lm": transformer_lm,
+    "gpt2": gpt2,
+    "bert": bert,
+    "t5": t5,
     "matrix_factorization": matrix_factorization,
 }

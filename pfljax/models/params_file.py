@@ -1,13 +1,14 @@
 """Parameters of a model in a file: one array for each path, such as `body/Dense_0/kernel`.
 
-A file is in the format of its name: `.safetensors`, or else NumPy's npz.
+A file is in the format of its name: `.safetensors`, or else NumPy's npz. The file of a client's
+model (`ClientModel.save`) can be read too: its arrays are those below `params/`.
 """
 
 from __future__ import annotations
 
 import pathlib
 import zipfile
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
 import safetensors
@@ -18,6 +19,7 @@ from pfljax.core import Params
 from pfljax.errors import UserError
 
 _SAFETENSORS = ".safetensors"
+_OF_MODEL = "params/"
 # What NumPy and safetensors raise for other formats, damaged files and dtypes that NumPy lacks.
 _UNREADABLE = (
     *(OSError, ValueError, EOFError, KeyError, TypeError),
@@ -32,9 +34,8 @@ def save(path: pathlib.Path, params: Params) -> None:
       path: The file, whose name ends in `.safetensors` or `.npz`.
       params: A nested dict of arrays.
     """
-    # The library for safetensors writes the memory of an array, whatever the order of its axes.
-    flat = flatten_dict(params, sep="/")
-    arrays = {name: np.asarray(x, order="C") for name, x in flat.items()}
+    # safetensors writes the memory of an array, and so transposed ones in another order.
+    arrays = {name: np.ascontiguousarray(x) for name, x in flatten_dict(params, sep="/").items()}
     if path.suffix == _SAFETENSORS:
         safetensors.numpy.save_file(arrays, path)
     else:
@@ -60,13 +61,21 @@ def read(path: pathlib.Path, wanted: Container[str]) -> tuple[dict[str, np.ndarr
 def _read(path: pathlib.Path, wanted: Container[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     if path.suffix == _SAFETENSORS:
         with path.open("rb"), safetensors.safe_open(path, framework="numpy") as file:
-            names = sorted(file.keys())
-            found = {name: file.get_tensor(name) for name in names if name in wanted}
-    else:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            names = sorted(file.files)
-            found = {name: file[name] for name in names if name in wanted}
-    return found, [name for name in names if name not in wanted]
+            return _choose(file.keys(), file.get_tensor, wanted)
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return _choose(file.files, file.__getitem__, wanted)
+
+
+def _choose(
+    names: Iterable[str], read: Callable[[str], np.ndarray], wanted: Container[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    in_file = {name: name for name in names}
+    if any(name.startswith(_OF_MODEL) for name in in_file):  # beside its frozen arrays
+        in_file = {
+            name.removeprefix(_OF_MODEL): name for name in in_file if name.startswith(_OF_MODEL)
+        }
+    found = {name: read(own) for name, own in in_file.items() if name in wanted}
+    return found, sorted(in_file.keys() - found.keys())
 
 
 def load(path: pathlib.Path, like: Params) -> Params:

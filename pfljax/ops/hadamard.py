@@ -179,24 +179,20 @@ def factored(
 
         return _map_kernels(replace, task.init(model_key))
 
-    def of_composed(function):
-        def composing(params, *args, **kwargs):
-            return function(composed(params), *args, **kwargs)
-
-        return None if function is None else composing
-
     def of_kernels(rule):
         return lambda path: rule(path[:-1] if path[-1] in _FIRST + _SECOND else path)
 
-    functions = ("losses", "loss", "predict", "features", "head", "class_features", "observe")
-    functions += ("params_metrics",)
     rules = ("is_head", "is_norm", "is_adapter", "is_prompt", "is_statistic")
-    changed = task._replace(
+    changed = task.of_params(composed)._replace(
         init=init_params,
-        **{name: of_composed(getattr(task, name)) for name in functions},
         **{name: of_kernels(getattr(task, name)) for name in rules},
     )
-    return Factored(changed, local._replace(observe=of_composed(local.observe)), composed)
+
+    def observe(params, batch):
+        return local.observe(composed(params), batch)
+
+    observed = None if local.observe is None else observe
+    return Factored(changed, local._replace(observe=observed), composed)
 
 
 def _map_kernels(replace, params, path=()):

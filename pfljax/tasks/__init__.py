@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pfljax.core import Task
 from pfljax.tasks.classification import classification
 from pfljax.tasks.denoising import denoising
+from pfljax.tasks.freeze import freeze
 from pfljax.tasks.from_network import from_network
 from pfljax.tasks.language import next_token
 from pfljax.tasks.multi_label import multi_label
@@ -20,6 +21,7 @@ __all__ = [
     "TASKS",
     "classification",
     "denoising",
+    "freeze",
     "from_network",
     "multi_label",
     "next_token",

@@ -73,13 +73,14 @@ def test_frozen_parameters_are_arguments_of_the_programs():
     """A base of 100 MB: one copy on each device, and none in the text, the states or uploads."""
     devices = jax.devices()[:2]
     network = models.mlp((federation.NUM_FEATURES,), federation.NUM_CLASSES, widths=(5000, 5000))
-    lora = adapters.lora(network, rank=1)
+    adapted = adapters.attach(network, adapters.lora(rank=1))
+    task = tasks.classification(adapted, num_classes=federation.NUM_CLASSES)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     base = jax.tree.map(lambda leaf: np.full(leaf.shape, 1e-4, leaf.dtype), shapes)
     size = tree.num_bytes(base)
     assert size > 100e6
     before = sum(array.nbytes for array in jax.live_arrays())
-    inputs = mapping.replicate(programs.Inputs(lora.freeze(base)), devices)
+    inputs = mapping.replicate(programs.Inputs(base), devices)
     assert sum(array.nbytes for array in jax.live_arrays()) - before <= size
     assert all(
         [shard.data.shape for shard in leaf.addressable_shards] == [leaf.shape] * 2
@@ -87,8 +88,9 @@ def test_frozen_parameters_are_arguments_of_the_programs():
     )
 
     def build(frozen, values, server_data):
-        task = tasks.classification(lora.model(frozen), num_classes=federation.NUM_CLASSES)
-        return programs.Method(fedavg(task, federation.local_training(epochs=1)), task)
+        of_adapter = tasks.freeze(task, frozen, task.is_adapter)
+        method = fedavg(of_adapter, federation.local_training(epochs=1))
+        return programs.Method(method, of_adapter)
 
     init = programs.Bound(programs.init_program(build, devices=devices), inputs)
     run_rounds = programs.Bound(

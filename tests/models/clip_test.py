@@ -150,10 +150,9 @@ def test_the_towers_with_weights_of_a_file_are_clips(tmp_path):
 def test_prompts_follow_the_first_token_of_every_class(tmp_path):
     weights = random_weights()
     params = loaded(tmp_path, weights)
-    adapter = adapters.prompts(two_tower(), length=3)
-    model = adapter.model(adapter.freeze(params))
+    model = prompted(3)
     tokens = np.random.default_rng(2).normal(size=(3, CLASS_WIDTH)).astype(np.float32)
-    own = {"head": {"prompts": {"tokens": jnp.asarray(tokens)}}}
+    own = with_prompts(params, jnp.asarray(tokens))
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
     classes = np.stack([class_features(wide, name, tokens) for name in NAMES])
     np.testing.assert_allclose(model.class_features(own), classes, rtol=1e-4, atol=1e-5)
@@ -161,12 +160,21 @@ def test_prompts_follow_the_first_token_of_every_class(tmp_path):
     logits = np.exp(wide["logit_scale"]) * features @ classes.T
     np.testing.assert_allclose(model.head(own, features), logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="7 positions, but the name of a class has 8 tokens"):
-        long = adapters.prompts(two_tower(), length=4)
-        jax.eval_shape(long.model(long.freeze(params)).class_features, long_prompts())
+        longer = with_prompts(params, jnp.zeros((4, CLASS_WIDTH)))
+        jax.eval_shape(prompted(4).class_features, longer)
 
 
-def long_prompts():
-    return {"head": {"prompts": {"tokens": jnp.zeros((4, CLASS_WIDTH))}}}
+def prompted(length):
+    kind = adapters.prompt(tokens=length)
+    return adapters.attach(two_tower(), kind, lambda path: path[0] == "head")
+
+
+def with_prompts(params, tokens):
+    (path,) = [layer for layer in prompted(len(tokens)).layers if layer[-1] == "Tokens_0"]
+    inside = {"prompt": tokens}
+    for name in reversed(path):
+        inside = {name: inside}
+    return join_params(params, inside)
 
 
 def test_loaded_weights_are_a_base(tmp_path):

@@ -176,9 +176,8 @@ def test_language_models_drop_in_blocks_too(block_size):
 
 def test_adapters_and_short_types_pass_the_key_on():
     model, key = network(0.5), jax.random.key(1)
-    lora = adapters.lora(model, rank=1)
-    frozen = lora.freeze(model.init(jax.random.key(0)))
-    for wrapped in (models.compute_in(model, "bfloat16"), lora.model(frozen)):
+    lora = adapters.attach(model, adapters.lora(rank=1))
+    for wrapped in (models.compute_in(model, "bfloat16"), lora):
         params = wrapped.init(jax.random.key(2))
         dropped = wrapped.features(params, batch().inputs, None, key)
         assert np.any(np.asarray(dropped) == 0)

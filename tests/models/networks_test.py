@@ -19,6 +19,8 @@ IMAGE, CHARACTERS, NEWS = (32, 32, 3), {"vocabulary": 90}, {"vocabulary": 32000}
 RATINGS = {"vocabulary": (610, 9724)}
 WORDS = {"vocabulary": 10000, "embedding": 96, "widths": (670,)}
 
+TEXTS = {"source": (32,), "target": (8,)}
+
 # Name, shape, outputs, arguments; entries of all arrays, those of the head, features.
 COUNTS = [
     ("logistic", (28, 28, 1), 10, {}, 7_850, 7_850, 784),
@@ -52,6 +54,9 @@ COUNTS = [
     ("lstm_lm", (80,), 90, CHARACTERS, 820_522, 23_130, 0),
     ("lstm_lm", (20,), 10_000, WORDS, 9_725_560, 6_710_000, 0),
     ("transformer_lm", (80,), 90, CHARACTERS, 418_650, 346, 0),
+    ("gpt2", (80,), 50257, {"vocabulary": 50257}, 124_439_808, 0, 0),
+    ("bert", (80,), 2, {"vocabulary": 30522}, 109_483_778, 1_538, 768),
+    ("t5", TEXTS, 32128, {"vocabulary": dict.fromkeys(TEXTS, 32128)}, 60_506_624, 0, 0),
     ("matrix_factorization", (2,), 1, RATINGS, 165_325, 17, 17),
     ("matrix_factorization", (2,), 1, RATINGS | {"user_table": True}, 175_696, 18, 17),
 ]
@@ -162,6 +167,8 @@ TINY = {
     "lstm": ((6,), 3, {"vocabulary": 7, "embedding": 3, "widths": (4, 5)}),
     "lstm_lm": ((6,), 7, {"vocabulary": 7, "embedding": 3, "widths": (4, 5)}),
     "transformer_lm": ((6,), 7, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2}),
+    "gpt2": ((6,), 7, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2, "positions": 6}),
+    "bert": ((6,), 3, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2, "positions": 6}),
     "matrix_factorization": ((2,), 1, {"vocabulary": (4, 7), "width": 3}),
 }
 
@@ -458,6 +465,10 @@ def test_a_table_of_users_distinguishes_users():
         ("fasttext", (5,), 3, {"vocabulary": (3, 4)}, "one vocabulary"),
         ("textcnn", (4,), 3, {"vocabulary": 9}, "5 tokens"),
         ("transformer_lm", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
+        ("gpt2", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
+        ("gpt2", (4,), 9, {"vocabulary": 9, "positions": 5, "prefix_tokens": 2}, "positions is 5"),
+        ("bert", (4,), 3, {"vocabulary": 9, "positions": 3}, "positions is 3"),
+        ("t5", (4,), 9, {"vocabulary": 9}, "'source' and 'target'"),
         ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
         ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),
     ],

@@ -434,10 +434,11 @@ def restore(
         workdir.require_same_settings(directory, settings, experiment.config)
     if found[0].notes.get("frozen") != experiment.frozen_digest:
         from_file = experiment.config.init_from
-        which, key = ("initial", "init_from") if from_file else ("frozen", "adapter.base")
+        which = "initial" if from_file else "frozen"
+        keys = "config.init_from" if from_file else "config.adapter.base and config.adapter.start"
         raise UserError(
-            f"{directory} contains a run with other {which} parameters; set config.{key} to the "
-            "file used before, or choose another --workdir."
+            f"{directory} contains a run with other {which} parameters; set {keys} as they were, "
+            "with the same files, or choose another --workdir."
         )
     oldest_first = [one.state for one in reversed(found)]
     return found[0]._replace(state=store.adopt(oldest_first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 import re
 from collections.abc import Callable
@@ -9,58 +10,102 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from pfljax import models
-from pfljax.core import Params
+from pfljax import models, tasks
+from pfljax.core import Params, Path, Task
+from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
 from pfljax.training.study import config as config_lib
 
-ADAPTERS = ("none", "lora", "prompts")
+NONE, HEAD = "none", "head"  # all parameters are trained; only those of the head are
+ADAPTERS = (NONE, HEAD, *adapters.KINDS)
+HEADS = ("base", "new", "frozen")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a `config.adapter` that cannot be used."""
     config_lib.require_known("adapter.name", config.name, ADAPTERS)
-    config_lib.require_whole("config.adapter.rank", config.rank, 1)
-    config_lib.require_whole("config.adapter.length", config.length, 1)
+    config_lib.require_known("adapter.head", config.head, HEADS)
+    for key in ("rank", "width", "tokens", "experts"):
+        config_lib.require_whole(f"config.adapter.{key}", config[key], 1)
     config_lib.require_whole("config.adapter.base_seed", config.base_seed, 0)
-    try:
-        re.compile(config.layers)
-    except re.error as error:
+    for key in ("layers", "input_layers"):
+        try:
+            re.compile(config[key])
+        except re.error as error:
+            raise UserError(
+                f"config.adapter.{key} is {config[key]!r}, which is no regular expression "
+                f"({error})."
+            ) from error
+    if config.name == HEAD and config.head == "frozen":
         raise UserError(
-            f"config.adapter.layers is {config.layers!r}, which is no regular expression ({error})."
-        ) from error
+            "config.adapter.name is 'head' and config.adapter.head is 'frozen', which leaves "
+            "nothing to train; set config.adapter.head=base."
+        )
+
+
+def starts_at_random(config: ml_collections.ConfigDict) -> bool:
+    """Whether models start with outputs that differ from seed to seed, given `config.adapter`."""
+    return config.name == NONE or (config.head == "new" and not config.start)
 
 
 def build(
     config: ml_collections.ConfigDict, model: models.Model
-) -> tuple[Callable[[Params], models.Model], Params]:
-    """Returns a model as a function of its frozen parameters, and these.
+) -> tuple[models.Model, Callable[[Task, Params], Task], Params]:
+    """Returns a model with adapters, how its task is frozen, and the frozen parameters.
 
     Args:
       config: `config.adapter` of the run.
       model: The network.
 
     Returns:
-      `frozen -> model`, and the frozen parameters: `()` where all are trained.
+      The network with adapters; `(task of it, frozen) -> task` whose params are the adapter's; and
+      the frozen parameters, with the initial values of those that start with given ones. Without
+      an adapter, the network, the same task, and `()`.
 
     Raises:
-      UserError: the model has no layer to adapt, or the file of the base cannot be used.
+      UserError: The model has no layer to adapt, or a file cannot be used.
     """
     check(config)
-    if config.name == "none":
-        return lambda frozen: model, ()
-    shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
+    if config.name == NONE:
+        return model, lambda task, frozen: task, ()
+    adapted = model
+    if config.name != HEAD:
+        selected = (
+            _matches(config.layers) if config.layers else lambda path: not model.is_head(path)
+        )
+        adapted = adapters.attach(model, _kind(config), selected)
+
+    def is_trained(path: Path) -> bool:
+        return adapted.is_adapter(path) or (adapted.is_head(path) and config.head != "frozen")
+
+    def is_given(path: Path) -> bool:
+        from_base = adapted.is_head(path) and config.head == "base"
+        return not is_trained(path) or (from_base and not adapted.is_adapter(path))
+
+    base = jax.jit(lambda key: split_params(adapted.init(key), is_given)[0])(
+        jax.random.key(config.base_seed)
+    )
     if config.base:
-        base = params_file.load(pathlib.Path(config.base), shapes)
-    else:
-        base = jax.jit(model.init)(jax.random.key(config.base_seed))
+        shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
+        read = params_file.load(pathlib.Path(config.base), shapes)
+        base = replace_params(base, split_params(read, is_given)[0])
+    if config.start:
+        shapes = jax.eval_shape(adapted.init, jax.eval_shape(jax.random.key, 0))
+        trained = split_params(shapes, is_trained)[0]
+        start = params_file.load(pathlib.Path(config.start), trained)
+        base = join_params(split_params(base, lambda path: not is_trained(path))[0], start)
+    return adapted, lambda task, frozen: tasks.freeze(task, frozen, is_trained), base
 
-    def is_adapted(path):
-        return re.search(config.layers, "/".join(path)) is not None
 
-    if config.name == "prompts":
-        adapter = adapters.prompts(model, length=config.length)
-    else:
-        adapter = adapters.lora(model, rank=config.rank, scale=config.scale, is_adapted=is_adapted)
-    return adapter.model, adapter.freeze(base)
+def _matches(pattern: str) -> Callable[[Path], bool]:
+    """Returns `path of a layer -> bool`, whether a regular expression is found in the path."""
+    return lambda path: re.search(pattern, "/".join(path)) is not None
+
+
+def _kind(config: ml_collections.ConfigDict) -> adapters.Kind:
+    """Returns the config's kind of adapter with those settings that it has."""
+    factory = adapters.KINDS[config.name]
+    settings = dict(config, scales_inputs=_matches(config.input_layers or "$^"))
+    known = inspect.signature(factory).parameters
+    return factory(**{name: settings[name] for name in known})

@@ -86,7 +86,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"config.{key}={value!r} is for models of one architecture; choose another value, "
                 "or remove config.architectures."
             )
-    for key in ("init_from", "adapter.base"):
+    for key in ("init_from", "adapter.base", "adapter.start"):
         if config_lib.at(config, key):
             raise UserError(
                 f"config.{key} is a file with the params of one model; remove it, or remove "

@@ -246,14 +246,28 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {
-        # 'none', 'lora' for low-rank updates of matrices, or 'prompts' for tokens of a Transformer
+        # Kind of adapter: 'lora', 'ia3', 'bias', 'houlsby', 'prefix', 'prompt', 'p_tuning',
+        # 'user_token', 'hidden_map', 'basis' or 'lora_mixture'; 'head' trains only the head, and
+        # 'none' all parameters.
         "name": "none",
-        "rank": 4,  # rank of an update
-        "scale": 1.0,  # factor on an update
+        "rank": 4,  # lora, lora_mixture, basis, hidden_map: rank of an update
+        "scale": 1.0,  # lora, lora_mixture, basis, hidden_map: factor on an update
+        "experts": 4,  # lora_mixture: number of updates of each layer
+        "width": 16,  # houlsby, p_tuning: number of hidden units
+        "tokens": 8,  # prompt, p_tuning, prefix: number of trained tokens
         "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
-        "length": 10,  # number of prompts
-        "base": "",  # file of frozen parameters, as init_from; '' draws them from base_seed
+        # ia3: regular expression for the paths of layers whose inputs are scaled in place of their
+        # outputs; '' for none.
+        "input_layers": "",
+        # How the head is trained: starting with that of the 'base', as a 'new' one drawn from the
+        # seed, or not at all, 'frozen'.
+        "head": "base",
+        # File of frozen parameters, as init_from; '' draws them from base_seed.
+        "base": "",
         "base_seed": 0,  # of frozen parameters without a file
+        # File with the initial values of all trained arrays, those of the adapter and the head,
+        # such as the model of another run; '' draws those of the adapter from the seed.
+        "start": "",
     }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"

@@ -333,7 +333,8 @@ def build(
             task,
             full_participation=plan.is_full,
             has_server_data=dataset.server is not None,
-            random_init=not (config.init_from or config.zero_init),
+            random_init=not (config.init_from or config.zero_init)
+            and adapters.starts_at_random(config.adapter),
         )
         # The method is traced here, and may refuse the network before anything is compiled.
         uses_class_counts |= used_arguments.uses_class_counts(algorithm, *shapes)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from pfljax import models
-from pfljax.core import Params
+from pfljax.core import Params, Task
 from pfljax.errors import UserError
 from pfljax.models import params_file
 
@@ -25,24 +25,24 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def build(path: str, model: models.Model) -> tuple[Callable[[Params], models.Model], Params]:
-    """Returns a model as a function of the params with which training starts, and these.
+def build(path: str, model: models.Model) -> tuple[Callable[[Task, Params], Task], Params]:
+    """Returns how a task starts with given params, and the params of a file.
 
     Args:
       path: `config.init_from` of the run.
       model: The network.
 
     Returns:
-      `params -> model`, whose `init` returns the params whatever the key, and the params of the
-      file, as NumPy arrays.
+      `(task, params) -> task`, whose `init` returns the params whatever the key, and the params of
+      the file, as NumPy arrays.
 
     Raises:
       UserError: The file cannot be read, or has the params of another model.
     """
     shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
 
-    def starting_with(params):
+    def starting_with(task, params):
         # Copies, as the state of a run is donated, and the arguments of its programs are not.
-        return model._replace(init=lambda key: jax.tree.map(jnp.copy, params))
+        return task._replace(init=lambda key: jax.tree.map(jnp.copy, params))
 
     return starting_with, params_file.load(pathlib.Path(path), shapes)

@@ -55,11 +55,11 @@ def build_task(
         model = model._replace(init=_zeros_of(model.init))
     if config.compute_dtype != "float32":
         model = models.compute_in(model, config.compute_dtype)
-    adapted, frozen = (lambda frozen: model), ()
+    given, frozen = (lambda task, frozen: task), ()
     if key == "model":
-        adapted, frozen = adapters.build(config.adapter, model)
+        model, given, frozen = adapters.build(config.adapter, model)
         if config.init_from:
-            adapted, frozen = pretrained.build(config.init_from, model)
+            given, frozen = pretrained.build(config.init_from, model)
     task_of = tasks.TASKS[kind]
     of_dataset = {
         "num_classes": outputs,
@@ -72,7 +72,7 @@ def build_task(
     settings = {name: of_dataset[name] for name in accepted}
 
     def make(frozen):
-        return task_of(adapted(frozen), **settings)
+        return given(task_of(model, **settings), frozen)
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns}
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))

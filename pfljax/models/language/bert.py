@@ -1,0 +1,172 @@
+"""BERT: a Transformer encoder whose features are those of the first token."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pfljax.models.attention import AttentionProduct, Tokens, require_divisible
+from pfljax.models.ids import PADDING, Embedding, require_text
+from pfljax.models.language.parts import Table, rows_of_positions, split_heads
+from pfljax.models.layers import Dense
+from pfljax.models.model import Model, from_flax
+
+_SMALL = nn.initializers.normal(0.02)
+_Dense = functools.partial(Dense, kernel_init=_SMALL)
+_Norm = functools.partial(nn.LayerNorm, epsilon=1e-12)
+
+
+class Embeddings(nn.Module):
+    """Embeddings of tokens, positions and the first segment: `[B, T] -> [B, T, width]`.
+
+    The attributes are arguments of `bert`.
+    """
+
+    vocabulary: int
+    width: int
+    positions: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = Embedding(self.vocabulary, self.width, _SMALL, name="word_embeddings")(ids)
+        x, mask = Tokens()(x, mask)
+        positions = Table(self.positions, self.width, name="position_embeddings")()
+        segments = Table(2, self.width, name="token_type_embeddings")()
+        x = x + rows_of_positions(positions, 0, x.shape[1]) + segments[0]
+        return _Norm(name="LayerNorm")(x), mask
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of each head, and their product: `[B, T, d] -> [B, T, d]`.
+
+    Attributes:
+      heads: Number of heads.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        query, key, value = (
+            split_heads(_Dense(x.shape[-1], name=name)(x), self.heads)
+            for name in ("query", "key", "value")
+        )
+        return AttentionProduct()(query, key, value, mask, None).reshape(x.shape)
+
+
+class Output(nn.Module):
+    """A layer, the residual connection and a normalization: `[B, T, k], [B, T, d] -> [B, T, d]`."""
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, x: jax.Array) -> jax.Array:
+        return _Norm(name="LayerNorm")(x + _Dense(x.shape[-1], name="dense")(hidden))
+
+
+class Attention(nn.Module):
+    """Attention with its output layer: `[B, T, d] -> [B, T, d]`; the attribute as above."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        return Output(name="output")(SelfAttention(self.heads, name="self")(x, mask), x)
+
+
+class Intermediate(nn.Module):
+    """The first layer of a feed-forward network: `[B, T, d] -> [B, T, features]`.
+
+    Attributes:
+      features: Number of hidden units.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.gelu(_Dense(self.features, name="dense")(x), approximate=False)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, normalized after each: `[B, T, d] -> [B, T, d]`."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        x = Attention(self.heads, name="attention")(x, mask)
+        hidden = Intermediate(4 * x.shape[-1], name="intermediate")(x)
+        return Output(name="output")(hidden, x)
+
+
+class Blocks(nn.Module):
+    """All blocks: `[B, T, d] -> [B, T, d]`; the attributes are arguments of `bert`."""
+
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        for number in range(self.layers):
+            x = Block(self.heads, name=f"layer.{number}")(x, mask)
+        return x
+
+
+class Pooler(nn.Module):
+    """A layer on the first token: `[B, T, d] -> [B, d]`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(_Dense(x.shape[-1], name="dense")(x[:, 0]))
+
+
+class Encoder(nn.Module):
+    """Embeddings, blocks and pooler: `[B, T] -> [B, width]`; arguments of `bert`."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    positions: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
+        x, mask = embeddings(ids, ids != PADDING)
+        return Pooler(name="pooler")(Blocks(self.layers, self.heads, name="encoder")(x, mask))
+
+
+def bert(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    vocabulary: int,
+    width: int = 768,
+    layers: int = 12,
+    heads: int = 12,
+    positions: int = 512,
+) -> Model:
+    """BERT, with the arrays and names of its published weights: `[B, T] -> [B, width]`.
+
+    All tokens belong to the first segment. With a prompt, the features are those of its first
+    token, as in other libraries. 30,522 ids, 2 classes: 109,483,778 parameters.
+
+    Args:
+      input_shape: `(T,)`.
+      num_classes: Number of outputs.
+      vocabulary: Number of ids.
+      width: The width of all blocks.
+      layers: Number of blocks.
+      heads: Number of heads of each attention.
+      positions: Number of rows of the table of positions; `T` and the tokens of a prompt at most.
+
+    References:
+      Devlin, Chang, Lee, Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for
+      Language Understanding", 2019, https://arxiv.org/abs/1810.04805.
+    """
+    require_text("bert", input_shape, vocabulary)
+    require_divisible("bert", width, heads)
+    body = Encoder(vocabulary, width, layers, heads, positions)
+    return from_flax(body, _Dense(num_classes), input_shape, reads_ids=True)
