@@ -313,5 +313,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "body and head",
             needs="head body no_statistics random_init",
         ),
+        _row("em_gmm", "EM-GMM", 2024, "one model", needs="classes array_inputs"),
     ]
 )
