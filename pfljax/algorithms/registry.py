@@ -26,6 +26,7 @@ TAGS = (
     "low rank",
     "element-wise mixing",
     "sparse models",
+    "trees",
     "mixtures of models",
     "hypernetwork",
     "prototypes",
@@ -314,5 +315,13 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="head body no_statistics random_init",
         ),
         _row("em_gmm", "EM-GMM", 2024, "one model", needs="classes array_inputs"),
+        _row(
+            "fedgbdt",
+            "Federated GBDT",
+            2024,
+            "one model",
+            "trees",
+            needs="array_inputs features output_losses",
+        ),
     ]
 )
