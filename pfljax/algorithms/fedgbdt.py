@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
+from pfljax.ops import losses as losses_lib
 from pfljax.ops import trees as trees_lib
 
 
@@ -40,23 +41,6 @@ class GBDTServer(NamedTuple):
     forest: trees_lib.Forest
     edges: jax.Array
     steps: jax.Array
-
-
-def derivatives(task: core.Task, outputs: jax.Array, batch: core.Batch) -> jax.Array:
-    """Returns `[B, K, 2]`: the loss's first and second derivative in each output `[B, K]`.
-
-    The second derivative is that of the diagonal, and zero where it is negative.
-    """
-
-    def slope(outputs):
-        return jax.grad(lambda rows: jnp.sum(task.output_losses(rows, batch)))(outputs)
-
-    def curvature(direction):
-        rows = jnp.broadcast_to(direction, outputs.shape)
-        return jnp.sum(jax.jvp(slope, (outputs,), (rows,))[1] * direction, axis=1)
-
-    second = jax.vmap(curvature, out_axes=1)(jnp.eye(outputs.shape[1], dtype=outputs.dtype))
-    return jnp.stack([slope(outputs), jnp.maximum(second, 0)], axis=-1)
 
 
 @checked
@@ -140,8 +124,9 @@ def fedgbdt(
             points = points_of(edges, batch.inputs)
             paths = forest.paths(points)
             outputs = forest.outputs(paths[-1], number)
-            terms = jnp.where(counts, jnp.array([0.0, 1.0]), derivatives(task, outputs, batch))
-            terms = terms.astype(dtype) * batch.mask[:, None, None]
+            terms = losses_lib.derivatives(task, outputs, batch)
+            terms = jnp.where(counts, jnp.array([0, 1], dtype), terms.astype(dtype))
+            terms = terms * batch.mask[:, None, None]
             nodes = paths[level, :, number]
             histogram = trees_lib.add_to_histogram(
                 histogram, nodes, trees_lib.bins_of(points, edges), terms

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Gains that differ by fewer than this many roundings are equal.
+_ROUNDING = 32
+
 
 class Forest(NamedTuple):
     """Trees whose inner nodes send an example to the left where `x[feature] <= threshold`.
@@ -120,7 +123,8 @@ def grow(
         gain = (G_L^2 / (H_L + lam) + G_R^2 / (H_R + lam) - G^2 / (H + lam)) / 2
         value = -rate G / (H + lam),   of the node to which a leaf belongs so far
 
-    The split with the greatest gain is taken, the first of equal ones by feature and bin. A node
+    The split with the greatest gain is taken, the first of equal ones by feature and bin; gains
+    that differ by rounding errors are equal, so that the order of a sum has no effect. A node
     without a split that the rules allow sends all examples to the left.
 
     Args:
@@ -142,8 +146,11 @@ def grow(
     least = jnp.minimum(left[..., 1], right[..., 1])[..., :-1]
     gains = jnp.where(least >= rules.min_child_weight, gains, -jnp.inf)
     flat = gains.reshape(*gains.shape[:2], -1)
-    best = jnp.argmax(flat, axis=-1)
-    splits = jnp.max(flat, axis=-1) > rules.min_gain
+    highest = jnp.max(flat, axis=-1)
+    of_node = jnp.max(score(total)[..., 0], axis=2)
+    rounding = _ROUNDING * jnp.finfo(flat.dtype).eps * (jnp.maximum(highest, 0) + of_node)
+    best = jnp.argmax(flat >= (highest - rounding)[..., None], axis=-1)
+    splits = highest > rules.min_gain + rounding
     feature, bin_number = jnp.divmod(best, edges.shape[1])
     feature = jnp.where(splits, feature, 0)
     largest = jnp.finfo(edges.dtype).max
