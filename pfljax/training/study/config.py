@@ -209,6 +209,7 @@ def default_config() -> ml_collections.ConfigDict:
         "shift_strength": 0.5,  # strength of contrast and noise, from 0 to 1
         "concept_shift": "none",  # the shift of the groups' labels: 'none' or 'permutation'
         "num_clients": 20,  # number of clients, including held-out ones
+        "num_owners": 0,  # natural: number of clients, drawn by the seed; 0 uses all of them
         "seed": 0,  # seed of the partition, the splits and the choice of held-out clients
         "test_fraction": 0.25,  # fraction of each client's examples
         "validation_fraction": 0.1,  # fraction of each client's other examples
