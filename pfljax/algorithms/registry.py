@@ -26,6 +26,7 @@ TAGS = (
     "low rank",
     "element-wise mixing",
     "sparse models",
+    "trees",
     "mixtures of models",
     "hypernetwork",
     "prototypes",
@@ -321,6 +322,15 @@ ALGORITHMS: dict[str, Method] = dict(
             2023,
             "body and head",
             needs="head body no_statistics random_init",
+        ),
+        _row("em_gmm", "EM-GMM", 2024, "one model", needs="classes array_inputs"),
+        _row(
+            "fedgbdt",
+            "Federated GBDT",
+            2024,
+            "one model",
+            "trees",
+            needs="array_inputs features output_losses",
         ),
     ]
 )

@@ -89,6 +89,11 @@ NEEDS: dict[str, Need] = {
         "inputs that are one array of numbers",
         "choose another data set",
     ),
+    "output_losses": Need(
+        lambda setting: setting.task.output_losses is not None,
+        "a loss that follows from the outputs",
+        "choose another data set",
+    ),
     "head": Need(
         lambda setting: setting.has(setting.task.is_head),
         "a head on the model's features",

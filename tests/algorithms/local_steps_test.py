@@ -94,8 +94,9 @@ def test_as_many_steps_as_epochs_have(name):
         whole = output.state, output.sum, output.each, output.metrics
         outputs.append(jax.tree.map(lambda leaf: leaf.astype(float), whole))
     federation.assert_close(outputs[0], outputs[1])
-    # Without prototypes there is nothing to learn from, and a client may stop before an epoch ends.
-    if name in ("fedpcl", "proar_pfed"):
+    # Without prototypes there is nothing to learn from, a client may stop before an epoch ends, and
+    # statistics of the examples are those of one pass.
+    if name in ("fedpcl", "proar_pfed", "em_gmm", "fedgbdt"):
         return
     assert federation.differ(outputs[0], outputs[2], least=1e-6)
 

@@ -23,6 +23,7 @@ LACKING = {
     "classes": lambda: federation.task()._replace(num_classes=0),
     "features": lambda: federation.task()._replace(num_features=0),
     "array_inputs": lambda: federation.task()._replace(input_shape=()),
+    "output_losses": lambda: federation.task()._replace(output_losses=None),
     "head": lambda: federation.task()._replace(is_head=lambda path: False),
     "body": lambda: federation.task()._replace(is_head=lambda path: True),
     "linear_head": lambda: federation.task()._replace(num_features=7),
