@@ -19,6 +19,9 @@ def get_config():
         rounds=30,
         eval_every=10,
         learning_rate=0.1,
+        # Chosen for each method on validation examples, see docs/results/recent_methods_figures.md.
+        learning_rates={"local": 0.1, "fedavg": 1.0, "fedper": 1.0, "fedrap": 0.3},
+        seeds=(0, 1),
     )
     config.algorithms = ("local", "fedavg", "fedper", "fedrap")
     config.data.options.movielens.feedback = "implicit"
