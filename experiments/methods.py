@@ -34,14 +34,22 @@ from pfljax.cli import app
 from pfljax.engine.accounting import traffic
 from pfljax.engine.examples import Examples
 from pfljax.errors import UserError
+from pfljax.models import adapters
 
 _WRITE = flags.DEFINE_string("write", None, "File whose table is replaced.")
 _PAGE = flags.DEFINE_string("page", None, "File for the page of all methods.")
 _BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 _NUM_CLIENTS, _NUM_CLASSES, _SHAPE = 20, 10, (28, 28, 1)
 _NUM_SERVER_EXAMPLES = 1000
-# Some methods reject some models; the first model that a method accepts is counted.
-_MODELS = {"mlp": {}, "mlp_bn": {}, "vit": {"adapter_width": 64}}
+# Some methods reject some models; the first model that a method accepts is counted. The number of
+# prompts is that of an adapter, beside which the model is frozen; 0 for a model that is trained.
+_MODELS = (
+    ("mlp", {}, 0),
+    ("mlp_bn", {}, 0),
+    ("vit", {"adapter_width": 64}, 0),
+    ("vit", {}, 10),
+    ("two_tower", {}, 10),
+)
 
 
 class Row(NamedTuple):
@@ -76,8 +84,11 @@ def count(name: str) -> tuple[int, int, bool]:
     """Returns the upload and download bytes of a method, and whether it uploads only a sum."""
     needs_server_data = "server_data" in ALGORITHMS[name].needs
     held = {"server_data": server_data()} if needs_server_data else {}
-    for model, arguments in _MODELS.items():
+    for model, arguments, num_prompts in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES, **arguments)
+        if num_prompts:
+            adapter = adapters.prompts(network, length=num_prompts)
+            network = adapter.model(adapter.freeze(network.init(jax.random.key(0))))
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         try:
             local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
@@ -90,7 +101,7 @@ def count(name: str) -> tuple[int, int, bool]:
         client = jax.eval_shape(algorithm.init_client, server, profile, key)
         counted = traffic.count(algorithm, server, client, examples)
         return counted.upload, counted.download, counted.upload_each == 0
-    raise ValueError(f"{name} accepts none of the models {', '.join(_MODELS)}.")
+    raise ValueError(f"{name} accepts none of the models {_MODELS}.")
 
 
 def population() -> Examples:

@@ -27,6 +27,7 @@ from pfljax.engine.programs import (
     rounds_program,
 )
 from pfljax.errors import UserError
+from pfljax.models import adapters, clip
 from pfljax.models.attention import ImageEncoder
 from pfljax.models.layers import Dense
 
@@ -85,18 +86,40 @@ def task(model: str = "mlp") -> core.Task:
 
 
 class OfColumns(nn.Module):
-    """Attention over the numbers of an example, with adapters: `[B, d] -> [B, 4]`."""
+    """Attention over the numbers of an example: `[B, d] -> [B, 4]`."""
+
+    adapter_width: int = 0
 
     @nn.compact
     def __call__(self, x):
-        return ImageEncoder(1, 4, 1, 2, adapter_width=3)(x[:, :, None, None])
+        return ImageEncoder(1, 4, 1, 2, self.adapter_width)(x[:, :, None, None])
 
 
 @functools.cache
 def attention_task() -> core.Task:
     """A Transformer block with adapters, whose tokens are the numbers of an example."""
-    network = models.from_flax(OfColumns(), Dense(NUM_CLASSES), (NUM_FEATURES,))
+    network = models.from_flax(OfColumns(3), Dense(NUM_CLASSES), (NUM_FEATURES,))
     return tasks.classification(network, num_classes=NUM_CLASSES)
+
+
+@functools.cache
+def prompt_task() -> core.Task:
+    """A frozen Transformer block with two prompts, whose tokens are the numbers of an example."""
+    network = models.from_flax(OfColumns(), Dense(NUM_CLASSES), (NUM_FEATURES,))
+    adapter = adapters.prompts(network, length=2)
+    frozen = adapter.freeze(network.init(jax.random.key(4)))
+    return tasks.classification(adapter.model(frozen), num_classes=NUM_CLASSES)
+
+
+@functools.cache
+def two_tower_task() -> core.Task:
+    """Frozen towers of an example and of its class, with two prompts before the class."""
+    names = tuple((0, 1 + c, 1 + NUM_CLASSES) for c in range(NUM_CLASSES))
+    classes = clip.ClassTower(names, 2 + NUM_CLASSES, 5, width=4, layers=1, heads=2, features=4)
+    network = clip.join_towers(Dense(4), classes, (NUM_FEATURES,))
+    adapter = adapters.prompts(network, length=2)
+    frozen = adapter.freeze(network.init(jax.random.key(4)))
+    return tasks.classification(adapter.model(frozen), num_classes=NUM_CLASSES)
 
 
 @functools.cache
@@ -117,7 +140,7 @@ def held_by_the_server(name: str) -> dict[str, core.ClientData]:
 @functools.cache
 def task_for(name: str) -> core.Task:
     """The first of these tasks that a method of the table takes."""
-    for candidate in (task(), task("mlp_bn"), attention_task()):
+    for candidate in (task(), task("mlp_bn"), attention_task(), prompt_task(), two_tower_task()):
         try:
             ALGORITHMS[name](candidate, local_training(), **held_by_the_server(name))
         except UserError as refusal:

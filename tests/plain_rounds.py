@@ -78,6 +78,8 @@ def task() -> core.Task:
         layers=(("body",), ("head",)),
         is_norm=lambda path: path[0] == "head",
         is_adapter=lambda path: path == ("body", "bias"),
+        is_prompt=lambda path: path == ("head", "kernel"),
+        class_features=lambda model: model["head"]["kernel"].T,
         output_losses=lambda logits, batch: optax.softmax_cross_entropy_with_integer_labels(
             logits, batch.targets
         ),

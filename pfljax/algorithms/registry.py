@@ -304,6 +304,15 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
         _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
         _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
+        _row("pfedpg", "pFedPG", 2023, "hypernetwork", needs="prompts"),
+        _row(
+            "fedpgp",
+            "FedPGP",
+            2024,
+            "low rank",
+            "contrastive term",
+            needs="class_features prompts no_statistics",
+        ),
         _row("pfedgate", "pFedGate", 2023, "sparse models", needs="array_inputs"),
         _row("fedperfix", "FedPerfix", 2023, "body and head", needs="adapters"),
         _row(

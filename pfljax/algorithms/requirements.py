@@ -40,6 +40,11 @@ class Setting:
         """Whether the model has an array whose path is selected."""
         return bool(split_params(self.shapes, is_selected)[0])
 
+    def has_one_matrix(self, is_selected: Callable[[Path], bool]) -> bool:
+        """Whether one array is selected, and it is a matrix."""
+        selected = jax.tree.leaves(split_params(self.shapes, is_selected)[0])
+        return [leaf.ndim for leaf in selected] == [2]
+
     @property
     def has_linear_head(self) -> bool:
         """Whether the head is a matrix `[num_features, num_classes]`, possibly with a bias."""
@@ -128,6 +133,16 @@ NEEDS: dict[str, Need] = {
         lambda setting: not setting.has(setting.is_head_statistic),
         "a head without running statistics",
         "move batch normalization into the body, or choose another model",
+    ),
+    "class_features": Need(
+        lambda setting: setting.task.class_features is not None,
+        "a model that compares features with those of classes",
+        "set config.model.name=two_tower and config.adapter.name=prompts",
+    ),
+    "prompts": Need(
+        lambda setting: setting.has_one_matrix(setting.task.is_prompt),
+        "a Transformer with prompts",
+        "set config.model.name=vit and config.adapter.name=prompts",
     ),
     "full_participation": Need(
         lambda setting: setting.full_participation,

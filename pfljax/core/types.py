@@ -201,6 +201,10 @@ class Task(NamedTuple):
         bias, running statistics.
       is_adapter: `path -> bool`, whether the array at `path` belongs to an adapter, a small module
         beside the layers of the model.
+      is_prompt: `path -> bool`, whether the array at `path` has prompts, trained tokens `[K, d]`
+        that are inserted into the sequence of a Transformer.
+      class_features: `params -> [C, d]`, a row of features for each class, with which the features
+        of an example are compared (two towers); None for other models.
       is_statistic: `path -> bool`, whether the array at `path` is a running statistic. Gradients do
         not change running statistics: training steps update them, and a server averages them.
       observe: `(params, batch) -> statistics`, the running statistics after a training step on the
@@ -244,6 +248,8 @@ class Task(NamedTuple):
     layers: tuple[Path, ...] = ()
     is_norm: Callable[[Path], bool] = lambda path: False
     is_adapter: Callable[[Path], bool] = lambda path: False
+    is_prompt: Callable[[Path], bool] = lambda path: False
+    class_features: Callable[[Params], jax.Array] | None = None
     is_statistic: Callable[[Path], bool] = lambda path: False
     observe: Callable[[Params, Batch], Params] | None = None
     output_losses: Callable[[jax.Array, Batch], jax.Array] | None = None

@@ -112,6 +112,7 @@ def load(
     server_dir: str = "",
     checksum: str = "",
     min_size: int | None = None,
+    num_owners: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> FederatedDataset:
     """Returns a federated data set by name.
@@ -134,7 +135,7 @@ def load(
       feature_shift: One of `FEATURE_SHIFTS`, the change of the groups' inputs; copies the inputs.
       shift_strength: The strength of the shifts `contrast` and `noise`, from 0 to 1.
       concept_shift: One of `CONCEPT_SHIFTS`, the change of the groups' labels; copies the targets.
-      num_clients: Number of clients of the partition; `natural` uses all owners.
+      num_clients: Number of clients of the partition; `natural` has `num_owners`.
       seed: The seed of the partition and the splits.
       test_fraction: The fraction of each client's examples that are test examples; `pfllib`, `npz`
         and `store` have their own.
@@ -155,6 +156,7 @@ def load(
       min_size: The minimum number of examples of a client in the Dirichlet partitions (except the
         balanced one) and the quantity partitions; `natural` drops owners with fewer. None selects
         the defaults of the partitions.
+      num_owners: The number of owners that `natural` draws by `seed`; 0 uses all of them.
       options: Options of this data set, the keyword-only arguments of its loader in `SOURCES`.
 
     Returns:
@@ -201,7 +203,7 @@ def load(
         if server_fraction and not server_name:
             examples, held = server.hold_out(examples, server_fraction, seed)
         if partition == "natural":
-            clients = natural(_owners(examples), min_size)
+            clients = natural(_owners(examples), min_size, num_owners, seed)
         else:
             clients = make_partition(
                 partition,

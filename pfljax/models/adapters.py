@@ -7,6 +7,10 @@ what is uploaded.
 References:
   Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022,
   https://arxiv.org/abs/2106.09685.
+  Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim, "Visual Prompt Tuning", 2022,
+  https://arxiv.org/abs/2203.12119 (prompts of a vision Transformer).
+  Zhou, Yang, Loy, Liu, "Learning to Prompt for Vision-Language Models", 2022,
+  https://arxiv.org/abs/2109.01134 (prompts before the names of classes).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import jax.numpy as jnp
 from pfljax.core import Params, Path
 from pfljax.core.params import join_params, split_params
 from pfljax.errors import UserError
+from pfljax.models.attention import PromptPosition
 from pfljax.models.model import Model
 
 
@@ -68,11 +73,7 @@ def lora(
     Raises:
       UserError: no layer can be adapted, or the model has batch normalization.
     """
-    if model.observe is not None:
-        raise UserError(
-            "An adapter takes no model with batch normalization, whose running statistics would be "
-            "frozen; name a model without it, such as one with GroupNorm."
-        )
+    _require_no_statistics(model)
     is_trained = is_trained or model.is_head
     shapes = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0))
     kernels = {}
@@ -146,6 +147,118 @@ def lora(
         )
 
     return Adapter(freeze, of)
+
+
+def prompts(
+    model: Model, *, length: int, is_trained: Callable[[Path], bool] | None = None
+) -> Adapter:
+    """Inserts trained tokens, the prompts, into the sequence of a frozen Transformer.
+
+        x_1 .. x_T  ->  x_1 .. x_a, p_1 .. p_length, x_{a+1} .. x_T,
+        p [length, d] normal with the standard deviation 0.02
+
+    `a` is `PromptPosition.after`, 0 for the patches of an image. Clients share the frozen
+    parameters, and each has its own tokens.
+
+    Args:
+      model: A Transformer with a `PromptPosition`, such as `vit` or `two_tower`.
+      length: Number of prompts.
+      is_trained: `path of an array -> bool`, arrays that are trained whole beside the prompts; None
+        means the head, and for prompts inside the head no array.
+
+    Returns:
+      The adapter. Its parameters have the array `tokens` `[length, d]` at `body/prompts` or
+      `head/prompts`, which is `Model.is_prompt`.
+
+    Raises:
+      UserError: the model has no position for prompts or two, or has batch normalization.
+    """
+    _require_no_statistics(model)
+    widths = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, PromptPosition):
+            widths[context.module.path[0]] = args[0].shape[-1]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        # A new function, as JAX does not trace one again whose shapes it knows.
+        shapes = jax.eval_shape(lambda key: model.init(key), jax.eval_shape(jax.random.key, 0))
+    if len(widths) != 1:
+        raise UserError(
+            f"Prompts need one position in a model, and this one has {len(widths)}; name a vision "
+            "Transformer or a model of two towers, such as config.model.name=vit."
+        )
+    ((of_prompts, width),) = widths.items()
+    is_trained = is_trained or (model.is_head if of_prompts == "body" else lambda path: False)
+    dtype = jax.tree.leaves(shapes)[0].dtype
+
+    def is_prompt(path):
+        return path[:2] == (of_prompts, _PROMPTS)
+
+    def init(key):
+        model_key, prompt_key = jax.random.split(key)
+        params, _ = split_params(model.init(model_key), is_trained)
+        tokens = 0.02 * jax.random.normal(prompt_key, (length, width), dtype)
+        return join_params(params, {of_prompts: {_PROMPTS: {"tokens": tokens}}})
+
+    def of(frozen):
+        def whole(params):
+            return join_params(frozen, split_params(params, is_trained)[0])
+
+        def inserting(params):
+            """Inserts the prompts of these parameters at the position for prompts."""
+
+            def intercept(call, args, kwargs, context):
+                if not isinstance(context.module, PromptPosition):
+                    return call(*args, **kwargs)
+                (x,), after = args, context.module.after
+                tokens = params[of_prompts][_PROMPTS]["tokens"].astype(x.dtype)
+                tokens = jnp.broadcast_to(tokens, (*x.shape[:-2], *tokens.shape))
+                return jnp.concatenate([x[..., :after, :], tokens, x[..., after:, :]], axis=-2)
+
+            return nn.intercept_methods(intercept)
+
+        def features(params, inputs, mask=None, key=None):
+            with inserting(params):
+                return model.features(whole(params), inputs, mask, key)
+
+        def head(params, features, mask=None, key=None):
+            with inserting(params):
+                return model.head(whole(params), features, mask, key)
+
+        def class_features(params):
+            with inserting(params):
+                return model.class_features(whole(params))
+
+        def is_layer(path):
+            return is_trained((*path, "kernel"))
+
+        return model._replace(
+            init=init,
+            features=features,
+            head=head,
+            class_features=None if model.class_features is None else class_features,
+            layers=((of_prompts, _PROMPTS), *filter(is_layer, model.layers)),
+            is_prompt=is_prompt,
+            is_adapter=lambda path: is_trained(path) and model.is_adapter(path),
+            is_norm=lambda path: is_trained(path) and model.is_norm(path),
+            is_statistic=lambda path: False,
+        )
+
+    return Adapter(lambda params: split_params(params, is_trained)[1], of)
+
+
+# The name of the prompts in the body's or the head's parameters.
+_PROMPTS = "prompts"
+
+
+def _require_no_statistics(model: Model) -> None:
+    if model.observe is not None:
+        raise UserError(
+            "An adapter takes no model with batch normalization, whose running statistics would be "
+            "frozen; name a model without it, such as one with GroupNorm."
+        )
 
 
 def _inside(node: Params, name: str) -> Params:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,7 @@ class Blocks(nn.Module):
       causal: Whether a position attends to itself and earlier positions only.
       adapter_width: Number of hidden units of the adapter of each attention; 0 for no adapters.
       adapter_scale: Factor on what an adapter adds.
+      activation: The function between the two layers of a network.
     """
 
     layers: int
@@ -89,6 +92,7 @@ class Blocks(nn.Module):
     causal: bool = False
     adapter_width: int = 0
     adapter_scale: float = 1.5
+    activation: Callable[[jax.Array], jax.Array] = nn.gelu
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -97,7 +101,7 @@ class Blocks(nn.Module):
             attention = Attention(self.heads, self.causal, self.adapter_width, self.adapter_scale)
             x = x + attention(nn.LayerNorm(epsilon=1e-5)(x), mask)
             hidden = Dense(4 * width)(nn.LayerNorm(epsilon=1e-5)(x))
-            x = x + Dense(width)(nn.gelu(hidden))
+            x = x + Dense(width)(self.activation(hidden))
         return x
 
 
@@ -211,8 +215,44 @@ def transformer_lm(
     return from_flax(body, TiedOutputs(), input_shape, reads_ids=True, tied=tied)
 
 
+class PromptPosition(nn.Module):
+    """The position in a sequence at which `adapters.prompts` inserts prompts.
+
+    `[..., T, d] -> [..., T, d]`; with `K` prompts `[..., K + T, d]`. There is no prompt without the
+    adapter.
+
+    Attributes:
+      after: Number of tokens before the prompts.
+    """
+
+    after: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+def cut_patches(images: jax.Array, patch: int) -> jax.Array:
+    """Returns the patches of images as rows: `[B, H, W, c] -> [B, H W / patch^2, patch^2 c]`."""
+    batch, height, width, channels = images.shape
+    down, across = height // patch, width // patch
+    cut = images.reshape(batch, down, patch, across, patch, channels)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
+
+
+def require_patches(name: str, input_shape: tuple[int, ...], patch: int) -> None:
+    """Raises a `UserError` unless examples are images that can be cut into patches."""
+    if len(input_shape) != 3 or any(side % patch for side in input_shape[:2]):
+        raise UserError(
+            f"The model {name} reads images in patches of {patch}x{patch}, but an example has the "
+            f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
+        )
+
+
 class ImageEncoder(nn.Module):
     """Patches as tokens, positions, blocks, and the mean: `[B, H, W, c] -> [B, width]`.
+
+    The mean is over the patches, without prompts.
 
     Attributes:
       patch: The height and width of a patch in pixels.
@@ -232,14 +272,13 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        down, across = height // self.patch, width // self.patch
-        x = x.reshape(batch, down, self.patch, across, self.patch, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, -1)
+        x = cut_patches(x, self.patch)
+        patches = x.shape[1]
         x = Offset(2, nn.initializers.normal(0.02), name="positions")(Dense(self.width)(x))
+        x = PromptPosition()(x)
         adapters = {"adapter_width": self.adapter_width, "adapter_scale": self.adapter_scale}
         x = nn.LayerNorm(epsilon=1e-5)(Blocks(self.layers, self.heads, **adapters)(x))
-        return jnp.mean(x, axis=1)
+        return jnp.mean(x[:, -patches:], axis=1)
 
 
 def vit(
@@ -263,11 +302,7 @@ def vit(
       Dosovitskiy, Beyer, Kolesnikov et al., "An Image is Worth 16x16 Words: Transformers for Image
       Recognition at Scale", 2021, https://arxiv.org/abs/2010.11929.
     """
-    if len(input_shape) != 3 or any(side % patch for side in input_shape[:2]):
-        raise UserError(
-            f"The model vit reads images in patches of {patch}x{patch}, but an example has the "
-            f"shape {input_shape}; set config.model.patch to a divisor, or choose another model."
-        )
+    require_patches("vit", input_shape, patch)
     _require_divisible("vit", width, heads)
     body = ImageEncoder(patch, width, layers, heads, adapter_width or 0, adapter_scale)
     return from_flax(body, Dense(num_classes), input_shape)

@@ -51,6 +51,9 @@ class Model(NamedTuple):
       input_shape: The shape of an example; `()` if examples are ids or dicts of arrays.
       is_adapter: `path -> bool`, whether an array belongs to an adapter, a module of the network
         with the name 'adapter'.
+      is_prompt: `path -> bool`, whether an array has prompts, which `adapters.prompts` inserts.
+      class_features: `params -> [C, d]`, a row for each class with which the features of an example
+        are compared; None for a network whose head is none of such rows.
 
     Example:
       >>> from pfljax.models import mlp
@@ -72,6 +75,8 @@ class Model(NamedTuple):
     reads_ids: bool | Mapping[str, bool] = False
     input_shape: tuple[int, ...] = ()
     is_adapter: Callable[[Path], bool] = lambda path: False
+    is_prompt: Callable[[Path], bool] = lambda path: False
+    class_features: Callable[[Any], jax.Array] | None = None
 
 
 def map_measurements(
@@ -151,8 +156,15 @@ def compute_in(model: Model, dtype: jax.typing.DTypeLike) -> Model:
     def observe(params, inputs, mask):
         return model.observe(cast(params), shortened(inputs), mask)
 
-    observed = None if model.observe is None else observe
-    return model._replace(features=features, head=head, observe=observed)
+    def class_features(params):
+        return model.class_features(cast(params)).astype(tree.dtype(params))
+
+    return model._replace(
+        features=features,
+        head=head,
+        observe=None if model.observe is None else observe,
+        class_features=None if model.class_features is None else class_features,
+    )
 
 
 class Split(nn.Module):

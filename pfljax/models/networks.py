@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pfljax.models.attention import transformer, transformer_lm, vit, vit_ti
+from pfljax.models.clip import two_tower
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "mobilenet_v2": mobilenet_v2,
     "vit": vit,
     "vit_ti": vit_ti,
+    "two_tower": two_tower,
     "fasttext": fasttext,
     "textcnn": textcnn,
     "lstm": lstm,

@@ -32,15 +32,32 @@ def save(path: pathlib.Path, params: Params) -> None:
       path: The file, whose name ends in `.safetensors` or `.npz`.
       params: A nested dict of arrays.
     """
-    arrays = {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+    # The library for safetensors writes the memory of an array, whatever the order of its axes.
+    flat = flatten_dict(params, sep="/")
+    arrays = {name: np.asarray(x, order="C") for name, x in flat.items()}
     if path.suffix == _SAFETENSORS:
         safetensors.numpy.save_file(arrays, path)
     else:
         np.savez(path, **arrays)
 
 
+def read(path: pathlib.Path, wanted: Container[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the arrays of a file whose names are wanted, and the other names, sorted.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        return _read(path, wanted)
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as parameters ({reason}); write it with "
+            "pfljax.models.params_file.save."
+        ) from error
+
+
 def _read(path: pathlib.Path, wanted: Container[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the arrays of a file whose names are wanted, and the other names, sorted."""
     if path.suffix == _SAFETENSORS:
         with path.open("rb"), safetensors.safe_open(path, framework="numpy") as file:
             names = sorted(file.keys())
@@ -66,14 +83,7 @@ def load(path: pathlib.Path, like: Params) -> Params:
       UserError: the file cannot be read, or holds the parameters of another model.
     """
     wanted = flatten_dict(like, sep="/")
-    try:
-        found, others = _read(path, wanted)
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as parameters ({reason}); write it with "
-            "pfljax.models.params_file.save."
-        ) from error
+    found, others = read(path, wanted)
     if missing := sorted(set(wanted) - set(found)):
         raise UserError(f"{path} has no array {missing[0]!r}; it is of another model.")
     if others:

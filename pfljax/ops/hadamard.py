@@ -188,8 +188,9 @@ def factored(
     def of_kernels(rule):
         return lambda path: rule(path[:-1] if path[-1] in _FIRST + _SECOND else path)
 
-    functions = ("losses", "loss", "predict", "features", "head", "observe", "params_metrics")
-    rules = ("is_head", "is_norm", "is_adapter", "is_statistic")
+    functions = ("losses", "loss", "predict", "features", "head", "class_features", "observe")
+    functions += ("params_metrics",)
+    rules = ("is_head", "is_norm", "is_adapter", "is_prompt", "is_statistic")
     changed = task._replace(
         init=init_params,
         **{name: of_composed(getattr(task, name)) for name in functions},

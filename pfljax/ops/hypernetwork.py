@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,9 +80,19 @@ def generate(network: Hypernetwork, embedding: jax.Array) -> Params:
 
 
 def pull_back(
-    network: Hypernetwork, embedding: jax.Array, change: Params
+    network: Hypernetwork,
+    embedding: jax.Array,
+    change: Params,
+    generate: Callable[[Hypernetwork, jax.Array], Params] = generate,
 ) -> tuple[Hypernetwork, jax.Array]:
-    """Returns the gradients of `-sum <h(v), change>`; descent moves `h(v)` along `change`."""
+    """Returns the gradients of `-sum <h(v), change>`; descent moves `h(v)` along `change`.
+
+    Args:
+      network: The network `h`, a pytree of arrays.
+      embedding: The embedding `v`, or stacked embeddings.
+      change: The change of what the embedding generates, or stacked changes.
+      generate: `(network, embedding) -> h(v)`.
+    """
 
     def disagreement(network, embedding):
         products = jax.tree.map(jnp.vdot, generate(network, embedding), change)

@@ -84,6 +84,8 @@ def from_network(
         layers=model.layers,
         is_norm=model.is_norm,
         is_adapter=model.is_adapter,
+        is_prompt=model.is_prompt,
+        class_features=model.class_features,
         is_statistic=model.is_statistic,
         observe=None if model.observe is None else observe,
         output_losses=example_losses,

@@ -29,6 +29,10 @@ LACKING = {
     "layers": lambda: federation.task()._replace(layers=()),
     "kernels": lambda: quadratics.quadratic(),
     "adapters": lambda: federation.task(),
+    "class_features": lambda: federation.prompt_task(),
+    "prompts": lambda: federation.task()._replace(
+        class_features=lambda model: model["head"]["kernel"].T
+    ),
     "normalization": lambda: federation.task(),
     "no_statistics": lambda: federation.task("mlp_bn"),
     "no_head_statistics": lambda: with_statistics_in_the_head(),

@@ -218,6 +218,24 @@ def test_long_tail():
             sources.long_tail(pool, imbalance)
 
 
+def test_long_tail_with_balanced_test_examples():
+    pool = data.Examples("toy", np.arange(61)[:, None], np.arange(61, dtype=np.int32) % 3, 3)
+    tail = sources.long_tail(pool, 4.0, largest=16)
+    assert np.bincount(tail.targets).tolist() == [16, 8, 4]
+    rest = sources.beyond_long_tail(pool, 16)
+    # The ranks 16 to 19 of each class; class 0 has one example more than the others.
+    assert rest.inputs[:, 0].tolist() == list(range(48, 60))
+    assert rest.targets.tolist() == [0, 1, 2] * 4
+    for largest in (-1, 21):
+        with pytest.raises(UserError, match="largest must be from 0 to 20"):
+            sources.long_tail(pool, 4.0, largest)
+    with pytest.raises(UserError, match="from 1 to 16, largest, not 17"):
+        sources.long_tail(pool, 17, largest=16)
+    for largest in (0, 20):
+        with pytest.raises(UserError, match="set largest to less than 20"):
+            sources.beyond_long_tail(pool, largest)
+
+
 @pytest.mark.parametrize("name", ["cifar10_lt", "cifar100_lt"])
 def test_long_tailed_cifar_takes_its_option(tmp_path, name):
     with pytest.raises(UserError, match="imbalance|No cifar"):

@@ -34,6 +34,21 @@ def test_owners_keep_their_rows_in_order(owners, min_size):
         np.testing.assert_array_equal(rows, np.flatnonzero(owners == owner))
 
 
+def test_some_owners_are_drawn_by_the_seed():
+    owners = np.repeat(np.arange(8), [3, 4, 1, 5, 3, 6, 3, 3])  # owner 2 has too few
+
+    def drawn(number, seed):
+        return [int(owners[rows[0]]) for rows in data.natural(owners, 3, number, seed)]
+
+    assert drawn(0, 0) == drawn(7, 3) == [0, 1, 3, 4, 5, 6, 7]
+    some = [drawn(4, seed) for seed in range(20)]
+    assert all(len(set(one)) == 4 and one == sorted(one) for one in some)
+    assert {owner for one in some for owner in one} == {0, 1, 3, 4, 5, 6, 7}
+    assert drawn(4, 5) == drawn(4, 5)
+    with pytest.raises(UserError, match="use data.num_owners=7 or less"):
+        data.natural(owners, 3, 8)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=5, max_size=80),

@@ -1,6 +1,7 @@
-"""Low-rank adapters: their equation, what they train, and what is refused."""
+"""Low-rank adapters and prompts: their equations, what they train, and what is refused."""
 
 import federation
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from pfljax import models, tasks
 from pfljax.core.params import join_params
 from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
+from pfljax.models.attention import Blocks
 
 NETWORK = models.mlp((5,), 3, widths=(6, 4))
 RANK, SCALE = 2, 0.5
@@ -115,6 +117,53 @@ def test_parameters_in_a_file(tmp_path):
         params_file.load(path, params)
     with pytest.raises(UserError, match="cannot be read as parameters"):
         params_file.load(tmp_path / "nothing.npz", params)
+
+
+def prompted(length=3):
+    """A small vision Transformer with prompts, and its frozen parameters."""
+    network = models.MODELS["vit"]((4, 6, 1), 3, patch=2, width=4, layers=2, heads=2)
+    return network, adapters.prompts(network, length=length), network.init(jax.random.key(0))
+
+
+def test_prompts_are_tokens_before_the_patches():
+    network, adapter, base = prompted()
+    model = adapter.model(adapter.freeze(base))
+    params = random_like(model.init(jax.random.key(1)))
+    images = np.random.default_rng(1).normal(size=(5, 4, 6, 1)).astype(np.float32)
+    body = base["body"]
+    patches = images.reshape(5, 2, 2, 3, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(5, 6, 4)
+    tokens = patches @ body["Dense_0"]["kernel"] + body["Dense_0"]["bias"]
+    tokens += body["positions"]["offset"]
+    own = np.broadcast_to(params["body"]["prompts"]["tokens"], (5, 3, 4))
+    mixed = Blocks(2, 2).apply({"params": body["Blocks_0"]}, jnp.concatenate([own, tokens], axis=1))
+    norm = nn.LayerNorm(epsilon=1e-5).apply({"params": body["LayerNorm_0"]}, mixed)
+    features = jnp.mean(norm[:, 3:], axis=1)
+    np.testing.assert_allclose(model.features(params, images), features, rtol=1e-5, atol=1e-6)
+    assert np.max(np.abs(features - network.features(base, images))) > 1e-3
+    outputs = features @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.head(params, features), outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_trained_with_prompts():
+    _, adapter, base = prompted(length=7)
+    model, frozen = adapter.model(adapter.freeze(base)), adapter.freeze(base)
+    params = model.init(jax.random.key(1))
+    assert jax.tree.map(jnp.shape, params["body"]) == {"prompts": {"tokens": (7, 4)}}
+    assert jax.tree.structure(params["head"]) == jax.tree.structure(base["head"])
+    assert jax.tree.structure(frozen) == jax.tree.structure({"body": base["body"]})
+    assert model.layers == (("body", "prompts"), ("head",))
+    assert model.is_prompt(("body", "prompts", "tokens")) and not model.is_prompt(("head", "bias"))
+    towers = models.MODELS["two_tower"]((4, 4, 1), 3, 2, 4, 1, 2, 4)
+    model = adapters.prompts(towers, length=2).model(towers.init(jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, model.init(jax.random.key(1))) == {
+        "head": {"prompts": {"tokens": (2, 4)}}
+    }
+    with pytest.raises(
+        UserError, match="one position in a model, and this one has 0; name a vision"
+    ):
+        adapters.prompts(NETWORK, length=2)
+    with pytest.raises(UserError, match="batch normalization"):
+        adapters.prompts(models.mlp_bn((5,), 3, widths=(4,)), length=2)
 
 
 @pytest.mark.parametrize("name", ["local", "fedavg", "fedrep", "ditto"])

@@ -97,8 +97,8 @@ def test_losses_drop_in_training_only():
         np.testing.assert_array_equal(value, task(0.0).evaluate(params, batch(), key)[name])
 
 
-# FedBN needs batch normalization, and FedPerfix a Transformer with adapters.
-OTHER_MODELS = ("fedbn", "fedperfix")
+# FedBN needs batch normalization, FedPerfix a Transformer with adapters, pFedPG and FedPGP prompts.
+OTHER_MODELS = ("fedbn", "fedperfix", "pfedpg", "fedpgp")
 
 
 @pytest.mark.parametrize("rates", [(0.5, 0.0), (0.0, 0.5)], ids=["body", "head"])

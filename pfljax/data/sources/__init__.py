@@ -32,7 +32,12 @@ from pfljax.data.sources.image_trees import (
     load_kvasir,
     load_tiny_imagenet,
 )
-from pfljax.data.sources.long_tail import load_cifar10_lt, load_cifar100_lt, long_tail
+from pfljax.data.sources.long_tail import (
+    beyond_long_tail,
+    load_cifar10_lt,
+    load_cifar100_lt,
+    long_tail,
+)
 from pfljax.data.sources.matlab import load_landmine, load_office_caltech, load_school
 from pfljax.data.sources.movielens import load_movielens
 from pfljax.data.sources.news import load_ag_news, load_sogou_news
@@ -46,6 +51,7 @@ __all__ = [
     "IDX_FILES",
     "SOURCES",
     "Examples",
+    "beyond_long_tail",
     "load_digits",
     "load_fashion_mnist",
     "load_mnist",

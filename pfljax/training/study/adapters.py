@@ -15,13 +15,14 @@ from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
 from pfljax.training.study import config as config_lib
 
-ADAPTERS = ("none", "lora")
+ADAPTERS = ("none", "lora", "prompts")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a `config.adapter` that cannot be used."""
     config_lib.require_known("adapter.name", config.name, ADAPTERS)
     config_lib.require_whole("config.adapter.rank", config.rank, 1)
+    config_lib.require_whole("config.adapter.length", config.length, 1)
     config_lib.require_whole("config.adapter.base_seed", config.base_seed, 0)
     try:
         re.compile(config.layers)
@@ -58,5 +59,8 @@ def build(
     def is_adapted(path):
         return re.search(config.layers, "/".join(path)) is not None
 
-    lora = adapters.lora(model, rank=config.rank, scale=config.scale, is_adapted=is_adapted)
-    return lora.model, lora.freeze(base)
+    if config.name == "prompts":
+        adapter = adapters.prompts(model, length=config.length)
+    else:
+        adapter = adapters.lora(model, rank=config.rank, scale=config.scale, is_adapted=is_adapted)
+    return adapter.model, adapter.freeze(base)

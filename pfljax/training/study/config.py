@@ -209,6 +209,7 @@ def default_config() -> ml_collections.ConfigDict:
         "shift_strength": 0.5,  # strength of contrast and noise, from 0 to 1
         "concept_shift": "none",  # the shift of the groups' labels: 'none' or 'permutation'
         "num_clients": 20,  # number of clients, including held-out ones
+        "num_owners": 0,  # natural: number of clients, drawn by the seed; 0 uses all of them
         "seed": 0,  # seed of the partition, the splits and the choice of held-out clients
         "test_fraction": 0.25,  # fraction of each client's examples
         "validation_fraction": 0.1,  # fraction of each client's other examples
@@ -245,10 +246,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.init_from = ""
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {
-        "name": "none",  # 'none', or 'lora' for low-rank updates of matrices
+        # 'none', 'lora' for low-rank updates of matrices, or 'prompts' for tokens of a Transformer
+        "name": "none",
         "rank": 4,  # rank of an update
         "scale": 1.0,  # factor on an update
         "layers": "",  # regular expression for the paths of adapted layers; '' for all but the head
+        "length": 10,  # number of prompts
         "base": "",  # file of frozen parameters, as init_from; '' draws them from base_seed
         "base_seed": 0,  # of frozen parameters without a file
     }

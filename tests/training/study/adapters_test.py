@@ -55,6 +55,17 @@ def test_a_base_in_a_file(tmp_path):
         loop.run(experiment.build(config(**given, rounds=3)), tmp_path / "run", resume=True)
 
 
+def test_prompts_from_a_config():
+    with_prompts = config(**{"algorithm": "pfedpg", "adapter.name": "prompts", "adapter.length": 3})
+    del with_prompts.model["widths"]
+    with_prompts.model.update({"name": "vit", "width": 4, "layers": 1, "heads": 2})
+    built = experiment.build(with_prompts)
+    state = built.programs.init(built.examples, jax.random.key(0))
+    server = on_device.to_host(state, built.dataset.num_clients).server
+    shapes = {leaf.shape for leaf in jax.tree.leaves(server)}
+    assert shapes == {(3, 4), (4, 4), (4, 3, 4), (4, 10), (10,)}
+
+
 def test_a_checkpoint_holds_no_frozen_parameter():
     built = experiment.build(config())
     state = built.programs.init(built.examples, jax.random.key(0))
@@ -69,6 +80,9 @@ def test_a_checkpoint_holds_no_frozen_parameter():
     [
         ({"adapter.name": "lorra"}, "Did you mean 'lora'"),
         ({"adapter.rank": 0}, "config.adapter.rank is 0"),
+        ({"adapter.length": 0}, "config.adapter.length is 0"),
+        ({"adapter.name": "prompts"}, "Prompts need one position"),
+        ({"algorithm": "pfedpg"}, "pFedPG needs a Transformer with prompts; set config.model"),
         ({"adapter.layers": "("}, "no regular expression"),
         ({"adapter.layers": "nothing"}, "Name some in config.adapter.layers"),
         ({"adapter.base": "nothing.npz"}, "nothing.npz cannot be read"),

@@ -183,6 +183,11 @@ def test_every_method_can_be_built_for_several_seeds(name):
         for made in both:
             del made.model["widths"]
             made.model.name, made.model.adapter_width = "vit", 3
+    if "prompts" in needs:
+        for made in both:
+            del made.model["widths"]
+            made.model.name = "two_tower" if "class_features" in needs else "vit"
+            made.adapter.name = "prompts"
     assert vectorized.build(both).num_runs == 2
 
 
