@@ -108,7 +108,7 @@ def _beside_others(pairs: np.ndarray, num_films: int, num_others: int) -> np.nda
     """Returns `[n, 1 + num_others, 2]`: each pair of user and film, and others not rated by then.
 
     The films that a user rates later may be among the others, as they are not known yet. Without
-    them, a film that is never among the others in training would be one of the tested films.
+    them, the films that are never among the others in training would show which ones are tested.
 
     Args:
       pairs: `[n, 2]` int32, indices of user and film; each user's in order of time.
