@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import jax
@@ -175,3 +176,23 @@ def fedgmm(
         personalize=personalize,
         predict=predict,
     )
+
+
+def log_density(
+    params: core.Params, features: Callable[[core.Params, jax.Array], jax.Array], inputs: jax.Array
+) -> jax.Array:
+    """Returns `[B]`, the log density of inputs under the mixture of a client, over all labels.
+
+        log p_k(z) = log sum_ab pi_kab N(z; mu_a, Sigma_a)
+
+    Args:
+      params: The models that the client deploys.
+      features: `(params, inputs) -> [B, features]` of the encoder.
+      inputs: `[B, ...]`.
+    """
+    fixed = params["encoder"]
+    densities = params["components"].log_densities(
+        features(fixed["params"], inputs) @ fixed["projection"]
+    )
+    shares = jnp.log(jnp.sum(params["mixture"], axis=1))
+    return jax.nn.logsumexp(shares[:, None] + densities, axis=0)

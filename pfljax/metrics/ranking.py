@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from pfljax.metrics import masked
 
+# The first items of a ranking, among which hits and gains look for the chosen one.
+CUTOFF = 10
+
 
 def num_ahead(scores: jax.Array) -> jax.Array:
     """Returns `[n]`, the number of other items ranked before the chosen one; equal ones count half.
@@ -17,6 +20,16 @@ def num_ahead(scores: jax.Array) -> jax.Array:
     margins = scores[:, :1] - scores[:, 1:]
     behind = jnp.sum((margins > 0) + 0.5 * (margins == 0), axis=-1)
     return scores.shape[1] - 1 - behind
+
+
+def hits(ahead: jax.Array) -> jax.Array:
+    """Returns `[n]` bool, whether fewer than 10 items are ranked before the chosen one."""
+    return ahead < CUTOFF
+
+
+def gains(ahead: jax.Array) -> jax.Array:
+    """Returns `[n]`, 1 / log2(2 + r) for r < 10 items before the chosen one, otherwise 0: NDCG."""
+    return jnp.where(hits(ahead), 1 / jnp.log2(2 + ahead), 0)
 
 
 def mrr(scores: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:

@@ -7,12 +7,9 @@ import jax.numpy as jnp
 
 from pfljax.core import Task
 from pfljax.errors import UserError
-from pfljax.metrics.ranking import num_ahead
+from pfljax.metrics.ranking import gains, hits, num_ahead
 from pfljax.models.model import Model
 from pfljax.tasks.from_network import from_network
-
-# The first items of a ranking, among which the metrics `ndcg` and `hit` look for the chosen one.
-_CUTOFF = 10
 
 
 def ranking(model: Model) -> Task:
@@ -65,10 +62,9 @@ def ranking(model: Model) -> Task:
 
     def metrics(scores, batch):
         ahead = num_ahead(scores)
-        hit = ahead < _CUTOFF
         of_examples = {
-            "ndcg": jnp.where(hit, 1 / jnp.log2(2 + ahead), 0),
-            "hit": hit,
+            "ndcg": gains(ahead),
+            "hit": hits(ahead),
             "auc": 1 - ahead / (scores.shape[1] - 1),
             "loss": losses(scores, batch),
         }

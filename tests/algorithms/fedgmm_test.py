@@ -15,6 +15,7 @@ from plain_loops import ROUNDS, Round, World, by_array, rate_of, vector
 from quadratics import ENDS, ETA, LABELED, LABELS, POINTS, SIZES, softmax
 
 from pfljax.algorithms import ALGORITHMS
+from pfljax.algorithms.fedgmm import log_density
 from pfljax.core import streams
 from pfljax.engine import sampling
 from pfljax.errors import UserError
@@ -326,3 +327,20 @@ def test_predictions_stay_finite_far_from_all_distributions():
     for shift in (0.0, 1e6):
         sums = jnp.sum(jnp.exp(predict(shift)), axis=1)
         np.testing.assert_allclose(sums, 1, rtol=1e-5)
+
+
+def test_the_density_of_inputs_is_that_of_the_mixture_over_all_labels():
+    draw = np.random.default_rng(5)
+    mixture = draw.dirichlet(np.ones(6)).reshape(2, 3)
+    means, roots = draw.normal(size=(2, 3)), draw.normal(size=(2, 3, 3))
+    covariances = roots @ roots.transpose(0, 2, 1) + np.eye(3)
+    scale, basis = draw.normal(size=4), draw.normal(size=(4, 3))
+    inputs = draw.normal(size=(5, 4))
+    params = {
+        "components": mixtures.Components(jnp.asarray(means), jnp.asarray(covariances)),
+        "mixture": jnp.asarray(mixture),
+        "encoder": {"params": jnp.asarray(scale), "projection": jnp.asarray(basis)},
+    }
+    found = log_density(params, lambda scale, inputs: inputs * scale, jnp.asarray(inputs))
+    each = np.exp(densities(inputs * scale @ basis, means, covariances))
+    np.testing.assert_allclose(found, np.log(mixture.sum(axis=1) @ each), rtol=1e-4)

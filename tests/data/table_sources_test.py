@@ -288,14 +288,16 @@ def test_movielens_with_films_without_ratings(tmp_path):
     rows += [(5, 7, 1.0, 0)]
     lines = "".join(f"{','.join(map(str, row))}\n" for row in rows)
     (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{lines}")
-    pool = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=6)
-    assert (pool.task, pool.inputs.shape) == ("ranking", (5, 7, 2))
+    pool = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=20)
+    assert (pool.task, pool.inputs.shape) == ("ranking", (5, 21, 2))
     films = {1: 0, 4: 1, 7: 2, 9: 3}
-    had = {0: {0, 1}, 1: {2}, 2: {0, films[9]}}
-    for row, user in zip(pool.inputs, pool.owners, strict=True):
-        assert set(row[:, 0]) == {user} and row[0, 1] in had[user]
-        assert set(row[1:, 1]) <= set(range(4)) - had[user]
-    again = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=6)
+    # Each film beside all those that its user has not rated by then, those rated later included.
+    had = [{0}, {0, films[4]}, {films[7]}, {0}, {0, films[9]}]
+    assert pool.inputs[:, 0].tolist() == [[0, 0], [0, 1], [1, 2], [2, 0], [2, 3]]
+    for row, user, known in zip(pool.inputs, pool.owners, had, strict=True):
+        assert set(row[:, 0]) == {user}
+        assert set(row[1:, 1]) == set(range(4)) - known
+    again = LOAD["movielens"](str(tmp_path), feedback="implicit", num_others=20)
     np.testing.assert_array_equal(again.inputs, pool.inputs)
     for options, message in (
         ({"feedback": "implict"}, "'implicit'"),

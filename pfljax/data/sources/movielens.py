@@ -27,7 +27,7 @@ def load_movielens(
         directory `movielens` or `ml-latest-small` of them.
       feedback: 'ratings', or 'implicit' for the films that a user rated, whatever the rating.
       num_others: For 'implicit', the number of negative samples for each rated film: films that the
-        user never rated, drawn with replacement, once and always the same.
+        user has not rated by then, drawn with replacement, once and always the same.
 
     Returns:
       Examples for a regression: inputs `[n, 2]` int32, indices of user and film in the order of
@@ -105,10 +105,18 @@ def load_movielens(
 
 
 def _beside_others(pairs: np.ndarray, num_films: int, num_others: int) -> np.ndarray:
-    """Returns `[n, 1 + num_others, 2]`: each pair of user and film, and others the user never had.
+    """Returns `[n, 1 + num_others, 2]`: each pair of user and film, and others not rated by then.
+
+    The films that a user rates later may be among the others, as they are not known yet. Without
+    them, the films that are never among the others in training would show which ones are tested.
+
+    Args:
+      pairs: `[n, 2]` int32, indices of user and film; each user's in order of time.
+      num_films: Number of films.
+      num_others: Number of others for each pair.
 
     Raises:
-      UserError: there are none to draw.
+      UserError: There are none to draw.
     """
     checks.whole("data.options.movielens.num_others", num_others, 1, 10_000)
     draw = np.random.default_rng(0)
@@ -116,11 +124,16 @@ def _beside_others(pairs: np.ndarray, num_films: int, num_others: int) -> np.nda
     beside[:, 0], beside[:, :, 0] = pairs, pairs[:, :1]
     for user in np.unique(pairs[:, 0]):
         rows = np.flatnonzero(pairs[:, 0] == user)
-        others = np.setdiff1d(np.arange(num_films), pairs[rows, 1])
-        if not len(others):
-            raise UserError(
-                f"User {user} of movielens rated every film, so that there are no others: take "
-                "data.options.movielens.feedback=ratings."
-            )
-        beside[rows, 1:, 1] = others[draw.integers(len(others), size=(len(rows), num_others))]
+        films = pairs[rows, 1]
+        for number, row in enumerate(rows, 1):
+            rated = np.unique(films[:number])
+            if len(rated) == num_films:
+                raise UserError(
+                    f"User {user} of movielens rated every film, so that there are no others: take "
+                    "data.options.movielens.feedback=ratings."
+                )
+            unrated = draw.integers(num_films - len(rated), size=num_others)
+            # The j-th rated film has rated[j] - j films before it that are not rated.
+            before = rated - np.arange(len(rated))
+            beside[row, 1:, 1] = unrated + np.searchsorted(before, unrated, side="right")
     return beside
