@@ -275,7 +275,7 @@ class ClientModel:
           UserError: The file cannot be written.
         """
         arrays = {
-            f"{part}/{name}".rstrip("/"): np.ascontiguousarray(leaf)
+            f"{part}/{name}".rstrip("/"): np.asarray(leaf, order="C")
             for part, tree in (("params", self.params), ("frozen", self._frozen))
             for name, leaf in _named(tree).items()
         }

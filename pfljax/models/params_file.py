@@ -35,7 +35,8 @@ def save(path: pathlib.Path, params: Params) -> None:
       params: A nested dict of arrays.
     """
     # safetensors writes the memory of an array, and so transposed ones in another order.
-    arrays = {name: np.ascontiguousarray(x) for name, x in flatten_dict(params, sep="/").items()}
+    flat = flatten_dict(params, sep="/")
+    arrays = {name: np.asarray(x, order="C") for name, x in flat.items()}
     if path.suffix == _SAFETENSORS:
         safetensors.numpy.save_file(arrays, path)
     else:

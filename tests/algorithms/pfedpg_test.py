@@ -201,11 +201,11 @@ def test_a_round_from_common_prompts_is_fedper():
     }
     average = identities.run("fedper", **options)
     common, personal = (identities.run("pfedpg", spread=spread, **options) for spread in (0.0, 1.0))
-    base = average.server.average.params["body"]["prompts"]["tokens"]
+    base = prompts.access(task).split(average.server.average.params)[0]
     federation.assert_close(common.server.generator.base, base)
     federation.assert_close(common.clients, average.clients)
     assert federation.differ(personal.server.generator.base, base)
-    assert federation.differ(common.server.generator.base, fixed["body"]["prompts"]["tokens"])
+    assert federation.differ(common.server.generator.base, prompts.access(task).split(fixed)[0])
 
 
 def test_the_generator_of_a_trajectory():
