@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import textwrap
 
 import ml_collections
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib import figure, ticker
 from pfljax import data
 from pfljax.data.partition import PARTITIONS, settings_of
 from pfljax.data.statistics import Statistics
+from pfljax.report import plots
 
 PICTURES = ("partition_classes.png", "partition_sizes.png", "partition_distances.png")
 CLASSES, SIZES, DISTANCES = PICTURES
@@ -164,7 +164,7 @@ def plot_classes(path: pathlib.Path, found: Statistics, title: str, num_unseen: 
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[-1].set_xlabel("client")
-    all_axes[0].set_title(_wrapped(title), **_TITLE)
+    all_axes[0].set_title(plots.wrapped(title), **_TITLE)
     _add_bubble_legend(picture, all_axes[0], found.counts.max(), scale, num_unseen)
     picture.savefig(path, dpi=150)
 
@@ -190,10 +190,6 @@ def _rounded(value: float) -> int:
         return 1
     digit = 10 ** int(np.log10(value))
     return int(value // digit * digit)
-
-
-def _wrapped(title: str) -> str:
-    return textwrap.fill(title, 80)
 
 
 def _integers(most: int) -> ticker.MaxNLocator:
@@ -224,7 +220,7 @@ def plot_sizes(path: pathlib.Path, found: Statistics, title: str) -> None:
     axes.yaxis.set_major_locator(_integers(8))
     axes.set_xlabel("examples per client")
     axes.set_ylabel("clients")
-    axes.set_title(_wrapped(f"{title}, median {median:,g} (dashed)"), **_TITLE)
+    axes.set_title(plots.wrapped(f"{title}, median {median:,g} (dashed)"), **_TITLE)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -251,7 +247,7 @@ def plot_distances(path: pathlib.Path, found: Statistics, title: str) -> None:
         axes.set_yticks([])
     axes.set_xlabel(f"{number} clients, ordered by similarity")
     axes.set_ylabel("the same clients")
-    axes.set_title(_wrapped(f"{title}, mean distance {found.mean_distance:.2f}"), **_TITLE)
+    axes.set_title(plots.wrapped(f"{title}, mean distance {found.mean_distance:.2f}"), **_TITLE)
     axes.spines[:].set_visible(False)
     label = "Jensen-Shannon distance of label distributions\n(0: the same, 1: no common class)"
     picture.colorbar(image, label=label, shrink=0.8)

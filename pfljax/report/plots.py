@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ def size_of_curves(runs: dict[str, list[Run]], panels: int = 1) -> tuple[float, 
     return 7.5, max(4.5 + 3 * (panels - 1), 0.24 * len(runs))
 
 
+def wrapped(title: str) -> str:
+    """Returns a title in lines that fit the width of a figure."""
+    return textwrap.fill(title, 80)
+
+
 def plot_curves(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> None:
     """Draws test metrics against rounds to a file: the score, and each further metric below."""
     names = [tables.score_of(runs), *tables.further_metrics(runs)]
@@ -112,7 +118,7 @@ def _draw_panels(
     for axes, name in zip(panels, names, strict=True):
         _draw_panel(axes, drawn, name, axis(runs, name), looks)
     panels[-1].set_xlabel("round")
-    panels[0].set_title(title, loc="left", fontsize=10)
+    panels[0].set_title(wrapped(title), loc="left", fontsize=10)
     lines = {line.get_label(): line for axes in panels[::-1] for line in axes.get_lines()}
     key = f"personal/test_{names[0]}_weighted"
 
@@ -184,7 +190,7 @@ def plot_clients(path: pathlib.Path, runs: dict[str, list[Run]], title: str) -> 
         axes.plot(positions, values, ".", color=color, alpha=0.6, markersize=5)
     axes.set_xticks(range(1, len(runs) + 1), list(runs), rotation=30, ha="right")
     axes.set_ylabel(f"test {label} of each client{unit}")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(wrapped(title), loc="left", fontsize=10)
     axes.grid(alpha=0.3, axis="y")
     axes.spines[["top", "right"]].set_visible(False)
     picture.savefig(path, dpi=150)
