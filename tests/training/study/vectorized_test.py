@@ -187,7 +187,9 @@ def test_every_method_can_be_built_for_several_seeds(name):
         for made in both:
             del made.model["widths"]
             made.model.name = "two_tower" if "class_features" in needs else "vit"
-            made.adapter.name = "prompts"
+            made.adapter.name = "prompt"
+            if "class_features" in needs:
+                made.adapter.layers, made.adapter.head = "head", "frozen"
     assert vectorized.build(both).num_runs == 2
 
 
