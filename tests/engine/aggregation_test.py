@@ -28,7 +28,7 @@ CHAIN = (
 CHANNEL = aggregation.over_the_air(fading=True, gain_threshold=0.2)
 WITHOUT_A_SUM = (
     *("local", "fedfomo", "apple", "pfedhn", "fedamp", "fedcross"),
-    *("feddf", "cfl", "fedgh", "fedpcl", "self_fl"),
+    *("feddf", "cfl", "fedgh", "fedpcl", "self_fl", "pfedpg"),
 )
 WITH_TWO_MESSAGES = ("mime",)
 
