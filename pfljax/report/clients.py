@@ -414,8 +414,8 @@ def _explain(
     if not clients.are_same:
         notes.append(
             "Each seed has its own partition: the clients of different seeds count as different "
-            "clients. If they are the same users, compare with --config.seeds_vary=training, as the "
-            "intervals are too narrow otherwise."
+            "clients. If they are the same users, compare with --config.seeds_vary=training, as "
+            "the intervals are too narrow otherwise."
         )
     if clients.undefined:
         notes.append(
@@ -434,7 +434,7 @@ def _explain(
 
 def markdown(found: Comparison) -> str:
     """Returns a comparison as a table in Markdown, with its notes below."""
-    factor, unit = (100, " (%)") if found.percent[0] else (1, "")
+    factor, unit, difference = (100, " (%)", " (points)") if found.percent[0] else (1, "", "")
     bias_factor, bias_unit = (100, " (%)") if found.percent[1] else (1, "")
     of_metrics = f" of {', '.join(found.metrics)}" if len(found.metrics) > 1 else ""
 
@@ -444,8 +444,8 @@ def markdown(found: Comparison) -> str:
 
     titles = [
         *("method", f"mean{unit}", f"personalization bias{of_metrics}{bias_unit}"),
-        *(f"worst decile{unit}", f"gain{unit}", "gaining (%)", "rank correlation"),
-        *([f"gap{unit}"] * found.has_groups),
+        *(f"worst decile{unit}", f"gain{difference}", "gaining (%)", "rank correlation"),
+        *([f"gap{difference}"] * found.has_groups),
     ]
     lines = ["| " + " | ".join(titles) + " |", "|---" + "|---:" * (len(titles) - 1) + "|"]
     for row in found.rows:
