@@ -1,7 +1,7 @@
 """Scores of clients across methods: spread, gain over a reference method, gaps between groups.
 
 A client that takes part with several seeds counts once, with the mean of its scores over them. A
-client is recognized by its name; without names by its number, if all seeds have the same clients.
+client is recognized by its name; without names by its number, if all seeds share one partition.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from pfljax.training.study import config as config_lib
 
 SMALLEST_GROUP = 15
 _RESAMPLES = 9999
-# The partitions whose clients may be the same with all seeds, although the splits differ.
-_FIXED = ("natural", "given with the data")
 
 
 class Row(NamedTuple):
@@ -184,7 +182,7 @@ def compare(
             raise UserError(f"{against} diverged with seed {bad[0]}; compare with another method.")
         else:
             notes.append(f"{method} is not shown: it diverged with seed {', '.join(bad)}.")
-    metrics = tuple(metrics) or (tables.score_of(scored),)
+    metrics = tuple(dict.fromkeys(metrics)) or (tables.score_of(scored),)
     clients = _stack(scored, against, metrics)
     users, index = np.unique(clients.keys, return_inverse=True)
     if len(users) < 2:
@@ -224,17 +222,9 @@ def _stack(runs: dict[str, list[finished.Run]], against: str, metrics: Sequence[
     """Returns the clients that have a score, stacked over seeds, after checks of all runs."""
     references = [run.clients for run in runs[against]]
     named = all("client_name" in one for one in references)
-    results = [run.result for run in runs[against]]
-    are_same = (
-        named
-        or len({result.get("data_seed") for result in results}) == 1
-        or results[0].get("partition") in _FIXED
-        and all(
-            np.array_equal(one[key], references[0][key])
-            for one in references
-            for key in ("client", "train_size", "test_size", "unseen")
-        )
-    )
+    # Natural clients too may be drawn and ordered by the seed of the data, so equal numbers say little.
+    data_seeds = {run.result.get("data_seed") for run in runs[against]}
+    are_same = named or len(references) == 1 or (len(data_seeds) == 1 and None not in data_seeds)
     keys, seeds, sizes, known, undefined = [], [], [], set(), 0
     values: dict[str, list[np.ndarray]] = {method: [] for method in runs}
     for number, one in enumerate(references):

@@ -104,21 +104,29 @@ def test_clients_of_seeds_with_partitions_of_their_own_are_different_ones(tmp_pa
         compare_clients(tmp_path, groups={0: "a"})
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_natural_clients_are_recognized_across_splits(tmp_path, named):
+def test_clients_with_names_are_recognized_in_any_order(tmp_path):
     names = np.array([*"abcdef", "held out"])
     for seed in (0, 1):
-        order = np.append(np.roll(np.arange(6), seed), 6) if named else np.arange(7)
-        arrays = {"train_size": np.append(SIZES, 9)[order]}
-        if named:
-            arrays["client_name"] = names[order]
-        common = {"seed": seed, "data_seed": seed, "partition": "natural", "arrays": arrays}
+        order = np.append(np.roll(np.arange(6), seed), 6)
+        arrays = {"train_size": np.append(SIZES, 9)[order], "client_name": names[order]}
+        common = {"seed": seed, "data_seed": seed, "arrays": arrays}
         write(tmp_path, "fedavg", FEDAVG[order[:6]], **common)
         write(tmp_path, "ditto", DITTO[order[:6]], **common)
     frame = compare_clients(tmp_path, against="fedavg")
     assert "over 6 clients" in frame.attrs["notes"][0] and len(frame.attrs["notes"]) == 1
     expected = stats.spearmanr(np.round(DITTO - FEDAVG, 9), SIZES).statistic
     assert frame.loc["ditto"].size_correlation == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("data_seeds", [(0, 1), (None, None)])
+def test_equal_numbers_alone_do_not_identify_clients(tmp_path, data_seeds):
+    """Seeds may draw other owners or order them otherwise; old results lack the seed of the data."""
+    for seed, data_seed in enumerate(data_seeds):
+        for method, scores in (("fedavg", FEDAVG), ("ditto", DITTO)):
+            common = {"seed": seed, "data_seed": data_seed, "partition": "natural"}
+            write(tmp_path, method, scores, **common)
+    notes = compare_clients(tmp_path).attrs["notes"]
+    assert "over 12 clients" in notes[0] and "its own partition" in notes[1]
 
 
 def test_a_smaller_error_is_a_gain(tmp_path):
