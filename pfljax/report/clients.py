@@ -222,7 +222,7 @@ def _stack(runs: dict[str, list[finished.Run]], against: str, metrics: Sequence[
     """Returns the clients that have a score, stacked over seeds, after checks of all runs."""
     references = [run.clients for run in runs[against]]
     named = all("client_name" in one for one in references)
-    # Natural clients too may be drawn and ordered by the seed of the data, so equal numbers say little.
+    # Natural clients too are drawn and ordered by the seed of the data: numbers are no identity.
     data_seeds = {run.result.get("data_seed") for run in runs[against]}
     are_same = named or len(references) == 1 or (len(data_seeds) == 1 and None not in data_seeds)
     keys, seeds, sizes, known, undefined = [], [], [], set(), 0

@@ -120,7 +120,7 @@ def test_clients_with_names_are_recognized_in_any_order(tmp_path):
 
 @pytest.mark.parametrize("data_seeds", [(0, 1), (None, None)])
 def test_equal_numbers_alone_do_not_identify_clients(tmp_path, data_seeds):
-    """Seeds may draw other owners or order them otherwise; old results lack the seed of the data."""
+    """Seeds may draw or order owners differently; old results lack the seed of the data."""
     for seed, data_seed in enumerate(data_seeds):
         for method, scores in (("fedavg", FEDAVG), ("ditto", DITTO)):
             common = {"seed": seed, "data_seed": data_seed, "partition": "natural"}
