@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "pfljax.api": (
-        *("fit", "compare", "sweep", "open_run", "load_model"),
+        *("fit", "compare", "sweep", "compare_clients", "open_run", "load_model"),
         *("Run", "Comparison", "Sweep", "ClientModel"),
         *("load_dataset", "from_arrays", "from_frame", "from_csv", "from_parquet"),
         *("from_hugging_face", "pool_from_arrays"),

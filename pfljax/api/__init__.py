@@ -1,6 +1,7 @@
 """The public functions of `pfljax`: fit, compare and sweep, results, models, extensions."""
 
 from pfljax.api.client_model import ClientModel, load_model
+from pfljax.api.clients import compare_clients
 from pfljax.api.register import register_dataset, register_method, register_metric, register_model
 from pfljax.api.results import Comparison, Run, Sweep, open_run
 from pfljax.api.training import compare, fit, sweep
@@ -23,6 +24,7 @@ __all__ = [
     "Run",
     "Sweep",
     "compare",
+    "compare_clients",
     "fit",
     "from_arrays",
     "from_csv",

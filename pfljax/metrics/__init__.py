@@ -6,6 +6,7 @@ from pfljax.metrics.summary import (
     across_rounds,
     best_round,
     over_rounds,
+    personalization_bias,
     result_key,
     summarize,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "best_round",
     "is_percent",
     "over_rounds",
+    "personalization_bias",
     "result_key",
     "summarize",
 ]

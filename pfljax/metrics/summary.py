@@ -57,6 +57,26 @@ def summarize(
     )
 
 
+def personalization_bias(values: np.ndarray) -> float:
+    """Returns the deviation of scores over clients; zero if all clients have the same.
+
+        sqrt(mean_k || f_k - mean_j f_j ||^2)
+
+    Args:
+      values: `[n]`, a score of each client, of which this is the standard deviation; or `[n, m]`,
+        a vector of `m` scores `f_k` of each client.
+
+    References:
+      "Exploring Safety-Utility Trade-Offs in Personalized Language Models", 2024,
+      https://arxiv.org/abs/2406.11107 (personalization bias).
+
+    Example:
+      >>> personalization_bias(np.array([[0.5, 1.0], [1.1, 0.2]]))
+      0.5
+    """
+    return float(np.sqrt(np.var(np.asarray(values, np.float64), axis=0).sum()))
+
+
 def result_key(model: str, score: str) -> str:
     """Returns the key of a model's scores in `result.json`; accuracies have a key of their own.
 

@@ -49,7 +49,7 @@ def write(
       load: Returns the data set of the first seed, for the plots of the partition.
       changed: Whether to draw the plots of the partition even if they exist.
     """
-    runs, omitted = finished.collect(directory, config)
+    runs, omitted = finished.collect(directory, config.algorithms, config.seeds)
     first = next(iter(runs.values()))[0].result
     clients = (
         f"{first['dataset']}, {first['num_clients']} clients, "

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from pfljax import metrics
@@ -42,27 +41,27 @@ def read_run(directory: pathlib.Path) -> Run:
 
 
 def collect(
-    directory: pathlib.Path, config: ml_collections.ConfigDict
+    directory: pathlib.Path, methods: Sequence[str], seeds: Sequence[int]
 ) -> tuple[dict[str, list[Run]], list[str]]:
     """Reads the runs of a comparison, and comparable ones of other methods in the directory.
 
     Args:
       directory: The work directory of the comparison, with subdirectories `METHOD/seed_SEED`.
-      config: The config of the comparison; all its runs are finished.
+      methods: The methods of the comparison; all their runs are finished.
+      seeds: The seeds of the comparison.
 
     Returns:
       The runs, `{method: [one run per seed]}`, and a sentence on each method that is omitted
       because its runs have other clients, rounds, models or seeds.
     """
     runs = {
-        name: [read_run(directory / name / f"seed_{seed}") for seed in config.seeds]
-        for name in config.algorithms
+        name: [read_run(directory / name / f"seed_{seed}") for seed in seeds] for name in methods
     }
     like, omitted = next(iter(runs.values())), []
     for subdirectory in sorted(path for path in directory.iterdir() if path.is_dir()):
         if subdirectory.name in runs or not any(subdirectory.glob("seed_*/result.json")):
             continue
-        directories = [subdirectory / f"seed_{seed}" for seed in config.seeds]
+        directories = [subdirectory / f"seed_{seed}" for seed in seeds]
         if not all((run_directory / "result.json").exists() for run_directory in directories):
             omitted.append(f"{subdirectory.name} is not shown: some of the seeds are missing.")
             continue

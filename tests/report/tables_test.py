@@ -11,7 +11,6 @@ from matplotlib import figure
 from pfljax.errors import UserError
 from pfljax.report import finished, plots, tables
 from pfljax.training.run import writers
-from pfljax.training.study.config import default_config
 
 
 def write_run(directory, *, seed, last, global_last, seconds=0.0123, unseen=None):
@@ -185,10 +184,7 @@ def test_a_method_that_diverged_is_marked_and_not_drawn(runs, tmp_path):
 
 
 def comparison(tmp_path, algorithms=("ditto",), seeds=(0,)):
-    config = default_config()
-    with config.unlocked():
-        config.algorithms, config.seeds = algorithms, seeds
-    return finished.collect(tmp_path, config)
+    return finished.collect(tmp_path, algorithms, seeds)
 
 
 def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
