@@ -437,8 +437,8 @@ def restore(
         which = "initial" if from_file else "frozen"
         keys = "config.init_from" if from_file else "config.adapter.base and config.adapter.start"
         raise UserError(
-            f"{directory} contains a run with other {which} parameters; set {keys} as they were, "
-            "with the same files, or choose another --workdir."
+            f"{directory} contains a run with other {which} parameters; set {keys} as "
+            "before, with the same files, or choose another --workdir."
         )
     oldest_first = [one.state for one in reversed(found)]
     return found[0]._replace(state=store.adopt(oldest_first))

@@ -118,7 +118,7 @@ def test_a_run_is_resumed_with_the_same_file_and_with_no_other(file, params, dat
     result = loop.run(experiment.build(longer, dataset), tmp_path / "run", resume=True)
     assert result["rounds"] == 3
     params_file.save(file, jax.tree.map(lambda leaf: 2 * leaf, params))
-    with pytest.raises(UserError, match="other initial parameters; set config.init_from to"):
+    with pytest.raises(UserError, match="other initial parameters; set config.init_from as before"):
         built = experiment.build(config(**given, rounds=4), dataset)
         loop.run(built, tmp_path / "run", resume=True)
     with pytest.raises(UserError, match="with another config: init_from is '' here"):
