@@ -72,7 +72,15 @@ def test_pfedme():
     near(vector(outcome.server.params), np.mean(trained, axis=0))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+# Methods whose local trainings differ in form; the others run with `-m slow`, as each compiles three
+# programs.
+DIFFERENT = ("fedavg", "ditto", "fedrep", "apfl", "scaffold", "perfedavg", "fedem", "fedgbdt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in DIFFERENT else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS],
+)
 def test_as_many_steps_as_epochs_have(name):
     """Client 4 has four batches: two epochs and eight steps are the same, for every method."""
     task, data = federation.task_for(name), jax.tree.map(jnp.asarray, federation.examples())
