@@ -72,8 +72,8 @@ def test_pfedme():
     near(vector(outcome.server.params), np.mean(trained, axis=0))
 
 
-# Methods whose local trainings differ in form; the others run with `-m slow`, as each compiles three
-# programs.
+# Methods whose local trainings differ in form; the others run with `-m slow`, as each of them
+# compiles three programs.
 DIFFERENT = ("fedavg", "ditto", "fedrep", "apfl", "scaffold", "perfedavg", "fedem", "fedgbdt")
 
 
