@@ -31,6 +31,7 @@ from pfljax.cli import app
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.metrics import ranking
+from pfljax.report import tables
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The work directory of a comparison.")
 # Number of tested items that are ranked at once, so that one program serves all clients.
@@ -119,11 +120,7 @@ def evaluate(dataset: FederatedDataset, score: Score) -> list[float]:
 
 
 def _row(name: str, seeds: list[list[float]]) -> str:
-    mean, deviation = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1 if len(seeds) > 1 else 0)
-    cells = [
-        "-" if np.isnan(value) else f"{100 * value:.2f} ± {100 * spread:.2f}"
-        for value, spread in zip(mean, deviation, strict=True)
-    ]
+    cells = [tables.percent_over_seeds(values, 2) for values in zip(*seeds, strict=True)]
     return f"| {' | '.join([name, *cells])} |"
 
 

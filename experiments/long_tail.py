@@ -25,6 +25,7 @@ from pfljax import api
 from pfljax.cli import app
 from pfljax.data import sources
 from pfljax.errors import UserError
+from pfljax.report import tables
 
 _LONG_TAILS = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
 _GROUPS = ("all", "many", "medium", "few")
@@ -112,9 +113,8 @@ def row(name: str, of_seeds: list[dict[str, float]]) -> str:
     """Returns the line of a method, in percent."""
     cells = [name]
     for column in _COLUMNS:
-        values = [100 * found[column] for found in of_seeds if column in found]
-        spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        cells.append(f"{np.mean(values):.1f}{spread}" if values else "-")
+        values = [found[column] for found in of_seeds if column in found]
+        cells.append(tables.percent_over_seeds(values))
     return "| " + " | ".join(cells) + " |"
 
 

@@ -87,13 +87,9 @@ def count(name: str) -> tuple[int, int, bool]:
     held = {"server_data": server_data()} if needs_server_data else {}
     for model, arguments, num_prompts in _MODELS:
         network = models.MODELS[model](_SHAPE, _NUM_CLASSES, **arguments)
-        if num_prompts:
-            kind = adapters.prompt(tokens=num_prompts)
-            part = "body" if network.class_features is None else "head"
-            network = adapters.attach(network, kind, lambda path, part=part: path[0] == part)
         task = tasks.classification(network, num_classes=_NUM_CLASSES)
         if num_prompts:
-            task = _frozen(task)
+            task = _prompted(network, num_prompts)
         try:
             local = core.LocalTraining(optax.sgd(0.1), learning_rate=0.1)
             algorithm = ALGORITHMS[name](task, local, **held)
@@ -108,14 +104,17 @@ def count(name: str) -> tuple[int, int, bool]:
     raise ValueError(f"{name} accepts none of the models {_MODELS}.")
 
 
-def _frozen(task: core.Task) -> core.Task:
-    """Returns a task that trains the prompts, and the head if it has none of them."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    in_head = task.class_features is not None
+def _prompted(network: models.Model, num_prompts: int) -> core.Task:
+    """Returns a frozen task that trains prompts, and the head if these are in the body."""
+    part = "body" if network.class_features is None else "head"
+    kind = adapters.prompt(tokens=num_prompts)
+    network = adapters.attach(network, kind, lambda path: path[0] == part)
+    task = tasks.classification(network, num_classes=_NUM_CLASSES)
 
     def is_trained(path):
-        return task.is_prompt(path) or (path[0] == "head" and not in_head)
+        return task.is_prompt(path) or (task.is_head(path) and part == "body")
 
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return tasks.freeze(task, split_params(zeros, is_trained)[1], is_trained)
 

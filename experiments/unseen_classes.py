@@ -31,6 +31,7 @@ from pfljax.data import SOURCES, FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
+from pfljax.report import tables
 from pfljax.training import single
 from pfljax.training.study import config as config_lib
 from pfljax.training.study.task import build_task
@@ -112,10 +113,7 @@ def evaluate(run: api.Run, removed: np.ndarray) -> dict[str, tuple[float, float]
 
 
 def _row(name: str, seeds: list[tuple[float, float]]) -> str:
-    cells = [
-        f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=len(values) > 1):.1f}"
-        for values in zip(*seeds, strict=True)
-    ]
+    cells = [tables.percent_over_seeds(values) for values in zip(*seeds, strict=True)]
     return f"| {' | '.join([name, *cells])} |"
 
 

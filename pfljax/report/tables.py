@@ -297,6 +297,21 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     return f"{mean:.{decimals}f} ± {np.std(values, ddof=1) * column.scale:.{decimals}f}"
 
 
+def percent_over_seeds(values: Sequence[float], decimals: int = 1) -> str:
+    """Returns fractions as mean ± standard deviation in percent; no deviation of a single one.
+
+    Example:
+      >>> percent_over_seeds([0.5, 0.7]), percent_over_seeds([0.5]), percent_over_seeds([])
+      ('60.0 ± 14.1', '50.0', '-')
+    """
+    if not len(values) or np.isnan(values).any():
+        return "-"
+    shown = f"{100 * np.mean(values):.{decimals}f}"
+    if len(values) == 1:
+        return shown
+    return f"{shown} ± {100 * np.std(values, ddof=1):.{decimals}f}"
+
+
 def _decimals(mean: float) -> int:
     """Returns the decimals that show four significant digits of a mean, also for its deviation."""
     return max(0, 3 - math.floor(math.log10(abs(mean)))) if mean and math.isfinite(mean) else 3

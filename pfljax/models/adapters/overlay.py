@@ -175,13 +175,14 @@ def attach(
             return call(*args, **kwargs)
         return kind.apply(arrays, lambda *args: call(*args, **kwargs), args)
 
+    def is_own(path):
+        return path[:-1] in paths and path[-1] in kind.names
+
     def is_adapter(path):
-        own = path[:-1] in paths and path[-1] in kind.names and path[-1] not in kind.fixed
-        return own or model.is_adapter(path)
+        return (is_own(path) and path[-1] not in kind.fixed) or model.is_adapter(path)
 
     def is_prompt(path):
-        own = path[:-1] in paths and path[-1] in kind.names
-        return (kind.is_prompt and own) or model.is_prompt(path)
+        return (is_own(path) and kind.is_prompt) or model.is_prompt(path)
 
     with_arrays = {layer.path for layer in layers if layer.arrays} | paths
     return model._replace(
