@@ -24,6 +24,7 @@ from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, 
 from pfljax.data.natural import natural
 from pfljax.data.partition import PARTITIONS as _DEALT
 from pfljax.data.partition import dirichlet, iid, make_partition, pathological
+from pfljax.data.precompute import precompute
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import SPLITS, assemble
@@ -66,6 +67,7 @@ __all__ = [
     "natural",
     "pathological",
     "pool_from_arrays",
+    "precompute",
     "save_npz",
     "shift_concept",
     "shift_features",
