@@ -14,7 +14,14 @@ Learning rates and what was tuned with them: docs/results/annotators.md.
 
 from pfljax.training.study.personalization import row_config
 
-LEARNING_RATES = {}
+LEARNING_RATES = {
+    "bias": {"fedper": 0.6},
+    "hidden_bias": {"fedper": 0.2},
+    "hidden_factors": {"fedper": 0.1},
+    "user_token": {"fedper": 0.1},
+    "lora": {"fedper": 0.1},
+    "houlsby": {"fedper": 0.1},
+}
 
 
 def get_config(row: str = "linear"):
