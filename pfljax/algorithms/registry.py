@@ -332,5 +332,12 @@ ALGORITHMS: dict[str, Method] = dict(
             "trees",
             needs="array_inputs features output_losses",
         ),
+        _row(
+            "persona_plug",
+            "Persona-Plug",
+            2024,
+            "neighbours",
+            needs="classes features head output_losses",
+        ),
     ]
 )
