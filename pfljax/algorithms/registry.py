@@ -339,5 +339,6 @@ ALGORITHMS: dict[str, Method] = dict(
             "neighbours",
             needs="classes features head output_losses",
         ),
+        _row("dpl", "DPL", 2025, "neighbours", needs="classes features head"),
     ]
 )
