@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from pfljax.data.examples import Examples
 from pfljax.data.sources.amazon_review import load_amazon_review
+from pfljax.data.sources.annotators import load_md_agreement, load_popquorn, load_studemo
 from pfljax.data.sources.cifar import load_cifar10, load_cifar100
 from pfljax.data.sources.digit_domains import load_digit5, load_svhn
 from pfljax.data.sources.digits import load_digits
@@ -96,5 +97,8 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "school": load_school,
     "landmine": load_landmine,
     "movielens": load_movielens,
+    "md_agreement": load_md_agreement,
+    "popquorn": load_popquorn,
+    "studemo": load_studemo,
     "synthetic": load_synthetic,
 }
