@@ -44,6 +44,7 @@ from pfljax.data.sources.movielens import load_movielens
 from pfljax.data.sources.news import load_ag_news, load_sogou_news
 from pfljax.data.sources.omniglot import load_omniglot
 from pfljax.data.sources.pamap2 import load_pamap2
+from pfljax.data.sources.reviews import load_pgraphrag
 from pfljax.data.sources.shakespeare import load_shakespeare
 from pfljax.data.sources.synthetic import load_synthetic
 from pfljax.data.sources.tables import load_parkinsons, load_wisdm
@@ -100,5 +101,6 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "md_agreement": load_md_agreement,
     "popquorn": load_popquorn,
     "studemo": load_studemo,
+    "pgraphrag": load_pgraphrag,
     "synthetic": load_synthetic,
 }

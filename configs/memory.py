@@ -1,0 +1,54 @@
+"""Memory and adapters by item: a common model, a client's own bias or coefficients, its history.
+
+The clients are users, the items texts as features of a frozen encoder, and no rating of a tested
+item is trained on (`data.split=by_item`). `:popquorn` (262 annotators, offensive or not, MiniLM),
+`:md_agreement` (819 annotators with 10 ratings or more, MiniLM) and `:gap` (51 authors of reviews
+with 10 or more, five stars or fewer, wordllama; reviews are split by product). In the scenario
+`common` all clients have one model, in `bias` a bias of their own on it, and in `head` also
+coefficients of their own; FedAvg and FedPer are without a memory, the other methods have one.
+
+All users in every round, one local epoch in batches of 32. Rates were chosen on validation
+examples with the same budget for all, see docs/results/memory.md, which has the commands.
+
+    python experiments/compare.py --config=configs/memory.py:popquorn --workdir=WORKDIR \
+        --config.data.dir=DIRECTORY
+"""
+
+from pfljax.training.study.config import comparison_config
+
+# The keys of each data set.
+_DATA = {
+    "popquorn": {"rounds": 60, "data": {"min_size": 20}},
+    "md_agreement": {"rounds": 60, "data": {"min_size": 10}},
+    "gap": {"rounds": 60, "data": {"min_size": 10}},
+}
+_WITH_MEMORY = ("knnper", "dpl", "persona_plug")
+# What is a client's own in each scenario.
+_SCENARIOS = {
+    "common": {},
+    "bias": {"hparams": {name: {"private_head": True} for name in _WITH_MEMORY}},
+    "head": {
+        "hparams": {name: {"private_head": True} for name in _WITH_MEMORY},
+        "model": {"slopes": True},
+    },
+}
+
+
+def get_config(data: str = "popquorn"):
+    config = comparison_config(
+        "pgraphrag" if data == "gap" else data,
+        "logistic_offset",
+        rounds=60,
+        eval_every=10,
+        learning_rate=0.1,
+    )
+    config.algorithms = ("fedavg", "fedper", *_WITH_MEMORY)
+    config.data.split = "by_item"
+    config.data.test_fraction, config.data.validation_fraction = 0.3, 0.2
+    config.batch_size = 32
+    config.selection.mean = "unweighted"
+    config.hparams.persona_plug.items = 64
+    config.model.slopes = False
+    config.update(_DATA[data])
+    config.scenarios = _SCENARIOS
+    return config
