@@ -4,6 +4,7 @@ import annotations
 import numpy as np
 import pytest
 
+import pfljax
 from pfljax import data
 from pfljax.data import split, validate
 from pfljax.data.sources import annotators
@@ -155,3 +156,16 @@ def test_standardized_and_saved_as_if_every_example_had_a_copy(tmp_path):
     assert own.items is None
     np.testing.assert_allclose(own.inputs[: own.train.sizes[0]].mean(axis=0), 0, atol=1e-6)
     assert "of shape 3 (float32) in 2 classes, of 20 items" in data.describe(shared)
+
+
+def test_a_run_records_names_and_groups_of_clients(tmp_path):
+    """Also: a deployed model reads the features of a text, not its number."""
+    annotations.write(tmp_path, "popquorn")
+    run = pfljax.fit(
+        "fedavg", load(tmp_path), model="logistic", rounds=2, workdir=str(tmp_path / "run")
+    )
+    with np.load(tmp_path / "run" / "clients.npz") as saved:
+        numbers = [int(name.split()[1]) for name in saved["client_name"]]
+        assert saved["group_gender"].tolist() == [("woman", "man")[each % 2] for each in numbers]
+    model = run.client("annotator 2")
+    assert model.predict(run.dataset.items[:4]).shape == (4,)

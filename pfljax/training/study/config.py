@@ -263,6 +263,9 @@ def default_config() -> ml_collections.ConfigDict:
         # How the head is trained: starting with that of the 'base', as a 'new' one drawn from the
         # seed, or not at all, 'frozen'.
         "head": "base",
+        # 'frozen', or 'trained' together with the adapter, which is then the part that methods with
+        # personalized heads, such as fedper, keep private in place of the head.
+        "network": "frozen",
         # File of frozen parameters, as init_from; '' draws them from base_seed.
         "base": "",
         "base_seed": 0,  # of frozen parameters without a file
