@@ -2,12 +2,12 @@
 
 The clients are users, the items texts as features of a frozen encoder, and no rating of a tested
 item is trained on (`data.split=by_item`). `:popquorn` (262 annotators, offensive or not, MiniLM),
-`:md_agreement` (819 annotators with 10 ratings or more, MiniLM) and `:gap` (51 authors of reviews
-with 10 or more, five stars or fewer, wordllama; reviews are split by product). In the scenario
+`:md_agreement` (the 387 annotators with 20 ratings or more, wordllama) and `:gap` (51 authors of 10
+reviews or more, five stars or fewer, wordllama; reviews are split by product). In the scenario
 `common` all clients have one model, in `bias` a bias of their own on it, and in `head` also
 coefficients of their own; FedAvg and FedPer are without a memory, the other methods have one.
 
-All users in every round, one local epoch in batches of 32. Rates were chosen on validation
+All users in every round, one local epoch. Rates were chosen on validation
 examples with the same budget for all, see docs/results/memory.md, which has the commands.
 
     python experiments/compare.py --config=configs/memory.py:popquorn --workdir=WORKDIR \
@@ -18,9 +18,13 @@ from pfljax.training.study.config import comparison_config
 
 # The keys of each data set.
 _DATA = {
-    "popquorn": {"rounds": 60, "data": {"min_size": 20}},
-    "md_agreement": {"rounds": 60, "data": {"min_size": 10}},
-    "gap": {"rounds": 60, "data": {"min_size": 10}},
+    "popquorn": {"rounds": 60, "batch_size": 32, "data": {"min_size": 20}},
+    "md_agreement": {
+        "rounds": 40,
+        "batch_size": 64,
+        "data": {"min_size": 20, "options": {"md_agreement": {"features": "wordllama"}}},
+    },
+    "gap": {"rounds": 60, "batch_size": 32, "data": {"min_size": 10}},
 }
 _WITH_MEMORY = ("knnper", "dpl", "persona_plug")
 # What is a client's own in each scenario.
@@ -34,7 +38,8 @@ _SCENARIOS = {
 }
 
 
-def get_config(data: str = "popquorn"):
+def get_config(study: str = "popquorn"):
+    data, _, scenario = study.partition(".")
     config = comparison_config(
         "pgraphrag" if data == "gap" else data,
         "logistic_offset",
@@ -45,10 +50,12 @@ def get_config(data: str = "popquorn"):
     config.algorithms = ("fedavg", "fedper", *_WITH_MEMORY)
     config.data.split = "by_item"
     config.data.test_fraction, config.data.validation_fraction = 0.3, 0.2
-    config.batch_size = 32
     config.selection.mean = "unweighted"
     config.hparams.persona_plug.items = 64
     config.model.slopes = False
     config.update(_DATA[data])
-    config.scenarios = _SCENARIOS
+    if scenario:
+        config.update(_SCENARIOS[scenario])
+    else:
+        config.scenarios = _SCENARIOS
     return config

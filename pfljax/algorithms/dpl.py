@@ -6,7 +6,7 @@ examples, of which those with the largest differences are kept, and their simila
 example.
 
 References:
-  Qiu, Zhao, Zhang, Bai, Wang, Cheng, Feng, He, "Measuring What Makes You Unique: Difference-Aware
+  Qiu, Zhao, Zhang, Bai, Wang, Cheng, Feng, Chua, "Measuring What Makes You Unique: Difference-Aware
   User Modeling for Enhancing LLM Personalization", 2025, https://arxiv.org/abs/2503.02450.
 """
 

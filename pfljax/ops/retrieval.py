@@ -11,7 +11,7 @@ of lists of word ids; the words of large vocabularies are hashed into `V` number
 References:
   Robertson, Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009,
   https://doi.org/10.1561/1500000019.
-  Qiu, Zhao, Zhang, Bai, Wang, Cheng, Feng, He, "Measuring What Makes You Unique: Difference-Aware
+  Qiu, Zhao, Zhang, Bai, Wang, Cheng, Feng, Chua, "Measuring What Makes You Unique: Difference-Aware
   User Modeling for Enhancing LLM Personalization", 2025, https://arxiv.org/abs/2503.02450
   (`comparators`).
 """
