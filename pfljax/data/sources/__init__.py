@@ -33,6 +33,7 @@ from pfljax.data.sources.image_trees import (
     load_kvasir,
     load_tiny_imagenet,
 )
+from pfljax.data.sources.lamp import load_lamp
 from pfljax.data.sources.long_tail import (
     beyond_long_tail,
     load_cifar10_lt,
@@ -102,5 +103,6 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "popquorn": load_popquorn,
     "studemo": load_studemo,
     "pgraphrag": load_pgraphrag,
+    "lamp": load_lamp,
     "synthetic": load_synthetic,
 }
