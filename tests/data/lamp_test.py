@@ -2,6 +2,7 @@
 
 import json
 
+import histories
 import numpy as np
 import pytest
 
@@ -29,19 +30,14 @@ WANTED = {
 }
 
 
-def write(path, content):
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("task", lamp.LAMP)
 def test_the_tasks_of_lamp(tmp_path, task):
     profile = [{"id": str(number), **DOCUMENTS[task]} for number in range(2)]
     entries = [{"id": "310", "input": "what?", "profile": profile}, {"id": "311", "input": "and?"}]
     entries[1]["profile"] = []
-    questions = write(tmp_path / "dev_questions.json", entries)
+    questions = histories.write_json(tmp_path / "dev_questions.json", entries)
     golds = [{"id": "311", "output": "b"}, {"id": "310", "output": "a"}]
-    outputs = write(tmp_path / "dev_outputs.json", {"task": task, "golds": golds})
+    outputs = histories.write_json(tmp_path / "dev_outputs.json", {"task": task, "golds": golds})
     assert lamp.read_lamp(questions, task, outputs) == [
         lamp.Query("310", "what?", "a", (WANTED[task],) * 2),
         lamp.Query("311", "and?", "b", ()),
@@ -73,7 +69,7 @@ def test_the_tasks_of_lamp(tmp_path, task):
 def test_the_tasks_of_long_lamp(tmp_path, task, entry, document, lines):
     fields, text, label = document
     entries = [{**entry, "input": f"write {n}", "output": "o", "profile": [fields]} for n in "ab"]
-    path = write(tmp_path / "test.json", entries)
+    path = histories.write_json(tmp_path / "test.json", entries)
     if lines:
         path.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
     profile = (lamp.Document(text, label),)
@@ -84,32 +80,8 @@ def test_the_tasks_of_long_lamp(tmp_path, task, entry, document, lines):
         lamp.read_long_lamp(path, other)
 
 
-def made_up(directory, users=5, documents=4):
-    """Scores of reviews in the files of LaMP-3; each user's query is another review."""
-    texts = [
-        [f"word{user} text{number} text{number}" for number in range(documents)]
-        for user in range(users)
-    ]
-    entries = [
-        {
-            "id": f"3{user}",
-            "input": f"What is the score of the review? query{user}",
-            "profile": [
-                {"id": str(number), "text": text, "score": str(1 + (user + number) % 3)}
-                for number, text in enumerate(texts[user])
-            ],
-        }
-        for user in range(users)
-    ]
-    golds = [{"id": entry["id"], "output": str(1 + user % 3)} for user, entry in enumerate(entries)]
-    directory.mkdir(exist_ok=True)
-    write(directory / "dev_questions.json", entries)
-    write(directory / "dev_outputs.json", {"task": "LaMP_3", "golds": golds})
-    return entries, texts
-
-
 def test_a_user_is_a_client_whose_query_is_tested(tmp_path):
-    entries, texts = made_up(tmp_path / "LaMP_3")
+    entries, texts = histories.write_lamp(tmp_path / "LaMP_3")
     dataset = data.load(
         "lamp",
         dir=str(tmp_path),
@@ -163,9 +135,9 @@ def break_id(entries):
     ],
 )
 def test_damaged_queries_are_refused(tmp_path, damage, message):
-    entries, _ = made_up(tmp_path)
+    entries, _ = histories.write_lamp(tmp_path)
     damage(entries)
-    write(tmp_path / "dev_questions.json", entries)
+    histories.write_json(tmp_path / "dev_questions.json", entries)
     with pytest.raises(UserError, match=message):
         data.SOURCES["lamp"](str(tmp_path))
 
@@ -174,7 +146,7 @@ def test_other_files_and_options_are_refused(tmp_path):
     load = data.SOURCES["lamp"]
     with pytest.raises(UserError, match="put dev_questions.json and dev_outputs.json of LaMP_3"):
         load(str(tmp_path))
-    made_up(tmp_path)
+    histories.write_lamp(tmp_path)
     for options in ({"task": "LaMP_7"}, {"split": "test"}, {"words": 1}):
         with pytest.raises(UserError, match=f"data.options.lamp.{[*options][0]}"):
             load(str(tmp_path), **options)

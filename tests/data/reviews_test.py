@@ -1,36 +1,15 @@
 """Reviews of products: the files, the labels, and a split that keeps products together."""
 
+import histories
 import numpy as np
 import pytest
 
 from pfljax import data
 from pfljax.errors import UserError
 
-NUM_AUTHORS, NUM_PRODUCTS, WIDTH = 6, 7, 3
-
-
-def write(directory, **changed):
-    """Writes made-up reviews; `changed` replaces arrays, or leaves them out with None."""
-    draw = np.random.default_rng(0)
-    users = np.repeat(np.arange(NUM_AUTHORS), 10).astype(np.int16)
-    size = len(users)
-    reviews = {
-        "user": users,
-        "product": draw.integers(0, NUM_PRODUCTS, size).astype(np.int16),
-        "rating": draw.integers(1, 6, size).astype(np.uint8),
-    }
-    codes = draw.integers(-127, 128, (2, size, WIDTH)).astype(np.int8)
-    scale = np.full(size, 0.01, np.float32)
-    encoded = {"text": codes[0], "title": codes[1], "text_scale": scale, "title_scale": scale}
-    for name, arrays in (("gap", reviews), ("features_wordllama_gap", encoded)):
-        kept = {key: changed.get(key, value) for key, value in arrays.items()}
-        kept = {key: value for key, value in kept.items() if value is not None}
-        np.savez_compressed(directory / f"{name}.npz", **kept)
-    return reviews, encoded
-
 
 def test_reviews(tmp_path):
-    reviews, encoded = write(tmp_path)
+    reviews, encoded = histories.write_reviews(tmp_path)
     pool = data.SOURCES["pgraphrag"](str(tmp_path))
     np.testing.assert_array_equal(pool.targets, reviews["rating"] == 5)
     np.testing.assert_array_equal(pool.owners, reviews["user"])
@@ -38,12 +17,12 @@ def test_reviews(tmp_path):
     np.testing.assert_allclose(pool.items[pool.inputs], 0.01 * encoded["text"], rtol=1e-6)
     pool = data.SOURCES["pgraphrag"](str(tmp_path), labels="rating", features="title")
     np.testing.assert_array_equal(pool.targets, reviews["rating"] - 1)
-    assert pool.num_classes == 5 and len(pool.owner_names) == NUM_AUTHORS
+    assert pool.num_classes == 5 and len(pool.owner_names) == histories.NUM_AUTHORS
     np.testing.assert_allclose(pool.items, 0.01 * encoded["title"], rtol=1e-6)
 
 
 def test_a_split_by_item_keeps_the_reviews_of_a_product_together(tmp_path):
-    reviews, encoded = write(tmp_path)
+    reviews, encoded = histories.write_reviews(tmp_path)
     dataset = data.load(
         "pgraphrag",
         dir=str(tmp_path),
@@ -58,7 +37,11 @@ def test_a_split_by_item_keeps_the_reviews_of_a_product_together(tmp_path):
         rows = np.concatenate([np.arange(start, start + size) for start, size in ends])
         products[part] = set(reviews["product"][dataset.inputs[rows]].tolist())
     assert len(products["test"]) == 2 and len(products["validation"]) == 1
-    assert sum(map(len, products.values())) == NUM_PRODUCTS == len(set().union(*products.values()))
+    assert (
+        sum(map(len, products.values()))
+        == histories.NUM_PRODUCTS
+        == len(set().union(*products.values()))
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +58,7 @@ def test_a_split_by_item_keeps_the_reviews_of_a_product_together(tmp_path):
     ],
 )
 def test_files_that_are_wrong(tmp_path, changed, message):
-    write(tmp_path, **changed)
+    histories.write_reviews(tmp_path, **changed)
     load = data.SOURCES["pgraphrag"]
     if not message:  # an array that is not read
         assert len(load(str(tmp_path)).targets) == 60
@@ -88,7 +71,7 @@ def test_options_and_missing_files(tmp_path):
     load = data.SOURCES["pgraphrag"]
     with pytest.raises(UserError, match="put gap.npz and features_wordllama_gap.npz there"):
         load(str(tmp_path))
-    write(tmp_path)
+    histories.write_reviews(tmp_path)
     for options in ({"labels": "bset"}, {"features": "words"}):
         with pytest.raises(UserError, match=f"data.options.pgraphrag.{[*options][0]}"):
             load(str(tmp_path), **options)
