@@ -4,8 +4,8 @@ The clients are users, the items texts as features of a frozen encoder, and no r
 item is trained on (`data.split=by_item`). `:popquorn` (262 annotators, offensive or not, MiniLM),
 `:md_agreement` (the 387 annotators with 20 ratings or more, wordllama) and `:gap` (51 authors of 10
 reviews or more, five stars or fewer, wordllama; reviews are split by product). In the scenario
-`common` all clients have one model, in `bias` a bias of their own on it, and in `head` also
-coefficients of their own; FedAvg and FedPer are without a memory, the other methods have one.
+`common` all clients have one linear model, in `bias` also an adapter, a bias of their own. FedAvg
+and FedPer have no memory, the other methods have one.
 
 All users in every round, one local epoch. Rates were chosen on validation
 examples with the same budget for all, see docs/results/memory.md, which has the commands.
@@ -30,10 +30,9 @@ _WITH_MEMORY = ("knnper", "dpl", "persona_plug")
 # What is a client's own in each scenario.
 _SCENARIOS = {
     "common": {},
-    "bias": {"hparams": {name: {"private_head": True} for name in _WITH_MEMORY}},
-    "head": {
+    "bias": {
+        "adapter": {"name": "bias", "layers": "head", "network": "trained"},
         "hparams": {name: {"private_head": True} for name in _WITH_MEMORY},
-        "model": {"slopes": True},
     },
 }
 
@@ -42,7 +41,7 @@ def get_config(study: str = "popquorn"):
     data, _, scenario = study.partition(".")
     config = comparison_config(
         "pgraphrag" if data == "gap" else data,
-        "logistic_offset",
+        "logistic",
         rounds=60,
         eval_every=10,
         learning_rate=0.1,
@@ -52,7 +51,6 @@ def get_config(study: str = "popquorn"):
     config.data.test_fraction, config.data.validation_fraction = 0.3, 0.2
     config.selection.mean = "unweighted"
     config.hparams.persona_plug.items = 64
-    config.model.slopes = False
     config.update(_DATA[data])
     if scenario:
         config.update(_SCENARIOS[scenario])

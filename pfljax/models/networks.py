@@ -10,20 +10,11 @@ from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
 from pfljax.models.language import bert, gpt2, t5
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
-from pfljax.models.tabular import (
-    amazon_mlp,
-    har_cnn,
-    logistic,
-    logistic_offset,
-    matrix_factorization,
-    mlp,
-    mlp_bn,
-)
+from pfljax.models.tabular import amazon_mlp, har_cnn, logistic, matrix_factorization, mlp, mlp_bn
 from pfljax.models.text import fasttext, lstm, lstm_lm, textcnn
 
 MODELS: dict[str, Callable[..., Model]] = {
     "logistic": logistic,
-    "logistic_offset": logistic_offset,
     "mlp": mlp,
     "mlp_bn": mlp_bn,
     "amazon_mlp": amazon_mlp,

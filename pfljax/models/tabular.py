@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from pfljax.errors import UserError
 from pfljax.models.ids import Embedding
-from pfljax.models.layers import BatchNorm, Dense, TimeConv, max_pool_time, product
+from pfljax.models.layers import BatchNorm, Dense, TimeConv, max_pool_time
 from pfljax.models.model import Model, from_flax
 
 
@@ -45,49 +45,6 @@ def logistic(input_shape: tuple[int, ...], num_classes: int) -> Model:
     For a regression, it is linear regression. 784 inputs, 10 classes: 7,850 parameters.
     """
     return from_flax(Flatten(), Dense(num_classes), input_shape)
-
-
-class InputsAndLogits(nn.Module):
-    """The flat input, and linear logits of it: `[B, ...] -> [B, d + outputs]`."""
-
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)
-        return jnp.concatenate([x, Dense(self.outputs)(x)], axis=-1)
-
-
-class Offset(nn.Module):
-    """Adds an offset to the logits in the last columns: `[B, d + outputs] -> [B, outputs]`.
-
-    Attributes:
-      outputs: Number of logits.
-      slopes: Whether to add a linear function of the other columns too.
-    """
-
-    outputs: int
-    slopes: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inputs, logits = x[:, : -self.outputs], x[:, -self.outputs :]
-        zeros = nn.initializers.zeros
-        if self.slopes:
-            logits += product(inputs, self.param("kernel", zeros, (inputs.shape[1], self.outputs)))
-        return logits + self.param("bias", zeros, (self.outputs,))
-
-
-def logistic_offset(input_shape: tuple[int, ...], num_classes: int, slopes: bool = False) -> Model:
-    """Multinomial logistic regression as the body, and a head that adds an offset, zero at first.
-
-    With heads of the clients' own, each client has a bias of its own on common coefficients, as in
-    HuBi-Simple; with `slopes` also coefficients of its own on top of the common ones. The features
-    are the inputs with the common logits. 784 inputs, 10 classes: 7,860 parameters, with slopes
-    15,700.
-    """
-    head = Offset(num_classes, slopes)
-    return from_flax(InputsAndLogits(num_classes), head, input_shape)
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int, widths: tuple[int, ...] = (100,)) -> Model:

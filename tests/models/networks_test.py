@@ -24,8 +24,6 @@ TEXTS = {"source": (32,), "target": (8,)}
 # Name, shape, outputs, arguments; entries of all arrays, those of the head, features.
 COUNTS = [
     ("logistic", (28, 28, 1), 10, {}, 7_850, 7_850, 784),
-    ("logistic_offset", (28, 28, 1), 10, {}, 7_860, 10, 794),
-    ("logistic_offset", (28, 28, 1), 10, {"slopes": True}, 15_700, 7_850, 794),
     ("mlp", (28, 28, 1), 10, {}, 79_510, 1_010, 100),
     ("mlp_bn", (28, 28, 1), 10, {}, 79_910, 1_010, 100),
     ("amazon_mlp", (5000,), 2, {}, 5_551_802, 202, 100),
@@ -83,21 +81,6 @@ def test_every_model_has_a_count_that_its_docstring_gives():
     for name, factory in models.MODELS.items():
         counts = [f"{row[4]:,}" for row in COUNTS if row[0] == name]
         assert any(count in factory.__doc__ for count in counts), name
-
-
-def test_an_offset_starts_at_zero_and_is_added_to_common_logits():
-    model = models.MODELS["logistic_offset"]((5,), 3, slopes=True)
-    params = model.init(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (4, 5))
-    common = x @ params["body"]["Dense_0"]["kernel"] + params["body"]["Dense_0"]["bias"]
-    z = model.features(params, x)
-    np.testing.assert_allclose(z, jnp.concatenate([x, common], axis=1), rtol=1e-6)
-    np.testing.assert_array_equal(model.head(params, z), z[:, 5:])
-    own = {"kernel": jnp.arange(15.0).reshape(5, 3), "bias": jnp.array([1.0, -2.0, 0.5])}
-    moved = model.head({**params, "head": own}, z)
-    np.testing.assert_allclose(moved, common + x @ own["kernel"] + own["bias"], rtol=1e-5)
-    plain = models.MODELS["logistic_offset"]((5,), 3)
-    assert set(plain.init(jax.random.key(0))["head"]) == {"bias"}
 
 
 def test_initialization_is_uniform_within_one_over_the_root_of_fan_in():
@@ -172,7 +155,6 @@ def test_loss_and_gradient_equal_plain_flax_also_with_weights_per_client():
 # Small enough to run, of each the shape, the outputs and the arguments.
 TINY = {
     "logistic": ((5,), 3, {}),
-    "logistic_offset": ((5,), 3, {"slopes": True}),
     "mlp": ((5,), 3, {"widths": (4,)}),
     "mlp_bn": ((5,), 3, {"widths": (4,)}),
     "har_cnn": ((12, 2), 3, {"features": (4, 4), "size": 3, "widths": (5,)}),
