@@ -4,8 +4,8 @@ The clients are users, the items texts as features of a frozen encoder, and no r
 item is trained on (`data.split=by_item`). `:popquorn` (262 annotators, offensive or not, MiniLM),
 `:md_agreement` (the 387 annotators with 20 ratings or more, wordllama) and `:gap` (51 authors of 10
 reviews or more, five stars or fewer, wordllama; reviews are split by product). In the scenario
-`common` all clients have one linear model, in `bias` also an adapter, a bias of their own. FedAvg
-and FedPer have no memory, the other methods have one.
+`common` all clients have one linear model, in `bias` also an adapter, a bias of their own. FedAvg,
+FedPer, Local and fine-tuned FedAvg have no memory, the other methods have one.
 
 All users in every round, one local epoch. Rates were chosen on validation
 examples with the same budget for all, see docs/results/memory.md, which has the commands.
@@ -14,7 +14,7 @@ examples with the same budget for all, see docs/results/memory.md, which has the
         --config.data.dir=DIRECTORY
 """
 
-from pfljax.training.study.config import comparison_config
+from pfljax.training.study.config import comparison_config, require_known
 
 # The keys of each data set.
 _DATA = {
@@ -39,6 +39,8 @@ _SCENARIOS = {
 
 def get_config(study: str = "popquorn"):
     data, _, scenario = study.partition(".")
+    require_known("data set of the study", data, _DATA)
+    require_known("scenario", scenario or "common", _SCENARIOS)
     config = comparison_config(
         "pgraphrag" if data == "gap" else data,
         "logistic",
@@ -46,7 +48,7 @@ def get_config(study: str = "popquorn"):
         eval_every=10,
         learning_rate=0.1,
     )
-    config.algorithms = ("fedavg", "fedper", *_WITH_MEMORY)
+    config.algorithms = ("local", "fedavg", "fedavg_ft", "fedper", *_WITH_MEMORY)
     config.data.split = "by_item"
     config.data.test_fraction, config.data.validation_fraction = 0.3, 0.2
     config.selection.mean = "unweighted"

@@ -47,11 +47,9 @@ def count_words(words: jax.Array, vocabulary: int) -> jax.Array:
       vocabulary: `V`, larger than all ids.
     """
 
-    def of_document(ids):
-        slots = jnp.where(ids < 0, vocabulary, ids)
-        return jnp.zeros(vocabulary + 1, jnp.int32).at[slots].add(1)[:vocabulary]
-
-    return jax.vmap(of_document)(words)
+    slots = jnp.where(words < 0, vocabulary, words)
+    counts = jnp.zeros((words.shape[0], vocabulary + 1), jnp.int32)
+    return counts.at[jnp.arange(words.shape[0])[:, None], slots].add(1)[:, :vocabulary]
 
 
 def leave_one_out(mask: jax.Array) -> jax.Array:
