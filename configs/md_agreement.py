@@ -13,8 +13,10 @@ Learning rates and what was tuned with them: docs/results/annotators.md.
 
 from pfljax.training.study.personalization import row_config
 
-LEARNING_RATES = {}
+TUNED = {
+    "bias": {"fedper": {"learning_rate": 0.3}},
+}
 
 
 def get_config(row: str = "linear"):
-    return row_config("md_agreement", row, rounds=50, batch_size=32, learning_rates=LEARNING_RATES)
+    return row_config("md_agreement", row, rounds=50, batch_size=32, tuned=TUNED)

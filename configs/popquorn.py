@@ -14,8 +14,20 @@ Learning rates and what was tuned with them: docs/results/annotators.md.
 
 from pfljax.training.study.personalization import row_config
 
-LEARNING_RATES = {}
+TUNED = {
+    "linear": {
+        "fedavg": {"learning_rate": 0.6},
+        "ditto": {"learning_rate": 0.1, "lam": 0.1},
+        "fedavg_ft": {"learning_rate": 0.1, "fine_tuning_epochs": 5},
+    },
+    "bias": {"fedper": {"learning_rate": 0.6}},
+    "hidden_bias": {"fedper": {"learning_rate": 0.2}},
+    "hidden_factors": {"fedper": {"learning_rate": 0.1}},
+    "user_token": {"fedper": {"learning_rate": 0.1}},
+    "lora": {"fedper": {"learning_rate": 0.1}},
+    "houlsby": {"fedper": {"learning_rate": 0.1}},
+}
 
 
 def get_config(row: str = "linear"):
-    return row_config("popquorn", row, rounds=100, batch_size=10, learning_rates=LEARNING_RATES)
+    return row_config("popquorn", row, rounds=100, batch_size=10, tuned=TUNED)

@@ -56,7 +56,7 @@ def row_config(
     *,
     rounds: int,
     batch_size: int,
-    learning_rates: Mapping[str, Mapping[str, float]],
+    tuned: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> ml_collections.ConfigDict:
     """Returns the config of a row: a network on the texts of annotators, split by item.
 
@@ -65,13 +65,14 @@ def row_config(
       row: A key of `ROWS`.
       rounds: Number of rounds.
       batch_size: Number of examples in a local step.
-      learning_rates: The learning rate of each method by row, `{row: {method: rate}}`.
+      tuned: Values that were chosen on validation examples, `{row: {method: {name: value}}}`, of
+        `learning_rate` and of hyper-parameters of the method.
 
     Raises:
       UserError: There is no such row.
 
     Example:
-      >>> config = row_config("popquorn", "lora", rounds=9, batch_size=10, learning_rates={})
+      >>> config = row_config("popquorn", "lora", rounds=9, batch_size=10, tuned={})
       >>> config.algorithms, config.adapter.name, config.adapter.network
       (('fedper',), 'lora', 'trained')
     """
@@ -86,8 +87,11 @@ def row_config(
         rounds=rounds,
         eval_every=rounds,
         learning_rate=0.1,
-        learning_rates=learning_rates.get(row),
     )
+    for method, values in tuned.get(row, {}).items():
+        hyperparameters = dict(values)
+        config.learning_rates[method] = hyperparameters.pop("learning_rate")
+        config.hparams[method].update(hyperparameters)
     if widths:
         config.model.widths = widths
     if adapter:

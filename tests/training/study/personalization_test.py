@@ -9,6 +9,7 @@ from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment, personalization
 from pfljax.training.study.task import build_task
 
+TUNED = {"fedper": {"learning_rate": 0.7}, "ditto": {"learning_rate": 0.2, "lam": 0.3}}
 PRIVATE = {  # of the made-up texts with three features
     "bias": {"head/bias_change": (2,)},
     "hidden_bias": {"head/bias_change": (2,)},
@@ -30,12 +31,11 @@ def directory(tmp_path_factory):
 
 @pytest.mark.parametrize("row", personalization.ROWS)
 def test_a_row_has_its_private_part(directory, row):
-    config = personalization.row_config(
-        "popquorn", row, rounds=1, batch_size=2, learning_rates={row: {"fedper": 0.7}}
-    )
+    config = personalization.row_config("popquorn", row, rounds=1, batch_size=2, tuned={row: TUNED})
     config.data.dir, config.data.min_size = str(directory), 2
     config_lib.check(config)
-    assert config.learning_rates.fedper == 0.7 and config.data.split == "by_item"
+    assert config.learning_rates.fedper == 0.7 and config.hparams.ditto.lam == 0.3
+    assert config.data.split == "by_item"
     make, frozen = build_task(config, experiment.build_dataset(config))
     task = make(frozen)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -52,4 +52,4 @@ def test_a_row_has_its_private_part(directory, row):
 
 def test_an_unknown_row():
     with pytest.raises(UserError, match="no row 'biased'; after the colon .* bias, hidden"):
-        personalization.row_config("popquorn", "biased", rounds=1, batch_size=2, learning_rates={})
+        personalization.row_config("popquorn", "biased", rounds=1, batch_size=2, tuned={})
