@@ -1,6 +1,6 @@
 """kNN-Per: the global model, mixed with the labels of a client's most similar examples.
 
-Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Server: FedAvg's. Client: nothing, or its head. Down and up: FedAvg's.
 Cost per client and round: one local training; per evaluation a forward pass over the training
 examples, whose features are kept for it, and their distances to the features of each example.
 
@@ -21,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
@@ -112,6 +113,7 @@ def knnper(
     k: Annotated[int, core.at_least(1)] = 10,
     lam: Annotated[float, core.between(0, 1)] = 0.5,
     scale: Annotated[float, core.above(0)] = 1.0,
+    private_head: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging, and a mixture with nearest neighbours at evaluation.
@@ -128,11 +130,13 @@ def knnper(
       k: Number of neighbours among the client's training examples, 5 to 20 (paper: 10).
       lam: Weight of the neighbours, 0.1 to 0.9; 0 is FedAvg.
       scale: Scale of the distances, 0.1 to 10 (paper: 1).
+      private_head: Whether heads stay with the clients; with `lam=0` that is FedPer.
       server_optimizer: As in FedAvg.
 
     Returns:
-      The method; its server state is FedAvg's. A client deploys the global model with its
-      datastore; its outputs are log probabilities, or numbers.
+      The method; its states are FedAvg's, or with private heads FedPer's. A client deploys the
+      global model, or the one with its head, and its datastore; its outputs are log probabilities,
+      or numbers.
 
     Notes:
       The paper chooses `lam` for each client on validation examples, among 0, 0.1, ..., 1; here
@@ -140,12 +144,12 @@ def knnper(
       without any the global model. Probabilities of zero are raised to the smallest positive
       number. Features are in evaluation mode. Regression is not in the paper.
     """
-
+    average = (fedper if private_head else fedavg)(task, local, server_optimizer=server_optimizer)
     encode = task.encode or functools.partial(jax.nn.one_hot, num_classes=task.num_classes)
 
     def personalize(server, client, data, context):
-        datastore = store(task, server.params, data, context, local)
-        return {"model": server.params, "datastore": datastore}
+        model = average.personalize(server, client, data, context)
+        return {"model": model, "datastore": store(task, model, data, context, local)}
 
     def predict(params, inputs, key):
         features = task.features(params["model"], inputs)
@@ -157,5 +161,4 @@ def knnper(
         mixture = weight * near + (1 - weight) * jax.nn.softmax(common, axis=-1)
         return jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
 
-    average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(personalize=personalize, predict=predict)

@@ -332,5 +332,13 @@ ALGORITHMS: dict[str, Method] = dict(
             "trees",
             needs="array_inputs features output_losses",
         ),
+        _row(
+            "persona_plug",
+            "Persona-Plug",
+            2024,
+            "neighbours",
+            needs="classes features head output_losses",
+        ),
+        _row("dpl", "DPL", 2025, "neighbours", needs="classes features head"),
     ]
 )

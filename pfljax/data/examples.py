@@ -41,6 +41,8 @@ class Examples(NamedTuple):
       items: `[num_items, ...]`, what several examples have in common, such as a text that many
         users rate; `mean`, `std` and `vocabulary` are then those of the items. None if each example
         has inputs of its own.
+      item_groups: `[num_items]` integers, the group of each item, such as the product of a review,
+        which a split by item keeps together; None if every item is a group.
       owner_names: The names of the owners in the order of their numbers, which are then from 0;
         empty if there are none.
       owner_groups: `{attribute: [num_owners] str}`, the group of each owner, for metrics only; ''
@@ -62,6 +64,7 @@ class Examples(NamedTuple):
     superclasses: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     items: np.ndarray | None = None
+    item_groups: np.ndarray | None = None
     owner_names: tuple[str, ...] = ()
     owner_groups: dict[str, np.ndarray] | None = None
 

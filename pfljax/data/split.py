@@ -153,9 +153,9 @@ def assemble(
     rng = generator(seed)
     _require_fit(examples, split)
     if split == "by_item":
-        clients = split_by_item(
-            examples.inputs, client_indices, test_fraction, validation_fraction, rng
-        )
+        groups_of_items = examples.item_groups
+        items = examples.inputs if groups_of_items is None else groups_of_items[examples.inputs]
+        clients = split_by_item(items, client_indices, test_fraction, validation_fraction, rng)
         return lay_out(
             examples,
             clients,

@@ -103,6 +103,17 @@ def test_without_neighbours_is_fedavg():
     federation.assert_close(mixed.scores["global"], average.scores["global"], 1e-5)
 
 
+def test_private_heads_without_neighbours_are_fedper():
+    average = identities.run("fedper")
+    plain_model, mixed = (
+        identities.run("knnper", lam=lam, private_head=True) for lam in (0.0, 0.9)
+    )
+    federation.assert_close(mixed.clients, average.clients)
+    federation.assert_close(plain_model.scores["personal"], average.scores["personal"], 1e-5)
+    losses = [run.scores["personal"]["test"]["loss"] for run in (mixed, average)]
+    assert federation.differ(*losses, least=0.1) and "global" not in mixed.scores
+
+
 def padded(features, x, y, batch, largest):
     """The datastore of a client, filled up to whole batches of the largest client."""
     rest = -(-largest // batch) * batch - len(y)

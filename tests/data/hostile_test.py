@@ -20,6 +20,7 @@ import zipfile
 import zlib
 
 import annotations
+import histories
 import numpy as np
 import pytest
 import scipy.io
@@ -318,10 +319,21 @@ def popquorn(root):
     return {"name": "popquorn"}
 
 
+def pgraphrag(root):
+    histories.write_reviews(root)
+    return {"name": "pgraphrag"}
+
+
+def lamp(root):
+    histories.write_lamp(root)
+    return {"name": "lamp", "options": {"words": 16}}
+
+
 VALID = [
     *(npz, store, pfllib, mnist, femnist, leaf, leaf_texts, cifar, cifar_binary, svhn, office),
     *(school, landmine, omniglot, images, iwildcam, shakespeare, news, news_ids, amazon, har),
     *(wisdm, parkinsons, movielens, movielens_zip, pamap2, popquorn),
+    *(pgraphrag, lamp),
 ]
 
 

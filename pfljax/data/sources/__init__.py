@@ -33,6 +33,7 @@ from pfljax.data.sources.image_trees import (
     load_kvasir,
     load_tiny_imagenet,
 )
+from pfljax.data.sources.lamp import load_lamp
 from pfljax.data.sources.long_tail import (
     beyond_long_tail,
     load_cifar10_lt,
@@ -44,6 +45,7 @@ from pfljax.data.sources.movielens import load_movielens
 from pfljax.data.sources.news import load_ag_news, load_sogou_news
 from pfljax.data.sources.omniglot import load_omniglot
 from pfljax.data.sources.pamap2 import load_pamap2
+from pfljax.data.sources.reviews import load_pgraphrag
 from pfljax.data.sources.shakespeare import load_shakespeare
 from pfljax.data.sources.synthetic import load_synthetic
 from pfljax.data.sources.tables import load_parkinsons, load_wisdm
@@ -100,5 +102,7 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "md_agreement": load_md_agreement,
     "popquorn": load_popquorn,
     "studemo": load_studemo,
+    "pgraphrag": load_pgraphrag,
+    "lamp": load_lamp,
     "synthetic": load_synthetic,
 }
