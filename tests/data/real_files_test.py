@@ -66,6 +66,8 @@ FACTS = {
     "school": Facts("tabular", (np.uint8, (15362, 28)), 0, 139),
     "landmine": Facts("tabular", (np.float32, (14820, 9)), 2, 29, 13916),
     "movielens": Facts("movielens", (np.int32, (100836, 2)), 0, 610),
+    "prism_pairs": Facts("prism_pairs", (np.float32, (2584, 2, 257)), 0, 258),
+    "persona_feedback": Facts("persona_feedback", (np.float32, (3841, 2, 515)), 0, 147),
 }
 
 
