@@ -131,15 +131,20 @@ def load_persona_feedback(
     return _examples("persona_feedback", pairs.user, chosen)
 
 
-def read_prism_pairs(data_dir: str = "") -> Pairs:
-    """Returns PRISM's pairs without ties of known persons; see `load_prism_pairs`."""
+def read_prism_pairs(data_dir: str = "", *, known: bool = True) -> Pairs:
+    """Returns PRISM's pairs without ties, as `load_prism_pairs` reads them.
+
+    Args:
+      data_dir: As for `load_prism_pairs`.
+      known: Whether pairs of unknown persons are left out; otherwise their user is -1.
+    """
     pool, features = _find(data_dir, _PRISM, "prism_pairs.npz", "features_wordllama.npz")
     keys = ("user", "question", "first", "second", "label", "answer_text", "answer_offsets")
     user, question, first, second, label, text, offsets = _arrays(pool, *keys)
     answers = _features(features, "answer", len(offsets) - 1)
     columns = user, question, label, first, second
     user, question, label, first, second = _indices(pool, columns, len(answers), least=-1)
-    used = (user >= 0) & (label < TIE)
+    used = (label < TIE) & ((user >= 0) | (not known))
     swapped = label == SECOND
     both = np.stack([np.where(swapped, second, first), np.where(swapped, first, second)], axis=1)
     both = both[used]
@@ -193,26 +198,55 @@ def read_judgements(data_dir: str = "") -> Judgements:
     (user,) = _arrays(pool, "user")
     keys = ("judge", "pair", "truth", "correct", "certainty")
     judge, pair, truth, correct, certainty = _arrays(judges, *keys)
-    try:
-        names = tuple(map(str, reading.parse_json(files.read_text(codes))["judges"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{codes} has no list of judges: {files.FETCH_AGAIN}.") from error
-
-    def whole(values, what, least, most):
-        return validate.whole(
-            judges, values, what, least=least, most=most, remedy=files.FETCH_AGAIN
-        )
-
-    pair = whole(pair, "pair", 0, len(user) - 1)
+    about = {"remedy": files.FETCH_AGAIN}
+    pair = validate.whole(judges, pair, "pair", least=0, most=len(user) - 1, **about)
     return Judgements(
-        names=names,
-        judge=whole(judge, "judge", 0, len(names) - 1),
+        **_judged(judges, codes, "judges", judge, correct, certainty),
         pair=pair,
         user=user.astype(np.int32)[pair],
-        truth=whole(truth, "truth", 0, 2),
-        correct=whole(correct, "mark of a correct judgement", 0, 1).astype(bool),
-        certainty=whole(certainty, "certainty", -1, 100),
+        truth=validate.whole(judges, truth, "truth", least=0, most=2, **about),
     )
+
+
+def read_other_judgements(data_dir: str = "") -> Judgements:
+    """Returns the recorded judgements of two further tasks, without pairs, persons and truths.
+
+    These are empathy (names that begin with `ec`) and author profiling (`ap`).
+
+    Args:
+      data_dir: A directory with `other_judges.npz` and `codes.json`, or with a directory
+        `prism_pairs` of them.
+
+    Raises:
+      UserError: The files are missing or damaged.
+    """
+    path, codes = _find(data_dir, _PRISM, "other_judges.npz", "codes.json")
+    run, correct, certainty = _arrays(path, "run", "correct", "certainty")
+    unknown = np.full(len(run), -1, np.int32)
+    return Judgements(
+        **_judged(path, codes, "other_runs", run, correct, certainty),
+        pair=unknown,
+        user=unknown,
+        truth=np.zeros_like(unknown),
+    )
+
+
+def _judged(path, codes, key, judge, correct, certainty) -> dict:
+    """Returns the checked fields that all kinds of judgements have."""
+    try:
+        names = tuple(map(str, reading.parse_json(files.read_text(codes))[key]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{codes} has no list of judges ({key}): {files.FETCH_AGAIN}.") from error
+
+    def whole(values, what, least, most):
+        return validate.whole(path, values, what, least=least, most=most, remedy=files.FETCH_AGAIN)
+
+    return {
+        "names": names,
+        "judge": whole(judge, "judge", 0, len(names) - 1),
+        "correct": whole(correct, "mark of a correct judgement", 0, 1).astype(bool),
+        "certainty": whole(certainty, "certainty", -1, 100),
+    }
 
 
 def _examples(name: str, users: np.ndarray, columns: list[np.ndarray]) -> Examples:
