@@ -390,7 +390,8 @@ def _explain(
         "sum of their variances) and worst decile (mean over the 10 % of clients with the worst "
         f"scores): means over seeds. gain: over {against}, positive is better; its mean over "
         "clients with the 95 % interval of a paired bootstrap over clients "
-        f"({bootstrap.RESAMPLES:,} resamples), which does not contain the variation between seeds. gaining: clients with a "
+        f"({bootstrap.RESAMPLES:,} resamples), "
+        "which does not contain the variation between seeds. gaining: clients with a "
         "positive gain. rank correlation: Spearman's, of the gain of a client with its number of "
         "training examples."
     ]
