@@ -332,5 +332,13 @@ ALGORITHMS: dict[str, Method] = dict(
             "trees",
             needs="array_inputs features output_losses",
         ),
+        _row(
+            "fspo",
+            "FSPO",
+            2025,
+            "one model",
+            "meta-learning",
+            needs="features output_losses no_statistics",
+        ),
     ]
 )
