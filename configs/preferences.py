@@ -21,7 +21,6 @@ Learning rates were chosen for each method on validation examples with the same 
 
 from pfljax.training.study.config import comparison_config
 
-
 _RATES = {"simulated": {}, "groups": {}}
 
 

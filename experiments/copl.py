@@ -264,8 +264,21 @@ def new_users(
 
 def evaluate(
     dataset: FederatedDataset, rates: list[float], settings: Settings
-) -> dict[str, tuple[float, float]]:
-    """Returns `{row: (accuracy of users that take part, of held-out ones)}` on test pairs."""
+) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """Trains all stages and scores test pairs.
+
+    Args:
+      dataset: The pairs of all users.
+      rates: The learning rates of each stage, of which the best on validation pairs is used.
+      settings: The settings of the training.
+
+    Returns:
+      `{row: (accuracy of users that take part, of held-out ones)}`, NaN without held-out users, and
+      the learning rate of each stage.
+
+    Raises:
+      UserError: There are no validation pairs.
+    """
     pairs, features = pairs_of(dataset)
     count = dataset.num_participants
     seen = {name: of.of(of.user < count) for name, of in pairs.items()}
@@ -289,8 +302,7 @@ def evaluate(
         )
         for name, top in gated.items()
     }
-    of_gates = ", ".join(f"{rate:g} ({name})" for name, (_, _, rate) in rewards.items())
-    app.say(f"Learning rates: graph {graph_rate:g}, rewards {of_gates}")
+    chosen = {"graph": graph_rate, **{name: rate for name, (_, _, rate) in rewards.items()}}
     groups = {"seen": (users, seen["test"])}
     if len(new["test"].user):
         mixed = new_users(
@@ -307,7 +319,8 @@ def evaluate(
                 rewards[name][0], (embeddings - center) / spread, features, test, settings, top
             )
             found.setdefault(f"CoPL, {name}", {})[group] = float(accuracy(margins))
-    return {name: (of["seen"], of.get("unseen", np.nan)) for name, of in found.items()}
+    rows = {name: (of["seen"], of.get("unseen", np.nan)) for name, of in found.items()}
+    return rows, chosen
 
 
 def define_flags() -> None:
@@ -335,7 +348,10 @@ def main() -> None:
             raise UserError(
                 f"{dataset.name} has the task {dataset.task}; copl.py is for the task preference."
             )
-        for name, values in evaluate(dataset, rates, settings).items():
+        found, chosen = evaluate(dataset, rates, settings)
+        shown = ", ".join(f"{name} {rate:g}" for name, rate in chosen.items())
+        app.say(f"Learning rates with seed {seed}: {shown}")
+        for name, values in found.items():
             of_seeds.setdefault(name, []).append(values)
     lines = ["| method | personalized (%) | unseen (%) |", "|---|---:|---:|"]
     for name, values in of_seeds.items():
