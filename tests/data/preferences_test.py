@@ -12,6 +12,7 @@ from pfljax.data.sources import preference_files, preferences, simulated_prefere
 from pfljax.errors import UserError
 
 LOAD = data.SOURCES
+HALF = np.sqrt(0.5)  # so that rows have the norm 1
 ANSWERS = ["no", "yes, of course", "peut-être à l'été", "maybe"]
 LENGTHS = [2, 14, 17, 5]  # characters; the third one has more bytes
 
@@ -67,7 +68,7 @@ def write_persona(folder, **changed):
         "answer_offsets": offsets,
     }
     np.savez(folder / "persona_feedback.npz", **(arrays | changed))
-    rows, scale = in_8_bits([[1, 0], [0, 2], [-1, 1], [2, 2]])
+    rows, scale = in_8_bits([[1, 0], [0, 1], [-HALF, HALF], [HALF, HALF]])
     personas, persona_scale = in_8_bits([[1, 0], [0, 1]])
     features = {"persona": personas, "persona_scale": persona_scale}
     np.savez(folder / "features_use.npz", answer=rows, answer_scale=scale, **features)
@@ -106,12 +107,8 @@ def test_persona_feedback(tmp_path):
     write_persona(tmp_path / "persona_feedback")
     pairs = preferences.read_persona_feedback(str(tmp_path))
     assert pairs.length.tolist() == [[2, 14], [14, 17], [17, 5]]
-    half = np.sqrt(0.5)
-    np.testing.assert_allclose(pairs.own, [[1, 0], [0, -half], [half, half]], atol=0.01)
-    mean = np.array([half, half])
-    wanted = [[half, half], [half, 0], [0, 1]]
-    np.testing.assert_allclose(pairs.mean, wanted, atol=0.01)
-    assert np.linalg.norm(mean) == pytest.approx(1)
+    np.testing.assert_allclose(pairs.own, [[1, 0], [0, -HALF], [HALF, HALF]], atol=0.01)
+    np.testing.assert_allclose(pairs.mean, [[HALF, HALF], [HALF, 0], [0, 1]], atol=0.01)
     pool = LOAD["persona_feedback"](str(tmp_path), tier="hard", features="persona")
     assert pool.inputs.shape == (2, 2, 3) and pool.owners.tolist() == [0, 1]
     np.testing.assert_allclose(pool.inputs[..., 1], pairs.own[1:], rtol=1e-6)

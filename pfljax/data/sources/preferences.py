@@ -54,7 +54,8 @@ class Pairs(NamedTuple):
       tier: `[n]` int32, the index in `TIERS`; zeros for a data set without tiers.
       length: `[n, 2]` int32, the numbers of characters, the preferred answer first.
       answer: `[n, 2, d]` float32, the features of the answers.
-      own: `[n, 2]` float32, the cosine of an answer and the person's persona; zeros without one.
+      own: `[n, 2]` float32, the cosine of an answer and the person's persona, to the rounding of
+        the features; zeros without personas.
       mean: `[n, 2]` float32, the cosine of an answer and the mean of all personas.
     """
 
@@ -170,15 +171,15 @@ def read_persona_feedback(data_dir: str = "") -> Pairs:
     user, question, tier, chosen, rejected = _indices(pool, columns, len(answers))
     personas = _features(features, "persona", int(user.max()) + 1)
     both = np.stack([chosen, rejected], axis=1)
-    directions = _unit(answers)[both]
+    mean = personas.mean(axis=0)
     return Pairs(
         user=user,
         question=question,
         tier=validate.whole(pool, tier, "tier", least=0, most=2, remedy=files.FETCH_AGAIN),
         length=_lengths(pool, text, offsets)[both],
         answer=answers[both],
-        own=np.einsum("nkd,nd->nk", directions, _unit(personas)[user]),
-        mean=directions @ _unit(personas.mean(axis=0)),
+        own=np.einsum("nkd,nd->nk", answers[both], personas[user]),
+        mean=answers[both] @ (mean / np.linalg.norm(mean)),
     )
 
 
@@ -328,8 +329,3 @@ def _lengths(path: Path, text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def _log(length: np.ndarray) -> np.ndarray:
     return np.log1p(length.astype(np.float64))[..., None]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norm > 0, norm, 1)
