@@ -179,7 +179,7 @@ def read_persona_feedback(data_dir: str = "") -> Pairs:
         length=_lengths(pool, text, offsets)[both],
         answer=answers[both],
         own=np.einsum("nkd,nd->nk", answers[both], personas[user]),
-        mean=answers[both] @ (mean / np.linalg.norm(mean)),
+        mean=answers[both] @ (mean / max(np.linalg.norm(mean), 1e-9)),
     )
 
 
