@@ -340,5 +340,13 @@ ALGORITHMS: dict[str, Method] = dict(
             needs="classes features head output_losses",
         ),
         _row("dpl", "DPL", 2025, "neighbours", needs="classes features head"),
+        _row(
+            "fspo",
+            "FSPO",
+            2025,
+            "one model",
+            "meta-learning",
+            needs="features output_losses no_statistics",
+        ),
     ]
 )

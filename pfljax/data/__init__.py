@@ -339,6 +339,7 @@ def describe(dataset: FederatedDataset) -> str:
         "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
         "next_token": f"of {dataset.num_classes} tokens",
         "ranking": f"of {first.shape[:1]} items",
+        "preference": "of 2 answers",
     }
     classes = ""
     if dataset.task == "classification":

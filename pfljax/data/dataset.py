@@ -9,7 +9,7 @@ import numpy as np
 
 from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary, map_inputs
 
-TASKS = ("classification", "regression", "next_token", "ranking")
+TASKS = ("classification", "regression", "next_token", "ranking", "preference")
 
 
 class Split(NamedTuple):
@@ -48,12 +48,13 @@ class FederatedDataset(NamedTuple):
         or a dict of arrays by name, such as the ids of users and items; with `items`,
         `[num_examples]` or `[num_examples, K]` item numbers.
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
-        int32 for next_token, 0 for no token; for ranking, where the inputs of an example are a
-        chosen item and others that were not chosen, `[num_examples]` int32 zeros.
+        int32 for next_token, 0 for no token; for ranking and preference, where the inputs of an
+        example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
       train: The training examples of each client.
       validation: The validation examples of each client; sizes are 0 if there are none.
       test: The test examples of each client.
-      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
+      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression, ranking or
+        preference.
       mean: The value subtracted from the inputs in the compiled program, in stored units: one
         number, or an array that broadcasts to the last axes of an example; by name if inputs are
         a dict.

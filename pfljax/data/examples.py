@@ -21,8 +21,9 @@ class Examples(NamedTuple):
         dict of arrays by name; with `items`, `[n]` or `[n, K]` item numbers.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
         int32 for next_token, each the token after that of the inputs, 0 for none; `[n]` int32
-        zeros for ranking.
-      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression or ranking.
+        zeros for ranking and preference.
+      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression, ranking or
+        preference.
       mean: The value subtracted from the inputs on the device, in stored units: one number, or an
         array that broadcasts to the last axes of an example; by name if inputs are a dict.
       std: The value by which the inputs are then divided, in stored units; like `mean`.

@@ -441,12 +441,14 @@ def _targets(
     if data.task == "regression":
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
-    if data.task == "ranking":
-        items = {array.shape[1:2] for array in arrays}
-        if items == {()} or len(items) > 1 or targets.any():
+    if data.task in ("ranking", "preference"):
+        counts = {array.shape[1:2] for array in arrays}
+        number = "items" if data.task == "ranking" else "2"
+        fits = counts == {(2,)} or (number == "items" and counts != {()} and len(counts) == 1)
+        if not fits or targets.any():
             raise refuse(
-                "has the task ranking, which needs inputs [items, ...] with the chosen item first "
-                "and targets that are all 0, but other targets or inputs"
+                f"has the task {data.task}, which needs inputs [{number}, ...] with the chosen "
+                "item first and targets that are all 0, but other targets or inputs"
             )
         return targets.astype(np.int32, copy=False)
     return _labels(where, targets, data, row_name, refuse, remedy)

@@ -15,12 +15,12 @@ import numpy as np
 
 from pfljax import metrics as metrics_lib
 from pfljax.errors import UserError
+from pfljax.metrics import bootstrap
 from pfljax.report import finished, tables
 from pfljax.training.run import results
 from pfljax.training.study import config as config_lib
 
 SMALLEST_GROUP = 15
-_RESAMPLES = 9999
 _GROUP = results.GROUP
 
 
@@ -420,17 +420,10 @@ def _gains(gain: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, ...]:
     from scipy import stats  # takes a third of a second
 
     # The same seed, and so the same resampled clients, for all methods.
-    interval = stats.bootstrap(
-        (gain,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        batch=max(1, 2_000_000 // len(gain)),
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
+    low, high = bootstrap.interval_of_mean(gain, seed)
     constant = np.ptp(gain) == 0 or np.ptp(sizes) == 0
     correlation = np.nan if constant else stats.spearmanr(gain, sizes).statistic
-    of_all = (gain.mean(), interval.low, interval.high, np.mean(gain > 0), correlation)
+    of_all = (gain.mean(), low, high, np.mean(gain > 0), correlation)
     return tuple(map(float, of_all))
 
 
@@ -456,8 +449,9 @@ def _explain(
         "personalization bias (standard deviation over clients; of several metrics the root of the "
         "sum of their variances) and worst decile (mean over the 10 % of clients with the worst "
         f"scores): means over seeds. gain: over {against}, positive is better; its mean over "
-        f"clients with the 95 % interval of a paired bootstrap over clients ({_RESAMPLES:,} "
-        "resamples), which does not contain the variation between seeds. gaining: clients with a "
+        "clients with the 95 % interval of a paired bootstrap over clients "
+        f"({bootstrap.RESAMPLES:,} resamples), "
+        "which does not contain the variation between seeds. gaining: clients with a "
         "positive gain. rank correlation: Spearman's, of the gain of a client with its number of "
         "training examples."
     ]

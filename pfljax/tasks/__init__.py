@@ -14,6 +14,7 @@ from pfljax.tasks.freeze import freeze
 from pfljax.tasks.from_network import from_network
 from pfljax.tasks.language import next_token
 from pfljax.tasks.multi_label import multi_label
+from pfljax.tasks.preference import preference
 from pfljax.tasks.ranking import ranking
 from pfljax.tasks.regression import regression
 
@@ -25,6 +26,7 @@ __all__ = [
     "from_network",
     "multi_label",
     "next_token",
+    "preference",
     "ranking",
     "regression",
 ]
@@ -36,5 +38,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "next_token": next_token,
     "multi_label": multi_label,
     "ranking": ranking,
+    "preference": preference,
     "denoising": denoising,
 }

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core import Task
-from pfljax.errors import UserError
 from pfljax.metrics.ranking import gains, hits, num_ahead
 from pfljax.models.model import Model
 from pfljax.tasks.from_network import from_network
+from pfljax.tasks.items import of_items, require_no_statistics
 
 
 def ranking(model: Model) -> Task:
@@ -38,21 +38,7 @@ def ranking(model: Model) -> Task:
       He, Liao, Zhang, Nie, Hu, Chua, "Neural Collaborative Filtering", 2017,
       https://arxiv.org/abs/1708.05031 (one chosen item among others).
     """
-
-    if model.observe is not None:
-        raise UserError("A ranking takes no model with batch normalization; choose another model.")
-
-    def of_items(function):
-        """Makes a function of items `[B, ...]` one of examples `[B, 1 + K, ...]`."""
-
-        def apply(params, examples, mask=None, key=None):
-            batch, items = jax.tree.leaves(examples)[0].shape[:2]
-            flat = jax.tree.map(lambda x: x.reshape(batch * items, *x.shape[2:]), examples)
-            repeated = None if mask is None else jnp.repeat(mask, items)
-            out = function(params, flat, repeated, key)
-            return out.reshape(batch, items, *out.shape[1:])
-
-        return apply
+    require_no_statistics(model, "A ranking")
 
     def head(params, features, mask=None, key=None):
         return of_items(model.head)(params, features, mask, key)[..., 0]

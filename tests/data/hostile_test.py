@@ -329,11 +329,35 @@ def lamp(root):
     return {"name": "lamp", "options": {"words": 16}}
 
 
+def features_in_8_bits(*names):
+    rows = {name: draw(9, 3, low=-127, dtype=np.int8) for name in names}
+    return {**rows, **{f"{name}_scale": np.full(9, 0.001, np.float32) for name in names}}
+
+
+def prism(root):
+    columns = {name: draw(24, high=9, dtype=np.int16) for name in ("question", "first", "second")}
+    columns |= {"user": draw(24, low=-1, high=3, dtype=np.int16), "label": draw(24, high=3)}
+    texts = {"answer_text": draw(90, low=97, high=122), "answer_offsets": 10 * np.arange(10)}
+    np.savez_compressed(root / "prism_pairs.npz", **columns, **texts)
+    np.savez_compressed(root / "features_wordllama.npz", **features_in_8_bits("answer"))
+    return {"name": "prism_pairs"}
+
+
+def persona(root):
+    columns = {name: draw(24, high=9, dtype=np.int16) for name in ("question", "chosen")}
+    columns |= {"rejected": (columns["chosen"] + 1) % 9, "tier": draw(24, high=3)}
+    columns["user"] = np.arange(24, dtype=np.int16) // 8
+    texts = {"answer_text": draw(90, low=97, high=122), "answer_offsets": 10 * np.arange(10)}
+    np.savez_compressed(root / "persona_feedback.npz", **columns, **texts)
+    np.savez_compressed(root / "features_use.npz", **features_in_8_bits("answer", "persona"))
+    return {"name": "persona_feedback"}
+
+
 VALID = [
     *(npz, store, pfllib, mnist, femnist, leaf, leaf_texts, cifar, cifar_binary, svhn, office),
     *(school, landmine, omniglot, images, iwildcam, shakespeare, news, news_ids, amazon, har),
     *(wisdm, parkinsons, movielens, movielens_zip, pamap2, popquorn),
-    *(pgraphrag, lamp),
+    *(pgraphrag, lamp, prism, persona),
 ]
 
 

@@ -70,6 +70,8 @@ FACTS = {
     "pgraphrag": Facts("pgraphrag", (np.int32, (7181,)), 2, 5000, 4285),
     "popquorn": Facts("popquorn_offensiveness", (np.int32, (13036,)), 2, 262, 7516),
     "studemo": Facts("studemo", (np.int32, (7463,)), 2, 25, 4847),
+    "prism_pairs": Facts("prism_pairs", (np.float32, (2584, 2, 257)), 0, 258),
+    "persona_feedback": Facts("persona_feedback", (np.float32, (3841, 2, 515)), 0, 147),
 }
 
 

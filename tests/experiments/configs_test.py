@@ -12,6 +12,8 @@ from pfljax.training.study import architectures, experiment
 from pfljax.training.study import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Data sets that need no directory.
+GENERATED = ("digits", "simulated_preferences")
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -29,14 +31,14 @@ def test_a_config_documents_its_command(name):
         config_lib.check(each)
     assert f"--config=configs/{name}.py" in module.__doc__
     assert config.data.name in data.DATASETS
-    assert ("--config.data.dir=" in module.__doc__) == (config.data.name != "digits")
+    assert ("--config.data.dir=" in module.__doc__) == (config.data.name not in GENERATED)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_model_takes_its_data(name):
     _, config = study(name)
     root = os.environ.get("PFLJAX_DATA", "")
-    if not root and config.data.name != "digits":
+    if not root and config.data.name not in GENERATED:
         pytest.skip("PFLJAX_DATA is not set")
     config.data.dir = root
     dataset = experiment.build_dataset(config)

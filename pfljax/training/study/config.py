@@ -273,6 +273,15 @@ def default_config() -> ml_collections.ConfigDict:
         # such as the model of another run; '' draws those of the adapter from the seed.
         "start": "",
     }
+    # The loss of a preference, of which each example is a chosen answer and a rejected one.
+    config.preference = {
+        "loss": "bradley_terry",  # 'bradley_terry', 'dpo', 'cdpo' or 'ipo'
+        "beta": 0.1,  # dpo, cdpo, ipo: strength of the divergence to the reference
+        "smoothing": 0.1,  # cdpo: probability of a wrong label
+        # Whether the outputs of the frozen base of an adapter, or of the model of init_from, are
+        # those of the reference; False has the reference that all answers are equally likely.
+        "reference": False,
+    }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"
     config.engine = {

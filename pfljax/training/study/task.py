@@ -14,6 +14,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Batch, Params, Task, tree
 from pfljax.data import FederatedDataset, validate
 from pfljax.errors import UserError
+from pfljax.ops import preference
 from pfljax.training.study import adapters, pretrained, scoring
 from pfljax.training.study import config as config_lib
 
@@ -42,13 +43,12 @@ def build_task(
     config_lib.require_known("task", kind, tasks.TASKS)
     forms = dataset.input_forms
     shape, columns = _shapes(forms, 0), dataset.targets.shape[1:]
-    if kind == "ranking":  # whose examples are several items
+    if kind in ("ranking", "preference"):  # whose examples are several items
         columns, shape = jax.tree.leaves(forms)[0].shape[:1], _shapes(forms, 1)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
-    outputs = {"regression": 1, "rating": 1, "ranking": 1, "multi_label": sum(columns)}.get(
-        kind, dataset.num_classes
-    )
+    one = dict.fromkeys(("regression", "rating", "ranking", "preference"), 1)
+    outputs = {**one, "multi_label": sum(columns)}.get(kind, dataset.num_classes)
     model = models.MODELS[name](shape, outputs, **_arguments(config, dataset, key))
     _require_ids(config, dataset, model, key)
     if config.zero_init:
@@ -70,11 +70,15 @@ def build_task(
     }
     accepted = of_dataset.keys() & inspect.signature(task_of).parameters.keys()
     settings = {name: of_dataset[name] for name in accepted}
+    if kind == "preference":
+        settings |= _losses_of_pairs(config, frozen)
 
     def make(frozen):
-        return given(task_of(model, **settings), frozen)
+        # The base of an adapter, or the model with which training starts.
+        reference = {"reference": frozen} if settings.get("reference") else {}
+        return given(task_of(model, **{**settings, **reference}), frozen)
 
-    shapes = {"next_token": (*columns, outputs), "ranking": columns}
+    shapes = {"next_token": (*columns, outputs), "ranking": columns, "preference": ()}
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
     if key != "model":
         return make, frozen
@@ -87,6 +91,25 @@ def build_task(
 
     scoring.require_numbers(make_scored(frozen), example)
     return make_scored, frozen
+
+
+def _losses_of_pairs(config: ml_collections.ConfigDict, frozen: Params) -> dict[str, Any]:
+    """Returns the arguments of `tasks.preference` in `config.preference`, after checks."""
+    settings = config.preference
+    config_lib.require_known("loss (config.preference.loss)", settings.loss, preference.LOSSES)
+    if not settings.beta > 0:
+        raise UserError(f"config.preference.beta is {settings.beta}; it must be above 0.")
+    if not 0 <= settings.smoothing <= 0.5:
+        raise UserError(
+            f"config.preference.smoothing is {settings.smoothing}; it must be from 0 to 0.5."
+        )
+    if settings.reference and not (jax.tree.leaves(frozen) and config.adapter.head != "new"):
+        raise UserError(
+            "config.preference.reference needs a given model: name a file in config.init_from, or "
+            "set config.adapter.name and, for the head, config.adapter.head to base or frozen."
+        )
+    given = {"beta": float(settings.beta), "smoothing": float(settings.smoothing)}
+    return {"loss": settings.loss, "reference": settings.reference or None, **given}
 
 
 def _zeros_of(init: Callable[[jax.Array], Params]) -> Callable[[jax.Array], Params]:
