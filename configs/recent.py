@@ -42,11 +42,19 @@ _KEYS = {
     },
 }
 # Learning rates by scenario and method.
-_RATES: dict[str, dict[str, float]] = {"femnist": {}, "cifar10": {}}
+_RATES: dict[str, dict[str, float]] = {
+    "femnist": {
+        **dict.fromkeys(("local", "fedrep", "pgfed", "pgfedmo", "pfedpara"), 0.03),
+        **dict.fromkeys(("fedavg", "fedavg_ft", "ditto", "fedala", "fedpac", "fedselect"), 0.1),
+        **dict.fromkeys(("fedpara", "pfedgate", "fedgmm", "self_fl"), 0.1),
+        "fedloge": 0.3,
+    },
+    "cifar10": {},
+}
 
 
 def get_config(scenario: str = ""):
-    config = comparison_config("femnist", "mlp", rounds=200, learning_rate=0.1, seeds=(0,))
+    config = comparison_config("femnist", "mlp", rounds=200, learning_rate=0.1, seeds=(0, 1))
     config.algorithms = _METHODS
     config.checkpoint_every = 0
     config.data.validation_fraction, config.data.standardize = 0.1, "pooled"
