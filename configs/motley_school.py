@@ -31,10 +31,11 @@ def get_config():
             "ifca": 0.015,
             "ditto": 0.015,
             "mr_mtl": 0.005,
+            "knnper": 0.005,
         },
         seeds=(100, 1100, 2100, 3100, 4100),
     )
-    config.algorithms = ("local", "fedavg", "fedavg_ft", "ifca", "ditto", "mr_mtl")
+    config.algorithms = ("local", "fedavg", "fedavg_ft", "ifca", "ditto", "mr_mtl", "knnper")
     config.checkpoint_every = 0
     config.data.split, config.data.standardize = "plain", "client"
     config.data.test_fraction, config.data.validation_fraction = 0.15, 0.15 / 0.85
@@ -43,6 +44,7 @@ def get_config():
     config.selection = {"mean": "unweighted", "which_round": "last"}
     config.per_method.fedavg = {"server_optimizer": {"learning_rate": 0.1, **_MOMENTUM}}
     config.per_method.fedavg_ft = {"server_optimizer": {"learning_rate": 1.0, **_MOMENTUM}}
+    config.per_method.knnper = {"server_optimizer": {"learning_rate": 1.0, **_MOMENTUM}}
     config.per_method.ditto = {"server_optimizer": {"learning_rate": 0.3, **_MOMENTUM}}
     config.per_method.ifca = {
         "server_optimizer": {"learning_rate": 0.3, **_MOMENTUM},
@@ -50,6 +52,7 @@ def get_config():
     }
     config.hparams.ifca.update({"clusters": 4, "weight_by_size": True})
     config.hparams.mr_mtl.update({"lam": 2.0, "average_changes": True})
+    config.hparams.knnper.update({"lam": 0.5, "scale": 3.0})
     config.hparams.fedavg_ft.fine_tuning_epochs = 50
     config.hparams.ditto.update({"lam": 2.0, "rate_factor": 1 / 3})
     return config

@@ -1,13 +1,15 @@
 """Measures rounds and evaluations on this machine, together with baselines.
 
     python experiments/benchmark.py --workload=r4-mlp --against=eager_pytorch --output=FILE.json
+    python experiments/benchmark.py --workload=adapters --against=peft,torch_heads
 
 Prints, and writes as JSON: compile times, median and range of the seconds per round and per
 evaluation, examples per second, padding (of clients that are vmapped together, and of partial
 batches), FLOP/s relative to those of square matrices, peak memory and the number of compilations.
 Examples are synthetic, with the shapes and sizes of the workloads in `workloads.py`. A baseline
 runs FedAvg, whatever the workload's method, in a separate process with the interpreter of
-`--peer_python`, in all its settings; the fastest is reported.
+`--peer_python`, in all its settings; the fastest is reported. The workload `adapters` trains
+adapters of many users beside loops over users, and answers requests of different users in one call.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 import ml_collections
 import rich.table
 from absl import flags
-from benchmarking import baselines, measuring, workloads
+from benchmarking import adapters, baselines, measuring, workloads
 from ml_collections import config_flags
 
 from pfljax.cli import app
@@ -28,6 +30,8 @@ from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
 
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
+_ADAPTERS = "adapters"
+_LIST += f"; {_ADAPTERS}: LoRA and heads of many users, beside one user after another"
 _WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"The workload. {_LIST}.")
 _AGAINST = flags.DEFINE_list(
     "against", [], f"Baselines to compare with: {', '.join(baselines.BASELINES)}."
@@ -41,7 +45,9 @@ _PFLLIB_DIR = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", None, "The file for the figures as JSON.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds, or calls of several rounds.")
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 3, "Timed evaluations; 0 for none.")
-_NUM_CLIENTS = flags.DEFINE_integer("num_clients", 1000, "Clients of the workload population.")
+_NUM_CLIENTS = flags.DEFINE_integer(
+    "num_clients", 1000, "Clients of the workload population, and users of adapters if given."
+)
 _DEFAULT = config_lib.default_config()
 # Figures are of the fastest client batch size, and results contain it.
 _DEFAULT.engine.clients_per_chunk = "auto"
@@ -54,9 +60,11 @@ config_flags.DEFINE_config_dict(
 def main():
     name, engine = _WORKLOAD.value, flags.FLAGS.config.engine
     compute_dtype = flags.FLAGS.config.compute_dtype
-    workload = workloads.find(name, _NUM_CLIENTS.value)
     if _ROUNDS.value < 1 or _EVALUATIONS.value < 0:
         raise UserError("--rounds must be at least 1, and --evaluations at least 0.")
+    if name == _ADAPTERS:
+        return of_adapters(engine)
+    workload = workloads.find(name, _NUM_CLIENTS.value)
     experiment.check(workloads.study(workload, engine, compute_dtype))
     pythons = baselines.pythons(_PEER_PYTHON.value)
     for baseline in _AGAINST.value:
@@ -97,6 +105,29 @@ def main():
     app.say(table(f"{name}: {workload.about}", columns))
 
 
+def of_adapters(engine: ml_collections.ConfigDict) -> None:
+    """Measures adapters of many users, after the baselines, in turn."""
+    pythons = baselines.pythons(_PEER_PYTHON.value)
+    for baseline in _AGAINST.value:
+        baselines.check(baseline, _ADAPTERS, None, pythons[baseline])
+    peers = {
+        baseline: adapters.run_baseline(baseline, _ROUNDS.value, pythons[baseline])
+        for baseline in _AGAINST.value
+    }
+    users = _NUM_CLIENTS.value if flags.FLAGS["num_clients"].present else 0
+    lines = {name: adapters.measure(name, users, engine, _ROUNDS.value) for name in adapters.LINES}
+    for name, line in lines.items():
+        if peer := peers.get(adapters.LINES[name].baseline):
+            per_step = "milliseconds_per_user_step"
+            line |= {"ratio": peer[per_step] / line[per_step], "against": peer["system"]}
+    figures = {"workload": _ADAPTERS, "date": time.strftime("%Y-%m-%d")}
+    figures |= {**measuring.machine(engine.devices), "lines": lines, "baselines": peers}
+    if _OUTPUT.value:
+        writers.write_json(pathlib.Path(_OUTPUT.value), figures)
+    title = f"adapters: {adapters.STEPS} steps of {adapters.BATCH} ratings for each user"
+    app.say(table(title, {**lines, **peers}))
+
+
 def table(title: str, columns: dict[str, dict]) -> rich.table.Table:
     """Returns figures as a table with a column for each system or cohort."""
     shown = rich.table.Table(title=title)
@@ -115,7 +146,17 @@ def _seconds(spread: dict[str, float]) -> str:
 
 
 _CELLS = {
+    "trained": lambda of: of["about"],
     "setting": lambda of: of["setting"],
+    "users": lambda of: f"{of['users']:,}",
+    "parameters of a user": lambda of: f"{of['parameters_of_a_user']:,}",
+    "all users (s)": lambda of: _seconds(of["seconds_of_all_users"]),
+    "user's step (ms)": lambda of: f"{of['milliseconds_per_user_step']:.4g}",
+    "CPU time, user's step (ms)": lambda of: f"{of['processor_milliseconds_per_user_step']:.4g}",
+    "compile (s)": lambda of: f"{of['seconds_compile']:.2f}",
+    "against": lambda of: of["against"],
+    "requests/s, one a call": lambda of: f"{of['requests_per_second']['one by one']:,.0f}",
+    "requests/s, 256 a call": lambda of: f"{of['requests_per_second']['256 in a call']:,.0f}",
     "round (s)": lambda of: _seconds(of["seconds_per_round"]),
     "CPU time, round (s)": lambda of: _seconds(of["processor_seconds_per_round"]),
     "examples/s": lambda of: f"{of['examples_per_second']:,.0f}",

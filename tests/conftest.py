@@ -18,12 +18,13 @@ _QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_pass
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {_ONE_PIECE} {_QUICKLY}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
-# The binaries that tests start share a compilation cache; the tests' own process writes none.
+# All processes share a compilation cache: tests compile the same small programs again and again.
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
     pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "pfljax-tests"
 )
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser):

@@ -18,7 +18,7 @@ from pfljax.errors import UserError
 from pfljax.training.run import runtime
 from pfljax.training.study import config as config_lib
 
-_PEERS = pathlib.Path(__file__).parent / "peers"
+_PEERS = pathlib.Path(__file__).parents[1] / "peers"
 
 
 class Baseline(NamedTuple):
@@ -32,6 +32,7 @@ class Baseline(NamedTuple):
         run, and the fastest is reported.
       equal_sizes: Whether clients must have the same number of examples.
       checkout: A file that identifies a checkout of its sources; '' if pip installs it.
+      workload: The only workload that it runs; '' for those of FedAvg.
     """
 
     adapter: str
@@ -40,6 +41,7 @@ class Baseline(NamedTuple):
     settings: dict[str, dict[str, str]]
     equal_sizes: bool = False
     checkout: str = ""
+    workload: str = ""
 
 
 # Products on the calling thread, not spread over all cores, as in `runtime.start`.
@@ -78,6 +80,20 @@ BASELINES = {
         checkout="system/main.py",
     ),
     "flwr": Baseline("flwr_fedavg.py", "flwr", "'flwr[simulation]' torch", {"actors": {}}),
+    "peft": Baseline(
+        "peft_adapters.py",
+        "peft",
+        "peft transformers torch",
+        {"one thread": {}, "one thread, eager attention": {}, "all threads": {}},
+        workload="adapters",
+    ),
+    "torch_heads": Baseline(
+        "torch_heads.py",
+        "torch",
+        "torch",
+        {"one thread": {}, "one thread, fused AdamW": {}, "all threads": {}},
+        workload="adapters",
+    ),
 }
 # The environment before pfljax prepared this process.
 _ENVIRONMENT = dict(os.environ)
@@ -105,11 +121,16 @@ def pythons(named: list[str]) -> dict[str, str]:
 
 
 def check(
-    name: str, workload_name: str, workload: Workload, python: str, checkout: str = ""
+    name: str, workload_name: str, workload: Workload | None, python: str, checkout: str = ""
 ) -> None:
     """Raises a `UserError` unless a baseline can run a workload with an interpreter.
 
-    All baselines run FedAvg, whatever the workload's method.
+    Args:
+      name: The name of the baseline.
+      workload_name: The name of the workload.
+      workload: The workload, of which baselines run FedAvg, whatever its method; None for adapters.
+      python: The interpreter.
+      checkout: The directory of the sources of a baseline that runs from a checkout.
     """
     config_lib.require_known("baseline", name, BASELINES)
     baseline = BASELINES[name]
@@ -118,20 +139,31 @@ def check(
             f"The baseline {name} runs from a checkout, but {checkout or 'no directory'!r} has no "
             f"{baseline.checkout}; pass one with --{name}_dir=DIR."
         )
-    if workload.pool or workload.cohorts:
-        raise UserError(
-            f"The workload {workload_name} is compared with itself only; remove --against."
-        )
-    if baseline.equal_sizes and len(set(workload.sizes)) > 1:
-        raise UserError(
-            f"The baseline {name} needs clients of equal size, which the workload "
-            f"{workload_name} does not have; use r1."
-        )
+    if (baseline.workload or workload_name) != workload_name or (
+        workload is None and not baseline.workload
+    ):
+        runs = baseline.workload or "workloads of FedAvg"
+        raise UserError(f"The baseline {name} runs {runs} only; remove it from --against.")
+    if workload is not None:
+        _require_fit(name, workload_name, workload)
     look = f"import importlib.util as u, sys; sys.exit(u.find_spec({baseline.package!r}) is None)"
     if subprocess.run([python, "-c", look], capture_output=True).returncode:
         raise UserError(
             f"The baseline {name} is not installed for {python}; run {python} -m pip install "
             f"{baseline.install}, or choose another with --peer_python={name}=PYTHON."
+        )
+
+
+def _require_fit(name: str, workload_name: str, workload: Workload) -> None:
+    """Raises a `UserError` for a workload that a baseline of FedAvg cannot run."""
+    if workload.pool or workload.cohorts:
+        raise UserError(
+            f"The workload {workload_name} is compared with itself only; remove --against."
+        )
+    if BASELINES[name].equal_sizes and len(set(workload.sizes)) > 1:
+        raise UserError(
+            f"The baseline {name} needs clients of equal size, which the workload "
+            f"{workload_name} does not have; use r1."
         )
 
 
@@ -175,13 +207,13 @@ def run(name: str, workload: Workload, rounds: int, python: str, checkout: str =
     }
     settings = {}
     for setting in BASELINES[name].settings:
-        answer = _answer(name, {**work, "setting": setting}, python)
-        version = answer["version"]
+        found = answer(name, {**work, "setting": setting}, python)
+        version = found["version"]
         settings[setting] = {
-            "seconds_per_round": spread(answer["seconds"]),
-            "processor_seconds_per_round": spread(answer["processor_seconds"]),
-            "seconds_per_evaluation": spread(answer.get("evaluation_seconds", [])),
-            "examples_per_second": median_rate(examples, answer["seconds"]),
+            "seconds_per_round": spread(found["seconds"]),
+            "processor_seconds_per_round": spread(found["processor_seconds"]),
+            "seconds_per_evaluation": spread(found.get("evaluation_seconds", [])),
+            "examples_per_second": median_rate(examples, found["seconds"]),
         }
     best = max(settings, key=lambda setting: settings[setting]["examples_per_second"])
     return {
@@ -193,7 +225,20 @@ def run(name: str, workload: Workload, rounds: int, python: str, checkout: str =
     }
 
 
-def _answer(name: str, work: dict, python: str) -> dict:
+def answer(name: str, work: dict, python: str) -> dict:
+    """Runs a baseline in one setting.
+
+    Args:
+      name: A key of `BASELINES`.
+      work: The input of its adapter, with the setting.
+      python: The interpreter.
+
+    Returns:
+      What the adapter printed; see `peers/peer.py`.
+
+    Raises:
+      UserError: The baseline failed.
+    """
     command = [python, str(_PEERS / BASELINES[name].adapter)]
     done = subprocess.run(
         command,

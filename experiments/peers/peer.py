@@ -46,9 +46,54 @@ class Work(NamedTuple):
     checkout: str = ""
 
 
+class Users(NamedTuple):
+    """Users who train one after another, each an adapter or a head on some ratings of texts.
+
+    Attributes:
+      vocabulary: Number of ids of tokens.
+      length: Number of tokens of a text.
+      texts: Number of texts.
+      width: The width of the network.
+      layers: Number of its layers.
+      heads: Number of heads of each attention.
+      features: Number of features of a text, for baselines that train heads on features.
+      num_classes: Number of different ratings.
+      ratings: Number of ratings of a user.
+      steps: Number of steps that a user trains.
+      batch_size: Number of ratings in a step.
+      rank: The rank of LoRA.
+      alpha: The scale of LoRA, `alpha / rank`.
+      learning_rate: The learning rate of AdamW.
+      cohorts: The users of each round; the first round is a warm-up and not timed.
+      setting: One of the adapter's settings.
+    """
+
+    vocabulary: int
+    length: int
+    texts: int
+    width: int
+    layers: int
+    heads: int
+    features: int
+    num_classes: int
+    ratings: int
+    steps: int
+    batch_size: int
+    rank: int
+    alpha: float
+    learning_rate: float
+    cohorts: Sequence[Sequence[int]]
+    setting: str
+
+
 def read() -> Work:
     """Reads the input from standard input."""
     return Work(**json.load(sys.stdin))
+
+
+def read_users() -> Users:
+    """Reads the input of a baseline of adapters from standard input."""
+    return Users(**json.load(sys.stdin))
 
 
 def examples(work: Work) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -67,7 +112,7 @@ def examples(work: Work) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def time_rounds(work: Work, play: Callable[[Sequence[int]], None]) -> tuple[list, list]:
+def time_rounds(work: Work | Users, play: Callable[[Sequence[int]], None]) -> tuple[list, list]:
     """Runs all rounds and times all but the first.
 
     Args:

@@ -1,6 +1,6 @@
 """kNN-Per: the global model, mixed with the labels of a client's most similar examples.
 
-Server: FedAvg's. Client: nothing. Down and up: FedAvg's.
+Server: FedAvg's. Client: nothing, or its head. Down and up: FedAvg's.
 Cost per client and round: one local training; per evaluation a forward pass over the training
 examples, whose features are kept for it, and their distances to the features of each example.
 
@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ import optax
 
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
+from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging
@@ -29,7 +32,7 @@ class Datastore(NamedTuple):
 
     Attributes:
       features: `[n, d]`, the features.
-      targets: `[n]`, the labels.
+      targets: `[n]`, the labels, or the numbers to predict.
       mask: `[n]` bool, True for a real example.
     """
 
@@ -70,18 +73,22 @@ def store(
 
 
 def neighbours(
-    datastore: Datastore, features: jax.Array, k: int, scale: float | jax.Array, num_classes: int
+    datastore: Datastore,
+    features: jax.Array,
+    k: int,
+    scale: float | jax.Array,
+    encode: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Returns `[B, C]`, the weights of the classes among the nearest examples.
+    """Returns `[B, C]`, the weighted mean of the targets of the nearest examples.
 
-    They sum to 1; all are zero if the datastore is empty.
+    The weights sum to 1; all are zero if the datastore is empty.
 
     Args:
       datastore: The client's examples.
-      features: `[B, d]`, the features of the examples to classify.
+      features: `[B, d]`, the features of the examples to predict.
       k: Number of neighbours.
       scale: The distance at which the weight of a neighbour is `1 / e`.
-      num_classes: `C`.
+      encode: `targets [n] -> [n, C]`, the rows of which the mean is taken.
     """
     known = datastore.features
     # The neighbours are found by one matrix product; their distances are then computed exactly.
@@ -94,8 +101,8 @@ def neighbours(
     weights = jnp.where(exists, jnp.exp((jnp.where(exists, least, 0) - distance) / scale), 0)
     total = jnp.sum(weights, axis=1, keepdims=True)
     weights = weights / jnp.where(total > 0, total, 1)
-    labels = jax.nn.one_hot(datastore.targets[nearest], num_classes, dtype=weights.dtype)
-    return jnp.einsum("bk,bkc->bc", weights, labels)
+    rows = encode(datastore.targets).astype(weights.dtype)
+    return jnp.einsum("bk,bkc->bc", weights, rows[nearest])
 
 
 @checked
@@ -106,6 +113,7 @@ def knnper(
     k: Annotated[int, core.at_least(1)] = 10,
     lam: Annotated[float, core.between(0, 1)] = 0.5,
     scale: Annotated[float, core.above(0)] = 1.0,
+    private_head: bool = False,
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Federated averaging, and a mixture with nearest neighbours at evaluation.
@@ -113,36 +121,44 @@ def knnper(
         w as in FedAvg;   probabilities of x:  lam p_knn + (1 - lam) softmax(f_w(x))
         p_knn(y) ~ sum exp(-||z(x) - z(x_i)|| / scale) over those of the k nearest with y_i = y
 
+    For a regression, the mixture is of numbers: of the mean of the neighbours' targets, with the
+    same weights, and of `f_w(x)`.
+
     Args:
-      task: The model, for classification, its features `z` and its loss.
+      task: The model, for classification or regression, its features `z` and its loss.
       local: The clients' local training.
       k: Number of neighbours among the client's training examples, 5 to 20 (paper: 10).
       lam: Weight of the neighbours, 0.1 to 0.9; 0 is FedAvg.
       scale: Scale of the distances, 0.1 to 10 (paper: 1).
+      private_head: Whether heads stay with the clients; with `lam=0` that is FedPer.
       server_optimizer: As in FedAvg.
 
     Returns:
-      The method; its server state is FedAvg's. A client deploys the global model with its
-      datastore; its outputs are log probabilities.
+      The method; its states are FedAvg's, or with private heads FedPer's. A client deploys the
+      global model, or the one with its head, and its datastore; its outputs are log probabilities,
+      or numbers.
 
     Notes:
       The paper chooses `lam` for each client on validation examples, among 0, 0.1, ..., 1; here
       all clients have the same one. A client with fewer than k examples uses all of them, and one
       without any the global model. Probabilities of zero are raised to the smallest positive
-      number. Features are in evaluation mode.
+      number. Features are in evaluation mode. Regression is not in the paper.
     """
+    average = (fedper if private_head else fedavg)(task, local, server_optimizer=server_optimizer)
+    encode = task.encode or functools.partial(jax.nn.one_hot, num_classes=task.num_classes)
 
     def personalize(server, client, data, context):
-        datastore = store(task, server.params, data, context, local)
-        return {"model": server.params, "datastore": datastore}
+        model = average.personalize(server, client, data, context)
+        return {"model": model, "datastore": store(task, model, data, context, local)}
 
     def predict(params, inputs, key):
         features = task.features(params["model"], inputs)
-        common = jax.nn.softmax(task.head(params["model"], features), axis=-1)
-        near = neighbours(params["datastore"], features, k, scale, task.num_classes)
+        common = task.head(params["model"], features)
+        near = neighbours(params["datastore"], features, k, scale, encode)
         weight = lam * jnp.any(params["datastore"].mask)
-        mixture = weight * near + (1 - weight) * common
+        if not task.num_classes:
+            return weight * near + (1 - weight) * common
+        mixture = weight * near + (1 - weight) * jax.nn.softmax(common, axis=-1)
         return jnp.log(jnp.maximum(mixture, jnp.finfo(mixture.dtype).tiny))
 
-    average = fedavg(task, local, server_optimizer=server_optimizer)
     return average._replace(personalize=personalize, predict=predict)

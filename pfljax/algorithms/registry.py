@@ -197,7 +197,7 @@ ALGORITHMS: dict[str, Method] = dict(
         _row("afl", "AFL", 2019, "one model", "fairness"),
         _row("ifca", "IFCA", 2020, "clusters", needs="random_init"),
         _row("cfl", "CFL", 2019, "clusters", needs="full_participation"),
-        _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes features head"),
+        _row("knnper", "kNN-Per", 2022, "neighbours", needs="classes_or_numbers features head"),
         _row("mime", "Mime", 2020, "one model", "control variates"),
         _row("mimelite", "MimeLite", 2020, "one model"),
         _row("reptile", "Reptile", 2018, "one model", "meta-learning", "fine-tuning"),
@@ -332,6 +332,14 @@ ALGORITHMS: dict[str, Method] = dict(
             "trees",
             needs="array_inputs features output_losses",
         ),
+        _row(
+            "persona_plug",
+            "Persona-Plug",
+            2024,
+            "neighbours",
+            needs="classes features head output_losses",
+        ),
+        _row("dpl", "DPL", 2025, "neighbours", needs="classes features head"),
         _row(
             "fspo",
             "FSPO",

@@ -79,6 +79,11 @@ NEEDS: dict[str, Need] = {
         "classes",
         "choose a data set whose targets are classes",
     ),
+    "classes_or_numbers": Need(
+        lambda setting: setting.task.num_classes > 0 or setting.task.encode is not None,
+        "classes or numbers to predict",
+        "choose a data set whose targets are classes or numbers",
+    ),
     "features": Need(
         lambda setting: setting.task.num_features > 0,
         "features that are rows of numbers",

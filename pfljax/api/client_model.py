@@ -67,8 +67,8 @@ class Form(NamedTuple):
     def of(cls, dataset: FederatedDataset) -> Form:
         """Returns the form of a data set."""
 
-        def described(array):
-            return list(array.shape[1:]), array.dtype.str
+        def described(form):
+            return list(form.shape), form.dtype.str
 
         def plain(value):
             if isinstance(value, Mapping):
@@ -77,8 +77,9 @@ class Form(NamedTuple):
 
         statistics = ("mean", "std", "target_mean", "target_std")
         return cls(
-            inputs=map_inputs(described, dataset.inputs),
-            targets=described(dataset.targets),
+            # Of items, where there are some: a deployed model reads the item itself.
+            inputs=map_inputs(described, dataset.input_forms),
+            targets=described(dataset.targets[0]),
             statistics={name: plain(getattr(dataset, name)) for name in statistics},
             num_classes=dataset.num_classes,
             task=dataset.task,

@@ -75,6 +75,8 @@ class ClientData:
         method uses them.
       max_size: The largest `size` in the population, of this split (static).
       order: `[max_size]` int32, the index of the example in each row; None for the stored order.
+      items: `[num_items, ...]`, if `inputs` are item numbers: batches contain `items[inputs]`. None
+        if they contain `inputs`.
     """
 
     inputs: Any
@@ -84,6 +86,7 @@ class ClientData:
     class_counts: jax.Array | None
     max_size: int = dataclasses.field(metadata={"static": True})
     order: jax.Array | None = None
+    items: jax.Array | None = None
 
     def take(self, indices: jax.Array) -> Batch:
         """Returns the examples at `indices` `[B]`; those outside `[0, size)` are masked."""
@@ -91,6 +94,8 @@ class ClientData:
         rows = jnp.where(mask, indices, 0)
         rows = self.offset + (rows if self.order is None else self.order[rows])
         inputs = jax.tree.map(lambda array: _rows(array, rows), self.inputs)
+        if self.items is not None:
+            inputs = _rows(self.items, inputs)
         return Batch(inputs, _rows(self.targets, rows), mask)
 
     def rows(self, start: jax.Array | int, stop: jax.Array | int) -> ClientData:

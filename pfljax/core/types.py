@@ -224,6 +224,8 @@ class Task(NamedTuple):
         client for which a metric is undefined. See `pfljax.metrics.Metric`.
       decode: `outputs -> outputs` in the form that `client_metrics` take: numbers in the units of
         the targets for a task that standardizes its targets.
+      encode: `targets [B] -> [B, 1]`, the outputs of a model without error, in the units of its
+        outputs; None for a task that does not predict numbers.
 
     Example:
       >>> from pfljax import models, tasks
@@ -258,6 +260,7 @@ class Task(NamedTuple):
     params_metrics: Callable[[Params, Batch, jax.Array], dict[str, jax.Array]] | None = None
     client_metrics: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
     decode: Callable[[jax.Array], jax.Array] = lambda outputs: outputs
+    encode: Callable[[jax.Array], jax.Array] | None = None
 
     def __hash__(self) -> int:
         """Returns the hash of all but `client_metrics`; a mapping has none."""

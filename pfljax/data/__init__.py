@@ -24,6 +24,7 @@ from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, 
 from pfljax.data.natural import natural
 from pfljax.data.partition import PARTITIONS as _DEALT
 from pfljax.data.partition import dirichlet, iid, make_partition, pathological
+from pfljax.data.precompute import precompute
 from pfljax.data.shift import CONCEPT_SHIFTS, FEATURE_SHIFTS, shift_concept, shift_features
 from pfljax.data.sources import SOURCES, load_digits, load_fashion_mnist, load_mnist
 from pfljax.data.split import SPLITS, assemble
@@ -66,6 +67,7 @@ __all__ = [
     "natural",
     "pathological",
     "pool_from_arrays",
+    "precompute",
     "save_npz",
     "shift_concept",
     "shift_features",
@@ -142,8 +144,9 @@ def load(
       validation_fraction: The fraction of each client's other examples that are validation
         examples; `npz` and `store` have their own.
       unseen_fraction: The fraction of held-out clients; `npz` and `store` have their own.
-      split: One of `SPLITS`, how a client's examples are split: 'stratified' keeps the fractions of
-        its labels, 'plain' is the split of scikit-learn by `seed`.
+      split: One of `SPLITS`, how examples are split: 'stratified' keeps the fractions of a client's
+        labels, 'plain' is the split of scikit-learn by `seed`, 'by_item' tests items of which no
+        client has a training example, and 'temporal' tests each client's last examples.
       standardize: One of `STANDARDIZATIONS`: by the mean and the deviation of inputs that are
         'given' with the data set, by those of all training examples ('pooled'), or for each
         client by its own ('client').
@@ -185,6 +188,8 @@ def load(
         public = _read(server_name, server_dir)
         public = validate.examples(public, _where(server_name, server_dir))
         held = server.of_source(public, server_fraction, seed)
+        if public.items is not None:
+            held = held._replace(inputs=public.items[held.inputs])
     if name == in_memory.NAME:
         dataset = in_memory.find(checksum)
         held = held or dataset.server
@@ -202,8 +207,15 @@ def load(
         examples = validate.examples(_read(name, dir, **options), _where(name, dir))
         if server_fraction and not server_name:
             examples, held = server.hold_out(examples, server_fraction, seed)
+        names, groups = (), None
         if partition == "natural":
-            clients = natural(_owners(examples), min_size, num_owners, seed)
+            owners = _owners(examples)
+            clients = natural(owners, min_size, num_owners, seed)
+            if examples.owner_names:
+                numbers = np.array([owners[rows[0]] for rows in clients])
+                names = [examples.owner_names[number] for number in numbers]
+                of_owners = examples.owner_groups or {}
+                groups = {name: of[numbers] for name, of in of_owners.items()} or None
         else:
             clients = make_partition(
                 partition,
@@ -228,7 +240,12 @@ def load(
             unseen_fraction=unseen_fraction,
             seed=seed,
             split=split,
+            client_names=names,
+            groups=groups,
         )
+    if server_name or standardize == "client" or feature_shift != "none":
+        # Then equal items have different values, or those of another data set are beside them.
+        dataset = dataset.gathered()
     if server_name:
         clients = ServerExamples(dataset.inputs, dataset.targets)
         server.require_form(held, clients, (public.num_classes, dataset.num_classes))
@@ -314,12 +331,14 @@ def describe(dataset: FederatedDataset) -> str:
     splits = (dataset.train, dataset.validation, dataset.test)
     training, validation, test = (int(split.sizes.sum()) for split in splits)
     examples = _spread(sum(split.sizes for split in splits))
-    first = next(iter(input_arrays.by_name(dataset.inputs).values()))
+    forms = input_arrays.by_name(dataset.input_forms)
+    first = next(iter(forms.values()))
+    of_items = "" if dataset.items is None else f", of {len(dataset.items)} items"
     kinds = {
         "classification": f"in {dataset.num_classes} classes",
         "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
         "next_token": f"of {dataset.num_classes} tokens",
-        "ranking": f"of {first.shape[1:2]} items",
+        "ranking": f"of {first.shape[:1]} items",
         "preference": "of 2 answers",
     }
     classes = ""
@@ -330,8 +349,8 @@ def describe(dataset: FederatedDataset) -> str:
         classes = f", training classes per client {spread}"
     return (
         f"{dataset.name}: {dataset.num_clients} clients ({dataset.num_unseen} unseen), "
-        f"{len(dataset.targets)} examples of shape {input_arrays.describe(dataset.inputs)} "
-        f"{kinds[dataset.task]}\n"
+        f"{len(dataset.targets)} examples of shape {input_arrays.describe(dataset.input_forms)} "
+        f"{kinds[dataset.task]}{of_items}\n"
         f"training {training}, validation {validation}, test {test} examples\n"
         f"examples per client {examples}{classes} (min/median/max)"
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary
+from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary, map_inputs
 
 TASKS = ("classification", "regression", "next_token", "ranking", "preference")
 
@@ -44,7 +45,8 @@ class FederatedDataset(NamedTuple):
     Attributes:
       name: The name of the data set in reports.
       inputs: `[num_examples, ...]` in the distributed dtype (images stay uint8); one array,
-        or a dict of arrays by name, such as the ids of users and items.
+        or a dict of arrays by name, such as the ids of users and items; with `items`,
+        `[num_examples]` or `[num_examples, K]` item numbers.
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
         int32 for next_token, 0 for no token; for ranking and preference, where the inputs of an
         example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
@@ -67,6 +69,11 @@ class FederatedDataset(NamedTuple):
       class_names: The `C` names of the labels; empty if they are numbers.
       client_names: The `N` names of the clients; empty if they are numbers.
       server: The examples that the server holds and no client; None if there are none.
+      items: `[num_items, ...]`, what several examples have in common, such as a text that many
+        users rate: models read `items[inputs]`, and `mean`, `std` and `vocabulary` are those of the
+        items. None if each example has inputs of its own.
+      groups: `{attribute: [N] str}`, the group of each client, for metrics only; '' for an unknown
+        one. None if there are none.
 
     Example:
       >>> from pfljax.data import load
@@ -92,6 +99,31 @@ class FederatedDataset(NamedTuple):
     class_names: tuple[str, ...] = ()
     client_names: tuple[str, ...] = ()
     server: ServerExamples | None = None
+    items: np.ndarray | None = None
+    groups: dict[str, np.ndarray] | None = None
+
+    @property
+    def contents(self) -> Inputs:
+        """What models read, before it is gathered for each example: the items, or the inputs."""
+        return self.inputs if self.items is None else self.items
+
+    @property
+    def input_forms(self) -> Any:
+        """Shape and dtype of the inputs of one example as models read them, `ShapeDtypeStruct`s."""
+        rows = self.inputs.shape[1:] if self.items is not None else ()
+        return map_inputs(
+            lambda array: jax.ShapeDtypeStruct((*rows, *array.shape[1:]), array.dtype),
+            self.contents,
+        )
+
+    def gathered(self) -> FederatedDataset:
+        """Returns the data set without items: every example has a copy of its item."""
+        if self.items is None:
+            return self
+        server = self.server
+        if server is not None:
+            server = server._replace(inputs=self.items[server.inputs])
+        return self._replace(inputs=self.items[self.inputs], items=None, server=server)
 
     @property
     def num_clients(self) -> int:

@@ -18,7 +18,7 @@ class Examples(NamedTuple):
     Attributes:
       name: The name of the data set in reports.
       inputs: `[n, ...]` in the distributed dtype; int32 for text and tables of ids; one array, or a
-        dict of arrays by name.
+        dict of arrays by name; with `items`, `[n]` or `[n, K]` item numbers.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
         int32 for next_token, each the token after that of the inputs, 0 for none; `[n]` int32
         zeros for ranking and preference.
@@ -39,6 +39,15 @@ class Examples(NamedTuple):
       target_std: The value by which the targets of a regression are then divided.
       superclasses: `[C]` integers, the superclass of each class; None if there are none.
       class_names: The `C` names of the labels; empty if they are numbers.
+      items: `[num_items, ...]`, what several examples have in common, such as a text that many
+        users rate; `mean`, `std` and `vocabulary` are then those of the items. None if each example
+        has inputs of its own.
+      item_groups: `[num_items]` integers, the group of each item, such as the product of a review,
+        which a split by item keeps together; None if every item is a group.
+      owner_names: The names of the owners in the order of their numbers, which are then from 0;
+        empty if there are none.
+      owner_groups: `{attribute: [num_owners] str}`, the group of each owner, for metrics only; ''
+        for an unknown one. With `owner_names` only; None if there are none.
     """
 
     name: str
@@ -55,6 +64,15 @@ class Examples(NamedTuple):
     target_std: float = 1.0
     superclasses: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    items: np.ndarray | None = None
+    item_groups: np.ndarray | None = None
+    owner_names: tuple[str, ...] = ()
+    owner_groups: dict[str, np.ndarray] | None = None
+
+    @property
+    def contents(self) -> Inputs:
+        """What models read, before it is gathered for each example: the items, or the inputs."""
+        return self.inputs if self.items is None else self.items
 
     @property
     def labels(self) -> np.ndarray:

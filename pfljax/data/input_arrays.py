@@ -91,15 +91,18 @@ def from_keys(key: str, values: Mapping[str, Any], default: Any = None) -> Any:
 def describe(inputs: Any) -> str:
     """Returns shape and dtype of an example as a part of a sentence.
 
+    Args:
+      inputs: The inputs of one example, or anything with their shapes and dtypes.
+
     Example:
-      >>> describe(np.zeros((7, 8, 8, 1), np.uint8))
+      >>> describe(np.zeros((8, 8, 1), np.uint8))
       '8x8x1 (uint8)'
-      >>> describe({"user": np.zeros(7, np.int32), "text": np.zeros((7, 20), np.int32)})
+      >>> describe({"user": np.int32(0), "text": np.zeros(20, np.int32)})
       'user scalar (int32), text 20 (int32)'
     """
 
-    def one(name: str, array: np.ndarray) -> str:
-        shape = "x".join(map(str, array.shape[1:])) or "scalar"
-        return f"{name} {shape} ({array.dtype})".lstrip()
+    def one(name: str, form: Any) -> str:
+        shape = "x".join(map(str, form.shape)) or "scalar"
+        return f"{name} {shape} ({form.dtype})".lstrip()
 
-    return ", ".join(one(name, array) for name, array in by_name(inputs).items())
+    return ", ".join(one(name, form) for name, form in by_name(inputs).items())

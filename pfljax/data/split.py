@@ -15,7 +15,7 @@ from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
 
-SPLITS = ("stratified", "plain")
+SPLITS = ("stratified", "plain", "by_item", "temporal")
 
 
 class ClientRows(NamedTuple):
@@ -114,8 +114,9 @@ def assemble(
     seed: int,
     client_names: Sequence[str] = (),
     split: str = "stratified",
+    groups: dict[str, np.ndarray] | None = None,
 ) -> FederatedDataset:
-    """Splits every client's examples by label and concatenates them client by client.
+    """Splits every client's examples and concatenates them client by client.
 
     The test examples are random, or the last ones if the pool has a `time_gap`.
 
@@ -130,13 +131,16 @@ def assemble(
         client and never all. They are chosen by `seed` and moved to the end.
       seed: A whole number; the same seed gives the same data set.
       client_names: The names of the clients; empty if they are numbers.
-      split: One of `SPLITS`: 'stratified' keeps the fractions of labels, 'plain' is `plain_split`.
+      split: One of `SPLITS`: 'stratified' keeps the fractions of labels, 'plain' is `plain_split`,
+        'by_item' is `split_by_item`, and 'temporal' requires a pool with a `time_gap`.
+      groups: `{attribute: [N] str}`, the groups of the clients; None if there are none.
 
     Returns:
       The federated data set.
 
     Raises:
-      UserError: An argument is invalid, or a client has fewer than two examples.
+      UserError: An argument is invalid, a client has fewer than two examples, or the pool lacks
+        what the split needs.
 
     >>> pool = Examples("toy", np.zeros((8, 1)), np.array([0, 1] * 4, np.int32), 2)
     >>> data = assemble(pool, [np.arange(4), np.arange(4, 8)], test_fraction=0.25,
@@ -147,6 +151,19 @@ def assemble(
     checks.fraction("test_fraction", test_fraction, positive=True)
     checks.fraction("validation_fraction", validation_fraction)
     rng = generator(seed)
+    _require_fit(examples, split)
+    if split == "by_item":
+        groups_of_items = examples.item_groups
+        items = examples.inputs if groups_of_items is None else groups_of_items[examples.inputs]
+        clients = split_by_item(items, client_indices, test_fraction, validation_fraction, rng)
+        return lay_out(
+            examples,
+            clients,
+            unseen_fraction=unseen_fraction,
+            rng=rng,
+            client_names=client_names,
+            groups=groups,
+        )
     all_labels, gap = examples.labels, examples.time_gap or 0
     clients = []
     for client, indices in enumerate(client_indices):
@@ -173,8 +190,78 @@ def assemble(
         train, validation = split_train(remaining, labels[~held_out], validation_fraction, rng)
         clients.append(ClientRows(train, validation, rows[held_out]))
     return lay_out(
-        examples, clients, unseen_fraction=unseen_fraction, rng=rng, client_names=client_names
+        examples,
+        clients,
+        unseen_fraction=unseen_fraction,
+        rng=rng,
+        client_names=client_names,
+        groups=groups,
     )
+
+
+def _require_fit(examples: Examples, split: str) -> None:
+    """Raises a `UserError` if a pool lacks what a split needs."""
+    if split == "temporal" and examples.time_gap is None:
+        raise UserError(
+            f"The examples of {examples.name} are in no order of time: use data.split=stratified."
+        )
+    if split != "by_item":
+        return
+    if examples.time_gap is not None:
+        raise UserError(
+            f"The examples of {examples.name} are in order of time, and the last ones are tested: "
+            "use data.split=temporal."
+        )
+    if examples.items is None or examples.inputs.ndim != 1:
+        raise UserError(
+            f"{examples.name} has no items that several clients have in common: use "
+            "data.split=stratified."
+        )
+
+
+def split_by_item(
+    items: np.ndarray,
+    client_indices: Sequence[np.ndarray],
+    test_fraction: float,
+    validation_fraction: float,
+    rng: np.random.Generator,
+) -> list[ClientRows]:
+    """Splits the items for all clients at once: no client trains on an item that another tests.
+
+    Args:
+      items: `[n]` integers, the item of each example.
+      client_indices: One array of row indices per client.
+      test_fraction: The fraction of test items, in (0, 1); rounded, but at least one.
+      validation_fraction: The fraction of the other items that are validation items, in [0, 1).
+      rng: The random number generator.
+
+    Returns:
+      The rows of every client. Clients may have no validation or no test example.
+
+    Raises:
+      UserError: A client has no training example.
+
+    >>> rows = split_by_item(np.array([0, 1, 2, 3, 0, 1, 2, 3]), [np.arange(4), np.arange(4, 8)],
+    ...                      0.25, 0.0, np.random.default_rng(0))
+    >>> [(each.train.tolist(), each.test.tolist()) for each in rows]
+    [([0, 1, 3], [2]), ([4, 5, 7], [6])]
+    """
+    used = rng.permutation(np.unique(np.concatenate([items[rows] for rows in client_indices])))
+    num_test = min(max(round(test_fraction * len(used)), 1), len(used) - 1)
+    others = len(used) - num_test
+    num_validation = min(round(validation_fraction * others), others - 1)
+    test, validation = used[:num_test], used[num_test : num_test + num_validation]
+    clients = []
+    for client, rows in enumerate(client_indices):
+        tested, validated = np.isin(items[rows], test), np.isin(items[rows], validation)
+        train = rows[~tested & ~validated]
+        if not len(train):
+            raise UserError(
+                f"All {len(rows)} examples of client {client} are of test or validation items, and "
+                "none is left to train on: use a larger data.min_size, or another data.seed."
+            )
+        clients.append(ClientRows(train, rows[validated], rows[tested]))
+    return clients
 
 
 def lay_out(
@@ -184,6 +271,7 @@ def lay_out(
     unseen_fraction: float,
     rng: np.random.Generator,
     client_names: Sequence[str] = (),
+    groups: dict[str, np.ndarray] | None = None,
 ) -> FederatedDataset:
     """Copies the clients' rows into flat arrays, held-out clients last.
 
@@ -193,6 +281,7 @@ def lay_out(
       unseen_fraction: The fraction of held-out clients, in [0, 1).
       rng: The random number generator.
       client_names: The names of the clients; empty if they are numbers.
+      groups: `{attribute: [N] str}`, the groups of the clients; None if there are none.
 
     Returns:
       The federated data set.
@@ -227,6 +316,8 @@ def lay_out(
         target_std=examples.target_std,
         class_names=examples.class_names,
         client_names=tuple(client_names[client] for client in unseen_last if client_names),
+        items=examples.items,
+        groups=groups and {name: names[unseen_last] for name, names in groups.items()},
     )
 
 

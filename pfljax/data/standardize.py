@@ -25,7 +25,7 @@ def standardize(dataset: FederatedDataset, kind: str) -> FederatedDataset:
     without the correction of the degrees of freedom).
 
     Args:
-      dataset: The data set.
+      dataset: The data set; for 'client' without items, see `FederatedDataset.gathered`.
       kind: One of `STANDARDIZATIONS`; for 'client' the inputs are copied in float32, and a
         held-out client uses its own training examples too.
 
@@ -47,7 +47,7 @@ def standardize(dataset: FederatedDataset, kind: str) -> FederatedDataset:
         return dataset
     numeric = {
         name: array
-        for name, array in by_name(dataset.inputs).items()
+        for name, array in by_name(dataset.contents).items()
         if not of_name(dataset.vocabulary, name, ())
     }
     if not numeric:
@@ -58,6 +58,8 @@ def standardize(dataset: FederatedDataset, kind: str) -> FederatedDataset:
     if kind == "pooled":
         ends = zip(dataset.train.offsets, dataset.train.sizes, strict=True)
         rows = np.concatenate([np.arange(o, o + n) for o, n in [*ends][: dataset.num_participants]])
+        if dataset.items is not None:
+            rows = dataset.inputs[rows].ravel()
         found = {name: _statistics(array[rows]) for name, array in numeric.items()}
         if not isinstance(dataset.inputs, Mapping):
             mean, std = found[""]

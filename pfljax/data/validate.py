@@ -19,7 +19,7 @@ import numpy as np
 
 from pfljax.data.dataset import TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
-from pfljax.data.input_arrays import Inputs, by_name, map_inputs, of_name
+from pfljax.data.input_arrays import by_name, map_inputs, of_name
 from pfljax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -252,10 +252,11 @@ def examples(pool: Examples, where: str, *, part_of_store: bool = False) -> Exam
         owner = "" if pool.owners is None else f" (owner {pool.owners[row]})"
         return f"example {row}{owner}"
 
-    inputs, targets = _values(where, pool, example, _CORRECT, part_of_store)
+    values = _values(where, pool, example, _CORRECT, part_of_store)
+    targets = values["targets"]
     if pool.owners is not None and len(pool.owners) != len(targets):
         raise UserError(f"{where} has {len(targets)} examples but {len(pool.owners)} owners.")
-    return pool._replace(inputs=inputs, targets=targets)
+    return pool._replace(**values)
 
 
 def federated(
@@ -288,8 +289,7 @@ def federated(
         client = f" (client {int(np.argmax(owning))})" if owning.any() else ""
         return f"row {row}{client}"
 
-    inputs, targets = _values(where, dataset, row_of_client, remedy)
-    return dataset._replace(inputs=inputs, targets=targets)
+    return dataset._replace(**_values(where, dataset, row_of_client, remedy))
 
 
 def _values(
@@ -298,9 +298,9 @@ def _values(
     row_name: Callable[[int], str],
     remedy: str,
     part_of_store: bool = False,
-) -> tuple[Inputs, np.ndarray]:
-    """Returns inputs and targets in dtypes that a device represents without loss."""
-    targets = data.targets
+) -> dict[str, Any]:
+    """Returns inputs, targets and items in dtypes that a device represents without loss."""
+    targets, row_of_targets = data.targets, row_name
 
     def refuse(fault: str) -> UserError:
         return UserError(f"{where} {fault}: {remedy}.")
@@ -323,6 +323,9 @@ def _values(
                 f"has examples{whose} of shape {inputs.shape[1:]}, which contain no number"
             )
     _num_classes(data, refuse)
+    if data.items is not None:
+        numbers, items = _items(where, data, row_name, refuse, remedy)
+        arrays, row_name = {"": items}, "item {}".format
     for name, inputs in arrays.items():
         at = f"{where}, in its inputs{_whose(name)}," if name else where
 
@@ -340,7 +343,27 @@ def _values(
             finite(at, inputs, remedy=remedy, row_name=row_name)
             arrays[name] = _as_float32_holds(inputs, refuse_inputs, part_of_store)
     checked = arrays if isinstance(data.inputs, Mapping) else arrays[""]
-    return checked, _targets(where, data, row_name, refuse, remedy)
+    found = {"targets": _targets(where, data, row_of_targets, refuse, remedy)}
+    if data.items is not None:
+        return found | {"inputs": numbers, "items": checked}
+    return found | {"inputs": checked}
+
+
+def _items(
+    where: Path | str,
+    data: Examples | FederatedDataset,
+    row_name: Callable[[int], str],
+    refuse: Callable[[str], UserError],
+    remedy: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the item number of each example, as int32, and the items."""
+    items = data.items
+    if isinstance(data.inputs, Mapping) or data.inputs.ndim > 2:
+        raise refuse("has items, but its inputs are not item numbers [n] or [n, K]")
+    if items.ndim < 1 or not items.size or items.dtype.kind not in "biuf":
+        raise refuse(f"has items of shape {items.shape} and dtype {items.dtype}, not numbers")
+    about = {"least": 0, "most": len(items) - 1, "remedy": remedy, "row_name": row_name}
+    return whole(where, data.inputs, "item number", **about), items
 
 
 def _is_whole(value: Any) -> bool:
@@ -562,7 +585,7 @@ def _contradiction(dataset: FederatedDataset) -> str | None:
         return f"has num_unseen {dataset.num_unseen} of {num_clients} clients"
     statistics = [
         (of_name(dataset.mean, name, 0.0), of_name(dataset.std, name, 1.0), array)
-        for name, array in by_name(dataset.inputs).items()
+        for name, array in by_name(dataset.contents).items()
     ]
     for mean, std, *_ in [*statistics, (dataset.target_mean, dataset.target_std)]:
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and np.all(std > 0)):

@@ -27,6 +27,8 @@ class Examples:
       max_train_size: The size of the largest training set (static).
       max_eval_size: The size of the largest validation or test set, at least 1 (static).
       num_participants: Number of clients that can be sampled, those with the lowest ids (static).
+      items: `[num_items, ...]`, if `inputs` are item numbers: models read `items[inputs]`. None if
+        they read `inputs`.
     """
 
     inputs: PyTree
@@ -37,6 +39,7 @@ class Examples:
     max_train_size: int = dataclasses.field(metadata={"static": True})
     max_eval_size: int = dataclasses.field(metadata={"static": True})
     num_participants: int = dataclasses.field(metadata={"static": True})
+    items: jax.Array | None = None
 
     @property
     def num_clients(self) -> int:
@@ -53,6 +56,7 @@ class Examples:
             size=jnp.where(client_id < 0, 0, self.sizes[split][row]),
             class_counts=self._counts(client_id, row),
             max_size=self.max_train_size if split == "train" else self.max_eval_size,
+            items=self.items,
         )
 
     def profile(self, client_id: jax.Array) -> ClientProfile:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pfljax.models.attention import transformer, transformer_lm, vit, vit_ti
 from pfljax.models.clip import two_tower
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
-from pfljax.models.language import bert, gpt2, t5
+from pfljax.models.language import bert, bert_upper, gpt2, t5
 from pfljax.models.model import Model
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
 from pfljax.models.tabular import amazon_mlp, har_cnn, logistic, matrix_factorization, mlp, mlp_bn
@@ -38,6 +38,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "transformer_lm": transformer_lm,
     "gpt2": gpt2,
     "bert": bert,
+    "bert_upper": bert_upper,
     "t5": t5,
     "matrix_factorization": matrix_factorization,
 }

@@ -17,9 +17,11 @@ from pfljax import metrics as metrics_lib
 from pfljax.errors import UserError
 from pfljax.metrics import bootstrap
 from pfljax.report import finished, tables
+from pfljax.training.run import results
 from pfljax.training.study import config as config_lib
 
 SMALLEST_GROUP = 15
+_GROUP = results.GROUP
 
 
 class Row(NamedTuple):
@@ -94,7 +96,9 @@ def read(directory: pathlib.Path, against: str) -> tuple[dict[str, list[finished
     """Reads the finished runs of a comparison, with the seeds of the reference method.
 
     Args:
-      directory: The work directory of `compare`; with scenarios, that of one of them.
+      directory: The work directory of `compare`, or with scenarios that of one of them. If the
+        reference method is given as 'SUBDIRECTORY/METHOD', the directory of the work directories of
+        several comparisons, which may have different models.
       against: The name of the reference method.
 
     Returns:
@@ -105,10 +109,12 @@ def read(directory: pathlib.Path, against: str) -> tuple[dict[str, list[finished
       UserError: The reference method has no finished run in the directory.
     """
     seeds: dict[str, set[int]] = {}
-    for path in sorted(directory.glob("*/seed_*/result.json")):
+    several = "/" in against
+    for path in sorted(directory.glob(f"{'*/' if several else ''}*/seed_*/result.json")):
         number = path.parent.name.removeprefix("seed_")
         if number.isdecimal():
-            seeds.setdefault(path.parent.parent.name, set()).add(int(number))
+            name = path.parent.parent.relative_to(directory).as_posix()
+            seeds.setdefault(name, set()).add(int(number))
     if not seeds:
         raise UserError(
             f"The work directory {directory} has no finished runs; pass that of a comparison, and "
@@ -116,10 +122,38 @@ def read(directory: pathlib.Path, against: str) -> tuple[dict[str, list[finished
         )
     config_lib.require_known("reference method (against)", against, seeds)
     others = sorted(set().union(*seeds.values()) - seeds[against])
-    runs, notes = finished.collect(directory, [against], sorted(seeds[against]))
+    wanted = sorted(seeds[against])
+    if several:
+        runs, notes = _read_several(directory, against, seeds)
+    else:
+        runs, notes = finished.collect(directory, [against], wanted)
     if others:
         some = ", ".join(map(str, others))
         notes = [*notes, f"Not used: seed {some}, with which {against} has no finished run."]
+    return runs, notes
+
+
+def _read_several(
+    directory: pathlib.Path, against: str, seeds: Mapping[str, set[int]]
+) -> tuple[dict[str, list[finished.Run]], list[str]]:
+    """Reads the runs of several comparisons, as `read` does; `seeds` are those of each method."""
+
+    def of(name):
+        wanted = sorted(seeds[against])
+        return [finished.read_run(directory / name / f"seed_{seed}") for seed in wanted]
+
+    runs, notes = {against: of(against)}, []
+    for name in sorted(seeds.keys() - {against}):
+        if not seeds[name] >= seeds[against]:
+            notes.append(f"{name} is not shown: some of the seeds are missing.")
+            continue
+        found = of(name)
+        # Each model may need rounds of its own.
+        differs = finished.first_difference(runs[against], found, ignored=("model", "rounds"))
+        if differs:
+            notes.append(f"{name} is not shown: its runs have {differs}.")
+        else:
+            runs[name] = found
     return runs, notes
 
 
@@ -148,6 +182,32 @@ def read_groups(path: pathlib.Path) -> dict[str, str]:
         if cells["client"] in groups:
             raise UserError(f"The client {cells['client']!r} is twice in {path}; keep one row.")
         groups[cells["client"]] = cells["group"]
+    return groups
+
+
+def recorded_groups(
+    runs: dict[str, list[finished.Run]], against: str, attribute: str
+) -> dict[str, str]:
+    """Returns the groups of clients, `{client: group}`, that come with the data set of some runs.
+
+    Args:
+      runs: The runs, as `read` returns them.
+      against: The name of the reference method, of whose runs the groups are taken.
+      attribute: The attribute by which clients are grouped, such as 'gender'.
+
+    Raises:
+      UserError: The data set has no groups, or no such attribute.
+    """
+    groups: dict[str, str] = {}
+    for run in runs[against]:
+        known = [name.removeprefix(_GROUP) for name in run.clients if name.startswith(_GROUP)]
+        if not known or "client_name" not in run.clients:
+            raise UserError(
+                "The data set of these runs has no groups of clients; pass a file of groups."
+            )
+        config_lib.require_known("attribute of clients (group)", attribute, known)
+        pairs = zip(run.clients["client_name"], run.clients[f"{_GROUP}{attribute}"], strict=True)
+        groups |= {str(client): str(group) for client, group in pairs if group}
     return groups
 
 

@@ -66,7 +66,7 @@ def collect(
             omitted.append(f"{subdirectory.name} is not shown: some of the seeds are missing.")
             continue
         found = [read_run(run_directory) for run_directory in directories]
-        differs = _first_difference(like, found)
+        differs = first_difference(like, found)
         if differs:
             omitted.append(f"{subdirectory.name} is not shown: its runs have {differs}.")
         else:
@@ -77,9 +77,21 @@ def collect(
 _COMPARABLE = ("dataset", "partition", "num_clients", "model", "rounds", "data_seed", "score_name")
 
 
-def _first_difference(like: Sequence[Run], found: Sequence[Run]) -> str | None:
+def first_difference(
+    like: Sequence[Run], found: Sequence[Run], *, ignored: Sequence[str] = ()
+) -> str | None:
+    """Returns how runs differ from others in a way that makes their scores incomparable.
+
+    Args:
+      like: The runs that others are compared with, one for each seed.
+      found: The other runs, with the same seeds.
+      ignored: The keys of `result.json` that may differ.
+
+    Returns:
+      A part of a sentence; None if they do not differ.
+    """
     for one, other in zip(like, found, strict=True):
-        for key in _COMPARABLE:
+        for key in [key for key in _COMPARABLE if key not in ignored]:
             wanted, has = one.result.get(key), other.result.get(key)
             if wanted != has:
                 return f"{key} {has!r} instead of {wanted!r}"

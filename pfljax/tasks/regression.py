@@ -36,9 +36,11 @@ def regression(
       The task.
     """
 
+    def encode(targets):
+        return ((targets - target_mean) / target_std)[:, None]
+
     def errors(outputs, batch):
-        targets = (batch.targets.astype(outputs.dtype) - target_mean) / target_std
-        return outputs[:, 0] - targets
+        return (outputs - encode(batch.targets.astype(outputs.dtype)))[:, 0]
 
     def losses(outputs, batch):
         return errors(outputs, batch) ** 2
@@ -63,4 +65,4 @@ def regression(
         mean=mean,
         std=std,
     )
-    return of_outputs._replace(decode=decode)
+    return of_outputs._replace(decode=decode, encode=encode)

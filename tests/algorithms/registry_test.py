@@ -21,6 +21,7 @@ from pfljax.training.study.config import default_config
 # A task that lacks what methods need of a task.
 LACKING = {
     "classes": lambda: federation.task()._replace(num_classes=0),
+    "classes_or_numbers": lambda: federation.task()._replace(num_classes=0),
     "features": lambda: federation.task()._replace(num_features=0),
     "array_inputs": lambda: federation.task()._replace(input_shape=()),
     "output_losses": lambda: federation.task()._replace(output_losses=None),

@@ -19,6 +19,8 @@ import warnings
 import zipfile
 import zlib
 
+import annotations
+import histories
 import numpy as np
 import pytest
 import scipy.io
@@ -312,6 +314,21 @@ def pamap2(root, cell="1"):
     return {"name": "pamap2", "options": {"length": 4}}
 
 
+def popquorn(root):
+    annotations.write(root, "popquorn")
+    return {"name": "popquorn"}
+
+
+def pgraphrag(root):
+    histories.write_reviews(root)
+    return {"name": "pgraphrag"}
+
+
+def lamp(root):
+    histories.write_lamp(root)
+    return {"name": "lamp", "options": {"words": 16}}
+
+
 def features_in_8_bits(*names):
     rows = {name: draw(9, 3, low=-127, dtype=np.int8) for name in names}
     return {**rows, **{f"{name}_scale": np.full(9, 0.001, np.float32) for name in names}}
@@ -339,7 +356,8 @@ def persona(root):
 VALID = [
     *(npz, store, pfllib, mnist, femnist, leaf, leaf_texts, cifar, cifar_binary, svhn, office),
     *(school, landmine, omniglot, images, iwildcam, shakespeare, news, news_ids, amazon, har),
-    *(wisdm, parkinsons, movielens, movielens_zip, pamap2, prism, persona),
+    *(wisdm, parkinsons, movielens, movielens_zip, pamap2, popquorn),
+    *(pgraphrag, lamp, prism, persona),
 ]
 
 
@@ -363,6 +381,7 @@ def alarm():
 
 def wrong_with(dataset):
     """What a device would compute wrongly with: found without the library's own checks."""
+    dataset = dataset.gathered()
     with np.errstate(all="ignore"):
         values = np.asarray(dataset.inputs).astype(np.float32)
     targets = np.asarray(dataset.targets)

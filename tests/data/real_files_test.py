@@ -66,6 +66,10 @@ FACTS = {
     "school": Facts("tabular", (np.uint8, (15362, 28)), 0, 139),
     "landmine": Facts("tabular", (np.float32, (14820, 9)), 2, 29, 13916),
     "movielens": Facts("movielens", (np.int32, (100836, 2)), 0, 610),
+    "md_agreement": Facts("md_agreement", (np.int32, (53765,)), 2, 819, 35427),
+    "pgraphrag": Facts("pgraphrag", (np.int32, (7181,)), 2, 5000, 4285),
+    "popquorn": Facts("popquorn_offensiveness", (np.int32, (13036,)), 2, 262, 7516),
+    "studemo": Facts("studemo", (np.int32, (7463,)), 2, 25, 4847),
     "prism_pairs": Facts("prism_pairs", (np.float32, (2584, 2, 257)), 0, 258),
     "persona_feedback": Facts("persona_feedback", (np.float32, (3841, 2, 515)), 0, 147),
 }

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "peers")]
 import jax_network  # noqa: E402
 import peer  # noqa: E402
-from benchmarking import baselines, measuring  # noqa: E402
+from benchmarking import adapters, baselines, measuring  # noqa: E402
 from benchmarking.networks import NETWORKS, Layer, Network  # noqa: E402
 from benchmarking.workloads import WORKLOADS, find, study, synthetic  # noqa: E402
 
@@ -161,7 +162,7 @@ def test_the_fastest_setting_of_an_opponent_counts(monkeypatch):
         seconds = [1.0, 3.0] if work["setting"] == "pmap" else [2.0, 4.0]
         return {"version": "1", "seconds": seconds, "processor_seconds": []}
 
-    monkeypatch.setattr(baselines, "_answer", answer)
+    monkeypatch.setattr(baselines, "answer", answer)
     workload = WORKLOADS["r4-mlp"]._replace(sizes=[10, 20, 30], cohort=0)
     figures = baselines.run("fedjax", workload, 2, "python")
     assert figures["setting"] == "pmap" and "jit" in figures["settings"]
@@ -178,7 +179,7 @@ def test_cohorts_of_a_baseline_are_drawn_without_replacement(monkeypatch):
         works.append(work)
         return {"version": "1", "seconds": [1.0] * 4, "processor_seconds": [1.0] * 4}
 
-    monkeypatch.setattr(baselines, "_answer", answer)
+    monkeypatch.setattr(baselines, "answer", answer)
     baselines.run("fedjax", WORKLOADS["r6"], 4, "python")
     assert [len(set(cohort)) for cohort in works[0]["cohorts"]] == [10] * 5
     assert works[0]["cohorts"] == works[1]["cohorts"]
@@ -256,6 +257,37 @@ def test_an_opponent_trains_and_answers():
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert len(answer["seconds"]) == len(answer["processor_seconds"]) == 2
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
+def test_a_baseline_has_a_file(name):
+    assert (baselines._PEERS / baselines.BASELINES[name].adapter).is_file()
+
+
+def test_users_of_heads_are_trained_and_answered(monkeypatch):
+    monkeypatch.setattr(adapters, "STEPS", 2)
+    engine = ml_collections.ConfigDict({"devices": 2})
+    found = adapters.measure("heads", 4, engine, rounds=1)
+    assert (found["users"], found["parameters_of_a_user"]) == (4, 257 * 2)
+    assert found["milliseconds_per_user_step"] > 0
+    assert min(found["requests_per_second"].values()) > 0
+
+
+def test_activations_of_all_texts_are_those_of_the_lower_layers():
+    data = adapters.dataset_of("last", users=2)
+    of_ids = adapters.dataset_of("full", users=2)
+    assert data.items.shape == (adapters.TEXTS, adapters.LENGTH, adapters.WIDTH)
+    np.testing.assert_array_equal(np.any(data.items != 0, axis=-1), of_ids.items != 0)
+
+
+@pytest.mark.parametrize("name", ["peft", "torch_heads"])
+def test_users_of_a_baseline_are_trained_in_turn(name, monkeypatch):
+    pytest.importorskip(baselines.BASELINES[name].package)
+    small = {"STEPS": 2, "PEER_USERS": 2, "TEXTS": 32}
+    for key, value in small.items():
+        monkeypatch.setattr(adapters, key, value)
+    found = adapters.run_baseline(name, 1, sys.executable)
+    assert found["users"] == 2 and set(found["settings"]) == set(baselines.BASELINES[name].settings)
 
 
 def test_examples_of_a_baseline_are_those_of_clients_that_take_part():

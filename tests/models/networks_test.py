@@ -1,5 +1,6 @@
 """Networks: sizes, initialization, heads, and equality with plain flax, alone and under vmap."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from flax import nnx
 from pfljax import core, models, tasks
 from pfljax.core import Batch, params
 from pfljax.errors import UserError
+from pfljax.models import language
 from pfljax.models.layers import BatchNorm, Dense, max_pool, max_pool_time
 
 IMAGE, CHARACTERS, NEWS = (32, 32, 3), {"vocabulary": 90}, {"vocabulary": 32000}
@@ -56,6 +58,7 @@ COUNTS = [
     ("transformer_lm", (80,), 90, CHARACTERS, 418_650, 346, 0),
     ("gpt2", (80,), 50257, {"vocabulary": 50257}, 124_439_808, 0, 0),
     ("bert", (80,), 2, {"vocabulary": 30522}, 109_483_778, 1_538, 768),
+    ("bert_upper", (80, 768), 2, {"first": 11}, 7_680_002, 1_538, 768),
     ("t5", TEXTS, 32128, {"vocabulary": dict.fromkeys(TEXTS, 32128)}, 60_506_624, 0, 0),
     ("matrix_factorization", (2,), 1, RATINGS, 165_325, 17, 17),
     ("matrix_factorization", (2,), 1, RATINGS | {"user_table": True}, 175_696, 18, 17),
@@ -169,6 +172,7 @@ TINY = {
     "transformer_lm": ((6,), 7, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2}),
     "gpt2": ((6,), 7, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2, "positions": 6}),
     "bert": ((6,), 3, {"vocabulary": 7, "width": 4, "layers": 1, "heads": 2, "positions": 6}),
+    "bert_upper": ((6, 4), 3, {"first": 1, "layers": 2, "heads": 2}),
     "matrix_factorization": ((2,), 1, {"vocabulary": (4, 7), "width": 3}),
 }
 
@@ -186,6 +190,23 @@ def test_features_and_head_make_the_prediction(name):
     out = task.predict(parameters, inputs)
     assert out.shape == (*features.shape[:-1], outputs)
     np.testing.assert_array_equal(task.head(parameters, features), out)
+
+
+def test_the_upper_part_of_bert_on_activations_is_bert():
+    sizes = {"layers": 3, "heads": 2}
+    whole = models.MODELS["bert"]((6,), 3, vocabulary=9, width=8, positions=6, **sizes)
+    params = whole.init(jax.random.key(0))
+    ids = jnp.array([[3, 1, 4, 1, 5, 2], [6, 5, 3, 0, 0, 0]])
+    activations = language.bert_activations(params, ids, layers=2, heads=2)
+    np.testing.assert_array_equal(np.any(activations != 0, axis=-1), ids != 0)
+    upper = models.MODELS["bert_upper"]((6, 8), 3, first=2, **sizes)
+    shapes = jax.eval_shape(upper.init, jax.random.key(0))
+    of_upper = jax.tree_util.tree_map_with_path(
+        lambda path, _: functools.reduce(lambda tree, key: tree[key.key], path, params), shapes
+    )
+    found = upper.head(of_upper, upper.features(of_upper, activations))
+    wanted = whole.head(params, whole.features(params, ids))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_pooling_sends_the_gradient_to_the_first_of_equal_entries():
@@ -468,6 +489,8 @@ def test_a_table_of_users_distinguishes_users():
         ("gpt2", (4,), 3, {"vocabulary": 9}, "its 9 input tokens"),
         ("gpt2", (4,), 9, {"vocabulary": 9, "positions": 5, "prefix_tokens": 2}, "positions is 5"),
         ("bert", (4,), 3, {"vocabulary": 9, "positions": 3}, "positions is 3"),
+        ("bert_upper", (4,), 3, {"first": 1}, "reads activations"),
+        ("bert_upper", (4, 8), 3, {"first": 2, "layers": 2}, "no block is left"),
         ("t5", (4,), 9, {"vocabulary": 9}, "'source' and 'target'"),
         ("matrix_factorization", (2,), 3, {"vocabulary": (3, 4)}, "one number"),
         ("matrix_factorization", (1,), 1, {"vocabulary": 4, "user_table": True}, "user_table"),

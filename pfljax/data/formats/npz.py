@@ -19,14 +19,15 @@ def save_npz(path: str, dataset: FederatedDataset) -> None:
     Args:
       path: The file to write, with exactly this name; an existing one is replaced.
       dataset: The data set; numbers of 8 bytes are converted to float32 or int32, in which devices
-        compute.
+        compute. Items are copied for each example, and groups of clients are not saved.
 
     Raises:
       UserError: The file cannot be written, or `load_npz` would refuse it: see `layout.py`.
     """
     remedy = "correct the data set before saving it"
     where = f"The data set {dataset.name}"
-    arrays = layout.to_arrays(layout.from_arrays(where, layout.to_arrays(dataset), remedy))
+    arrays = layout.to_arrays(dataset.gathered())
+    arrays = layout.to_arrays(layout.from_arrays(where, arrays, remedy))
     try:
         # With an open file, NumPy does not add a suffix to the name.
         with refusals.given(path, "a file to write").open("wb") as file:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from pfljax.data.examples import Examples
 from pfljax.data.sources.amazon_review import load_amazon_review
+from pfljax.data.sources.annotators import load_md_agreement, load_popquorn, load_studemo
 from pfljax.data.sources.cifar import load_cifar10, load_cifar100
 from pfljax.data.sources.digit_domains import load_digit5, load_svhn
 from pfljax.data.sources.digits import load_digits
@@ -32,6 +33,7 @@ from pfljax.data.sources.image_trees import (
     load_kvasir,
     load_tiny_imagenet,
 )
+from pfljax.data.sources.lamp import load_lamp
 from pfljax.data.sources.long_tail import (
     beyond_long_tail,
     load_cifar10_lt,
@@ -44,6 +46,7 @@ from pfljax.data.sources.news import load_ag_news, load_sogou_news
 from pfljax.data.sources.omniglot import load_omniglot
 from pfljax.data.sources.pamap2 import load_pamap2
 from pfljax.data.sources.preferences import load_persona_feedback, load_prism_pairs
+from pfljax.data.sources.reviews import load_pgraphrag
 from pfljax.data.sources.shakespeare import load_shakespeare
 from pfljax.data.sources.simulated_preferences import load_simulated_preferences
 from pfljax.data.sources.synthetic import load_synthetic
@@ -98,6 +101,11 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "school": load_school,
     "landmine": load_landmine,
     "movielens": load_movielens,
+    "md_agreement": load_md_agreement,
+    "popquorn": load_popquorn,
+    "studemo": load_studemo,
+    "pgraphrag": load_pgraphrag,
+    "lamp": load_lamp,
     "prism_pairs": load_prism_pairs,
     "persona_feedback": load_persona_feedback,
     "simulated_preferences": load_simulated_preferences,

@@ -230,6 +230,28 @@ def read_array(path: Path, *shapes: tuple[int | None, ...]) -> np.ndarray:
     return array
 
 
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """Returns arrays of an .npz file by their names.
+
+    Raises:
+      UserError: The file cannot be read, is damaged, or lacks an array.
+    """
+    members = [f"{name}.npy" for name in names]
+    found = dict(reading.members(path, members, FETCH_AGAIN))
+    if missing := [name for name in names if f"{name}.npy" not in found]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: {FETCH_AGAIN}.")
+    arrays = []
+    for name, member in zip(names, members, strict=True):
+        try:
+            arrays.append(reading.npy(found[member]))
+        except ValueError as error:
+            raise UserError(
+                f"{path} contains {name}, which is damaged or not an array of numbers ({error}): "
+                f"{FETCH_AGAIN}."
+            ) from error
+    return arrays
+
+
 def owners(path: Path, values: np.ndarray) -> np.ndarray:
     """Returns the numbers of owners as int32, after checking that they are integers.
 

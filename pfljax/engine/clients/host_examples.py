@@ -28,6 +28,7 @@ class HostExamples(NamedTuple):
       num_participants: Number of clients that can be sampled, those with the lowest ids.
       class_counts: `() -> [num_clients, C]` int32, of the training examples; called only if the
         server's initial state depends on them. None if no function of the method uses them.
+      items: `[num_items, ...]`, if `inputs` are item numbers: copies contain `items[inputs]`.
     """
 
     inputs: Any
@@ -39,6 +40,7 @@ class HostExamples(NamedTuple):
     max_eval_size: int
     num_participants: int
     class_counts: Callable[[], np.ndarray] | None
+    items: np.ndarray | None = None
 
     @property
     def num_clients(self) -> int:
@@ -83,5 +85,8 @@ class HostExamples(NamedTuple):
                     labels = targets[end : end + size].ravel()
                     counts[row] = np.bincount(labels, minlength=self.num_classes)
                 end += size
+        if self.items is not None:
+            # A cohort needs few of the items: its examples are copied, not all items.
+            inputs = self.items[inputs]
         bounds = (self.max_train_size, self.max_eval_size, self.num_participants)
         return Examples(inputs, targets, offsets, sizes, counts, *bounds)

@@ -1,4 +1,8 @@
-"""BERT: a Transformer encoder whose features are those of the first token."""
+"""BERT: a Transformer encoder whose features are those of the first token.
+
+`bert` is the network. If its lower blocks are frozen, `bert_activations` computes what they return
+once for each text, and `bert_upper` is the rest of the network, which reads that.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pfljax.core import Params
+from pfljax.core.params import split_params
+from pfljax.errors import UserError
 from pfljax.models.attention import AttentionProduct, Tokens, require_divisible
 from pfljax.models.ids import PADDING, Embedding, require_text
 from pfljax.models.language.parts import Table, rows_of_positions, split_heads
@@ -102,14 +109,21 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """All blocks: `[B, T, d] -> [B, T, d]`; the attributes are arguments of `bert`."""
+    """Blocks in turn: `[B, T, d] -> [B, T, d]`.
+
+    Attributes:
+      layers: Number of blocks of the whole network.
+      heads: Number of heads of each attention.
+      first: Number of blocks that are left out before.
+    """
 
     layers: int
     heads: int
+    first: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        for number in range(self.layers):
+        for number in range(self.first, self.layers):
             x = Block(self.heads, name=f"layer.{number}")(x, mask)
         return x
 
@@ -136,6 +150,37 @@ class Encoder(nn.Module):
         embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
         x, mask = embeddings(ids, ids != PADDING)
         return Pooler(name="pooler")(Blocks(self.layers, self.heads, name="encoder")(x, mask))
+
+
+class Lower(nn.Module):
+    """Embeddings and the first blocks: `[B, T] -> [B, T, width]`; arguments of `bert`."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    positions: int
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
+        x, mask = embeddings(ids, ids != PADDING)
+        return Blocks(self.layers, self.heads, name="encoder")(x, mask) * mask[..., jnp.newaxis]
+
+
+class Upper(nn.Module):
+    """The other blocks and the pooler: `[B, T, width] -> [B, width]`; arguments of `bert_upper`."""
+
+    layers: int
+    heads: int
+    first: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mask = jnp.any(x != 0, axis=-1)
+        return Pooler(name="pooler")(
+            Blocks(self.layers, self.heads, self.first, name="encoder")(x, mask)
+        )
 
 
 def bert(
@@ -170,3 +215,63 @@ def bert(
     require_divisible("bert", width, heads)
     body = Encoder(vocabulary, width, layers, heads, positions)
     return from_flax(body, _Dense(num_classes), input_shape, reads_ids=True)
+
+
+def bert_activations(params: Params, ids: jax.Array, *, layers: int, heads: int) -> jax.Array:
+    """Returns `[B, T, width]`, what the first blocks of `bert` return; zeros for padding.
+
+    With `pfljax.data.precompute`, it is computed once for each text of a data set:
+
+        lower = functools.partial(bert_activations, base, layers=5, heads=12)
+        data = precompute(data, jax.jit(lower))
+
+    Args:
+      params: The params of `bert`.
+      ids: `[B, T]` int32, ids of tokens.
+      layers: Number of blocks to apply; those after it are `bert_upper`'s.
+      heads: Number of heads of each attention.
+    """
+    names = {"embeddings", *(f"layer.{number}" for number in range(layers))}
+    embeddings = params["body"]["embeddings"]
+    vocabulary, width = embeddings["word_embeddings"]["embedding"].shape
+    positions, _ = embeddings["position_embeddings"]["table"].shape
+    used, _ = split_params(params["body"], lambda path: bool(names & set(path)))
+    lower = Lower(vocabulary, width, layers, heads, positions)
+    return lower.apply({"params": used}, ids)
+
+
+def bert_upper(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    first: int,
+    layers: int = 12,
+    heads: int = 12,
+) -> Model:
+    """The last blocks of BERT with its pooler, on activations: `[B, T, width] -> [B, width]`.
+
+    The params are those of `bert` without the embeddings and the first blocks, so that a file of
+    BERT's can be its base. A row of zeros is padding.
+
+    Args:
+      input_shape: `(T, width)`.
+      num_classes: Number of outputs.
+      first: Number of blocks that are left out; the activations are what they return.
+      layers: Number of blocks of the whole network.
+      heads: Number of heads of each attention.
+
+    Raises:
+      UserError: The inputs are no activations, or no block is left.
+    """
+    if len(input_shape) != 2:
+        raise UserError(
+            "The model bert_upper reads activations [T, width] of each example, but the data set "
+            f"has inputs of shape {input_shape}; precompute them with bert_activations."
+        )
+    if not first < layers:
+        raise UserError(
+            f"config.model.first is {first} and config.model.layers is {layers}: no block is left; "
+            "lower config.model.first."
+        )
+    require_divisible("bert_upper", input_shape[-1], heads)
+    return from_flax(Upper(layers, heads, first), _Dense(num_classes), input_shape)

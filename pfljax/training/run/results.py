@@ -21,6 +21,9 @@ from pfljax.training.study import aggregation, architectures
 from pfljax.training.study.config import planned_rounds
 from pfljax.training.study.experiment import Experiment, clients_without_a_step
 
+# The beginning of the names of per-client arrays with the groups of clients.
+GROUP = "group_"
+
 
 def metrics_row(
     experiment: Experiment,
@@ -291,6 +294,8 @@ def client_arrays(experiment: Experiment, evaluation: dict[str, Any]) -> dict[st
         arrays["architecture"] = np.array(of_each)
     if dataset.client_names:
         arrays["client_name"] = np.array([dataset.client_names[client] for client in ids])
+    for name, of_clients in (dataset.groups or {}).items():
+        arrays[f"{GROUP}{name}"] = of_clients[ids]
     for model, splits in evaluation.items():
         for split in splits:
             for name, (sums, sizes) in _sums(experiment, evaluation, model, split).items():

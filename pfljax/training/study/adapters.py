@@ -1,4 +1,4 @@
-"""From a config to a model whose parameters are frozen but for an adapter."""
+"""From a config to a model with an adapter, whose other parameters are frozen or trained too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from pfljax.training.study import config as config_lib
 NONE, HEAD = "none", "head"  # all parameters are trained; only those of the head are
 ADAPTERS = (NONE, HEAD, *adapters.KINDS)
 HEADS = ("base", "new", "frozen")
+FROZEN, TRAINED = NETWORKS = ("frozen", "trained")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a `config.adapter` that cannot be used."""
     config_lib.require_known("adapter.name", config.name, ADAPTERS)
     config_lib.require_known("adapter.head", config.head, HEADS)
+    config_lib.require_known("adapter.network", config.network, NETWORKS)
     for key in ("rank", "width", "tokens", "experts"):
         config_lib.require_whole(f"config.adapter.{key}", config[key], 1)
     config_lib.require_whole("config.adapter.base_seed", config.base_seed, 0)
@@ -37,6 +39,23 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"config.adapter.{key} is {config[key]!r}, which is no regular expression "
                 f"({error})."
             ) from error
+    if config.network == TRAINED:
+        if config.name in (NONE, HEAD):
+            raise UserError(
+                f"config.adapter.network is 'trained' and config.adapter.name is {config.name!r}, "
+                "which is no adapter beside the network; name one, such as bias."
+            )
+        for key in ("base", "start"):
+            if config[key]:
+                raise UserError(
+                    f"config.adapter.{key} is {config[key]!r}, and config.adapter.network is "
+                    "'trained', which starts at random; set config.adapter.network=frozen."
+                )
+        if config.head != "base":
+            raise UserError(
+                f"config.adapter.head is {config.head!r}, and config.adapter.network is 'trained', "
+                "which trains the head like all of it; set config.adapter.head=base."
+            )
     if config.name == HEAD and config.head == "frozen":
         raise UserError(
             "config.adapter.name is 'head' and config.adapter.head is 'frozen', which leaves "
@@ -46,7 +65,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def starts_at_random(config: ml_collections.ConfigDict) -> bool:
     """Whether models start with outputs that differ from seed to seed, given `config.adapter`."""
-    return config.name == NONE or (config.head == "new" and not config.start)
+    if config.name == NONE or config.network == TRAINED:
+        return True
+    return config.head == "new" and not config.start
 
 
 def build(
@@ -61,7 +82,8 @@ def build(
     Returns:
       The network with adapters; `(task of it, frozen) -> task` whose params are the adapter's; and
       the frozen parameters, with the initial values of those that start with given ones. Without
-      an adapter, the network, the same task, and `()`.
+      an adapter, the network, the same task, and `()`. With `config.adapter.network='trained'`, the
+      adapter is the part of the network that methods with personalized heads keep private.
 
     Raises:
       UserError: The model has no layer to adapt, or a file cannot be used.
@@ -75,6 +97,8 @@ def build(
             _matches(config.layers) if config.layers else lambda path: not model.is_head(path)
         )
         adapted = adapters.attach(model, _kind(config), selected)
+    if config.network == TRAINED:
+        return adapted._replace(is_head=adapted.is_adapter), lambda task, frozen: task, ()
 
     def is_trained(path: Path) -> bool:
         return adapted.is_adapter(path) or (adapted.is_head(path) and config.head != "frozen")

@@ -220,10 +220,8 @@ def choose(
     local_devices = [device for device in devices if device.process_index == jax.process_index()]
     sizes_tried = _ON_CPU if local_devices[0].platform == "cpu" else _ELSEWHERE
     chunks = sorted({min(clients, chunk) for chunk in sizes_tried})
-    one_input, one_target = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype),
-        (dataset.inputs, dataset.targets),
-    )
+    one_input = dataset.input_forms
+    one_target = jax.ShapeDtypeStruct(dataset.targets.shape[1:], dataset.targets.dtype)
     described = (
         *(jax.__version__, local_devices[0].device_kind, len(local_devices), len(devices), chunks),
         *(config.model.to_json(), config.compute_dtype, config.client_optimizer.name),

@@ -216,8 +216,9 @@ def default_config() -> ml_collections.ConfigDict:
         "unseen_fraction": 0.0,  # fraction of held-out clients, which are evaluated only
         "server_fraction": 0.0,  # fraction of the examples that belong to the server only
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
-        # How a client's examples are split: 'stratified' keeps the fractions of its labels, 'plain'
-        # is scikit-learn's split by the seed.
+        # How examples are split: 'stratified' keeps the fractions of a client's labels, 'plain' is
+        # scikit-learn's split by the seed, 'by_item' tests items of which no client has a training
+        # example, 'temporal' tests each client's last examples.
         "split": "stratified",
         # The mean and the deviation by which inputs are standardized: those 'given' with the data
         # set, those of all training examples ('pooled'), or each client's own ('client').
@@ -262,6 +263,9 @@ def default_config() -> ml_collections.ConfigDict:
         # How the head is trained: starting with that of the 'base', as a 'new' one drawn from the
         # seed, or not at all, 'frozen'.
         "head": "base",
+        # 'frozen', or 'trained' together with the adapter, which is then the part that methods with
+        # personalized heads, such as fedper, keep private in place of the head.
+        "network": "frozen",
         # File of frozen parameters, as init_from; '' draws them from base_seed.
         "base": "",
         "base_seed": 0,  # of frozen parameters without a file

