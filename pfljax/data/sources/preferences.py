@@ -275,13 +275,7 @@ def _find(data_dir: str, folders: tuple[str, ...], *names: str) -> list[Path]:
 
 def _arrays(path: Path, *keys: str) -> list[np.ndarray]:
     """Returns arrays of numbers in an `.npz` file; all that describe pairs have one length."""
-    found = dict(reading.members(path, [f"{key}.npy" for key in keys], files.FETCH_AGAIN))
-    try:
-        arrays = [reading.npy(found[f"{key}.npy"]) for key in keys]
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} lacks an array of {', '.join(keys)}, or it is damaged: {files.FETCH_AGAIN}."
-        ) from error
+    arrays = files.read_npz(path, *keys)
     rows = [array for key, array in zip(keys, arrays, strict=True) if "_" not in key]
     if any(array.dtype.kind not in "biuf" for array in arrays) or (
         len({array.shape[:1] for array in rows}) > 1 or any(array.ndim == 0 for array in arrays)
