@@ -20,6 +20,7 @@ TUNED = {
         "fedavg_ft": {"learning_rate": 0.3, "fine_tuning_epochs": 5},
     },
     "bias": {"fedper": {"learning_rate": 0.3}},
+    "hidden_bias": {"fedper": {"learning_rate": 0.6}},
 }
 
 

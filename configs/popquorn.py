@@ -23,12 +23,13 @@ TUNED = {
         "ditto": {"learning_rate": 0.1, "lam": 0.1},
         "fedavg_ft": {"learning_rate": 0.1, "fine_tuning_epochs": 5},
     },
-    "hidden": {"fedavg": {"learning_rate": 0.2}},
+    "hidden": {"fedavg": {"learning_rate": 0.2}, "fedper": {"learning_rate": 0.1}},
     "bias": {"fedper": {"learning_rate": 0.6}},
     "hidden_bias": {"fedper": {"learning_rate": 0.2}},
     "hidden_factors": {"fedper": {"learning_rate": 0.1}},
     "user_token": {"fedper": {"learning_rate": 0.1}},
     "lora": {"fedper": {"learning_rate": 0.1}},
+    "hidden_map": {"fedper": {"learning_rate": 0.1}},
     "houlsby": {"fedper": {"learning_rate": 0.1}},
 }
 
