@@ -14,7 +14,13 @@ Learning rates and what was tuned with them: docs/results/annotators.md.
 from pfljax.training.study.personalization import row_config
 
 TUNED = {
+    "linear": {
+        "fedavg": {"learning_rate": 0.3},
+        "ditto": {"learning_rate": 0.3, "lam": 0.3},
+        "fedavg_ft": {"learning_rate": 0.3, "fine_tuning_epochs": 5},
+    },
     "bias": {"fedper": {"learning_rate": 0.3}},
+    "hidden_bias": {"fedper": {"learning_rate": 0.6}},
 }
 
 

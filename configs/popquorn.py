@@ -16,15 +16,20 @@ from pfljax.training.study.personalization import row_config
 
 TUNED = {
     "linear": {
+        "local": {"learning_rate": 0.1},
         "fedavg": {"learning_rate": 0.6},
+        "apfl": {"learning_rate": 1.0},
+        "pfedhn": {"learning_rate": 0.1, "rate": 0.03},
         "ditto": {"learning_rate": 0.1, "lam": 0.1},
         "fedavg_ft": {"learning_rate": 0.1, "fine_tuning_epochs": 5},
     },
+    "hidden": {"fedavg": {"learning_rate": 0.2}, "fedper": {"learning_rate": 0.1}},
     "bias": {"fedper": {"learning_rate": 0.6}},
     "hidden_bias": {"fedper": {"learning_rate": 0.2}},
     "hidden_factors": {"fedper": {"learning_rate": 0.1}},
     "user_token": {"fedper": {"learning_rate": 0.1}},
     "lora": {"fedper": {"learning_rate": 0.1}},
+    "hidden_map": {"fedper": {"learning_rate": 0.1}},
     "houlsby": {"fedper": {"learning_rate": 0.1}},
 }
 

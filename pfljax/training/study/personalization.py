@@ -36,7 +36,7 @@ ROWS = {
     "linear": Row(("local", "fedavg", "fedavg_ft", "ditto", "apfl", "pfedhn")),
     # The row "bias": a number for each user and class, HuBi-simple.
     "bias": Row(("fedper",), adapter={"name": "bias", "layers": "head"}),
-    "hidden": Row(("fedavg", "fedavg_ft", "ditto", "apfl", "fedper", "fedrep"), (_WIDTH,)),
+    "hidden": Row(("fedavg", "fedper"), (_WIDTH,)),
     "hidden_bias": Row(("fedper",), (_WIDTH,), {"name": "bias", "layers": "head"}),
     # HuBi-medium: a factor for each user and hidden unit.
     "hidden_factors": Row(
