@@ -9,7 +9,7 @@ FedPer, Local and fine-tuned FedAvg have no memory, the other methods have one.
 
 All users in every round, one local epoch. Learning rates and a hyper-parameter of each memory were
 chosen on validation examples with six runs for each method and scenario. `:gap.bias` is one
-scenario alone, for sweeps; docs/results/memory.md has the commands.
+scenario alone; docs/results/memory.md has the commands of its tables.
 
     python experiments/compare.py --config=configs/memory.py:popquorn --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
@@ -30,8 +30,8 @@ _DATA = {
 }
 # The hyper-parameter of each memory that was chosen with the learning rate.
 _WITH_MEMORY = {"knnper": "lam", "dpl": "lam", "persona_plug": "scale"}
-# Learning rates by data set and scenario, with the hyper-parameter of a memory. FedPer and the
-# scenario `bias` are the same in both scenarios, and so are the methods without an adapter.
+# Learning rates by data set and scenario, with the hyper-parameter of a memory. A method that is not
+# listed has the default rate, and is in no table.
 _CHOSEN = {
     "popquorn": {
         "common": {
