@@ -30,8 +30,8 @@ _DATA = {
 }
 # The hyper-parameter of each memory that was chosen with the learning rate.
 _WITH_MEMORY = {"knnper": "lam", "dpl": "lam", "persona_plug": "scale"}
-# Learning rates by data set and scenario, with the hyper-parameter of a memory. A method that is not
-# listed has the default rate, and is in no table.
+# Learning rates by data set and scenario, with the hyper-parameter of a memory. A method that is
+# not listed has the default rate, and is in no table.
 _CHOSEN = {
     "popquorn": {
         "common": {
