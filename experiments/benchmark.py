@@ -31,7 +31,10 @@ from pfljax.training.study import experiment
 
 _LIST = "; ".join(f"{name}: {each.about}" for name, each in workloads.WORKLOADS.items())
 _ADAPTERS = "adapters"
+_ONE_LINE = {f"{_ADAPTERS}-{line}": [line] for line in adapters.LINES}
+_LINES = {_ADAPTERS: list(adapters.LINES), **_ONE_LINE}
 _LIST += f"; {_ADAPTERS}: LoRA and heads of many users, beside one user after another"
+_LIST += "".join(f"; {name}: {line} alone" for name, (line,) in _ONE_LINE.items())
 _WORKLOAD = flags.DEFINE_string("workload", "r4-mlp", f"The workload. {_LIST}.")
 _AGAINST = flags.DEFINE_list(
     "against", [], f"Baselines to compare with: {', '.join(baselines.BASELINES)}."
@@ -62,8 +65,8 @@ def main():
     compute_dtype = flags.FLAGS.config.compute_dtype
     if _ROUNDS.value < 1 or _EVALUATIONS.value < 0:
         raise UserError("--rounds must be at least 1, and --evaluations at least 0.")
-    if name == _ADAPTERS:
-        return of_adapters(engine)
+    if name in _LINES:
+        return of_adapters(name, engine)
     workload = workloads.find(name, _NUM_CLIENTS.value)
     experiment.check(workloads.study(workload, engine, compute_dtype))
     pythons = baselines.pythons(_PEER_PYTHON.value)
@@ -105,7 +108,7 @@ def main():
     app.say(table(f"{name}: {workload.about}", columns))
 
 
-def of_adapters(engine: ml_collections.ConfigDict) -> None:
+def of_adapters(workload: str, engine: ml_collections.ConfigDict) -> None:
     """Measures adapters of many users, after the baselines, in turn."""
     pythons = baselines.pythons(_PEER_PYTHON.value)
     for baseline in _AGAINST.value:
@@ -115,16 +118,18 @@ def of_adapters(engine: ml_collections.ConfigDict) -> None:
         for baseline in _AGAINST.value
     }
     users = _NUM_CLIENTS.value if flags.FLAGS["num_clients"].present else 0
-    lines = {name: adapters.measure(name, users, engine, _ROUNDS.value) for name in adapters.LINES}
+    lines = {
+        name: adapters.measure(name, users, engine, _ROUNDS.value) for name in _LINES[workload]
+    }
     for name, line in lines.items():
         if peer := peers.get(adapters.LINES[name].baseline):
             per_step = "milliseconds_per_user_step"
             line |= {"ratio": peer[per_step] / line[per_step], "against": peer["system"]}
-    figures = {"workload": _ADAPTERS, "date": time.strftime("%Y-%m-%d")}
+    figures = {"workload": workload, "date": time.strftime("%Y-%m-%d")}
     figures |= {**measuring.machine(engine.devices), "lines": lines, "baselines": peers}
     if _OUTPUT.value:
         writers.write_json(pathlib.Path(_OUTPUT.value), figures)
-    title = f"adapters: {adapters.STEPS} steps of {adapters.BATCH} ratings for each user"
+    title = f"{workload}: {adapters.STEPS} steps of {adapters.BATCH} ratings for each user"
     app.say(table(title, {**lines, **peers}))
 
 

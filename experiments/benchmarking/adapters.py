@@ -133,6 +133,7 @@ def measure(name: str, users: int, engine: ml_collections.ConfigDict, rounds: in
     Returns:
       The figures, serializable as JSON.
     """
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
     line = LINES[name]
     users = users or line.users
     built = experiment.build(config_of(line, engine), dataset_of(name, users))

@@ -84,14 +84,22 @@ BASELINES = {
         "peft_adapters.py",
         "peft",
         "peft transformers torch",
-        {"one thread": {}, "one thread, eager attention": {}, "all threads": {}},
+        {
+            f"{threads} thread{'s' * (threads == 'all')}, {attention} attention": {}
+            for threads in ("one", "all")
+            for attention in ("fused", "eager")
+        },
         workload="adapters",
     ),
     "torch_heads": Baseline(
         "torch_heads.py",
         "torch",
         "torch",
-        {"one thread": {}, "one thread, fused AdamW": {}, "all threads": {}},
+        {
+            f"{threads} thread{'s' * (threads == 'all')}, {optimizer} AdamW": {}
+            for threads in ("one", "all")
+            for optimizer in ("plain", "fused")
+        },
         workload="adapters",
     ),
 }

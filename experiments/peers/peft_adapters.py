@@ -1,8 +1,8 @@
 """LoRA of each user in turn, with peft and transformers, in a plain PyTorch loop.
 
 Each user gets a new adapter of a BERT with random frozen weights, which is removed after the last
-step; peft's Trainer, which takes some three times as long, is not used. Settings: one thread or
-all, with the two implementations of attention. Needs torch, transformers and peft.
+step. The Trainer of transformers, which does more in each step, is not used. Settings: one thread
+or all, each with two implementations of attention. Needs torch, transformers and peft.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A linear head of each user in turn on cached features, in a plain PyTorch loop.
 
-Settings: one thread or all, and AdamW as a loop or fused. Needs torch.
+Settings: one thread or all, each with AdamW as a loop or fused. Needs torch.
 """
 
 from __future__ import annotations

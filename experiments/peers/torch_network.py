@@ -61,4 +61,4 @@ def train_one_epoch(network: nn.Module, images: Tensor, labels: Tensor, work: Wo
 def set_threads(setting: str) -> None:
     """Sets the number of torch's threads: 'one thread', or all cores for any other setting."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(1 if setting == "one thread" else cores)
+    torch.set_num_threads(1 if setting.startswith("one thread") else cores)
