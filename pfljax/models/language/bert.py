@@ -51,17 +51,20 @@ class SelfAttention(nn.Module):
 
     Attributes:
       heads: Number of heads.
+      outputs: Number of tokens, from the first one, that have an output; None for all.
     """
 
     heads: int
+    outputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        own = x[:, : self.outputs]
         query, key, value = (
-            split_heads(_Dense(x.shape[-1], name=name)(x), self.heads)
-            for name in ("query", "key", "value")
+            split_heads(_Dense(x.shape[-1], name=name)(tokens), self.heads)
+            for name, tokens in (("query", own), ("key", x), ("value", x))
         )
-        return AttentionProduct()(query, key, value, mask, None).reshape(x.shape)
+        return AttentionProduct()(query, key, value, mask, None).reshape(own.shape)
 
 
 class Output(nn.Module):
@@ -73,13 +76,15 @@ class Output(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with its output layer: `[B, T, d] -> [B, T, d]`; the attribute as above."""
+    """Attention with its output layer: `[B, T, d] -> [B, T, d]`; the attributes as above."""
 
     heads: int
+    outputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        return Output(name="output")(SelfAttention(self.heads, name="self")(x, mask), x)
+        mixed = SelfAttention(self.heads, self.outputs, name="self")(x, mask)
+        return Output(name="output")(mixed, x[:, : self.outputs])
 
 
 class Intermediate(nn.Module):
@@ -100,10 +105,11 @@ class Block(nn.Module):
     """Attention and feed-forward network, normalized after each: `[B, T, d] -> [B, T, d]`."""
 
     heads: int
+    outputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        x = Attention(self.heads, name="attention")(x, mask)
+        x = Attention(self.heads, self.outputs, name="attention")(x, mask)
         hidden = Intermediate(4 * x.shape[-1], name="intermediate")(x)
         return Output(name="output")(hidden, x)
 
@@ -115,16 +121,20 @@ class Blocks(nn.Module):
       layers: Number of blocks of the whole network.
       heads: Number of heads of each attention.
       first: Number of blocks that are left out before.
+      outputs: Number of tokens, from the first one, that the last block returns; None for all. Of
+        the others it computes keys and values only.
     """
 
     layers: int
     heads: int
     first: int = 0
+    outputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         for number in range(self.first, self.layers):
-            x = Block(self.heads, name=f"layer.{number}")(x, mask)
+            outputs = self.outputs if number == self.layers - 1 else None
+            x = Block(self.heads, outputs, name=f"layer.{number}")(x, mask)
         return x
 
 
@@ -149,7 +159,8 @@ class Encoder(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
         x, mask = embeddings(ids, ids != PADDING)
-        return Pooler(name="pooler")(Blocks(self.layers, self.heads, name="encoder")(x, mask))
+        blocks = Blocks(self.layers, self.heads, outputs=1, name="encoder")
+        return Pooler(name="pooler")(blocks(x, mask))
 
 
 class Lower(nn.Module):
@@ -178,9 +189,8 @@ class Upper(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         mask = jnp.any(x != 0, axis=-1)
-        return Pooler(name="pooler")(
-            Blocks(self.layers, self.heads, self.first, name="encoder")(x, mask)
-        )
+        blocks = Blocks(self.layers, self.heads, self.first, outputs=1, name="encoder")
+        return Pooler(name="pooler")(blocks(x, mask))
 
 
 def bert(
