@@ -18,10 +18,12 @@ _QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_pass
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {_ONE_PIECE} {_QUICKLY}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
-# All processes share a compilation cache: tests compile the same small programs again and again.
+# Tests compile the same small programs again and again. Each process of pytest-xdist has a cache of
+# its own, with the binaries that it starts: JAX reads files that another process is writing.
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
     pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "pfljax-tests"
 )
+_CACHE = str(pathlib.Path(_CACHE) / os.environ.get("PYTEST_XDIST_WORKER", "main"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

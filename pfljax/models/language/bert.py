@@ -261,7 +261,8 @@ def bert_upper(
     """The last blocks of BERT with its pooler, on activations: `[B, T, width] -> [B, width]`.
 
     The params are those of `bert` without the embeddings and the first blocks, so that a file of
-    BERT's can be its base. A row of zeros is padding.
+    BERT's can be its base. A row of zeros is padding. The last one of 12 blocks, width 768, 2
+    classes: 7,680,002 parameters.
 
     Args:
       input_shape: `(T, width)`.
