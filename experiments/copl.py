@@ -101,7 +101,7 @@ def pairs_of(dataset: FederatedDataset) -> tuple[dict[str, Pairs], np.ndarray]:
 
 def accuracy(margins: jax.Array) -> jax.Array:
     """Returns the fraction of positive margins, zero counting half."""
-    return jnp.mean((margins > 0) + 0.5 * (margins == 0))
+    return jnp.mean(preference.wins(margins))
 
 
 def descend(

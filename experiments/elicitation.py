@@ -23,7 +23,8 @@ from pfljax.cli import app
 from pfljax.data import SOURCES
 from pfljax.data.sources import simulated_preferences
 from pfljax.errors import UserError
-from pfljax.metrics import bootstrap, elicitation
+from pfljax.metrics import elicitation
+from pfljax.report import tables
 
 _FILMS, _LEAST, _LIKED = 100, 30, 4.0
 _USERS, _PAIRS = 1000, 60
@@ -93,11 +94,7 @@ def table(found: dict[tuple[str, str], np.ndarray], seed: int) -> list[str]:
     for (model, policy), values in found.items():
         cells = " | ".join(f"{value:.3f}" for value in np.nanmean(values, axis=1))
         gain = (values - found[model, "random"])[-1]
-        gain = gain[np.isfinite(gain)]
-        shown = "-"
-        if gain.any():
-            low, high = bootstrap.interval_of_mean(gain, seed)
-            shown = f"{gain.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        shown = tables.mean_gain(gain[np.isfinite(gain)], seed)
         lines.append(f"| {model} | {policy} | {cells} | {shown} |")
     return lines
 

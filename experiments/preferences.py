@@ -34,6 +34,8 @@ from pfljax.cli import app
 from pfljax.data.sources import preferences
 from pfljax.errors import UserError
 from pfljax.metrics import bootstrap
+from pfljax.ops.preference import wins
+from pfljax.report import tables
 
 _TEST, _VALIDATION = 0.3, 0.2
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -61,11 +63,6 @@ def split_questions(question: np.ndarray, seed: int) -> Parts:
     test = np.isin(question, order[:tests])
     validation = np.isin(question, order[tests : tests + validations])
     return Parts(~test & ~validation, validation, test)
-
-
-def right(margin: np.ndarray) -> np.ndarray:
-    """Returns 1 for a positive margin, 0.5 for zero, and otherwise 0."""
-    return (margin > 0) + 0.5 * (margin == 0)
 
 
 def by_user(longer: np.ndarray, user: np.ndarray, train: np.ndarray, prior: float) -> np.ndarray:
@@ -116,12 +113,12 @@ def margins(pairs: preferences.Pairs, seed: int) -> tuple[dict[str, np.ndarray],
     parts = split_questions(pairs.question, seed)
     gaps = (pairs.length[:, 0] - pairs.length[:, 1]).astype(float)
     found = {"longer answer": gaps}
-    longer = right(gaps)
+    longer = wins(gaps)
 
     def validated(score, values):
         """Returns the value with the largest accuracy on validation pairs, and its margins."""
         tried = {value: score(value) for value in values}
-        return max(tried.values(), key=lambda m: right(m)[parts.validation].mean())
+        return max(tried.values(), key=lambda m: wins(m)[parts.validation].mean())
 
     signs = validated(lambda prior: by_user(longer, pairs.user, parts.train, prior) * gaps, _PRIORS)
     found["longer answer by user"] = signs
@@ -181,7 +178,7 @@ def accuracies(
         found, test = margins(pairs, seed)
         counts += np.bincount(pairs.user[test], minlength=len(sizes))
         for name, margin in found.items():
-            own = np.bincount(pairs.user[test], right(margin)[test], minlength=len(sizes))
+            own = np.bincount(pairs.user[test], wins(margin)[test], minlength=len(sizes))
             sums[name] = sums.get(name, 0) + own
     kept = users[(sizes[users] >= least) & (counts[users] > 0)]
     return {name: of[kept] / counts[kept] for name, of in sums.items()}, counts[kept]
@@ -196,11 +193,7 @@ def table(found: dict[str, np.ndarray], seed: int) -> list[str]:
     ]
     for name, values in found.items():
         low, high = bootstrap.interval_of_mean(values, seed)
-        gain = values - reference
-        shown = "-"
-        if gain.any():
-            ends = bootstrap.interval_of_mean(gain, seed)
-            shown = f"{gain.mean():+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})"
+        shown = tables.mean_gain(values - reference, seed)
         lines.append(f"| {name} | {values.mean():.3f} | {low:.3f} to {high:.3f} | {shown} |")
     return lines
 
@@ -210,9 +203,9 @@ def whole_table(pairs: preferences.Pairs) -> list[str]:
     lines = ["| reward | easy | mid | hard |", "|---|---:|---:|---:|"]
     gaps = pairs.length[:, 0] - pairs.length[:, 1]
     rows = {
-        "longer answer": right(gaps),
-        "own persona": right(pairs.own[:, 0] - pairs.own[:, 1]),
-        "mean persona": right(pairs.mean[:, 0] - pairs.mean[:, 1]),
+        "longer answer": wins(gaps),
+        "own persona": wins(pairs.own[:, 0] - pairs.own[:, 1]),
+        "mean persona": wins(pairs.mean[:, 0] - pairs.mean[:, 1]),
     }
     for name, values in rows.items():
         cells = [f"{values[pairs.tier == tier].mean():.3f}" for tier in range(3)]

@@ -49,6 +49,14 @@ _XLA_ONE_THREAD = {
     "NPROC": "1",
     "XLA_FLAGS": " ".join(f"{flag}={value}" for flag, value in runtime.CPU_FLAGS.items()),
 }
+
+
+def _settings(*kinds: str) -> dict[str, dict[str, str]]:
+    """Returns the settings of one thread and of all threads, each with some kinds of operations."""
+    threads = ("one thread", "all threads")
+    return {f"{number}, {kind}": {} for number in threads for kind in kinds}
+
+
 BASELINES = {
     "eager_pytorch": Baseline(
         "eager_pytorch.py", "torch", "torch", {"one thread": {}, "all threads": {}}
@@ -84,22 +92,14 @@ BASELINES = {
         "peft_adapters.py",
         "peft",
         "peft transformers torch",
-        {
-            f"{threads} thread{'s' * (threads == 'all')}, {attention} attention": {}
-            for threads in ("one", "all")
-            for attention in ("fused", "eager")
-        },
+        _settings("fused attention", "eager attention"),
         workload="adapters",
     ),
     "torch_heads": Baseline(
         "torch_heads.py",
         "torch",
         "torch",
-        {
-            f"{threads} thread{'s' * (threads == 'all')}, {optimizer} AdamW": {}
-            for threads in ("one", "all")
-            for optimizer in ("plain", "fused")
-        },
+        _settings("plain AdamW", "fused AdamW"),
         workload="adapters",
     ),
 }

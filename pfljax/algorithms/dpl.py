@@ -21,9 +21,9 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedper import fedper
-from pfljax.algorithms.knnper import Datastore, store
 from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging, retrieval, similarity
+from pfljax.ops.datastore import Datastore, store
 
 
 class Memory(NamedTuple):

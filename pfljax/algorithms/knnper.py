@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,53 +23,8 @@ from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedper import fedper
 from pfljax.algorithms.registry import checked
-from pfljax.core import tree
 from pfljax.ops import averaging
-
-
-class Datastore(NamedTuple):
-    """The training examples of a client, as the global model represents them.
-
-    Attributes:
-      features: `[n, d]`, the features.
-      targets: `[n]`, the labels, or the numbers to predict.
-      mask: `[n]` bool, True for a real example.
-    """
-
-    features: jax.Array
-    targets: jax.Array
-    mask: jax.Array
-
-
-def store(
-    task: core.Task,
-    params: core.Params,
-    data: core.ClientData,
-    context: core.Context,
-    local: core.LocalTraining,
-) -> Datastore:
-    """Returns the datastore of a client.
-
-    Args:
-      task: The task, for its features.
-      params: The global model.
-      data: The client's training examples.
-      context: The context.
-      local: The settings, for the batch size.
-    """
-    size = local.batch_size
-    length = -(-data.max_size // size) * size
-
-    def step(carry, batch, key):
-        features, number = carry
-        rows = task.features(params, batch.inputs).astype(features.dtype) * batch.mask[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(features, rows, number * size, 0), number + 1
-
-    empty = jnp.zeros((length, task.num_features), tree.dtype(params))
-    start = (empty, jnp.zeros((), jnp.int32))
-    features, _ = core.for_each_batch(step, start, data, context, local.one_pass())
-    rows = data.take(jnp.arange(length, dtype=jnp.int32))
-    return Datastore(features, rows.targets, rows.mask)
+from pfljax.ops.datastore import Datastore, store
 
 
 def neighbours(

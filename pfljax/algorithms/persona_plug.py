@@ -23,10 +23,10 @@ import optax
 from pfljax import core
 from pfljax.algorithms.fedavg import fedavg
 from pfljax.algorithms.fedper import fedper
-from pfljax.algorithms.knnper import Datastore, store
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.ops import averaging, plug
+from pfljax.ops.datastore import Datastore, store
 
 
 class History(NamedTuple):

@@ -152,18 +152,33 @@ def assemble(
     checks.fraction("validation_fraction", validation_fraction)
     rng = generator(seed)
     _require_fit(examples, split)
+    fractions = test_fraction, validation_fraction
     if split == "by_item":
         groups_of_items = examples.item_groups
         items = examples.inputs if groups_of_items is None else groups_of_items[examples.inputs]
-        clients = split_by_item(items, client_indices, test_fraction, validation_fraction, rng)
-        return lay_out(
-            examples,
-            clients,
-            unseen_fraction=unseen_fraction,
-            rng=rng,
-            client_names=client_names,
-            groups=groups,
-        )
+        clients = split_by_item(items, client_indices, *fractions, rng)
+    else:
+        clients = _split_each(examples, client_indices, *fractions, seed, split, rng)
+    return lay_out(
+        examples,
+        clients,
+        unseen_fraction=unseen_fraction,
+        rng=rng,
+        client_names=client_names,
+        groups=groups,
+    )
+
+
+def _split_each(
+    examples: Examples,
+    client_indices: Sequence[np.ndarray],
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+    split: str,
+    rng: np.random.Generator,
+) -> list[ClientRows]:
+    """Splits the examples of every client on their own; the arguments are those of `assemble`."""
     all_labels, gap = examples.labels, examples.time_gap or 0
     clients = []
     for client, indices in enumerate(client_indices):
@@ -189,14 +204,7 @@ def assemble(
         remaining = rows[~held_out]
         train, validation = split_train(remaining, labels[~held_out], validation_fraction, rng)
         clients.append(ClientRows(train, validation, rows[held_out]))
-    return lay_out(
-        examples,
-        clients,
-        unseen_fraction=unseen_fraction,
-        rng=rng,
-        client_names=client_names,
-        groups=groups,
-    )
+    return clients
 
 
 def _require_fit(examples: Examples, split: str) -> None:

@@ -82,6 +82,15 @@ def ipo(margins: jax.Array, beta: float | jax.Array) -> jax.Array:
     return (margins - 1 / (2 * beta)) ** 2
 
 
+def wins(margins: jax.Array) -> jax.Array:
+    """Returns 1 for a positive margin, 0 for a negative one, and one half for zero.
+
+    Args:
+      margins: The reward of the chosen answer minus that of the other one, of any shape.
+    """
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
 # `(margins [B], beta, smoothing) -> [B]`, by the names of `config.preference.loss`.
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "bradley_terry": lambda margins, beta, smoothing: bradley_terry(margins),

@@ -15,6 +15,7 @@ import rich.console
 import rich.table
 
 from pfljax import metrics
+from pfljax.metrics import bootstrap
 from pfljax.report.finished import Run
 
 
@@ -295,6 +296,19 @@ def cell(runs: Sequence[Run], column: Column) -> str:
     if len(values) == 1:
         return f"{mean:.{decimals}f}"
     return f"{mean:.{decimals}f} ± {np.std(values, ddof=1) * column.scale:.{decimals}f}"
+
+
+def mean_gain(gains: np.ndarray, seed: int) -> str:
+    """Returns a mean over clients with its 95 % interval as text; '-' if no client gains or loses.
+
+    Args:
+      gains: `[n]`, the gain of each client.
+      seed: The seed of the bootstrap over clients.
+    """
+    if not gains.any():
+        return "-"
+    low, high = bootstrap.interval_of_mean(gains, seed)
+    return f"{gains.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def percent_over_seeds(values: Sequence[float], decimals: int = 1) -> str:

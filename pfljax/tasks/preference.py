@@ -9,7 +9,7 @@ from pfljax.core import Params, Task
 from pfljax.core.params import split_params
 from pfljax.errors import UserError
 from pfljax.models.model import Model
-from pfljax.ops.preference import LOSSES
+from pfljax.ops.preference import LOSSES, wins
 from pfljax.tasks.from_network import Statistic, from_network
 from pfljax.tasks.items import of_items, require_no_statistics
 
@@ -78,9 +78,8 @@ def preference(
         return LOSSES[loss](margins, beta, smoothing)
 
     def metrics(margins, batch):
-        right = (margins > 0) + 0.5 * (margins == 0)
         return {
-            "accuracy": jnp.sum(jnp.where(batch.mask, right, 0)),
+            "accuracy": jnp.sum(jnp.where(batch.mask, wins(margins), 0)),
             "loss": jnp.sum(jnp.where(batch.mask, losses(margins, batch), 0)),
         }
 

@@ -18,7 +18,8 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
-from pfljax.algorithms.knnper import Datastore, neighbours
+from pfljax.algorithms.knnper import neighbours
+from pfljax.ops.datastore import Datastore
 
 
 def neighbours_of(z, known, labels, k, scale, classes):

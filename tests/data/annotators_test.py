@@ -53,8 +53,8 @@ def test_clients_have_names_and_groups_in_their_order(tmp_path):
     assert sorted(numbers) == list(range(annotations.NUM_USERS)) and numbers != sorted(numbers)
     wanted = [("woman", "man")[number % 2] for number in numbers]
     assert dataset.groups["gender"].tolist() == wanted
-    dealt = load(tmp_path, partition="iid")
-    assert dealt.groups is None and not dealt.client_names
+    mixed = load(tmp_path, partition="iid")
+    assert mixed.groups is None and not mixed.client_names
 
 
 def test_texts_are_in_the_order_of_items(tmp_path):

@@ -147,36 +147,28 @@ class Pooler(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings, blocks and pooler: `[B, T] -> [B, width]`; arguments of `bert`."""
+    """Embeddings, blocks and pooler: `[B, T] -> [B, width]`.
+
+    Attributes:
+      vocabulary: As all but the last attribute, an argument of `bert`.
+      pools: Whether the pooler follows; otherwise the outputs are those of all tokens,
+        `[B, T, width]`, zeros for padding.
+    """
 
     vocabulary: int
     width: int
     layers: int
     heads: int
     positions: int
+    pools: bool = True
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
         x, mask = embeddings(ids, ids != PADDING)
-        blocks = Blocks(self.layers, self.heads, outputs=1, name="encoder")
-        return Pooler(name="pooler")(blocks(x, mask))
-
-
-class Lower(nn.Module):
-    """Embeddings and the first blocks: `[B, T] -> [B, T, width]`; arguments of `bert`."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    positions: int
-
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        embeddings = Embeddings(self.vocabulary, self.width, self.positions, name="embeddings")
-        x, mask = embeddings(ids, ids != PADDING)
-        return Blocks(self.layers, self.heads, name="encoder")(x, mask) * mask[..., jnp.newaxis]
+        outputs = 1 if self.pools else None
+        x = Blocks(self.layers, self.heads, outputs=outputs, name="encoder")(x, mask)
+        return Pooler(name="pooler")(x) if self.pools else x * mask[..., jnp.newaxis]
 
 
 class Upper(nn.Module):
@@ -246,7 +238,7 @@ def bert_activations(params: Params, ids: jax.Array, *, layers: int, heads: int)
     vocabulary, width = embeddings["word_embeddings"]["embedding"].shape
     positions, _ = embeddings["position_embeddings"]["table"].shape
     used, _ = split_params(params["body"], lambda path: bool(names & set(path)))
-    lower = Lower(vocabulary, width, layers, heads, positions)
+    lower = Encoder(vocabulary, width, layers, heads, positions, pools=False)
     return lower.apply({"params": used}, ids)
 
 
