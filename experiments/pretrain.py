@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-import pfljax
-from pfljax import metrics
+from pfljax import api, metrics
 from pfljax.cli import app
 from pfljax.data.dataset import FederatedDataset, Split
 from pfljax.errors import UserError
@@ -69,7 +68,7 @@ def main() -> None:
     config, directory = app.study()
     config = config_lib.of_run(config, "fedavg", config.seed)
     public = of_server(build_dataset(config).gathered(), config.seed)
-    run = pfljax.fit(
+    run = api.fit(
         "fedavg",
         public,
         workdir=directory / "training",
