@@ -19,6 +19,7 @@ import numpy as np
 from pfljax.data import checks, in_memory, input_arrays, reading, server, validate
 from pfljax.data.arrays import from_arrays, pool_from_arrays
 from pfljax.data.dataset import TASKS, FederatedDataset, ServerExamples, Split
+from pfljax.data.difference import USER_FEATURES, difference_features
 from pfljax.data.examples import Examples
 from pfljax.data.formats import StoreWriter, load_npz, load_pfllib, load_store, save_npz
 from pfljax.data.natural import natural
@@ -42,6 +43,7 @@ __all__ = [
     "PARTITIONS",
     "SOURCES",
     "TASKS",
+    "USER_FEATURES",
     "Examples",
     "FederatedDataset",
     "ServerExamples",
@@ -50,6 +52,7 @@ __all__ = [
     "assemble",
     "make_partition",
     "describe",
+    "difference_features",
     "dirichlet",
     "from_arrays",
     "from_csv",
@@ -109,6 +112,8 @@ def load(
     unseen_fraction: float = 0.0,
     split: str = "stratified",
     standardize: str = "given",
+    user_features: str = "none",
+    shrinkage: float = 5.0,
     server_fraction: float = 0.0,
     server_name: str = "",
     server_dir: str = "",
@@ -150,6 +155,10 @@ def load(
       standardize: One of `STANDARDIZATIONS`: by the mean and the deviation of inputs that are
         'given' with the data set, by those of all training examples ('pooled'), or for each
         client by its own ('client').
+      user_features: One of `USER_FEATURES`, features of a user that are added to the inputs of its
+        examples: 'difference' is `difference_features`.
+      shrinkage: Number of ratings without a deviation that `difference_features` adds to those of
+        each user.
       server_fraction: The fraction of the examples that the server holds and no client: of the data
         set, before it is partitioned, or of `server_name`.
       server_name: A key of `SOURCES`, the data set of the server's examples; empty for that of the
@@ -180,9 +189,18 @@ def load(
     checks.choice("data.group_by", group_by, GROUPINGS)
     checks.choice("data.split", split, SPLITS)
     checks.choice("data.standardize", standardize, STANDARDIZATIONS)
+    checks.choice("data.user_features", user_features, USER_FEATURES)
     checks.choice("data.feature_shift", feature_shift, FEATURE_SHIFTS)
     checks.choice("data.concept_shift", concept_shift, CONCEPT_SHIFTS)
     _require_server(name, server_fraction, server_name)
+    if user_features != "none":
+        _require_same_items(
+            user_features,
+            standardize=standardize,
+            feature_shift=feature_shift,
+            concept_shift=concept_shift,
+        )
+        checks.number("data.shrinkage", shrinkage, 0, 1e9)
     held = None
     if server_name:
         public = _read(server_name, server_dir)
@@ -243,6 +261,8 @@ def load(
             client_names=names,
             groups=groups,
         )
+    if user_features == "difference":
+        dataset = difference_features(dataset._replace(server=held), shrinkage)
     if server_name or standardize == "client" or feature_shift != "none":
         # Then equal items have different values, or those of another data set are beside them.
         dataset = dataset.gathered()
@@ -272,6 +292,17 @@ def _require_server(name: str, fraction: float, server_name: str) -> None:
         raise UserError(
             f"data.server_name is {server_name}, and data.server_fraction is 0: set it to the "
             "fraction that the server holds, such as 1.0, or leave data.server_name empty."
+        )
+
+
+def _require_same_items(user_features: str, **settings: str) -> None:
+    """Raises a `UserError` if a setting changes the items or labels of some users only."""
+    for key, value in settings.items():
+        if value in ("none", "given", "pooled"):
+            continue
+        raise UserError(
+            f"data.user_features={user_features} compares the labels of users on the same items, "
+            f"and data.{key}={value} changes them for some users only: use one or the other."
         )
 
 

@@ -75,11 +75,11 @@ def collect(
 
 
 _COMPARABLE = (
-    *("dataset", "partition", "split", "standardize", "num_clients", "model", "rounds"),
-    *("data_seed", "score_name"),
+    *("dataset", "partition", "split", "standardize", "user_features", "num_clients", "model"),
+    *("rounds", "data_seed", "score_name"),
 )
 # Keys that runs of earlier versions do not record.
-_LATER = ("split", "standardize")
+_LATER = ("split", "standardize", "user_features")
 
 
 def first_difference(

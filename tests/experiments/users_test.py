@@ -36,6 +36,7 @@ def ended(tmp_path_factory):
                 "algorithm": method,
                 "seed": 0,
                 "model": network,
+                "user_features": {"deep": "difference"}.get(network, "none"),
                 "data_seed": len(network),
             }
             writers.write_json(other / "result.json", result)

@@ -202,16 +202,21 @@ def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
     ]
 
 
-def test_runs_of_other_splits_are_not_shown(tmp_path):
-    others = {"ditto": {"split": "by_item"}, "fedper": {"split": "plain"}, "fedrep": {}}
+@pytest.mark.parametrize(
+    "key, values", [("split", ("by_item", "plain")), ("user_features", ("difference", "none"))]
+)
+def test_runs_on_other_splits_or_inputs_are_not_shown(tmp_path, key, values):
+    others = {"ditto": {key: values[0]}, "fedper": {key: values[1]}, "fedrep": {}}
     for name, keys in others.items():
         place = tmp_path / name / "seed_0"
         write_run(place, seed=0, last=0.5, global_last=None)
         result = writers.read_json(place / "result.json")
         writers.write_json(place / "result.json", {**result, **keys})
     runs, left_out = comparison(tmp_path)
-    assert list(runs) == ["ditto", "fedrep"]  # runs of earlier versions do not record the split
-    assert left_out == ["fedper is not shown: its runs have split 'plain' instead of 'by_item'."]
+    assert list(runs) == ["ditto", "fedrep"]  # runs of earlier versions do not record the key
+    assert left_out == [
+        f"fedper is not shown: its runs have {key} {values[1]!r} instead of {values[0]!r}."
+    ]
 
 
 def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_path):

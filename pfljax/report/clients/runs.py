@@ -66,8 +66,9 @@ def _read_several(
             notes.append(f"{name} is not shown: some of the seeds are missing.")
             continue
         found = of(name)
-        # Each model may need rounds of its own.
-        differs = finished.first_difference(runs[against], found, ignored=("model", "rounds"))
+        # Each model may need inputs and rounds of its own.
+        own = ("model", "rounds", "user_features")
+        differs = finished.first_difference(runs[against], found, ignored=own)
         if differs:
             notes.append(f"{name} is not shown: its runs have {differs}.")
         else:

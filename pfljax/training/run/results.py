@@ -254,6 +254,7 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         "partition": "given with the data" if given else config.data.partition,
         "split": "given with the data" if given else config.data.split,
         "standardize": config.data.standardize,
+        "user_features": config.data.user_features,
         "model": " / ".join(config.architectures) or config.model.name,
         "seed": config.seed,
         "data_seed": config.data.seed,

@@ -223,6 +223,10 @@ def default_config() -> ml_collections.ConfigDict:
         # The mean and the deviation by which inputs are standardized: those 'given' with the data
         # set, those of all training examples ('pooled'), or each client's own ('client').
         "standardize": "given",
+        # Features of a user that are added to the inputs of its examples: 'none', or 'difference',
+        # how its training labels deviate from those of other users on the same items.
+        "user_features": "none",
+        "shrinkage": 5.0,  # difference: ratings without a deviation, added to each user's
         "server_dir": "",  # the directory of its files
         "checksum": "",  # of a data set passed from Python, which is named 'python'
     }

@@ -24,11 +24,13 @@ class Row(NamedTuple):
       methods: The names of the methods.
       widths: The widths of the hidden layers of the network; () for a linear one.
       adapter: Keys of `config.adapter`, the personal part; {} for none.
+      user_features: Value of `config.data.user_features`, the features of users in the inputs.
     """
 
     methods: tuple[str, ...]
     widths: tuple[int, ...] = ()
     adapter: Mapping[str, Any] = {}
+    user_features: str = "none"
 
 
 ROWS = {
@@ -36,6 +38,11 @@ ROWS = {
     "linear": Row(("local", "fedavg", "fedavg_ft", "ditto", "apfl", "pfedhn")),
     # The row "bias": a number for each user and class, HuBi-simple.
     "bias": Row(("fedper",), adapter={"name": "bias", "layers": "head"}),
+    # One linear model of all users, which reads how a user's labels differ from those of others.
+    "difference": Row(("fedavg",), user_features="difference"),
+    "difference_bias": Row(
+        ("fedper",), adapter={"name": "bias", "layers": "head"}, user_features="difference"
+    ),
     "hidden": Row(("fedavg", "fedper"), (_WIDTH,)),
     "hidden_bias": Row(("fedper",), (_WIDTH,), {"name": "bias", "layers": "head"}),
     # HuBi-medium: a factor for each user and hidden unit.
@@ -80,7 +87,7 @@ def row_config(
         raise UserError(
             f"There is no row {row!r}; after the colon of --config, name one of {', '.join(ROWS)}."
         )
-    methods, widths, adapter = ROWS[row]
+    methods, widths, adapter, user_features = ROWS[row]
     config = config_lib.comparison_config(
         data,
         "mlp" if widths else "logistic",
@@ -100,5 +107,6 @@ def row_config(
     # Scores are means over users, after the last round.
     config.selection.mean, config.selection.which_round = "unweighted", "last"
     config.data.split, config.data.test_fraction, config.data.min_size = "by_item", 0.3, 20
+    config.data.user_features = user_features
     config.checkpoint_every = 0
     return config

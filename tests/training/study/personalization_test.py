@@ -12,6 +12,8 @@ from pfljax.training.study.task import build_task
 TUNED = {"fedper": {"learning_rate": 0.7}, "ditto": {"learning_rate": 0.2, "lam": 0.3}}
 PRIVATE = {  # of the made-up texts with three features
     "bias": {"head/bias_change": (2,)},
+    "difference": {"head/kernel": (5, 2), "head/bias": (2,)},
+    "difference_bias": {"head/bias_change": (2,)},
     "hidden_bias": {"head/bias_change": (2,)},
     "hidden_factors": {"head/ia3_input": (64,)},
     "user_token": {"body/Dense_0/bias_change": (64,)},
@@ -51,5 +53,5 @@ def test_a_row_has_its_private_part(directory, row):
 
 
 def test_an_unknown_row():
-    with pytest.raises(UserError, match="no row 'biased'; after the colon .* bias, hidden"):
+    with pytest.raises(UserError, match="no row 'biased'; after the colon .* linear, bias, diff"):
         personalization.row_config("popquorn", "biased", rounds=1, batch_size=2, tuned={})
