@@ -20,6 +20,8 @@ TUNED = {
         "fedavg_ft": {"learning_rate": 0.3, "fine_tuning_epochs": 5},
     },
     "bias": {"fedper": {"learning_rate": 0.3}},
+    "difference": {"fedavg": {"learning_rate": 0.6}},
+    "difference_bias": {"fedper": {"learning_rate": 0.3}},
     "hidden_bias": {"fedper": {"learning_rate": 0.6}},
 }
 

@@ -3,7 +3,8 @@
 Whether a user rates a comment above 1, from frozen features of the comment (MiniLM). 262 users, 100
 rounds of one local epoch, all users in every round. After the colon is a row of
 `pfljax/training/study/personalization.py`: 'linear' for methods on a linear network, 'bias' for a
-number per user beside it, 'hidden' and others for a network of 64 hidden units with personal parts.
+number per user beside it, 'difference' for features of the user as further inputs, 'hidden' and
+others for a network of 64 hidden units with personal parts.
 
     python experiments/compare.py --config=configs/popquorn.py:bias --workdir=WORKDIR/bias \
         --config.data.dir=DIRECTORY
@@ -25,6 +26,8 @@ TUNED = {
     },
     "hidden": {"fedavg": {"learning_rate": 0.2}, "fedper": {"learning_rate": 0.1}},
     "bias": {"fedper": {"learning_rate": 0.6}},
+    "difference": {"fedavg": {"learning_rate": 0.3}},
+    "difference_bias": {"fedper": {"learning_rate": 0.1}},
     "hidden_bias": {"fedper": {"learning_rate": 0.2}},
     "hidden_factors": {"fedper": {"learning_rate": 0.1}},
     "user_token": {"fedper": {"learning_rate": 0.1}},

@@ -1,6 +1,7 @@
 """Accuracies without a model: the most frequent label of all clients, of a client, or of an item.
 
-    python experiments/majority.py --config=configs/popquorn.py --config.data.dir=DIRECTORY
+    python experiments/majority.py --config=configs/popquorn.py --config.data.dir=DIRECTORY \\
+        [--unseen]
 
 Prints a table in Markdown, and trains nothing. The accuracies are means over the clients that take
 part and have test examples, each with the same weight, and then over `config.seeds`, each with its
@@ -10,11 +11,16 @@ own partition and splits as in compare.py:
     client: the most frequent label among the client's own training examples
     item:   the most frequent label that other clients' training examples give the same item, and
             that of `all` for an item without any; data sets without items lack this row
+
+With `--unseen`, they are means over the clients held out from training
+(`config.data.unseen_fraction`), and labels of `all` and of `item` are those of clients that take
+part.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from absl import flags
 
 from pfljax.cli import app
 from pfljax.data import FederatedDataset, Split
@@ -36,23 +42,24 @@ def _counts_of_items(dataset: FederatedDataset, client: int) -> np.ndarray:
     return counts
 
 
-def accuracies(dataset: FederatedDataset) -> dict[str, np.ndarray]:
-    """Returns `{rule: [clients] float}`, the test accuracies of the clients that take part.
+def accuracies(dataset: FederatedDataset, *, unseen: bool = False) -> dict[str, np.ndarray]:
+    """Returns `{rule: [clients] float}`, the test accuracies of the clients.
 
     Clients without test examples are left out. Of equally frequent labels, the smallest is
     predicted.
 
     Args:
-      dataset: A classification; held-out clients count neither in training nor in tests.
+      dataset: A classification; labels of held-out clients are counted for themselves only.
+      unseen: Whether the tested clients are those held out; otherwise those that take part.
     """
-    clients = range(dataset.num_participants)
-    counts = dataset.class_counts()[: dataset.num_participants]
-    common = counts.sum(axis=0).argmax()
+    participants = range(dataset.num_participants)
+    counts = dataset.class_counts()
+    common = counts[: dataset.num_participants].sum(axis=0).argmax()
     found: dict[str, list[float]] = {"all": [], "client": []}
     if dataset.items is not None:
         found["item"] = []
-        of_items = sum(_counts_of_items(dataset, client) for client in clients)
-    for client in clients:
+        of_items = sum(_counts_of_items(dataset, client) for client in participants)
+    for client in range(len(participants), dataset.num_clients) if unseen else participants:
         test = _rows(dataset.test, client)
         targets = dataset.targets[test]
         if not len(targets):
@@ -60,10 +67,17 @@ def accuracies(dataset: FederatedDataset) -> dict[str, np.ndarray]:
         found["all"].append(np.mean(targets == common))
         found["client"].append(np.mean(targets == counts[client].argmax()))
         if "item" in found:
-            others = (of_items - _counts_of_items(dataset, client))[dataset.inputs[test]]
+            own = 0 if unseen else _counts_of_items(dataset, client)
+            others = (of_items - own)[dataset.inputs[test]]
             predicted = np.where(others.any(axis=1), others.argmax(axis=1), common)
             found["item"].append(np.mean(targets == predicted))
     return {rule: np.array(values) for rule, values in found.items()}
+
+
+def define_flags() -> None:
+    """Defines the flags of this script."""
+    app.define_config()
+    flags.DEFINE_bool("unseen", False, "Test held-out clients, which never train.")
 
 
 def main() -> None:
@@ -78,7 +92,9 @@ def main() -> None:
                 f"The targets of {dataset.name} are not labels, of which one is the most frequent; "
                 "set config.data.name to a classification."
             )
-        for rule, values in accuracies(dataset).items():
+        if flags.FLAGS.unseen and not dataset.num_unseen:
+            raise UserError("No client is held out: raise config.data.unseen_fraction above 0.")
+        for rule, values in accuracies(dataset, unseen=flags.FLAGS.unseen).items():
             summary = summarize(values, np.ones(len(values)))
             scores.setdefault(rule, []).append((summary.unweighted, summary.worst_decile))
     print("| most frequent label of | mean (%) | worst decile (%) |\n|---|---:|---:|")
@@ -88,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, app.define_config)
+    app.run(main, define_flags)

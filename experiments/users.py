@@ -1,7 +1,7 @@
 """Scores of the clients of a comparison: their spread, and the gain over a reference method.
 
     python experiments/users.py --workdir=WORKDIR --against=fedavg \\
-        [--groups=FILE.csv] [--group=NAME]
+        [--groups=FILE.csv] [--group=NAME] [--unseen]
 
 WORKDIR is that of compare.py, or with scenarios that of one of them; nothing is trained. With
 `--against=SUBDIRECTORY/METHOD`, WORKDIR is the directory of the work directories of several
@@ -11,7 +11,8 @@ deviation over clients), the worst decile, the mean gain over the reference meth
 interval of a paired bootstrap over clients, the fraction of clients that gain, and the rank
 correlation of the gain with the number of training examples. Groups come from a file with the
 columns `client` and `group`, or with the data set, by an attribute such as 'gender' that it knows
-of its clients; the table then has the gap between the groups with 15 clients or more.
+of its clients; the table then has the gap between the groups with 15 clients or more. With
+`--unseen`, the clients are those held out from training (`config.data.unseen_fraction`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def define_flags() -> None:
         "The metrics of the personalization bias, the first one for all other columns; the score "
         "of the runs by default.",
     )
+    flags.DEFINE_bool("unseen", False, "Compare held-out clients, which never train.")
     flags.DEFINE_integer("seed", 0, "The seed of the bootstrap.", lower_bound=0)
 
 
@@ -54,7 +56,12 @@ def main() -> None:
     if given.group:
         groups = clients.recorded_groups(runs, given.against, given.group)
     found = clients.compare(
-        runs, given.against, metrics=given.metrics, groups=groups, seed=given.seed
+        runs,
+        given.against,
+        metrics=given.metrics,
+        groups=groups,
+        seed=given.seed,
+        unseen=given.unseen,
     )
     text = clients.markdown(found._replace(notes=[*found.notes, *omitted]))
     writers.write_text(directory / "users.md", text)

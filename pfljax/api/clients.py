@@ -20,6 +20,7 @@ def compare_clients(
     metrics: Sequence[str] = (),
     groups: Mapping[str | int, str] | str | pathlib.Path | None = None,
     seed: int = 0,
+    unseen: bool = False,
 ) -> pd.DataFrame:
     """Compares the scores of the clients of finished runs between methods; trains nothing.
 
@@ -31,6 +32,8 @@ def compare_clients(
       groups: The group of each client by its name, or by its number for clients without names; or
         a CSV file with the columns `client` and `group`. None for no groups.
       seed: The seed of the bootstrap.
+      unseen: Whether the compared clients are those held out from training; otherwise those that
+        take part.
 
     Returns:
       A row for each method, with the columns of `pfljax.report.clients.Row`; its `attrs["notes"]`
@@ -54,7 +57,7 @@ def compare_clients(
     elif groups is not None:
         groups = {str(client): group for client, group in groups.items()}
     runs, omitted = clients.read(pathlib.Path(directory), against)
-    found = clients.compare(runs, against, metrics=metrics, groups=groups, seed=seed)
+    found = clients.compare(runs, against, metrics=metrics, groups=groups, seed=seed, unseen=unseen)
     frame = pd.DataFrame(found.rows).set_index("method")
     frame.attrs["notes"] = [*found.notes, *omitted]
     return frame

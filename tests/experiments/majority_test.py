@@ -50,6 +50,17 @@ def test_labels_are_counted():
     np.testing.assert_array_equal(found["item"], [0.5, 0.0])
 
 
+def test_held_out_clients_are_tested_with_labels_of_the_others():
+    found = script.accuracies(dataset(), unseen=True)
+    # It says 0 of the item 3, which no participating client trains on; the most frequent label of
+    # those clients is 1, its own 0.
+    assert {rule: values.tolist() for rule, values in found.items()} == {
+        "all": [0.0],
+        "client": [1.0],
+        "item": [0.0],
+    }
+
+
 def test_clients_without_test_examples_and_items():
     size = np.array([2, 0, 2], np.int32)
     tests = Split(dataset().test.offsets, size)

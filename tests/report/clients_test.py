@@ -79,6 +79,23 @@ def test_the_interval_of_two_clients_is_that_of_all_resamples(tmp_path):
     assert (row.gain, row.gain_low, row.gain_high) == pytest.approx((0.2, 0.0, 0.4))
 
 
+def test_held_out_clients_are_compared_on_their_own(tmp_path):
+    held_out = {"unseen": np.arange(7) > 3, "test_size": np.array([9, 9, 9, 9, 9, 9, 0])}
+    for method, scores in (("ditto", DITTO), ("fedavg", FEDAVG)):
+        own = {"personal_test_accuracy": np.append(scores, np.nan)}
+        write(tmp_path, method, scores, arrays=held_out | own)
+    frame = compare_clients(tmp_path, against="fedavg", unseen=True)
+    assert frame["mean"].tolist() == pytest.approx([FEDAVG[4:].mean(), DITTO[4:].mean()])
+    assert frame.loc["ditto"].gain == pytest.approx(np.mean((DITTO - FEDAVG)[4:]))
+    assert "over 2 clients that are held out and 1 seed" in frame.attrs["notes"][0]
+
+
+def test_one_held_out_client_cannot_be_compared(tmp_path):
+    write(tmp_path, "fedavg", FEDAVG)
+    with pytest.raises(UserError, match="1 held-out client has a score; .*unseen_fraction"):
+        compare_clients(tmp_path, against="fedavg", unseen=True)
+
+
 def test_clients_of_several_seeds_count_once_if_they_are_the_same(tmp_path):
     for seed in (0, 1, 2):
         write(tmp_path, "fedavg", FEDAVG - 0.1 * seed, seed=seed)

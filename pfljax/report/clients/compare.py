@@ -23,8 +23,9 @@ def compare(
     metrics: Sequence[str] = (),
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
+    unseen: bool = False,
 ) -> Comparison:
-    """Compares the scores of participating clients after the last round between methods.
+    """Compares the scores of clients after the last round between methods.
 
     Args:
       runs: The runs, `{method: [one run per seed]}`, as `read` returns them.
@@ -33,6 +34,8 @@ def compare(
         first one is the score of all other columns. By default the score of the runs alone.
       groups: The group of each client by its name, or by its number for clients without names.
       seed: The seed of the bootstrap.
+      unseen: Whether the compared clients are those held out from training; otherwise those that
+        take part.
 
     Raises:
       UserError: Runs do not have the same clients, a score is not finite, there are fewer than two
@@ -48,10 +51,12 @@ def compare(
         else:
             notes.append(f"{method} is not shown: it diverged with seed {', '.join(bad)}.")
     metrics = tuple(dict.fromkeys(metrics)) or (tables.score_of(scored),)
-    clients = stack(scored, against, metrics)
+    clients = stack(scored, against, metrics, unseen)
     users, index = np.unique(clients.keys, return_inverse=True)
     if len(users) < 2:
-        raise UserError(f"{len(users)} client has a score; a comparison needs two or more.")
+        which = "held-out client has" if unseen else "client has"
+        hint = ": raise config.data.unseen_fraction" if unseen else ""
+        raise UserError(f"{len(users)} {which} a score; a comparison needs two or more{hint}.")
 
     def per_client(values):
         return np.bincount(index, values) / np.bincount(index)
@@ -79,7 +84,7 @@ def compare(
             )
         )
     percent = (forms[0].percent, all(form.percent for form in forms))
-    notes = [*explain(clients, len(users), against, metrics, forms, members), *notes]
+    notes = [*explain(clients, len(users), against, metrics, forms, members, unseen), *notes]
     return Comparison(rows, metrics, percent, members is not None, notes)
 
 

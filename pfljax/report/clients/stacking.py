@@ -11,8 +11,10 @@ from pfljax.report import finished
 from pfljax.report.clients.types import Clients
 
 
-def stack(runs: dict[str, list[finished.Run]], against: str, metrics: Sequence[str]) -> Clients:
-    """Returns the clients that have a score, stacked over seeds, after checks of all runs."""
+def stack(
+    runs: dict[str, list[finished.Run]], against: str, metrics: Sequence[str], unseen: bool
+) -> Clients:
+    """Returns the participating or held-out clients that have a score, stacked over seeds."""
     references = [run.clients for run in runs[against]]
     named = all("client_name" in one for one in references)
     # Natural clients too are drawn and ordered by the seed of the data: numbers are no identity.
@@ -23,25 +25,25 @@ def stack(runs: dict[str, list[finished.Run]], against: str, metrics: Sequence[s
     for number, one in enumerate(references):
         names = one["client_name" if named else "client"].astype(str)
         known |= set(names)
-        seen = ~one["unseen"]
+        compared = one["unseen"] == unseen
         found = {}
         for method, of_method in runs.items():
             run, where = of_method[number], f"{method} with seed {of_method[number].result['seed']}"
             _require_same_clients(run.clients, one, names, where, against)
-            found[method] = _values(run, metrics, where, names)[seen]
+            found[method] = _values(run, metrics, where, names, unseen)[compared]
             differs = np.isfinite(found[method]) != np.isfinite(found[against])
             if differs.any():
-                client = names[seen][differs.any(axis=1)][0]
+                client = names[compared][differs.any(axis=1)][0]
                 raise UserError(
                     f"Client {client} has a score in one of {where} and {against} only; choose "
                     "metrics that are defined for the same clients in all methods."
                 )
         defined = np.isfinite(found[against]).all(axis=1)
         undefined += int(np.sum(~defined))
-        own = names[seen][defined]
+        own = names[compared][defined]
         keys.append(own if are_same else np.array([f"{number}/{name}" for name in own], dtype=str))
         seeds.append(np.full(defined.sum(), number))
-        sizes.append(one["train_size"][seen][defined])
+        sizes.append(one["train_size"][compared][defined])
         for method, each in found.items():
             values[method].append(each[defined])
     return Clients(
@@ -79,13 +81,15 @@ def _require_same_clients(
             )
 
 
-def _values(run: finished.Run, metrics: Sequence[str], where: str, names: np.ndarray) -> np.ndarray:
+def _values(
+    run: finished.Run, metrics: Sequence[str], where: str, names: np.ndarray, unseen: bool
+) -> np.ndarray:
     """Returns `[clients, metrics]`, the scores of a run; NaN for clients without a score.
 
     Raises:
       UserError: The run lacks a metric, or a client that should have a score has NaN.
     """
-    columns, seen = [], ~run.clients["unseen"]
+    columns, compared = [], run.clients["unseen"] == unseen
     prefix = "personal_test_"
     for name in metrics:
         if f"{prefix}{name}" not in run.clients:
@@ -95,11 +99,12 @@ def _values(run: finished.Run, metrics: Sequence[str], where: str, names: np.nda
                 "metrics, or add it to config.metrics and compare in another work directory."
             )
         values = run.clients[f"{prefix}{name}"]
-        tested = seen & (run.clients["test_size"] > 0)
-        # The number of clients for which the metric is defined; older results lack it.
-        entry = run.result.get("metrics", {}).get(name, {})
+        tested = compared & (run.clients["test_size"] > 0)
+        # The number of clients for which the metric is defined, without held-out ones; older
+        # results lack it.
+        entry = {} if unseen else run.result.get("metrics", {}).get(name, {})
         missing = tested & ~np.isfinite(values)
-        if np.sum(seen & np.isfinite(values)) < entry.get("clients", tested.sum()):
+        if np.sum(compared & np.isfinite(values)) < entry.get("clients", tested.sum()):
             raise UserError(
                 f"{where} has a {name} that is not finite, among client "
                 f"{', '.join(names[missing][:5])}; train it again, with a lower learning rate."

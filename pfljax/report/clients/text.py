@@ -19,13 +19,15 @@ def explain(
     metrics: Sequence[str],
     forms: Sequence[tables.Form],
     members: dict[str, np.ndarray] | None,
+    unseen: bool = False,
 ) -> list[str]:
     """Returns the sentences on the columns and the clients of a comparison."""
     seeds = len(np.unique(clients.seeds))
     title = forms[0].title + ("" if forms[0].more_is_better else " (lower is better)")
+    which = "are held out" if unseen else "take part"
     notes = [
         f"Test {title} of the personalized models after the last round, over {count} clients that "
-        f"take part and {seeds} seed{'s' * (seeds > 1)}, each client with the same weight. mean, "
+        f"{which} and {seeds} seed{'s' * (seeds > 1)}, each client with the same weight. mean, "
         "personalization bias (standard deviation over clients; of several metrics the root of the "
         "sum of their variances) and worst decile (mean over the 10 % of clients with the worst "
         f"scores): means over seeds. gain: over {against}, positive is better; its mean over "
