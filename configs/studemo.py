@@ -14,7 +14,14 @@ Learning rates and what was tuned with them: docs/results/annotators.md.
 
 from pfljax.training.study.personalization import row_config
 
-TUNED = {}
+TUNED = {
+    "linear": {
+        "fedavg": {"learning_rate": 0.2},
+        "ditto": {"learning_rate": 0.3, "lam": 0.1},
+    },
+    "bias": {"fedper": {"learning_rate": 0.1}},
+    "difference": {"fedavg": {"learning_rate": 0.3}},
+}
 
 
 def get_config(row: str = "linear"):
