@@ -56,12 +56,11 @@ def difference_features(dataset: FederatedDataset, shrinkage: float = 5.0) -> Fe
       Personalization", 2025, https://arxiv.org/abs/2507.20849.
 
     >>> from pfljax.data.arrays import from_arrays
-    >>> ratings = from_arrays([0, 1, 0, 1], [1.0, 0.0, 0.0, 0.0], ["ann", "ann", "ben", "ben"],
-    ...                       task="regression", normalize=False, test_fraction=0.5)
-    >>> items = np.eye(2, dtype=np.float32)
-    >>> pair = ratings._replace(items=items, inputs=ratings.inputs.astype(np.int32))
-    >>> difference_features(pair, shrinkage=0).inputs.shape
-    (4, 4)
+    >>> from pfljax.data.precompute import precompute
+    >>> ratings = from_arrays(np.array([[3.0], [4.0]] * 4), [0, 1] * 2 + [1] * 4, [0] * 4 + [1] * 4)
+    >>> found = difference_features(precompute(ratings, np.square))
+    >>> found.inputs.shape, found.items
+    ((8, 3), None)
     """
     checks.number("shrinkage", shrinkage, 0, 1e9)
     features = _features(dataset)
