@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms import requirements
 from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
@@ -120,6 +121,8 @@ def pefll(
     if embedding is not None:
         ALGORITHMS["pefll"].require_usable(embedding)
     described = task if embedding is None else embedding
+    # Clients' models may be linear; the embedding is computed from the features of a body.
+    requirements.require("PeFLL", ("body",), requirements.Setting(described))
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
 
     def init_server(population, key):

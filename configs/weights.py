@@ -1,0 +1,39 @@
+"""Weights as data: held-out users, half for validation, whose params are generated or fitted.
+
+40 % of the users never train. `:popquorn` and `:md_agreement`: annotators and a linear model of
+features of texts, split by text. `:omniglot`: 20 drawers, the alphabet of a drawing, a linear model
+of the features of a CNN. `:label_skew`: MNIST with Dirichlet(0.1) label skew, 200 clients, linear.
+
+    python experiments/weights.py --config=configs/weights.py:popquorn --workdir=WORKDIR \
+        --config.data.dir=DIRECTORY
+
+docs/results/weights.md has the learning rates of each data set, and the tables.
+"""
+
+from pfljax.errors import UserError
+from pfljax.training.study.config import comparison_config
+from pfljax.training.study.personalization import row_config
+
+
+def get_config(data: str = "popquorn"):
+    if data in ("popquorn", "md_agreement"):
+        config = row_config(data, "linear", rounds=100, batch_size=10, tuned={})
+    elif data == "omniglot":
+        config = comparison_config("omniglot", "cnn", rounds=30, learning_rate=0.1)
+    elif data == "label_skew":
+        config = comparison_config(
+            "mnist", "logistic", partition="dirichlet", rounds=60, learning_rate=0.03
+        )
+        config.data.num_clients, config.data.min_size = 200, 20
+    else:
+        raise UserError(
+            f"There is no data set {data!r} in this config; after the colon, name one of popquorn, "
+            "md_agreement, omniglot, label_skew."
+        )
+    # The linear model has no body that could compute the features of PeFLL's descriptors.
+    config.hparams.pefll.embedding.update({"name": "mlp", "widths": (64,)})
+    config.algorithms = ("fedavg", "fedavg_ft", "pfedhn", "pefll")
+    config.eval_every, config.checkpoint_every = config.rounds, 0
+    config.selection.mean, config.selection.which_round = "unweighted", "last"
+    config.data.test_fraction, config.data.unseen_fraction = 0.3, 0.4
+    return config
