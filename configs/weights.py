@@ -22,7 +22,7 @@ def get_config(data: str = "popquorn"):
         config = comparison_config("omniglot", "cnn", rounds=30, learning_rate=0.1)
     elif data == "label_skew":
         config = comparison_config(
-            "mnist", "logistic", partition="dirichlet", rounds=60, learning_rate=0.03
+            "mnist", "logistic", partition="dirichlet", rounds=30, learning_rate=0.03
         )
         config.data.num_clients, config.data.min_size = 200, 20
     else:

@@ -35,7 +35,7 @@ import copy
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,16 +61,19 @@ _FRACTIONS = diffusion.signal_fractions(100, 0.001, 0.2)
 _OF_METHODS = {
     "fedavg": {},
     "fedavg_ft": {"fine_tuning_epochs": (5, 20)},
-    "pfedhn": {"rate": (0.01, 0.03)},
-    "pefll": {"rate": (0.001, 0.003)},
+    "pfedhn": {"rate": (0.03, 0.1)},
+    "pefll": {"rate": (0.003, 0.01)},
 }
 _BIAS = {"rate": (0.03, 0.1), "steps": (3, 10, 30)}
 _FITTED = {"size": (2, 8, 32), "steps": (10, 50)}
 _RIDGE = {"size": (4, 32), "penalty": (0.1, 1.0, 10.0)}
 _DIFFUSION = {"size": (2, 8, 32), "steps": (500, 2000)}
-# The fitted rows: the rate of Adam for coefficients in units of their deviations, and the width and
-# the steps of networks.
-_RATE_OF_COEFFICIENTS, _HIDDEN, _STEPS_OF_AUTOENCODER, _BATCH = 0.1, 64, 1000, 128
+_RATE_OF_COEFFICIENTS = 0.1  # in units of their standard deviations
+# The networks: the width of hidden layers, the learning rate, and steps and batches.
+_HIDDEN, _RATE, _STEPS_OF_AUTOENCODER, _BATCH = 64, 0.003, 1000, 128
+_NOTHING, _UNLABELLED, _LABELLED, _ALL = "nothing", "unlabelled", "labelled", "all labelled"
+_COMMON, _MEAN = "common model (fedavg)", "mean of the training users' params"
+_REFERENCES = _COMMON, _MEAN, "fedavg_ft"
 
 
 class Settings(NamedTuple):
@@ -103,9 +106,9 @@ class Users(NamedTuple):
     targets: np.ndarray
     mask: np.ndarray
 
-    def of(self, chosen: np.ndarray) -> Users:
-        """Returns some of the users."""
-        return Users(*(array[chosen] for array in self))
+    def fraction(self, right: jax.Array) -> jax.Array:
+        """Returns `[U]`, the fraction of each user's examples where `right` `[U, n]` is True."""
+        return (right & self.mask).sum(axis=1) / self.mask.sum(axis=1)
 
 
 def rows_of(dataset: FederatedDataset, split: str, client: int) -> np.ndarray:
@@ -167,7 +170,7 @@ def linear_features(
     FedAvg trains on the training users with the config's learning rate and rounds.
     """
     own = copy.deepcopy(config)
-    own.model.name = "logistic"
+    own.model = ml_collections.ConfigDict({"name": "logistic"})
     if config.model.name == "logistic":
         return own, dataset
     base = fit("fedavg", dataset, config=config).global_model().params
@@ -176,208 +179,200 @@ def linear_features(
     return own, precompute(dataset, features)
 
 
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      uses: What the row uses of a held-out user.
+      accuracies: `[U]`, the accuracies of held-out users on their test examples.
+      setting: The chosen setting; None if there is nothing to choose.
+    """
+
+    uses: str
+    accuracies: np.ndarray
+    setting: Any = None
+
+
 class Study:
-    """The linear personal params of training users, and the examples of held-out users.
+    """The held-out users, and the personal params of training users as rows of a matrix.
 
     Attributes:
       given: The given items of held-out users.
       test: Their test examples.
       is_validation: `[U]` bool, which of them are validation users.
-      task: The linear model and its loss.
+      params: `[N, P]`, the params of training users.
+      unflatten: `[M, P] -> params` of the linear model.
+      basis: All principal directions of `params`.
     """
 
-    def __init__(self, dataset: FederatedDataset, task: Task, validation: np.ndarray):
+    def __init__(
+        self, dataset: FederatedDataset, task: Task, is_validation: np.ndarray, params: Params
+    ):
         held_out = range(dataset.num_participants, dataset.num_clients)
         self.given = users_of(dataset, "train", held_out)
         self.test = users_of(dataset, "test", held_out)
-        self.is_validation, self.task = validation, task
-        self._losses = jax.jit(self._losses_of)
-        self._correct = jax.jit(self._correct_of)
+        self.is_validation = is_validation
+        self.params, self.unflatten = weights.flatten(params)
+        self.basis = weights.pca(self.params, len(self.params))
+        predict = jax.vmap(task.predict)
 
-    def _losses_of(self, params: Params, users: Users) -> jax.Array:
-        def loss(params, inputs, targets):
-            logits = self.task.predict(params, inputs)
-            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], 1))
+        @jax.jit
+        def losses(rows, users):
+            logs = jax.nn.log_softmax(predict(self.unflatten(rows), users.inputs))
+            return -jnp.mean(jnp.take_along_axis(logs, users.targets[..., None], axis=2), (1, 2))
 
-        return jax.vmap(loss)(params, users.inputs, users.targets)
+        @jax.jit
+        def correct(rows, users):
+            predicted = predict(self.unflatten(rows), users.inputs).argmax(axis=-1)
+            return users.fraction(predicted == users.targets)
 
-    def _correct_of(self, params: Params, users: Users) -> jax.Array:
-        logits = jax.vmap(self.task.predict)(params, users.inputs)
-        right = (logits.argmax(axis=-1) == users.targets) & users.mask
-        return right.sum(axis=1) / users.mask.sum(axis=1)
+        self._losses, self._correct = losses, correct
 
-    def losses(self, params: Params) -> jax.Array:
-        """Returns `[U]`, the mean cross-entropy of each user's params on its given items."""
-        return self._losses(params, self.given)
+    def losses(self, rows: jax.Array) -> jax.Array:
+        """Returns `[U]`, the mean cross-entropy on each user's given items of its row `[U, P]`."""
+        return self._losses(rows, self.given)
 
-    def accuracies(self, params: Params) -> np.ndarray:
-        """Returns `[U]`, the accuracy of each user's params on its test examples."""
-        return np.asarray(self._correct(params, self.test))
+    def accuracies(self, rows: jax.Array) -> np.ndarray:
+        """Returns `[U]`, the accuracy on each user's test examples of its row `[U, P]`."""
+        return np.asarray(self._correct(rows, self.test))
 
-    def chosen(
-        self, grid: Mapping[str, Sequence[Any]], score: Callable[..., np.ndarray]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Returns the accuracies `[U]` of the best setting for validation users, and the setting.
+    def best(
+        self, uses: str, grid: Mapping[str, Sequence[Any]], rows_of: Callable[..., jax.Array]
+    ) -> Row:
+        """Returns the row of the table with the setting that is best for validation users.
 
         Args:
+          uses: What the row uses.
           grid: The values of each setting; all combinations are tried.
-          score: `(**setting) -> [U]`, the accuracies of all held-out users.
+          rows_of: `(**setting) -> [U, P]`, the params of held-out users.
         """
-        tried = [(setting, score(**setting)) for setting in combinations(grid)]
-        setting, found = max(tried, key=lambda pair: pair[1][self.is_validation].mean())
-        return found, setting
+        settings = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+        tried = [Row(uses, self.accuracies(rows_of(**setting)), setting) for setting in settings]
+        return max(tried, key=lambda row: row.accuracies[self.is_validation].mean())
 
 
-def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yields all combinations of the values of each name."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def training_conditions(
+def conditions_of(
     dataset: FederatedDataset, settings: Settings, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the conditions of training users, and the user of each.
+) -> tuple[jax.Array, np.ndarray, jax.Array]:
+    """Returns the conditions of all users, in units of principal directions of the training users'.
 
     Args:
-      dataset: The data set.
-      settings: The number of items in a subset, and of subsets of a user.
+      dataset: The data set, in which held-out users have their given items.
+      settings: The number of items in a subset, of subsets of a user, and of directions.
       seed: The seed of the subsets.
 
     Returns:
-      Conditions `[n, C]`, and users `[n]`, the numbers of clients.
+      `[N * subsets, C]`, conditions of training users; `[N * subsets]`, the user of each; and
+      `[U, C]`, the conditions of held-out users.
     """
     rng = np.random.default_rng(seed)
-    found, users = [], []
-    for client in range(dataset.num_participants):
+    count, means = dataset.num_participants, []
+    for client in range(dataset.num_clients):
         (inputs,) = users_of(dataset, "train", [client]).inputs
         flat = np.asarray(inputs, np.float32).reshape(len(inputs), -1)
-        for _ in range(settings.subsets):
-            rows = rng.choice(len(flat), min(settings.items, len(flat)), replace=False)
-            found.append(flat[rows].mean(axis=0))
-            users.append(client)
-    return np.array(found), np.array(users)
+        size = min(settings.items, len(flat))
+        for _ in range(settings.subsets if client < count else 1):
+            means.append(flat[rng.choice(len(flat), size, replace=False)].mean(axis=0))
+    own = jnp.asarray(np.array(means))
+    known = own[: count * settings.subsets]
+    basis = weights.pca(known, settings.condition_size)
+    users = np.repeat(np.arange(count), settings.subsets)
+    return basis.project(known), users, basis.project(own[len(known) :])
 
 
 def generated(
     study: Study,
-    rows: jax.Array,
-    unflatten: Callable[[jax.Array], Params],
     conditions: jax.Array,
     users: np.ndarray,
     new: jax.Array,
-    settings: Settings,
+    samples: int,
     seed: int,
-) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """Returns `{row: (accuracies [U], setting)}` of params that are generated from conditions.
+) -> dict[str, Row]:
+    """Returns the rows of the table whose params are generated from conditions.
 
     Args:
-      study: The held-out users.
-      rows: `[N, P]`, the params of training users.
-      unflatten: `[U, P] -> params`.
+      study: The params of training users, and the held-out users.
       conditions: `[n, C]`, conditions of training users.
-      users: `[n]`, the row of `rows` that belongs to each condition.
+      users: `[n]`, the training user of each condition.
       new: `[U, C]`, the conditions of held-out users.
-      settings: The number of samples.
+      samples: Number of samples of a diffusion model in a mean.
       seed: The seed of initial params, batches and samples.
     """
-    basis = weights.pca(rows, len(rows))
-    scale = weights.standardization(rows)
-    standard, count, keys = scale.apply(rows), len(new), jax.random.split(jax.random.key(seed), 3)
+    scale, keys = weights.standardization(study.params), jax.random.split(jax.random.key(seed), 3)
+    standard = scale.apply(study.params)
 
-    def ridge(size, penalty):
-        first = basis.first(size)
-        mapped = weights.ridge(conditions, first.project(rows)[users], penalty)
-        return study.accuracies(unflatten(first.expand(mapped.apply(new))))
-
-    @functools.cache
-    def latents_in_basis(size):
-        first = basis.first(size)
-        return first.project(rows), first.expand
+    def regressed(size, penalty):
+        basis = study.basis.first(size)
+        targets = basis.project(study.params)[users]
+        return basis.expand(weights.ridge(conditions, targets, penalty).apply(new))
 
     @functools.cache
-    def latents_of_autoencoder(size):
-        coder = autoencoder.fit(keys[0], standard, size, _HIDDEN, 0.003, _STEPS_OF_AUTOENCODER)
-        latents = autoencoder.encode(coder, standard)
-        unit = weights.standardization(latents)
-        return unit.apply(latents), lambda z: scale.undo(autoencoder.decode(coder, unit.undo(z)))
+    def coefficients(size):
+        basis = study.basis.first(size)
+        return basis.project(study.params), basis.expand
 
     @functools.cache
-    def samples(latents_of, size, steps):
+    def latents(size):
+        coder = autoencoder.fit(keys[0], standard, size, _HIDDEN, _RATE, _STEPS_OF_AUTOENCODER)
+        found = autoencoder.encode(coder, standard)
+        unit = weights.standardization(found)
+        return unit.apply(found), lambda z: scale.undo(autoencoder.decode(coder, unit.undo(z)))
+
+    @functools.cache
+    def drawn(kind, size, steps):
         """Returns `[samples, U, P]`."""
-        latents, decode = latents_of(size)
-        denoiser = diffusion.fit(
-            keys[1],
-            latents[users],
-            conditions,
-            _FRACTIONS,
-            hidden=_HIDDEN,
-            rate=0.003,
-            steps=steps,
-            batch_size=_BATCH,
-        )
-        repeated = jnp.tile(new, (settings.samples, 1))
-        drawn = diffusion.sample(
+        vectors, decode = kind(size)
+        network = {"hidden": _HIDDEN, "rate": _RATE, "steps": steps, "batch_size": _BATCH}
+        denoiser = diffusion.fit(keys[1], vectors[users], conditions, _FRACTIONS, **network)
+        repeated = jnp.tile(new, (samples, 1))
+        found = diffusion.sample(
             lambda x, time: diffusion.denoise(denoiser, x, time, repeated),
             keys[2],
-            (len(repeated), latents.shape[1]),
+            (len(repeated), vectors.shape[1]),
             _FRACTIONS,
         )
-        return decode(drawn).reshape(settings.samples, count, -1)
+        return decode(found).reshape(samples, len(new), -1)
 
-    found = {"ridge regression": study.chosen(_RIDGE, ridge)}
-    for name, latents_of in (
-        ("diffusion of coefficients", latents_in_basis),
-        ("diffusion of an autoencoder's latents", latents_of_autoencoder),
-    ):
-        for kind, reduce in (
-            ("one sample", lambda drawn: drawn[0]),
-            (f"mean of {settings.samples}", lambda drawn: drawn.mean(axis=0)),
-        ):
+    def best(kind, reduce):
+        return study.best(
+            _UNLABELLED, _DIFFUSION, lambda size, steps: reduce(drawn(kind, size, steps))
+        )
 
-            def score(size, steps, latents_of=latents_of, reduce=reduce):
-                return study.accuracies(unflatten(reduce(samples(latents_of, size, steps))))
-
-            found[f"{name}, {kind}"] = study.chosen(_DIFFUSION, score)
+    found = {"ridge regression": study.best(_UNLABELLED, _RIDGE, regressed)}
+    kinds = {"coefficients": coefficients, "an autoencoder's latents": latents}
+    for name, kind in kinds.items():
+        found[f"diffusion of {name}, one sample"] = best(kind, lambda rows: rows[0])
+        found[f"diffusion of {name}, mean of {samples}"] = best(kind, lambda rows: rows.mean(0))
     return found
 
 
-def fitted(
-    study: Study,
-    rows: jax.Array,
-    unflatten: Callable[[jax.Array], Params],
-    common: jax.Array,
-) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """Returns `{row: (accuracies [U], setting)}` of coefficients fitted to labelled items.
+def fitted(study: Study, common: jax.Array) -> dict[str, Row]:
+    """Returns the rows of the table whose coefficients are fitted to the labelled given items.
 
     Args:
-      study: The held-out users.
-      rows: `[N, P]`, the params of training users.
-      unflatten: `[U, P] -> params`.
+      study: The params of training users, and the held-out users.
       common: `[P]`, the params of the common model.
     """
-    count, principal = len(study.is_validation), weights.pca(rows, len(rows))
     # The directions of the biases: unit vectors of their entries.
-    names = unflatten(jnp.arange(rows.shape[1])[None])
-    leaves = jax.tree_util.tree_leaves_with_path(names)
+    numbers = study.unflatten(jnp.arange(len(common))[None])
+    leaves = jax.tree_util.tree_leaves_with_path(numbers)
     entries = [np.ravel(leaf) for path, leaf in leaves if path[-1].key == "bias"]
-    units = jnp.eye(rows.shape[1])[np.concatenate(entries).astype(int)]
-    of_bias = weights.Basis(common, units, jnp.ones(len(units)))
+    units = jnp.eye(len(common))[np.concatenate(entries)]
+    biases = weights.Basis(common, units, jnp.ones(len(units)))
 
-    def accuracies(basis, rate, steps):
-        start = jnp.zeros((count, len(basis.std)))
-        found = weights.fit_coefficients(
-            lambda rows: study.losses(unflatten(rows)), basis, start, rate, steps
-        )
-        return study.accuracies(unflatten(basis.expand(found)))
+    def descended(basis, rate, steps):
+        start = jnp.zeros((len(study.is_validation), len(basis.std)))
+        return basis.expand(weights.fit_coefficients(study.losses, basis, start, rate, steps))
 
+    of_biases = functools.partial(descended, biases)
     return {
-        "common model with a fitted bias": study.chosen(
-            _BIAS, lambda rate, steps: accuracies(of_bias, rate, steps)
-        ),
-        "fitted coefficients (Celeb Basis)": study.chosen(
+        "common model with a fitted bias": study.best(_LABELLED, _BIAS, of_biases),
+        "fitted coefficients (Celeb Basis)": study.best(
+            _LABELLED,
             _FITTED,
-            lambda size, steps: accuracies(principal.first(size), _RATE_OF_COEFFICIENTS, steps),
+            lambda size, steps: descended(study.basis.first(size), _RATE_OF_COEFFICIENTS, steps),
         ),
     }
 
@@ -387,33 +382,49 @@ def trained(
     dataset: FederatedDataset,
     directory: pathlib.Path,
     rates: Sequence[float],
-    seed: int,
 ) -> tuple[dict[str, list[Run]], dict[str, Any]]:
     """Trains the federated methods with all their settings.
 
     Returns:
       `{method: runs}`, and the setting of fine-tuned FedAvg that is best on the validation examples
       of training users.
+
+    Raises:
+      UserError: All runs of a method diverged.
     """
     runs, best = {}, {}
     for method, grid in _OF_METHODS.items():
-        values = {"learning_rate": list(rates[1::2] if grid else rates), **grid}
-        found = sweep(
-            method, dataset, values, seeds=(seed,), config=config, workdir=directory / method
-        )
-        if method == "fedavg_ft":
-            best = found.best
-        paths = sorted((directory / method / method).glob(f"*/seed_{seed}"))
-        opened = [open_run(path, dataset) for path in paths]
+        values = {"learning_rate": rates[1::2] if grid else rates, **grid}
+        own = directory / method
+        found = sweep(method, dataset, values, seeds=(config.seed,), config=config, workdir=own)
+        best[method] = found.best
+        opened = [open_run(path, dataset) for path in sorted(own.glob(f"{method}/*/seed_*"))]
         runs[method] = [run for run in opened if "diverged" not in run.result]
         if not runs[method]:
-            raise UserError(f"All settings of {method} diverged; lower --rates.")
-    return runs, best
+            raise UserError(f"All settings of {method} diverged; pass smaller --rates.")
+    return runs, best["fedavg_ft"]
 
 
-def setting_of(run: Run) -> str:
-    """Returns the name of the setting of a run of a sweep."""
-    return run.directory.parent.name
+def of_held_out(run: Run) -> np.ndarray:
+    """Returns `[U]`, the test accuracies of held-out users in the order of their numbers."""
+    frame = run.per_client().sort_values("client")
+    return frame.loc[frame["unseen"], "personal_test_accuracy"].to_numpy()
+
+
+def of_labels(dataset: FederatedDataset, study: Study) -> dict[str, Row]:
+    """Returns the rows of the most frequent labels, of training users and of given items."""
+    labels = dataset.class_counts()[: dataset.num_participants].sum(axis=0)
+    given = np.eye(dataset.num_classes)[study.given.targets].sum(axis=1)
+    # Of equally frequent labels of a user, the one that is more frequent among training users.
+    own = (given + labels / (labels.sum() + 1)).argmax(axis=1)
+    everyone = np.full(len(own), labels.argmax())
+    return {
+        name: Row(uses, study.test.fraction(study.test.targets == predicted[:, None]))
+        for name, uses, predicted in (
+            ("most frequent label", _NOTHING, everyone),
+            ("user's most frequent given label", _LABELLED, own),
+        )
+    }
 
 
 def one_seed(
@@ -421,147 +432,88 @@ def one_seed(
     directory: pathlib.Path,
     rates: Sequence[float],
     settings: Settings,
-    seed: int,
-) -> tuple[dict[str, np.ndarray], list, dict[str, Any]]:
-    """Returns the accuracies of test users with one seed of the split.
+) -> tuple[dict[str, Row], list[str]]:
+    """Returns the rows of the table for the test users of one seed, and who they are.
 
     Args:
-      config: The config of the study.
+      config: The config of a run with that seed.
       directory: The directory of the runs.
       rates: Learning rates of clients.
       settings: The settings of the experiment.
-      seed: The seed.
-
-    Returns:
-      `{row: [test users]}`, the identity of each test user, and `{row: setting}`.
 
     Raises:
       UserError: The data set is no classification, or has fewer than two held-out users.
     """
-    own = config_lib.of_run(config, "fedavg", seed)
-    whole = experiment.build_dataset(own)
+    whole, seed = experiment.build_dataset(config), config.seed
     if whole.task != "classification" or whole.num_unseen < 2:
         raise UserError(
             f"weights.py needs a classification with two held-out users or more; {whole.name} has "
             f"the task {whole.task} and {whole.num_unseen}: set config.data.unseen_fraction."
         )
-    own, whole = linear_features(own, whole)
+    config, whole = linear_features(config, whole)
     dataset = with_given_items(whole, settings.items, seed)
-    held_out = np.arange(dataset.num_participants, dataset.num_clients)
-    shuffled = np.random.default_rng(seed).permutation(len(held_out))
-    is_validation = np.isin(np.arange(len(held_out)), shuffled[: len(held_out) // 2])
-    make, frozen = build_task(own, dataset)
-    study = Study(dataset, make(frozen), is_validation)
+    runs, best = trained(config, dataset, directory, rates)
+    make, frozen = build_task(config, dataset)
 
-    runs, best = trained(own, dataset, directory, rates, seed)
-    of_rows = next(
-        run
-        for run in runs["fedavg_ft"]
-        if run.config.hparams.fedavg_ft.fine_tuning_epochs == best["fine_tuning_epochs"]
-        and run.config.learning_rates.fedavg_ft == best["learning_rate"]
+    count = dataset.num_unseen
+    shuffled = np.random.default_rng(seed).permutation(count)
+    is_validation = np.isin(np.arange(count), shuffled[: count // 2])
+
+    def chosen(method, uses=_LABELLED):
+        run = max(runs[method], key=lambda run: of_held_out(run)[is_validation].mean())
+        return run, Row(uses, of_held_out(run), run.directory.parent.name)
+
+    of_training = fit("fedavg_ft", whole, config=config, **best)
+    own = [model.params for model in of_training.clients(range(dataset.num_participants))]
+    study = Study(
+        dataset, make(frozen), is_validation, jax.tree.map(lambda *one: jnp.stack(one), *own)
     )
-    participants = list(range(dataset.num_participants))
-    personal = [model.params for model in of_rows.clients(participants)]
-    rows, unflatten = weights.flatten(jax.tree.map(lambda *leaves: jnp.stack(leaves), *personal))
-
-    def of_held_out(run, model="personal"):
-        frame = run.per_client().sort_values("client")
-        return frame.loc[frame["unseen"], f"{model}_test_accuracy"].to_numpy()
-
-    def chosen_run(method):
-        return max(runs[method], key=lambda run: of_held_out(run)[is_validation].mean())
-
-    labels = dataset.class_counts()[: dataset.num_participants].sum(axis=0)
-    of_given = np.eye(dataset.num_classes)[study.given.targets].sum(axis=1)
-    # Of equally frequent labels of a user, the one that is more frequent among training users.
-    of_user = (of_given + labels / (labels.sum() + 1)).argmax(axis=1)
-
-    def with_label(predicted):
-        right = (study.test.targets == predicted[:, None]) & study.test.mask
-        return right.sum(axis=1) / study.test.mask.sum(axis=1)
-
-    average = chosen_run("fedavg")
-    single = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], average.global_model().params)
-    common = weights.flatten(single)[0][0]
-    repeated = unflatten(jnp.tile(rows.mean(axis=0), (len(held_out), 1)))
+    average, of_average = chosen("fedavg", _NOTHING)
+    common, _ = weights.flatten(jax.tree.map(lambda x: x[None], average.global_model().params))
+    mean = jnp.tile(study.basis.mean, (count, 1))
+    labels = of_labels(dataset, study)
+    conditions = conditions_of(dataset, settings, seed)
     found = {
-        "most frequent label": with_label(np.full(len(held_out), labels.argmax())),
-        "common model (fedavg)": of_held_out(average),
-        "mean of the training users' params": study.accuracies(repeated),
+        "most frequent label": labels["most frequent label"],
+        _COMMON: of_average,
+        _MEAN: Row(_NOTHING, study.accuracies(mean)),
+        **generated(study, *conditions, settings.samples, seed),
+        **labels,
+        **fitted(study, common[0]),
+        **{method: chosen(method)[1] for method in ("fedavg_ft", "pfedhn", "pefll")},
+        "fedavg_ft with all training examples": Row(_ALL, of_held_out(of_training), best),
     }
-    chosen: dict[str, Any] = {"common model (fedavg)": setting_of(average)}
-
-    conditions, users = training_conditions(dataset, settings, seed)
-    reduced = weights.pca(jnp.asarray(conditions), settings.condition_size)
-    given = np.asarray(study.given.inputs, np.float32).mean(axis=1).reshape(len(held_out), -1)
-    of_conditions = generated(
-        study,
-        rows,
-        unflatten,
-        reduced.project(jnp.asarray(conditions)),
-        users,
-        reduced.project(jnp.asarray(given)),
-        settings,
-        seed,
-    )
-    of_labels = fitted(study, rows, unflatten, common)
-    found["user's most frequent given label"] = with_label(of_user)
-    for name, (accuracies, setting) in {**of_conditions, **of_labels}.items():
-        found[name], chosen[name] = accuracies, setting
-    for method in ("fedavg_ft", "pfedhn", "pefll"):
-        run = chosen_run(method)
-        found[method], chosen[method] = of_held_out(run), setting_of(run)
-    every = fit("fedavg_ft", whole, config=own, **best, seed=seed)
-    found["fedavg_ft, all training examples"] = of_held_out(every)
-    chosen["training users' params"] = setting_of(of_rows)
-
     names = dataset.client_names or [f"{seed}/{client}" for client in range(dataset.num_clients)]
-    return (
-        {name: values[~is_validation] for name, values in found.items()},
-        [names[client] for client in held_out[~is_validation]],
-        chosen,
-    )
+    tested = np.flatnonzero(~is_validation)
+    rows = {name: row._replace(accuracies=row.accuracies[tested]) for name, row in found.items()}
+    return rows, [names[dataset.num_participants + number] for number in tested]
 
 
-# What each row uses of a held-out user; of the rows that are not listed, nothing.
-_UNLABELLED, _LABELLED = (
-    ("ridge", "diffusion"),
-    ("user's", "common model with", "fitted", "fedavg_ft", "pf", "pe"),
-)
-
-
-def uses(row: str, items: int) -> str:
-    """Returns what a row of the table uses of a held-out user."""
-    if row.endswith("all training examples"):
-        return "all, labelled"
-    if row.startswith(_UNLABELLED):
-        return f"{items} unlabelled"
-    return f"{items} labelled" if row.startswith(_LABELLED) else "nothing"
-
-
-def table(scores: Mapping[str, Mapping[Any, Sequence[float]]], items: int, seed: int) -> list[str]:
+def table(seeds: Sequence[tuple[Mapping[str, Row], Sequence[str]]], seed: int) -> list[str]:
     """Returns the lines of the table.
 
     Args:
-      scores: `{row: {user: accuracies}}`, one accuracy for each seed with the user among the test
-        users.
-      items: Number of given items.
+      seeds: The results of `one_seed`.
       seed: The seed of the bootstrap.
     """
-    means = {
-        row: np.array([np.mean(values) for values in of_users.values()])
-        for row, of_users in scores.items()
-    }
-    common, mean = means["common model (fedavg)"], means["mean of the training users' params"]
+    first, _ = seeds[0]
+    means = {}
+    for name in first:
+        of_users: dict[str, list[float]] = {}
+        for rows, users in seeds:
+            for user, value in zip(users, rows[name].accuracies, strict=True):
+                of_users.setdefault(user, []).append(float(value))
+        means[name] = np.array([np.mean(values) for values in of_users.values()])
     lines = [
         "| params of a held-out user | uses | accuracy | gain over the common model "
-        "| gain over the mean params |",
-        "|---|---|---:|---:|---:|",
+        "| over the mean params | over fine-tuning |",
+        "|---|---|---:|---:|---:|---:|",
     ]
-    for row, values in means.items():
-        gains = [tables.mean_gain(values - reference, seed) for reference in (common, mean)]
-        lines.append(f"| {row} | {uses(row, items)} | {values.mean():.3f} | {' | '.join(gains)} |")
-    return lines
+    for name, values in means.items():
+        gains = [tables.mean_gain(values - means[other], seed) for other in _REFERENCES]
+        cells = [name, first[name].uses, f"{values.mean():.3f}", *gains]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [f"{len(values)} test users in {len(seeds)} splits", "", *lines]
 
 
 def define_flags() -> None:
@@ -586,16 +538,14 @@ def main() -> None:
         raise UserError(f"--rates={','.join(given.rates)} are no numbers ({error}).") from error
     if len(rates) != 6:
         raise UserError(f"--rates has {len(rates)} learning rates; pass six, separated by commas.")
-    scores: dict[str, dict[Any, list[float]]] = {}
+    found = []
     for seed in config.seeds:
-        found, users, chosen = one_seed(config, directory / f"seed_{seed}", rates, settings, seed)
-        for row, values in found.items():
-            for user, value in zip(users, values, strict=True):
-                scores.setdefault(row, {}).setdefault(user, []).append(float(value))
-        app.say(f"Settings with seed {seed}:")
-        for row, setting in chosen.items():
-            app.say(f"  {row}: {setting}")
-    print("\n".join(table(scores, settings.items, given.seed)))
+        own = config_lib.of_run(config, "fedavg", seed)
+        found.append(one_seed(own, directory / f"seed_{seed}", rates, settings))
+        for name, row in found[-1][0].items():
+            if row.setting is not None:
+                app.say(f"seed {seed}, {name}: {row.setting}")
+    print("\n".join(table(found, given.seed)))
 
 
 if __name__ == "__main__":
