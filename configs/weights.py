@@ -10,26 +10,24 @@ of the features of a CNN. `:label_skew`: MNIST with Dirichlet(0.1) label skew, 2
 docs/results/weights.md has the learning rates of each data set, and the tables.
 """
 
-from pfljax.errors import UserError
-from pfljax.training.study.config import comparison_config
+from pfljax.training.study.config import comparison_config, require_known
 from pfljax.training.study.personalization import row_config
 
 
+_DATA = ("popquorn", "md_agreement", "omniglot", "label_skew")
+
+
 def get_config(data: str = "popquorn"):
+    require_known("data set of this config", data, _DATA)
     if data in ("popquorn", "md_agreement"):
         config = row_config(data, "linear", rounds=100, batch_size=10, tuned={})
     elif data == "omniglot":
         config = comparison_config("omniglot", "cnn", rounds=30, learning_rate=0.1)
-    elif data == "label_skew":
+    else:
         config = comparison_config(
             "mnist", "logistic", partition="dirichlet", rounds=30, learning_rate=0.03
         )
         config.data.num_clients, config.data.min_size = 200, 20
-    else:
-        raise UserError(
-            f"There is no data set {data!r} in this config; after the colon, name one of popquorn, "
-            "md_agreement, omniglot, label_skew."
-        )
     # The linear model has no body that could compute the features of PeFLL's descriptors.
     config.hparams.pefll.embedding.update({"name": "mlp", "widths": (64,)})
     config.algorithms = ("fedavg", "fedavg_ft", "pfedhn", "pefll")
