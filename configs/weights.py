@@ -13,7 +13,6 @@ docs/results/weights.md has the learning rates of each data set, and the tables.
 from pfljax.training.study.config import comparison_config, require_known
 from pfljax.training.study.personalization import row_config
 
-
 _DATA = ("popquorn", "md_agreement", "omniglot", "label_skew")
 
 

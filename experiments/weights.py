@@ -55,6 +55,7 @@ from pfljax.report import tables
 from pfljax.training.study import config as config_lib
 from pfljax.training.study import experiment
 from pfljax.training.study.task import build_task
+from pfljax.training.sweep import name_of
 
 _FRACTIONS = diffusion.signal_fractions(100, 0.001, 0.2)
 # The settings of each row: {row: {name: values}}, six combinations.
@@ -162,21 +163,26 @@ def with_given_items(dataset: FederatedDataset, items: int, seed: int) -> Federa
 
 
 def linear_features(
-    config: ml_collections.ConfigDict, dataset: FederatedDataset
+    config: ml_collections.ConfigDict, dataset: FederatedDataset, directory: pathlib.Path
 ) -> tuple[ml_collections.ConfigDict, FederatedDataset]:
     """Returns the config and the data set of a linear model.
 
     For a network other than 'logistic', the inputs are replaced by the features of a base, which
-    FedAvg trains on the training users with the config's learning rate and rounds.
+    FedAvg trains on the training users with the config's learning rate and rounds, in `directory`.
     """
     own = copy.deepcopy(config)
     own.model = ml_collections.ConfigDict({"name": "logistic"})
     if config.model.name == "logistic":
         return own, dataset
-    base = fit("fedavg", dataset, config=config).global_model().params
+    base = fit("fedavg", dataset, config=config, workdir=directory).global_model().params
     make, frozen = build_task(config, dataset)
     features = jax.jit(functools.partial(make(frozen).features, base))
     return own, precompute(dataset, features)
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Returns all combinations of the values of each name."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 class Row(NamedTuple):
@@ -246,10 +252,10 @@ class Study:
           grid: The values of each setting; all combinations are tried.
           rows_of: `(**setting) -> [U, P]`, the params of held-out users.
         """
-        settings = [
-            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        tried = [
+            Row(uses, self.accuracies(rows_of(**setting)), setting)
+            for setting in combinations(grid)
         ]
-        tried = [Row(uses, self.accuracies(rows_of(**setting)), setting) for setting in settings]
         return max(tried, key=lambda row: row.accuracies[self.is_validation].mean())
 
 
@@ -398,7 +404,13 @@ def trained(
         own = directory / method
         found = sweep(method, dataset, values, seeds=(config.seed,), config=config, workdir=own)
         best[method] = found.best
-        opened = [open_run(path, dataset) for path in sorted(own.glob(f"{method}/*/seed_*"))]
+        names = {"learning_rate": f"learning_rates.{method}"}  # as the sweep names its directories
+        settings = [
+            {names.get(key, key): value for key, value in setting.items()}
+            for setting in combinations(values)
+        ]
+        paths = [own / method / name_of(setting) / f"seed_{config.seed}" for setting in settings]
+        opened = [open_run(path, dataset) for path in paths]
         runs[method] = [run for run in opened if "diverged" not in run.result]
         if not runs[method]:
             raise UserError(f"All settings of {method} diverged; pass smaller --rates.")
@@ -450,7 +462,7 @@ def one_seed(
             f"weights.py needs a classification with two held-out users or more; {whole.name} has "
             f"the task {whole.task} and {whole.num_unseen}: set config.data.unseen_fraction."
         )
-    config, whole = linear_features(config, whole)
+    config, whole = linear_features(config, whole, directory / "base")
     dataset = with_given_items(whole, settings.items, seed)
     runs, best = trained(config, dataset, directory, rates)
     make, frozen = build_task(config, dataset)
@@ -463,7 +475,7 @@ def one_seed(
         run = max(runs[method], key=lambda run: of_held_out(run)[is_validation].mean())
         return run, Row(uses, of_held_out(run), run.directory.parent.name)
 
-    of_training = fit("fedavg_ft", whole, config=config, **best)
+    of_training = fit("fedavg_ft", whole, config=config, workdir=directory / "all", **best)
     own = [model.params for model in of_training.clients(range(dataset.num_participants))]
     study = Study(
         dataset, make(frozen), is_validation, jax.tree.map(lambda *one: jnp.stack(one), *own)
