@@ -100,7 +100,7 @@ def pefll(
       spread: Spread of the first models around one initialization, relative to its scale, 0.01 to
         1.
       embedding: The task of the network whose body computes the features of `e`; None, in a config
-        a model without a name, takes the model of `task`.
+        a model without a name, takes the model of `task`, which then needs a body.
 
     Returns:
       The method; a client, whether new or not, deploys `h(v_k)` with the mean of `e` over all of
