@@ -58,7 +58,7 @@ from pfljax.training.study.task import build_task
 from pfljax.training.sweep import name_of
 
 _FRACTIONS = diffusion.signal_fractions(100, 0.001, 0.2)
-# The settings of each row: {row: {name: values}}, six combinations.
+# The settings of each row, six combinations of values; those of methods with learning rates.
 _OF_METHODS = {
     "fedavg": {},
     "fedavg_ft": {"fine_tuning_epochs": (5, 20)},
@@ -139,16 +139,16 @@ def with_given_items(dataset: FederatedDataset, items: int, seed: int) -> Federa
       seed: The seed of the order.
 
     Raises:
-      UserError: A held-out user has fewer examples.
+      UserError: A held-out user has fewer training examples, or no test examples.
     """
     rng = np.random.default_rng((seed, items))
     order = np.arange(len(dataset.targets))
     for client in range(dataset.num_participants, dataset.num_clients):
-        rows = rows_of(dataset, "train", client)
-        if len(rows) < items:
+        rows, tests = rows_of(dataset, "train", client), dataset.test.sizes[client]
+        if len(rows) < items or not tests:
             raise UserError(
-                f"A held-out client has {len(rows)} training examples, fewer than --items={items}; "
-                "raise config.data.min_size."
+                f"A held-out client has {len(rows)} training examples and {tests} test examples; "
+                f"--items={items} needs as many, and one to test: raise config.data.min_size."
             )
         order[rows] = rng.permutation(rows)
     held_out = np.arange(dataset.num_clients) >= dataset.num_participants
@@ -429,11 +429,11 @@ def of_labels(dataset: FederatedDataset, study: Study) -> dict[str, Row]:
     given = np.eye(dataset.num_classes)[study.given.targets].sum(axis=1)
     # Of equally frequent labels of a user, the one that is more frequent among training users.
     own = (given + labels / (labels.sum() + 1)).argmax(axis=1)
-    everyone = np.full(len(own), labels.argmax())
+    common = np.full(len(own), labels.argmax())
     return {
         name: Row(uses, study.test.fraction(study.test.targets == predicted[:, None]))
         for name, uses, predicted in (
-            ("most frequent label", _NOTHING, everyone),
+            ("most frequent label", _NOTHING, common),
             ("user's most frequent given label", _LABELLED, own),
         )
     }

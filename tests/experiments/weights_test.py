@@ -74,8 +74,11 @@ def test_held_out_users_keep_a_few_items_and_their_tests():
     other = script.with_given_items(whole, 5, 1)
     rows = script.rows_of(cut, "train", 8)
     assert not np.array_equal(cut.inputs[rows], other.inputs[rows])
-    with pytest.raises(UserError, match="fewer than --items=500"):
+    with pytest.raises(UserError, match="--items=500 needs as many"):
         script.with_given_items(whole, 500, 0)
+    untested = whole._replace(test=whole.test._replace(sizes=np.zeros(10, np.int32)))
+    with pytest.raises(UserError, match="and 0 test examples"):
+        script.with_given_items(untested, 5, 0)
 
 
 def test_padding_counts_neither_as_right_nor_as_wrong():
