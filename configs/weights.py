@@ -1,8 +1,8 @@
 """Weights as data: held-out users, half for validation, whose params are generated or fitted.
 
-40 % of the users never train. `:popquorn` and `:md_agreement`: annotators and a linear model of
-features of texts, split by text. `:omniglot`: 20 drawers, the alphabet of a drawing, a linear model
-of the features of a CNN. `:label_skew`: MNIST with Dirichlet(0.1) label skew, 200 clients, linear.
+40 % of the users never train. `:popquorn`: 262 annotators and a linear model of features of texts,
+split by text. `:omniglot`: 20 drawers, the alphabet of a drawing, a linear model of the features of
+a CNN. `:label_skew`: MNIST with Dirichlet(0.1) label skew, 200 clients, a linear model.
 
     python experiments/weights.py --config=configs/weights.py:popquorn --workdir=WORKDIR \
         --config.data.dir=DIRECTORY
@@ -13,12 +13,12 @@ docs/results/weights.md has the learning rates of each data set, and the tables.
 from pfljax.training.study.config import comparison_config, require_known
 from pfljax.training.study.personalization import row_config
 
-_DATA = ("popquorn", "md_agreement", "omniglot", "label_skew")
+_DATA = ("popquorn", "omniglot", "label_skew")
 
 
 def get_config(data: str = "popquorn"):
     require_known("data set of this config", data, _DATA)
-    if data in ("popquorn", "md_agreement"):
+    if data == "popquorn":
         config = row_config(data, "linear", rounds=100, batch_size=10, tuned={})
     elif data == "omniglot":
         config = comparison_config("omniglot", "cnn", rounds=30, learning_rate=0.1)
