@@ -73,8 +73,8 @@ _RATE_OF_COEFFICIENTS = 0.1  # in units of their standard deviations
 # The networks: the width of hidden layers, the learning rate, and steps and batches.
 _HIDDEN, _RATE, _STEPS_OF_AUTOENCODER, _BATCH = 64, 0.003, 1000, 128
 _NOTHING, _UNLABELLED, _LABELLED, _ALL = "nothing", "unlabelled", "labelled", "all labelled"
-_COMMON, _MEAN = "common model (fedavg)", "mean of the training users' params"
-_REFERENCES = _COMMON, _MEAN, "fedavg_ft"
+_COMMON, _FITTED_BIAS = "common model (fedavg)", "common model with a fitted bias"
+_REFERENCES = _COMMON, _FITTED_BIAS, "fedavg_ft"
 
 
 class Settings(NamedTuple):
@@ -374,7 +374,7 @@ def fitted(study: Study, common: jax.Array) -> dict[str, Row]:
 
     of_biases = functools.partial(descended, biases)
     return {
-        "common model with a fitted bias": study.best(_LABELLED, _BIAS, of_biases),
+        _FITTED_BIAS: study.best(_LABELLED, _BIAS, of_biases),
         "fitted coefficients (Celeb Basis)": study.best(
             _LABELLED,
             _FITTED,
@@ -488,7 +488,7 @@ def one_seed(
     found = {
         "most frequent label": labels["most frequent label"],
         _COMMON: of_average,
-        _MEAN: Row(_NOTHING, study.accuracies(mean)),
+        "mean of the training users' params": Row(_NOTHING, study.accuracies(mean)),
         **generated(study, *conditions, settings.samples, seed),
         **labels,
         **fitted(study, common[0]),
@@ -518,7 +518,7 @@ def table(seeds: Sequence[tuple[Mapping[str, Row], Sequence[str]]], seed: int) -
         means[name] = np.array([np.mean(values) for values in of_users.values()])
     lines = [
         "| params of a held-out user | uses | accuracy | gain over the common model "
-        "| over the mean params | over fine-tuning |",
+        "| over a fitted bias | over fine-tuning |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for name, values in means.items():

@@ -152,8 +152,9 @@ def test_labelled_items_fit_the_bias_and_the_coefficients(monkeypatch):
 
 
 def test_a_user_counts_once_in_the_table():
-    def rows(common, mean, other):
-        values = {script._COMMON: common, script._MEAN: mean, "fedavg_ft": mean, "other": other}
+    def rows(common, known, other):
+        references = dict.fromkeys((script._FITTED_BIAS, "fedavg_ft"), known)
+        values = {script._COMMON: common, **references, "other": other}
         return {name: script.Row("nothing", np.array(row)) for name, row in values.items()}
 
     first = rows([0.5, 0.5], [0.5, 0.5], [1.0, 0.5]), ["ann", "bob"]
