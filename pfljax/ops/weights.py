@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core.types import Params
-from pfljax.ops import generator
+from pfljax.ops import generator, linear_algebra
 
 
 class Scale(NamedTuple):
@@ -134,7 +134,7 @@ def pca(rows: jax.Array, size: int) -> Basis:
       the values.
     """
     mean = jnp.mean(rows, axis=0)
-    _, values, directions = jnp.linalg.svd(rows - mean, full_matrices=False)
+    _, values, directions = linear_algebra.svd(rows - mean)
     # Rounding leaves singular values of this size where there is no variance.
     noise = max(rows.shape) * jnp.finfo(rows.dtype).eps * values[0]
     found = min(size, len(rows) - 1, int(jnp.sum(values > noise)))
@@ -191,5 +191,5 @@ def ridge(conditions: jax.Array, targets: jax.Array, penalty: float) -> Affine:
     center, mean = jnp.mean(conditions, axis=0), jnp.mean(targets, axis=0)
     x = conditions - center
     gram = x.T @ x / len(x) + penalty * jnp.eye(x.shape[1], dtype=x.dtype)
-    kernel = jnp.linalg.solve(gram, x.T @ (targets - mean) / len(x))
+    kernel = linear_algebra.solve(gram, x.T @ (targets - mean) / len(x))
     return Affine(kernel, mean - center @ kernel)
