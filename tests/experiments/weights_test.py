@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,16 @@ from pfljax import data, models, tasks
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
 
-PATH = pathlib.Path(__file__).parents[2] / "experiments" / "weights.py"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))  # as Python does for a script in it
+from held_out import generation, given_items  # noqa: E402
+
 TRAINING, HELD_OUT = 40, 12
 
 
 def load():
     """Returns the script as a module."""
-    spec = importlib.util.spec_from_file_location("weights", PATH)
+    spec = importlib.util.spec_from_file_location("weights", EXPERIMENTS / "weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -49,52 +53,54 @@ def shifted():
     kernel = np.tile([[[0.0, 8.0]]], (TRAINING, 1, 1))
     bias = np.stack([np.zeros(TRAINING), -8 * shift[:TRAINING]], axis=1)
     head = {"kernel": jnp.array(kernel, jnp.float32), "bias": jnp.array(bias, jnp.float32)}
-    return script.with_given_items(dataset, 5, 0), {"head": head}
+    return given_items.with_given_items(dataset, 5, 0), {"head": head}
 
 
 @functools.cache
 def study():
     dataset, params = shifted()
     task = tasks.classification(models.logistic((1,), 2), num_classes=2)
-    return script.Study(dataset, task, np.arange(HELD_OUT) % 2 == 0, params)
+    return generation.Study(dataset, task, np.arange(HELD_OUT) % 2 == 0, params)
 
 
 def test_held_out_users_keep_a_few_items_and_their_tests():
     whole = data.load("digits", partition="iid", num_clients=10, unseen_fraction=0.3)
-    cut = script.with_given_items(whole, 5, 0)
+    cut = given_items.with_given_items(whole, 5, 0)
     assert cut.train.sizes[7:].tolist() == [5] * 3 and not cut.validation.sizes[7:].any()
     for client in range(10):
-        tested = [script.rows_of(each, "test", client) for each in (whole, cut)]
+        tested = [given_items.rows_of(each, "test", client) for each in (whole, cut)]
         np.testing.assert_array_equal(whole.inputs[tested[0]], cut.inputs[tested[1]])
         before, after = (
-            {each.inputs[row].tobytes() for row in script.rows_of(each, "train", client)}
+            {each.inputs[row].tobytes() for row in given_items.rows_of(each, "train", client)}
             for each in (whole, cut)
         )
         assert after <= before and (after == before) == (client < 7)
-    other = script.with_given_items(whole, 5, 1)
-    rows = script.rows_of(cut, "train", 8)
+    other = given_items.with_given_items(whole, 5, 1)
+    rows = given_items.rows_of(cut, "train", 8)
     assert not np.array_equal(cut.inputs[rows], other.inputs[rows])
     with pytest.raises(UserError, match="--items=500 needs as many"):
-        script.with_given_items(whole, 500, 0)
+        given_items.with_given_items(whole, 500, 0)
     untested = whole._replace(test=whole.test._replace(sizes=np.zeros(10, np.int32)))
     with pytest.raises(UserError, match="and 0 test examples"):
-        script.with_given_items(untested, 5, 0)
+        given_items.with_given_items(untested, 5, 0)
 
 
 def test_padding_counts_neither_as_right_nor_as_wrong():
     dataset = data.load("digits", partition="dirichlet", num_clients=6, seed=1)
-    users = script.users_of(dataset, "test", range(6))
+    users = given_items.users_of(dataset, "test", range(6))
     sizes = dataset.test.sizes
     assert users.mask.sum(axis=1).tolist() == sizes.tolist() and len(set(sizes)) > 1
     np.testing.assert_allclose(users.fraction(np.ones(users.mask.shape, bool)), 1)
-    zeros = [np.mean(dataset.targets[script.rows_of(dataset, "test", c)] == 0) for c in range(6)]
+    zeros = [
+        np.mean(dataset.targets[given_items.rows_of(dataset, "test", c)] == 0) for c in range(6)
+    ]
     np.testing.assert_allclose(users.fraction(users.targets == 0), zeros)
 
 
 def test_the_condition_of_a_held_out_user_is_the_mean_of_its_given_items():
     dataset, _ = shifted()
-    settings = script.Settings(subsets=3, condition_size=16)
-    known, users, new = script.conditions_of(dataset, settings, 0)
+    settings = generation.Settings(subsets=3, condition_size=16)
+    known, users, new = generation.conditions_of(dataset, settings, 0)
     assert known.shape == (3 * TRAINING, 1) and new.shape == (HELD_OUT, 1)
     assert users.tolist() == np.repeat(np.arange(TRAINING), 3).tolist()
     means = study().given.inputs.mean(axis=1)[:, 0]
@@ -122,11 +128,11 @@ def test_a_setting_is_chosen_by_validation_users_alone():
 
 def test_unlabelled_items_give_the_params_where_they_tell_the_user(monkeypatch):
     """With the mean params users are near chance; with generated ones most answers are right."""
-    monkeypatch.setattr(script, "_RIDGE", {"size": (2,), "penalty": (0.01,)})
-    monkeypatch.setattr(script, "_DIFFUSION", {"size": (1,), "steps": (600,)})
+    monkeypatch.setattr(generation, "_RIDGE", {"size": (2,), "penalty": (0.01,)})
+    monkeypatch.setattr(generation, "_DIFFUSION", {"size": (1,), "steps": (600,)})
     dataset, _ = shifted()
-    conditions = script.conditions_of(dataset, script.Settings(), 0)
-    found = script.generated(study(), *conditions, 4, 0)
+    conditions = generation.conditions_of(dataset, generation.Settings(), 0)
+    found = generation.generated(study(), *conditions, 4, 0)
     mean = study().accuracies(jnp.tile(study().basis.mean, (HELD_OUT, 1)))
     assert mean.mean() < 0.7
     assert list(found) == [
@@ -141,10 +147,10 @@ def test_unlabelled_items_give_the_params_where_they_tell_the_user(monkeypatch):
 
 
 def test_labelled_items_fit_the_bias_and_the_coefficients(monkeypatch):
-    monkeypatch.setattr(script, "_BIAS", {"rate": (1.0,), "steps": (60,)})
-    monkeypatch.setattr(script, "_FITTED", {"size": (1,), "steps": (60,)})
+    monkeypatch.setattr(generation, "_BIAS", {"rate": (1.0,), "steps": (60,)})
+    monkeypatch.setattr(generation, "_FITTED", {"size": (1,), "steps": (60,)})
     common = study().basis.mean
-    found = script.fitted(study(), common)
+    found = generation.fitted(study(), common)
     before = study().losses(jnp.tile(common, (HELD_OUT, 1)))
     assert before.mean() > 0.6
     for name, row in found.items():
@@ -153,9 +159,9 @@ def test_labelled_items_fit_the_bias_and_the_coefficients(monkeypatch):
 
 def test_a_user_counts_once_in_the_table():
     def rows(common, known, other):
-        references = dict.fromkeys((script._FITTED_BIAS, "fedavg_ft"), known)
+        references = dict.fromkeys((generation.FITTED_BIAS, "fedavg_ft"), known)
         values = {script._COMMON: common, **references, "other": other}
-        return {name: script.Row("nothing", np.array(row)) for name, row in values.items()}
+        return {name: generation.Row("nothing", np.array(row)) for name, row in values.items()}
 
     first = rows([0.5, 0.5], [0.5, 0.5], [1.0, 0.5]), ["ann", "bob"]
     second = rows([0.5, 0.0], [0.5, 0.5], [0.5, 0.5]), ["ann", "eve"]
@@ -169,10 +175,10 @@ def test_a_user_counts_once_in_the_table():
 def test_the_whole_experiment_on_the_digits(tmp_path, monkeypatch):
     """All rows, from the features of a base; what they say is tested above."""
     for name in ("_RIDGE", "_DIFFUSION", "_FITTED", "_BIAS"):
-        small = {key: values[:1] for key, values in getattr(script, name).items()}
+        small = {key: values[:1] for key, values in getattr(generation, name).items()}
         small.update({"steps": (3,)} if "steps" in small else {})
-        monkeypatch.setattr(script, name, small)
-    monkeypatch.setattr(script, "_STEPS_OF_AUTOENCODER", 3)
+        monkeypatch.setattr(generation, name, small)
+    monkeypatch.setattr(generation, "_STEPS_OF_AUTOENCODER", 3)
     monkeypatch.setattr(script, "_OF_METHODS", dict.fromkeys(script._OF_METHODS, {}))
     config = config_lib.comparison_config(
         "digits", "mlp", partition="iid", rounds=1, learning_rate=0.1
@@ -181,7 +187,7 @@ def test_the_whole_experiment_on_the_digits(tmp_path, monkeypatch):
     config.model.widths = (6,)
     config.hparams.pefll.embedding.update({"name": "mlp", "widths": (6,)})
     own = config_lib.of_run(config, "fedavg", 1)
-    settings = script.Settings(subsets=2, condition_size=3, samples=2)
+    settings = generation.Settings(subsets=2, condition_size=3, samples=2)
     rows, users = script.one_seed(own, tmp_path, [0.1, 0.3], settings)
     assert len(users) == 2 and all(user.startswith("1/") for user in users)
     assert len(rows) == 15
