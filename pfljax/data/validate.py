@@ -438,7 +438,7 @@ def _targets(
         )
     if targets.dtype.kind not in "biuf":
         raise refuse(f"has targets of dtype {targets.dtype} instead of numbers")
-    if data.task == "regression":
+    if data.task in ("regression", "recommendation"):
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
     if data.task in ("ranking", "preference"):
