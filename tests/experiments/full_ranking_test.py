@@ -54,9 +54,9 @@ def test_the_popularity_of_an_item_is_the_number_of_its_training_examples():
         vocabulary=(2, 4),
     )
     score = rankings.popularity(dataset)
-    assert score(1, np.array([[0, 1, 2, 3]])).tolist() == [[0, 1, 2, 0]]
+    assert score(1, np.array([3]), np.array([[0, 1, 2, 3]])).tolist() == [[0, 1, 2, 0]]
     # Item 0 is behind item 1 and equal to item 3; item 2 is the client's own.
     gain = 1 / math.log2(2 + 1.5)
     np.testing.assert_allclose(
-        rankings.evaluate(dataset, score), [1, 1 / math.log2(2 + 0.5), 1, gain], rtol=1e-6
+        rankings.evaluate(dataset, score).means, [1, 1 / math.log2(2 + 0.5), 1, gain], rtol=1e-6
     )
