@@ -438,6 +438,8 @@ def _targets(
         )
     if targets.dtype.kind not in "biuf":
         raise refuse(f"has targets of dtype {targets.dtype} instead of numbers")
+    if data.task == "recommendation" and (fault := _recommendation(data)):
+        raise refuse(fault)
     if data.task in ("regression", "recommendation"):
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
@@ -452,6 +454,26 @@ def _targets(
             )
         return targets.astype(np.int32, copy=False)
     return _labels(where, targets, data, row_name, refuse, remedy)
+
+
+def _recommendation(data: Examples | FederatedDataset) -> str | None:
+    """Returns what is wrong with the items of a recommendation; None for nothing."""
+    items, sizes = data.items, tuple(data.vocabulary)
+    shapes = items is not None and items.ndim == 2 and data.inputs.ndim == 2
+    if not shapes or len(sizes) != items.shape[1] or len(sizes) < 3:
+        return (
+            "has the task recommendation, which needs item numbers [n, S] and items [num_items, 2 "
+            "+ columns] of ids and their vocabulary, but other inputs or items"
+        )
+    if not 1 <= data.num_classes < sizes[2]:
+        return f"has {data.num_classes} tags, which are not among {sizes[2]} ids of attributes"
+    first = items[np.asarray(data.inputs[:, 0], np.int64)]
+    if wrong := ((first[:, 0] < 1) | (first[:, 1] != 0)).nonzero()[0].tolist():
+        return (
+            f"has in example {wrong[0]} a first item that is none or has a rating; the first item "
+            "is the chosen one, whose rating is the target"
+        )
+    return None
 
 
 def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:
