@@ -114,6 +114,11 @@ class Choices:
         self.has_history = dataset.task == "recommendation"
         self.count = dataset.vocabulary[-1]
         if self.has_history:
+            if dataset.items is None:
+                raise UserError(
+                    f"{dataset.name} has no items apart from its examples, which a full ranking "
+                    "needs; pass runs on a data set with items, such as movielens."
+                )
             ids = dataset.items[:, 0]
             unrated = np.flatnonzero((ids > 0) & (dataset.items[:, 1] == 0))
             # The items without a rating, in the order of their ids, which start at 1.

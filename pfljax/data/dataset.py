@@ -13,6 +13,8 @@ TASKS = (
     *("classification", "regression", "next_token", "ranking", "preference"),
     "recommendation",
 )
+# The tasks whose targets are numbers, float32.
+OF_NUMBERS = ("regression", "recommendation")
 # The tasks whose targets are labels, of which there are `num_classes`.
 _LABELLED = ("classification", "next_token")
 

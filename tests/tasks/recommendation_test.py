@@ -147,3 +147,13 @@ def test_methods_train_it_unchanged():
         assert len(losses) == 4 and losses[-1] < losses[0]
         outputs = run.client(0).outputs(data.items[data.inputs[:2]])
         assert outputs.shape == (2, 4 + 1 + TAGS) and np.isfinite(outputs).all()
+
+
+def test_a_file_has_the_items_of_each_example(tmp_path):
+    data = dataset()
+    pfljax.data.save_npz(str(tmp_path / "toy.npz"), data)
+    found = pfljax.data.load_npz(str(tmp_path / "toy.npz"))
+    assert (found.task, found.num_classes, found.vocabulary) == ("recommendation", TAGS, SIZES)
+    np.testing.assert_array_equal(found.inputs, data.items[data.inputs])
+    np.testing.assert_array_equal(found.targets, data.targets)
+    assert found.targets.dtype == np.float32
