@@ -267,7 +267,7 @@ def main():
         found.setdefault(method, {})[seed] = ranked, last.get("train/sparsity", np.nan)
     columns, against = list(_COLUMNS), found.get(_AGAINST.value)
     if against is not None:
-        columns.append(f"gain over {_AGAINST.value} (points)")
+        columns.append(f"gain over {_AGAINST.value}")
     app.say(f"| method (%) | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for name, seeds in found.items():
         cells = _row(name, list(seeds.values()))
