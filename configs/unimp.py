@@ -27,7 +27,7 @@ FACTORIZATION = "factorization"
 # Chosen for each method on validation items, see docs/results/recommendation.md.
 RATES = {
     "histories": {"local": 0.3, "fedavg": 0.1, "fedavg_ft": 0.1},
-    FACTORIZATION: {"fedavg": 3.0, "fedper": 1.0, "fedrap": 0.3},
+    FACTORIZATION: {"fedavg": 3.0, "fedper": 10.0, "fedrap": 0.3},
 }
 
 
