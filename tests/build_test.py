@@ -22,7 +22,7 @@ LAYERS = (
     {"api"},
     {"cli"},
     {"configs", "peer"},
-    {"benchmarking", "torch_network", "jax_network"},
+    {"benchmarking", "held_out", "torch_network", "jax_network"},
 )
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}
@@ -38,7 +38,9 @@ OTHER_MAPS: frozenset[str] = frozenset(
         "pfljax/algorithms/fedjets.py",  # over the experts
         "pfljax/algorithms/ifca.py",  # over the models of the clusters
         "pfljax/ops/averaging.py",  # over several models of the server
+        "pfljax/ops/linear_algebra.py",  # over the matrices of a batch
         "pfljax/ops/losses.py",  # over the outputs of a model
+        "pfljax/ops/mixtures.py",  # over the components
         "pfljax/ops/stacked.py",  # over the models that one client holds
         "pfljax/ops/trees.py",  # over the numbers of an example
     }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pfljax import core
 from pfljax.aggregation.types import Aggregator, Encoded, Kind
 from pfljax.core import PyTree
+from pfljax.ops import linear_algebra
 
 
 def compress(values: PyTree, energy: jax.Array) -> tuple[PyTree, jax.Array]:
@@ -38,7 +39,7 @@ def compress(values: PyTree, energy: jax.Array) -> tuple[PyTree, jax.Array]:
         tall = matrix.T if wide else matrix
         # The eigenvectors of the smaller product are the singular vectors of one side. Projecting
         # on the leading ones cuts the others off, and needs no vectors of the other, longer side.
-        squares, vectors = jnp.linalg.eigh(tall.T @ tall)
+        squares, vectors = linear_algebra.eigh(tall.T @ tall)
         held = jnp.cumsum(jnp.maximum(squares[::-1], 0))
         held_before = jnp.concatenate([jnp.zeros_like(held[:1]), held[:-1]])
         kept = held_before <= energy * held[-1]

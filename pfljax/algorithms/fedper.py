@@ -1,4 +1,4 @@
-"""FedPer: a common body and private heads, trained jointly.
+"""FedPer: a common body and private heads, or more private layers, trained jointly.
 
 Server: the body. Client: its head. Down: the body. Up: the body's change, weighted (`sum`).
 Cost per client and round: one local training.
@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
@@ -17,7 +18,8 @@ import optax
 from pfljax import core
 from pfljax.algorithms.registry import checked
 from pfljax.core import tree
-from pfljax.core.params import join_params, split_params
+from pfljax.core.params import in_layers, join_params, split_params
+from pfljax.errors import UserError
 from pfljax.ops import averaging
 
 
@@ -38,6 +40,7 @@ def fedper(
     task: core.Task,
     local: core.LocalTraining,
     *,
+    private: str = "",
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal heads on a common body.
@@ -48,19 +51,27 @@ def fedper(
     Args:
       task: The model and its loss.
       local: The clients' local training.
+      private: Layers that are private beside the head, separated by commas, such as 'Dense_1' or,
+        for all layers of a name, 'Attention'; '' for the head alone.
       server_optimizer: As in FedAvg, for the body.
 
     Returns:
       The method; a client's state is its head. There is no global model.
 
+    Raises:
+      UserError: The model has no layer of a name in `private`.
+
     Notes:
+      Layers in `private` belong to the head, and not to the body, in all of the above; the paper
+      calls them personalization layers, and takes the last ones of a network.
       Running statistics belong to the body or head of their layer; those of the body are averaged,
       and not changed by the server optimizer.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
+    is_private = _private(task, private)
 
     def init_server(population, key):
-        head, body = split_params(task.init(key), task.is_head)
+        head, body = split_params(task.init(key), is_private)
         return BodyServer(averaging.init(body, server_optimizer), head)
 
     def init_client(server, profile, key):
@@ -69,7 +80,7 @@ def fedper(
     def client_update(server, client, data, context):
         body = server.average.params
         trained = core.train(task.loss, join_params(body, client), data, context, local)
-        new_head, new_body = split_params(trained.params, task.is_head)
+        new_head, new_body = split_params(trained.params, is_private)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
@@ -87,3 +98,16 @@ def fedper(
             server.average.params, client
         ),
     )
+
+
+def _private(task: core.Task, layers: str) -> Callable[[core.Path], bool]:
+    """Returns whether the array at a path is private, for a list of layers such as 'a,b'."""
+    names = [name.strip() for name in layers.split(",") if name.strip()]
+    for name in names:
+        if not any(in_layers([name])((*path, "")) for path in task.layers):
+            known = ", ".join(sorted({part for path in task.layers for part in path}))
+            raise UserError(f"The model has no layer {name!r} to keep private; it has {known}.")
+    is_listed = in_layers(names)
+    if names and all(task.is_head(path) or is_listed((*path, "")) for path in task.layers):
+        raise UserError("All layers are private: there is nothing to share; use the method local.")
+    return lambda path: task.is_head(path) or is_listed(path)

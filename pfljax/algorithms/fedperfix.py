@@ -24,6 +24,7 @@ def fedperfix(
     task: core.Task,
     local: core.LocalTraining,
     *,
+    private: str = "",
     server_optimizer: optax.GradientTransformation = averaging.PLAIN,
 ) -> core.Algorithm:
     """Personal adapters and heads in a common Transformer.
@@ -34,6 +35,7 @@ def fedperfix(
     Args:
       task: The model, with adapters in the attention of each block, and its loss.
       local: The clients' local training, of all params together.
+      private: More layers that are private, as in FedPer.
       server_optimizer: As in FedAvg, for the common part.
 
     Returns:
@@ -44,12 +46,13 @@ def fedperfix(
       (64 to 512; the authors' scripts: 256 beside a width of 384) and `config.model.adapter_scale`
       (0.5 to 2; the scripts: 1.5). Other arrays whose path has the name 'adapter' are personal too.
       The authors' code has the last block of the Transformer personal as well in its runs on
-      CIFAR-100 only, and evaluates the clients of a round before the average; here clients deploy
-      their part with the new average. The initial personal part is the same for all clients.
+      CIFAR-100 only, which `private` can list, and evaluates the clients of a round before the
+      average; here clients deploy their part with the new average. The initial personal part is the
+      same for all clients.
     """
 
     def is_personal(path):
         return task.is_head(path) or task.is_adapter(path)
 
     split = task._replace(is_head=is_personal)
-    return fedper(split, local, server_optimizer=server_optimizer)
+    return fedper(split, local, private=private, server_optimizer=server_optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pfljax.core import tree
 from pfljax.core.types import Params, Path
@@ -37,6 +37,26 @@ def split_params(params: Params, selected: Callable[[Path], bool]) -> tuple[Para
 
     chosen, others = cut(params, ())
     return chosen or {}, others or {}
+
+
+def in_layers(names: Iterable[str]) -> Callable[[Path], bool]:
+    """Returns `path -> bool`, whether an array belongs to one of some layers.
+
+    Args:
+      names: Names of layers, at any depth. A name without the number at its end means all layers
+        of that name: 'Attention' means 'Attention_0' and 'Attention_1'.
+
+    Example:
+      >>> selected = in_layers(['Attention'])
+      >>> selected(('body', 'Attention_1', 'kernel')), selected(('body', 'Dense_0', 'kernel'))
+      (True, False)
+    """
+    listed = frozenset(names)
+
+    def selected(path):
+        return any(part in listed or part.rpartition("_")[0] in listed for part in path[:-1])
+
+    return selected
 
 
 def replace_params(params: Params, part: Params) -> Params:

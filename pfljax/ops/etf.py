@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pfljax.ops import linear_algebra
+
 # The largest cosine whose angle has a gradient; that of the angle is infinite at 1.
 _LARGEST_COSINE = 0.99999
 
@@ -28,7 +30,7 @@ def simplex(key: jax.Array, features: int, classes: int, dtype: jnp.dtype) -> ja
       dtype: The dtype of the frame.
     """
     tall = (max(features, classes), min(features, classes))
-    basis, _ = jnp.linalg.qr(jax.random.normal(key, tall, dtype))
+    basis = linear_algebra.orthonormal(jax.random.normal(key, tall, dtype))
     basis = basis if features >= classes else basis.T
     centred = basis - jnp.mean(basis, axis=1, keepdims=True)
     return jnp.sqrt(classes / max(classes - 1, 1)).astype(dtype) * centred

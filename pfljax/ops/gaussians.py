@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.types import Params, PyTree
-from pfljax.ops import unit_box
+from pfljax.ops import linear_algebra, unit_box
 
 # The fraction of a covariance in place of which a multiple of the identity has the same trace.
 _SHRINKAGE = 1e-4
@@ -99,7 +99,7 @@ def shrunk(covariance: jax.Array) -> jax.Array:
 
 def whitening(covariance: jax.Array) -> jax.Array:
     """Returns a `W` `[d, d]` with `W W^T = shrunk(S)^-1`, finite for any `S` but zero."""
-    eigenvalues, vectors = jnp.linalg.eigh(covariance)
+    eigenvalues, vectors = linear_algebra.eigh(covariance)
     positive = jnp.maximum(eigenvalues, 0)  # rounding makes small ones negative
     return vectors / jnp.sqrt((1 - _SHRINKAGE) * positive + _SHRINKAGE * jnp.mean(positive))
 
@@ -202,7 +202,7 @@ def interpolation(
       white: `[d, d]`, the `whitening` of their covariance.
       log_priors: `[C]`, as in `classifier`.
     """
-    variances, vectors = jnp.linalg.eigh(white.T @ shrunk(local.covariance) @ white)
+    variances, vectors = linear_algebra.eigh(white.T @ shrunk(local.covariance) @ white)
     basis = white @ vectors
     return Interpolation(
         sample._replace(features=sample.features @ basis),

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pfljax.ops import linear_algebra
+
 # The smallest weight, in examples, from which a component is estimated.
 _LEAST = 1e-6
 
@@ -28,9 +30,9 @@ class Components(NamedTuple):
 
     def log_densities(self, points: jax.Array) -> jax.Array:
         """Returns `[M, n]`, the logarithm of each component's density at points `[n, d]`."""
-        factors = jnp.linalg.cholesky(self.covariances)
+        factors = jax.vmap(linear_algebra.cholesky)(self.covariances)
         gaps = jnp.swapaxes(points - self.means[:, None], 1, 2)
-        normal = jax.scipy.linalg.solve_triangular(factors, gaps, lower=True)
+        normal = jax.vmap(linear_algebra.solve_lower)(factors, gaps)
         diagonals = jnp.diagonal(factors, axis1=1, axis2=2)
         constant = 0.5 * points.shape[1] * math.log(2 * math.pi)
         volumes = jnp.sum(jnp.log(diagonals), axis=1) + constant
@@ -120,4 +122,4 @@ def projection(key: jax.Array, features: int, dimensions: int, dtype: jnp.dtype)
     """
     if features <= dimensions:
         return jnp.eye(features, dtype=dtype)
-    return jnp.linalg.qr(jax.random.normal(key, (features, dimensions), dtype))[0]
+    return linear_algebra.orthonormal(jax.random.normal(key, (features, dimensions), dtype))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pfljax.core.client_data import mean_over
+from pfljax.ops import linear_algebra
 
 
 def project(point: jax.Array) -> jax.Array:
@@ -43,7 +44,7 @@ def minimize(matrix: jax.Array, allowed: jax.Array, least: float = 0.0) -> jax.A
     def step(state):
         entries, free, _, count = state
         system = jnp.where(free[:, None] & free, matrix, identity)
-        target = jnp.linalg.solve(system, free.astype(matrix.dtype))
+        target = linear_algebra.solve(system, free.astype(matrix.dtype))
         sinking = free & (target <= 0)
         step_size = jnp.where(sinking, entries / jnp.where(sinking, entries - target, 1), 1)
         moved = jnp.where(free, entries + jnp.min(step_size) * (target - entries), 0)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pfljax.ops import linear_algebra
+
 # A step is halved until it does not increase the objective, up to its rounding, and at most so
 # often. The best fraction would be chosen by rounding alone where the steps are small.
 _HALVINGS, _ROUNDING = 5, 1e-5
@@ -64,7 +66,7 @@ def minimize(
         value, slope, curvature = expansion(point)
         outwards = ((point <= 0) & (slope > 0)) | ((point >= 1) & (slope < 0))
         free = ~outwards
-        eigenvalues, vectors = jnp.linalg.eigh(jnp.where(free[:, None] & free, curvature, 0))
+        eigenvalues, vectors = linear_algebra.eigh(jnp.where(free[:, None] & free, curvature, 0))
         along = vectors.T @ jnp.where(free, slope, 0)
         direction = jnp.where(free, vectors @ (along / (jnp.abs(eigenvalues) + damping)), 0)
         direction = direction / jnp.maximum(jnp.max(jnp.abs(direction)), 1)

@@ -74,7 +74,12 @@ def collect(
     return _at_common_rounds(runs, omitted)
 
 
-_COMPARABLE = ("dataset", "partition", "num_clients", "model", "rounds", "data_seed", "score_name")
+_COMPARABLE = (
+    *("dataset", "partition", "split", "standardize", "num_clients", "model", "rounds"),
+    *("data_seed", "score_name"),
+)
+# Keys that runs of earlier versions do not record.
+_LATER = ("split", "standardize")
 
 
 def first_difference(
@@ -93,7 +98,8 @@ def first_difference(
     for one, other in zip(like, found, strict=True):
         for key in [key for key in _COMPARABLE if key not in ignored]:
             wanted, has = one.result.get(key), other.result.get(key)
-            if wanted != has:
+            unknown = key in _LATER and None in (wanted, has)
+            if wanted != has and not unknown:
                 return f"{key} {has!r} instead of {wanted!r}"
     return None
 

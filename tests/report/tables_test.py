@@ -202,6 +202,18 @@ def test_other_methods_in_the_directory_are_shown_if_they_compare(tmp_path):
     ]
 
 
+def test_runs_of_other_splits_are_not_shown(tmp_path):
+    others = {"ditto": {"split": "by_item"}, "fedper": {"split": "plain"}, "fedrep": {}}
+    for name, keys in others.items():
+        place = tmp_path / name / "seed_0"
+        write_run(place, seed=0, last=0.5, global_last=None)
+        result = writers.read_json(place / "result.json")
+        writers.write_json(place / "result.json", {**result, **keys})
+    runs, left_out = comparison(tmp_path)
+    assert list(runs) == ["ditto", "fedrep"]  # runs of earlier versions do not record the split
+    assert left_out == ["fedper is not shown: its runs have split 'plain' instead of 'by_item'."]
+
+
 def test_runs_evaluated_at_different_rounds_are_compared_at_common_rounds(tmp_path):
     for name, rounds in (("ditto", (0, 5, 10)), ("local", (0, 2, 4, 6, 8, 10))):
         place = tmp_path / name / "seed_0"

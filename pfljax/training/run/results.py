@@ -252,6 +252,8 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         or config.client_optimizer.learning_rate,
         "dataset": dataset.name,
         "partition": "given with the data" if given else config.data.partition,
+        "split": "given with the data" if given else config.data.split,
+        "standardize": config.data.standardize,
         "model": " / ".join(config.architectures) or config.model.name,
         "seed": config.seed,
         "data_seed": config.data.seed,

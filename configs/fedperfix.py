@@ -1,0 +1,37 @@
+"""FedPerfix and other private parts of a small vision Transformer, on CIFAR-100 by superclass.
+
+20 superclasses are the clients, with five classes each; half of the images in the directory, three
+quarters of each client's for training. `vit` of four blocks of width 64 on patches of 8x8, from
+random weights; 25 rounds of one local epoch, all clients, batch 32, SGD with momentum 0.9, two
+seeds. FedPer keeps the head private, or the attentions too; FedPerfix adapters of 43 hidden units,
+two thirds of the width as in the authors' scripts, and the head. The authors have ViT-S at 224x224,
+Dirichlet partitions, and 50 rounds of ten epochs with an eighth of 64 clients.
+
+    python experiments/compare.py --config=configs/fedperfix.py --workdir=WORKDIR \
+        --config.data.dir=DIRECTORY
+
+`:head`, `:attention`, `:adapters` and `:baselines` are one of the scenarios, for sweep.py.
+"""
+
+from pfljax.training.study.config import comparison_config
+
+_SCENARIOS = {
+    "baselines": {"algorithms": ("local", "fedavg", "fedavg_ft")},
+    "head": {"algorithms": ("fedper",)},
+    "attention": {"algorithms": ("fedper",), "hparams": {"fedper": {"private": "Attention"}}},
+    "adapters": {"algorithms": ("fedperfix",), "model": {"adapter_width": 43}},
+}
+
+
+def get_config(scenario: str = ""):
+    config = comparison_config("cifar100", "vit", rounds=25, learning_rate=0.03, seeds=(0, 1))
+    config.checkpoint_every = 0
+    config.batch_size = 32
+    config.client_optimizer.momentum = 0.9
+    config.data.validation_fraction, config.data.server_fraction = 0.2, 0.5
+    config.model.update({"patch": 8, "width": 64, "layers": 4, "heads": 4})
+    if scenario:
+        config.update(_SCENARIOS[scenario])
+    else:
+        config.scenarios = _SCENARIOS
+    return config
