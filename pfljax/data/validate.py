@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data.dataset import TASKS, FederatedDataset, Split
+from pfljax.data.dataset import OF_NUMBERS, TASKS, FederatedDataset, Split
 from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import by_name, map_inputs, of_name
 from pfljax.errors import UserError
@@ -438,7 +438,9 @@ def _targets(
         )
     if targets.dtype.kind not in "biuf":
         raise refuse(f"has targets of dtype {targets.dtype} instead of numbers")
-    if data.task == "regression":
+    if data.task == "recommendation" and (fault := _recommendation(data)):
+        raise refuse(fault)
+    if data.task in OF_NUMBERS:
         finite(f"{where}, in its targets,", targets, remedy=remedy, row_name=row_name)
         return targets if targets.dtype == np.float32 else targets.astype(np.float32)
     if data.task in ("ranking", "preference"):
@@ -452,6 +454,30 @@ def _targets(
             )
         return targets.astype(np.int32, copy=False)
     return _labels(where, targets, data, row_name, refuse, remedy)
+
+
+def _recommendation(data: Examples | FederatedDataset) -> str | None:
+    """Returns what is wrong with the items of a recommendation; None for nothing."""
+    sizes = () if isinstance(data.vocabulary, Mapping) else tuple(data.vocabulary)
+    shape = () if isinstance(data.inputs, Mapping) else data.inputs.shape[1:]
+    if data.items is not None:
+        shape += data.items.shape[1:]
+    if len(shape) != 2 or len(sizes) != shape[1] or len(sizes) < 3:
+        return (
+            f"has the task recommendation, whose examples are [S, 2 + columns] ids with the "
+            f"vocabulary of each column, but examples of shape {shape} and the vocabulary {sizes}"
+        )
+    if not 1 <= data.num_classes < sizes[2]:
+        return f"has {data.num_classes} tags, which are not among {sizes[2]} ids of attributes"
+    first = np.asarray(data.inputs[:, 0])
+    if data.items is not None:
+        first = data.items[first.astype(np.int64)]
+    if wrong := ((first[:, 0] < 1) | (first[:, 1] != 0)).nonzero()[0].tolist():
+        return (
+            f"has in example {wrong[0]} a first item that is none or has a rating; the first item "
+            "is the chosen one, whose rating is the target"
+        )
+    return None
 
 
 def _labels(where, targets, data, row_name, refuse, remedy) -> np.ndarray:

@@ -218,7 +218,8 @@ def default_config() -> ml_collections.ConfigDict:
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
         # How examples are split: 'stratified' keeps the fractions of a client's labels, 'plain' is
         # scikit-learn's split by the seed, 'by_item' tests items of which no client has a training
-        # example, 'temporal' tests each client's last examples.
+        # example, 'temporal' tests each client's last examples, and 'last_two' its last one, with
+        # the one before it for validation, whatever the fractions.
         "split": "stratified",
         # The mean and the deviation by which inputs are standardized: those 'given' with the data
         # set, those of all training examples ('pooled'), or each client's own ('client').
@@ -281,6 +282,15 @@ def default_config() -> ml_collections.ConfigDict:
         # Whether the outputs of the frozen base of an adapter, or of the model of init_from, are
         # those of the reference; False has the reference that all answers are equally likely.
         "reference": False,
+    }
+    # The weights of the losses of a recommendation; 0 leaves a task out of the training.
+    config.recommendation = {
+        "next_item": 1.0,  # which of several items is chosen next
+        "rating": 0.1,  # how the chosen item is rated
+        "tags": 1.0,  # which tags the chosen item has
+        # next_item, tags: exponent of the focal factor, which lowers the loss of what is predicted
+        # well already; 0 has the cross-entropy.
+        "gamma": 2.0,
     }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def build_task(
     config_lib.require_known("task", kind, tasks.TASKS)
     forms = dataset.input_forms
     shape, columns = _shapes(forms, 0), dataset.targets.shape[1:]
-    if kind in ("ranking", "preference"):  # whose examples are several items
+    if kind in ("ranking", "preference", "recommendation"):  # whose examples are several items
         columns, shape = jax.tree.leaves(forms)[0].shape[:1], _shapes(forms, 1)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
@@ -72,6 +73,8 @@ def build_task(
     settings = {name: of_dataset[name] for name in accepted}
     if kind == "preference":
         settings |= _losses_of_pairs(config, frozen)
+    if kind == "recommendation":
+        settings |= _weights_of_losses(config)
 
     def make(frozen):
         # The base of an adapter, or the model with which training starts.
@@ -79,6 +82,7 @@ def build_task(
         return given(task_of(model, **{**settings, **reference}), frozen)
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns, "preference": ()}
+    shapes["recommendation"] = (sum(columns) + 1 + outputs,)
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
     if key != "model":
         return make, frozen
@@ -110,6 +114,19 @@ def _losses_of_pairs(config: ml_collections.ConfigDict, frozen: Params) -> dict[
         )
     given = {"beta": float(settings.beta), "smoothing": float(settings.smoothing)}
     return {"loss": settings.loss, "reference": settings.reference or None, **given}
+
+
+def _weights_of_losses(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns the arguments of `tasks.recommendation` in `config.recommendation`, after checks."""
+    settings = {name: float(value) for name, value in config.recommendation.items()}
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"config.recommendation.{name} is {value}; it must be 0 or more.")
+    if not any(settings[name] for name in settings if name != "gamma"):
+        raise UserError(
+            "config.recommendation has no loss, as all its weights are 0; set next_item=1.0."
+        )
+    return settings
 
 
 def _zeros_of(init: Callable[[jax.Array], Params]) -> Callable[[jax.Array], Params]:
