@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import input_arrays, reading, validate
+from pfljax.data import input_arrays, reading, validate, validate_arrays
 from pfljax.data.dataset import OF_NUMBERS, TASKS, FederatedDataset, Split
 from pfljax.data.formats import refusals
 from pfljax.data.input_arrays import map_inputs
@@ -146,7 +146,7 @@ def from_arrays(
         if fault:
             raise refusals.faulty(file, fault, remedy)
     whole = {
-        key: validate.whole(file, array, f"number of {key}", remedy=remedy)
+        key: validate_arrays.whole(file, array, f"number of {key}", remedy=remedy)
         for key, array in arrays.items()
         if _is_whole(key)
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfljax.data import checks, reading, validate
+from pfljax.data import checks, reading, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files, film_histories
 from pfljax.errors import UserError
@@ -151,8 +151,8 @@ def _read_ratings(path: Path, text: str) -> _Ratings:
         ) from error
     for column, values in zip(("userId", "movieId"), (users, films), strict=True):
         about = {"least": 0, "remedy": _AGAIN, "row_name": files.row_of_table}
-        validate.whole(path, values, column, **about)
-    validate.finite(f"{path}, in the column timestamp,", times, remedy=_AGAIN)
+        validate_arrays.whole(path, values, column, **about)
+    validate_arrays.finite(f"{path}, in the column timestamp,", times, remedy=_AGAIN)
     wrong = ~((ratings > 0) & (ratings <= _BEST))
     if wrong.any():
         row = files.row_of_table(int(np.argmax(wrong)))

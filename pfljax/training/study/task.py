@@ -13,7 +13,7 @@ import ml_collections
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Batch, Params, Task, tree
-from pfljax.data import FederatedDataset, validate
+from pfljax.data import FederatedDataset, validate_arrays
 from pfljax.errors import UserError
 from pfljax.ops import preference
 from pfljax.training.study import adapters, pretrained, scoring
@@ -220,7 +220,7 @@ def _arguments(
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
         remedy = f"raise config.{key}.vocabulary, or choose a model for numeric inputs"
-        validate.ids(f"The data set {dataset.name}", dataset.contents, sizes, remedy=remedy)
+        validate_arrays.ids(f"The data set {dataset.name}", dataset.contents, sizes, remedy=remedy)
     return arguments
 
 
