@@ -10,7 +10,8 @@ a CNN. `:label_skew`: MNIST with Dirichlet(0.1) label skew, 200 clients, a linea
 docs/results/weights.md has the learning rates of each data set, and the tables.
 """
 
-from pfljax.training.study.config import comparison_config, require_known
+from pfljax.training.study.config import comparison_config
+from pfljax.training.study.config_values import require_known
 from pfljax.training.study.personalization import row_config
 
 _DATA = ("popquorn", "omniglot", "label_skew")

@@ -51,8 +51,7 @@ from pfljax.data import FederatedDataset
 from pfljax.errors import UserError
 from pfljax.ops import weights
 from pfljax.report import tables
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_runs, experiment
 from pfljax.training.study.task import build_task
 from pfljax.training.sweep import name_of
 
@@ -220,7 +219,7 @@ def main() -> None:
         raise UserError(f"--rates has {len(rates)} learning rates; pass six, separated by commas.")
     found = []
     for seed in config.seeds:
-        own = config_lib.of_run(config, "fedavg", seed)
+        own = config_runs.of_run(config, "fedavg", seed)
         found.append(one_seed(own, directory / f"seed_{seed}", rates, settings))
         for name, row in found[-1][0].items():
             if row.setting is not None:

@@ -110,7 +110,7 @@ def unimp(
     input_shape: tuple[int, ...],
     tags: int,
     *,
-    vocabulary: tuple[int, ...],
+    vocabulary: int | tuple[int, ...],
     width: int = 16,
     history: int = 16,
     layers: int = 1,

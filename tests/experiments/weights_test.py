@@ -13,6 +13,7 @@ import pytest
 from pfljax import data, models, tasks
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_runs
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))  # as Python does for a script in it
@@ -186,7 +187,7 @@ def test_the_whole_experiment_on_the_digits(tmp_path, monkeypatch):
     config.data.num_clients, config.data.unseen_fraction, config.eval_every = 10, 0.4, 1
     config.model.widths = (6,)
     config.hparams.pefll.embedding.update({"name": "mlp", "widths": (6,)})
-    own = config_lib.of_run(config, "fedavg", 1)
+    own = config_runs.of_run(config, "fedavg", 1)
     settings = generation.Settings(subsets=2, condition_size=3, samples=2)
     rows, users = script.one_seed(own, tmp_path, [0.1, 0.3], settings)
     assert len(users) == 2 and all(user.startswith("1/") for user in users)
@@ -195,7 +196,7 @@ def test_the_whole_experiment_on_the_digits(tmp_path, monkeypatch):
         assert row.accuracies.shape == (2,) and np.all(row.accuracies <= 1), name
     assert rows[script._COMMON].uses == "nothing" and rows["pefll"].uses == "labelled"
     assert len(script.table([(rows, users)], 0)) == 4 + len(rows)
-    none = config_lib.of_run(config, "fedavg", 1)
+    none = config_runs.of_run(config, "fedavg", 1)
     none.data.unseen_fraction = 0.0
     with pytest.raises(UserError, match="set config.data.unseen_fraction"):
         script.one_seed(none, tmp_path, [0.1, 0.3], settings)

@@ -16,8 +16,7 @@ from pfljax.core import Batch, Params, Task, tree
 from pfljax.data import FederatedDataset, validate_arrays
 from pfljax.errors import UserError
 from pfljax.ops import preference
-from pfljax.training.study import adapters, pretrained, scoring
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import adapters, config_values, pretrained, scoring
 
 
 def build_task(
@@ -38,10 +37,10 @@ def build_task(
     Raises:
       UserError: The model does not fit the data set.
     """
-    name = config_lib.at(config, key).name
-    config_lib.require_known("model", name, models.MODELS)
+    name = config_values.at(config, key).name
+    config_values.require_known("model", name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
-    config_lib.require_known("task", kind, tasks.TASKS)
+    config_values.require_known("task", kind, tasks.TASKS)
     forms = dataset.input_forms
     shape, columns = _shapes(forms, 0), dataset.targets.shape[1:]
     if kind in ("ranking", "preference", "recommendation"):  # whose examples are several items
@@ -100,7 +99,7 @@ def build_task(
 def _losses_of_pairs(config: ml_collections.ConfigDict, frozen: Params) -> dict[str, Any]:
     """Returns the arguments of `tasks.preference` in `config.preference`, after checks."""
     settings = config.preference
-    config_lib.require_known("loss (config.preference.loss)", settings.loss, preference.LOSSES)
+    config_values.require_known("loss (config.preference.loss)", settings.loss, preference.LOSSES)
     if not settings.beta > 0:
         raise UserError(f"config.preference.beta is {settings.beta}; it must be above 0.")
     if not 0 <= settings.smoothing <= 0.5:
@@ -155,7 +154,7 @@ def _require_ids(
             kinds = "measurements", "ids"
             raise UserError(
                 f"The inputs {name!r} of {dataset.name} are {kinds[name in dataset.vocabulary]}, "
-                f"and the model {config_lib.at(config, key).name} reads them as "
+                f"and the model {config_values.at(config, key).name} reads them as "
                 f"{kinds[bool(reads_ids)]}; choose another model in config.{key}.name."
             )
 
@@ -169,7 +168,7 @@ def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset)
     found = {}
     for name in core.networks(ALGORITHMS[config.algorithm].factory):
         key = f"hparams.{config.algorithm}.{name}"
-        settings = config_lib.at(config, key)
+        settings = config_values.at(config, key)
         if settings.name:
             make, frozen = build_task(config, dataset, key)
             found[name] = make(frozen)
@@ -185,11 +184,11 @@ def _arguments(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str
 ) -> dict[str, Any]:
     """Returns the config's arguments of a model, and the vocabulary if inputs are ids."""
-    arguments = dict(config_lib.at(config, key))
+    arguments = dict(config_values.at(config, key))
     name = arguments.pop("name")
     known = _parameters(name)
     for argument in arguments:
-        config_lib.require_known(f"argument of the model {name}", argument, known)
+        config_values.require_known(f"argument of the model {name}", argument, known)
     vocabulary = getattr(dataset, "vocabulary", ())
     if isinstance(vocabulary, Mapping):
         vocabulary = {name: _one_or_all(sizes) for name, sizes in vocabulary.items()}
