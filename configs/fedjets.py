@@ -4,7 +4,8 @@
 the other half, on which the common expert is trained before, which all methods start from. LeNet,
 40 rounds of one local epoch, 15 of 30 clients in each, batch 10. For the held-out clients, FedAvg
 deploys its model and FedJETs its experts with the gate, without a label of theirs; FedAvg with
-fine-tuning trains on their labelled examples. The seeds vary the training only, so that no client
+fine-tuning trains on their labelled examples. Of the learning rates 0.01, 0.03 and 0.1, all have
+the best validation accuracy with 0.01. The seeds vary the training only, so that no client
 has the server's images.
 
     python experiments/pretrain.py --config=configs/fedjets.py --workdir=BASE \
@@ -18,7 +19,7 @@ from pfljax.training.study.config import comparison_config
 
 def get_config():
     config = comparison_config(
-        "cifar10", "lenet", partition="shards", rounds=40, learning_rate=0.03
+        "cifar10", "lenet", partition="shards", rounds=40, learning_rate=0.01
     )
     config.algorithms = ("fedavg", "fedavg_ft", "fedjets")
     config.seeds_vary = "training"

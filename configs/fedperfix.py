@@ -7,31 +7,31 @@ seeds. FedPer keeps the head private, or the attentions too; FedPerfix adapters 
 two thirds of the width as in the authors' scripts, and the head. The authors have ViT-S at 224x224,
 Dirichlet partitions, and 50 rounds of ten epochs with an eighth of 64 clients.
 
-    python experiments/compare.py --config=configs/fedperfix.py --workdir=WORKDIR \
-        --config.data.dir=DIRECTORY
+    python experiments/compare.py --config=configs/fedperfix.py:adapters \
+        --workdir=WORKDIR/adapters --config.data.dir=DIRECTORY
 
-`:head`, `:attention`, `:adapters` and `:baselines` are one of the scenarios, for sweep.py.
+After the colon is what is private: 'head' and 'attention' for FedPer, 'adapters' for FedPerfix;
+'none' has Local, FedAvg and fine-tuning.
 """
 
 from pfljax.training.study.config import comparison_config
+from pfljax.training.study.config_values import require_known
 
-_SCENARIOS = {
-    "baselines": {"algorithms": ("local", "fedavg", "fedavg_ft")},
+_PRIVATE = {
+    "none": {"algorithms": ("local", "fedavg", "fedavg_ft")},
     "head": {"algorithms": ("fedper",)},
     "attention": {"algorithms": ("fedper",), "hparams": {"fedper": {"private": "Attention"}}},
     "adapters": {"algorithms": ("fedperfix",), "model": {"adapter_width": 43}},
 }
 
 
-def get_config(scenario: str = ""):
+def get_config(private: str = "adapters"):
+    require_known("private part of this config", private, _PRIVATE)
     config = comparison_config("cifar100", "vit", rounds=25, learning_rate=0.03, seeds=(0, 1))
     config.checkpoint_every = 0
     config.batch_size = 32
     config.client_optimizer.momentum = 0.9
     config.data.validation_fraction, config.data.server_fraction = 0.2, 0.5
     config.model.update({"patch": 8, "width": 64, "layers": 4, "heads": 4})
-    if scenario:
-        config.update(_SCENARIOS[scenario])
-    else:
-        config.scenarios = _SCENARIOS
+    config.update(_PRIVATE[private])
     return config

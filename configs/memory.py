@@ -16,7 +16,8 @@ scenario alone; docs/results/memory.md has the commands of its tables.
     python experiments/users.py --workdir=WORKDIR --against=common/fedavg
 """
 
-from pfljax.training.study.config import comparison_config, require_known
+from pfljax.training.study.config import comparison_config
+from pfljax.training.study.config_values import require_known
 
 # The keys of each data set.
 _DATA = {

@@ -4,7 +4,9 @@
 on which `vit` (four blocks of width 64, patches of 8x8) is trained before, a stand-in for weights
 of ImageNet. Eight prompts and a new head are trained: 40 rounds of one local epoch, all clients,
 batch 32, SGD with momentum 0.9. FedPer has common prompts and private heads, FedAvg common prompts
-and a common head. The seeds vary the training only, so that no client has the server's images.
+and a common head. The seeds vary the training only, so that no client has the server's images. Of
+the learning rates 0.003, 0.01 and 0.03, each method has the one with the best validation accuracy,
+see docs/results/recent_methods_figures.md.
 
     python experiments/pretrain.py --config=configs/pfedpg.py --workdir=BASE \
         --config.data.dir=DIRECTORY
@@ -20,6 +22,7 @@ def get_config():
         "cifar10", "vit", partition="dirichlet", rounds=40, learning_rate=0.03
     )
     config.algorithms = ("local", "fedavg", "fedavg_ft", "fedper", "pfedpg")
+    config.learning_rates.update(dict.fromkeys(("local", "fedper", "pfedpg"), 0.01))
     config.seeds_vary = "training"
     config.checkpoint_every = 0
     config.batch_size = 32

@@ -21,7 +21,7 @@ from pfljax import metrics
 from pfljax.cli import app
 from pfljax.errors import UserError
 from pfljax.report import finished
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_runs
 
 
 class Reached(NamedTuple):
@@ -93,7 +93,7 @@ def main() -> None:
         raise UserError("Pass the validation score to reach with --target, such as --target=0.8.")
     titles = ("scenario", "method", "seeds", "rounds", "upload (MB)", "download (MB)", "test")
     lines = ["| " + " | ".join(titles) + " |", "|---|---" + "|---:" * (len(titles) - 2) + "|"]
-    for scenario, own in config_lib.scenarios(config).items():
+    for scenario, own in config_runs.scenarios(config).items():
         for method in own.algorithms:
             directories = [directory / scenario / method / f"seed_{seed}" for seed in own.seeds]
             missing = [path for path in directories if not (path / "result.json").exists()]

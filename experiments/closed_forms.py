@@ -25,8 +25,7 @@ import numpy as np
 from pfljax.cli import app
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_checks, config_runs, experiment
 
 _LAMBDAS = (0.02, 0.06, 0.2, 0.6, 2.0, 6.0)
 
@@ -126,7 +125,7 @@ def scores(datasets: list[FederatedDataset], fit: Fit, mean: str) -> np.ndarray:
 def _datasets(config: ml_collections.ConfigDict) -> list[FederatedDataset]:
     method = config.algorithms[0]
     found = [
-        experiment.build_dataset(config_lib.of_run(config, method, seed)) for seed in config.seeds
+        experiment.build_dataset(config_runs.of_run(config, method, seed)) for seed in config.seeds
     ]
     if any(each.task != "regression" for each in found):
         raise UserError("Closed forms are for regressions; choose a data set whose targets are.")
@@ -135,7 +134,7 @@ def _datasets(config: ml_collections.ConfigDict) -> list[FederatedDataset]:
 
 def main():
     config = app.config()
-    config_lib.check(config)
+    config_checks.check(config)
     datasets, mean = _datasets(config), config.selection.mean
     fits = {
         each.__name__.replace("_", " "): each

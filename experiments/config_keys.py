@@ -26,6 +26,7 @@ from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.cli import app
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 _WRITE = flags.DEFINE_string("write", None, "The file to write, such as docs/config.md.")
 
@@ -113,7 +114,7 @@ def _table(rows: list[str]) -> str:
 def page() -> str:
     """Returns the page in Markdown."""
     default = config_lib.default_config()
-    said, keys = comments(), config_lib.flat(default)
+    said, keys = comments(), config_values.flat(default)
     rows = [
         _row(key, keys[key], said.get(key) or _of_group(key, said))
         for key in _in_order(keys, said)

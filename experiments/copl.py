@@ -34,8 +34,7 @@ from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.ops import preference, preference_graph
 from pfljax.report import tables
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_runs, experiment
 
 Params = Any
 
@@ -342,7 +341,7 @@ def main() -> None:
         raise UserError(f"--rates={','.join(given.rates)} are no numbers ({error}).") from error
     of_seeds: dict[str, list[tuple[float, float]]] = {}
     for seed in config.seeds:
-        own = config_lib.of_run(config, config.algorithms[0], seed)
+        own = config_runs.of_run(config, config.algorithms[0], seed)
         dataset = experiment.build_dataset(own)
         if dataset.task != "preference":
             raise UserError(

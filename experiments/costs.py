@@ -27,8 +27,7 @@ from absl import flags
 
 from pfljax.cli import app
 from pfljax.data import FederatedDataset
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_checks, config_runs, experiment
 
 _OUTPUT = flags.DEFINE_string("output", None, "The file for the table; by default it is printed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each method.")
@@ -126,11 +125,11 @@ def table(rows: list[tuple[str, float, float, float, float]]) -> str:
 
 def main():
     config = app.config()
-    config_lib.check(config)
+    config_checks.check(config)
     jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
 
     def own(name):
-        found = config_lib.of_run(config, name, config.seeds[0])
+        found = config_runs.of_run(config, name, config.seeds[0])
         found.engine.rounds_per_call = 1
         return found
 

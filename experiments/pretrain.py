@@ -20,7 +20,7 @@ from pfljax.cli import app
 from pfljax.data.dataset import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.models import params_file
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_runs
 from pfljax.training.study.experiment import build_dataset
 
 _EPOCHS = flags.DEFINE_integer("epochs", 30, "Number of epochs.", lower_bound=1)
@@ -66,7 +66,7 @@ def of_server(dataset: FederatedDataset, seed: int) -> FederatedDataset:
 def main() -> None:
     """Runs the script."""
     config, directory = app.study()
-    config = config_lib.of_run(config, "fedavg", config.seed)
+    config = config_runs.of_run(config, "fedavg", config.seed)
     public = of_server(build_dataset(config).gathered(), config.seed)
     run = api.fit(
         "fedavg",

@@ -33,7 +33,7 @@ from pfljax.engine.clients import migration
 from pfljax.errors import UserError
 from pfljax.training.run import runtime
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_values, experiment
 
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices to try.")
 _CLIENTS = flags.DEFINE_integer("clients_per_device", 8, "Clients of each device in a round.")
@@ -112,7 +112,7 @@ def numbers() -> list[int]:
         raise UserError(
             f"--devices={','.join(words)} is not a list of numbers; write --devices=1,2."
         )
-    config_lib.require_known("algorithm", _ALGORITHM.value, config_lib.ALGORITHMS)
+    config_values.require_known("algorithm", _ALGORITHM.value, config_lib.ALGORITHMS)
     return [int(word) for word in words]
 
 

@@ -33,7 +33,7 @@ from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
 from pfljax.report import tables
 from pfljax.training import single
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_runs, config_values
 from pfljax.training.study.task import build_task
 
 _CLASSES = flags.DEFINE_list("classes", [], "The classes that no client has, such as 8,9.")
@@ -128,7 +128,7 @@ def main():
     if not all(name.isdecimal() for name in _CLASSES.value):
         raise UserError("Pass whole numbers with --classes, such as 8,9.")
     source = config.data.name
-    config_lib.require_known("data set", source, SOURCES)
+    config_values.require_known("data set", source, SOURCES)
     options = {**config.data.options.get(source, {})}
     pool = SOURCES[source](config.data.dir, **options)
     if pool.task != "classification":
@@ -139,7 +139,7 @@ def main():
     found: dict[str, list[tuple[float, float]]] = {}
     for method in _METHODS:
         for seed in config.seeds:
-            own = config_lib.of_run(config, method, seed)
+            own = config_runs.of_run(config, method, seed)
             run = _run(own, directory / "unseen_classes" / method / f"seed_{seed}")
             for name, values in evaluate(run, removed).items():
                 found.setdefault(name, []).append(values)

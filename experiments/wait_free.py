@@ -24,8 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pfljax.cli import app
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_checks, experiment
 
 _FRACTIONS = (0.1, 0.5, 1.0)
 _COMMUNICATIONS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -84,7 +83,7 @@ def rows(steps: np.ndarray, rounds: int, seeds: Sequence[int]) -> list[tuple[flo
 
 def main():
     config = app.config()
-    config_lib.check(config)
+    config_checks.check(config)
     dataset = experiment.build_dataset(config)
     sizes = dataset.train.sizes[: dataset.num_participants]
     steps = config.local_epochs * -(-sizes // config.batch_size)

@@ -22,7 +22,7 @@ LAYERS = (
     {"api"},
     {"cli"},
     {"configs", "peer"},
-    {"benchmarking", "torch_network", "jax_network"},
+    {"benchmarking", "held_out", "torch_network", "jax_network"},
 )
 MAPPING = "pfljax/engine/mapping.py"
 MAPS = {"vmap", "pmap", "shard_map"}

@@ -16,7 +16,7 @@ from benchmarking.measuring import median_rate, spread
 from benchmarking.workloads import Workload
 from pfljax.errors import UserError
 from pfljax.training.run import runtime
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 _PEERS = pathlib.Path(__file__).parents[1] / "peers"
 
@@ -121,7 +121,7 @@ def pythons(named: list[str]) -> dict[str, str]:
         name, _, python = text.partition("=")
         if not python:
             raise UserError(f"--peer_python={text} must have the form BASELINE=PYTHON.")
-        config_lib.require_known("baseline", name, BASELINES)
+        config_values.require_known("baseline", name, BASELINES)
         if not pathlib.Path(python).is_file():
             raise UserError(f"--peer_python={text} is not a file; pass the path of an interpreter.")
         chosen[name] = python
@@ -140,7 +140,7 @@ def check(
       python: The interpreter.
       checkout: The directory of the sources of a baseline that runs from a checkout.
     """
-    config_lib.require_known("baseline", name, BASELINES)
+    config_values.require_known("baseline", name, BASELINES)
     baseline = BASELINES[name]
     if baseline.checkout and not (pathlib.Path(checkout) / baseline.checkout).is_file():
         raise UserError(

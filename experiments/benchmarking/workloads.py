@@ -16,6 +16,7 @@ from benchmarking.networks import NETWORKS, Network
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 
 class Workload(NamedTuple):
@@ -188,7 +189,7 @@ def find(name: str, num_clients: int) -> Workload:
     Raises:
       UserError: There is no such workload, or it needs more clients.
     """
-    config_lib.require_known("workload", name, WORKLOADS)
+    config_values.require_known("workload", name, WORKLOADS)
     workload = WORKLOADS[name]
     if not workload.pool:
         return workload

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from pfljax import core
+from pfljax.algorithms import requirements
 from pfljax.algorithms.registry import ALGORITHMS, checked
 from pfljax.core import tree
 from pfljax.core.params import split_params
@@ -99,7 +100,7 @@ def pefll(
       spread: Spread of the first models around one initialization, relative to its scale, 0.01 to
         1.
       embedding: The task of the network whose body computes the features of `e`; None, in a config
-        a model without a name, takes the model of `task`.
+        a model without a name, takes the model of `task`, which then needs a body.
 
     Returns:
       The method; a client, whether new or not, deploys `h(v_k)` with the mean of `e` over all of
@@ -120,6 +121,8 @@ def pefll(
     if embedding is not None:
         ALGORITHMS["pefll"].require_usable(embedding)
     described = task if embedding is None else embedding
+    # Clients' models may be linear; the embedding is computed from the features of a body.
+    requirements.require("PeFLL", ("body",), requirements.Setting(described))
     optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(rate))
 
     def init_server(population, key):

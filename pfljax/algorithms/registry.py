@@ -304,7 +304,7 @@ ALGORITHMS: dict[str, Method] = dict(
         ),
         _row("fedjets", "FedJETs", 2023, "mixtures of models", needs="classes features"),
         _row("group_pfl", "Group PFL", 2022, "clusters", "fine-tuning"),
-        _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features body no_statistics"),
+        _row("pefll", "PeFLL", 2023, "hypernetwork", needs="classes features no_statistics"),
         _row("pfedpg", "pFedPG", 2023, "hypernetwork", needs="prompts"),
         _row(
             "fedpgp",

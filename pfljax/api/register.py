@@ -11,7 +11,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.algorithms.registry import Method, checked
 from pfljax.errors import UserError
 from pfljax.tasks import TASKS
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 from pfljax.training.study.config import default_config, hyperparameters
 
 
@@ -194,7 +194,7 @@ def register_metric(
         )
     named = name or compute.__name__
     for task in tasks:
-        config_lib.require_known(f"task of the metric {named}", task, TASKS)
+        config_values.require_known(f"task of the metric {named}", task, TASKS)
     metric = metrics.Metric(compute, tuple(tasks), title or named, more_is_better, percent)
     extensions.register("metric", metrics.METRICS, named, metric)
     return compute

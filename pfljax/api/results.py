@@ -23,8 +23,7 @@ from pfljax.report import comparison as report
 from pfljax.report import finished, plots, tables
 from pfljax.training import single, sweep
 from pfljax.training.run import reopen, results, runtime, workdir
-from pfljax.training.study import architectures
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import architectures, config_values
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -416,7 +415,7 @@ def _number_of(client: int | str, dataset: FederatedDataset) -> int:
     """Returns the number of a client, which is given by its name or by its number."""
     if isinstance(client, str):
         if client not in dataset.client_names:
-            hint = config_lib.suggest(client, dataset.client_names)
+            hint = config_values.suggest(client, dataset.client_names)
             raise UserError(f"The data set {dataset.name} has no client {client!r}.{hint}")
         return dataset.client_names.index(client)
     if not 0 <= client < dataset.num_clients:

@@ -15,6 +15,7 @@ from pfljax.api.register import register_method, register_model
 from pfljax.data import FederatedDataset, in_memory
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_checks, config_values
 
 # A method or a network, by name or as a factory.
 Named = str | Callable[..., Any]
@@ -24,7 +25,7 @@ def name_of_method(method: Named) -> str:
     """Returns the name of a method; a factory is registered first."""
     if callable(method) and not isinstance(method, str):
         return _registered(method, ALGORITHMS, register_method)
-    config_lib.require_known("algorithm", method, ALGORITHMS)
+    config_values.require_known("algorithm", method, ALGORITHMS)
     return method
 
 
@@ -93,14 +94,14 @@ def _hint(key: str, config: ml_collections.ConfigDict, methods: list[str]) -> st
     for method in ALGORITHMS:
         if key in config.hparams[method] and method in methods:
             return f" Pass hparams={{{method!r}: {{{key!r}: ...}}}}, as there are several methods."
-    for flat in config_lib.flat(config):
+    for flat in config_values.flat(config):
         group, _, name = flat.rpartition(".")
         if name == key and group and not group.startswith(("hparams", "aggregation")):
             outer, _, inner = group.partition(".")
             shown = f"{{{inner!r}: {{{key!r}: ...}}}}" if inner else f"{{{key!r}: ...}}"
             return f" Pass {outer}={shown}."
     known = [*config, *config.hparams[methods[0]], "learning_rate"]
-    return config_lib.suggest(key, known) or f" The settings are {', '.join(known)}."
+    return config_values.suggest(key, known) or f" The settings are {', '.join(known)}."
 
 
 def _set(node: ml_collections.ConfigDict, key: str, value: Any, path: str = "") -> None:
@@ -108,11 +109,11 @@ def _set(node: ml_collections.ConfigDict, key: str, value: Any, path: str = "") 
     path = f"{path}{key}"
     group = isinstance(node.get(key), ml_collections.ConfigDict)
     if group and isinstance(value, Mapping):
-        is_open = path in config_lib.open_keys()
+        is_open = path in config_checks.open_keys()
         for name, inner in value.items():
             if name not in node[key] and not is_open:
                 raise UserError(
-                    f"Unknown setting {path}[{name!r}].{config_lib.suggest(name, node[key])}"
+                    f"Unknown setting {path}[{name!r}].{config_values.suggest(name, node[key])}"
                 )
             _set(node[key], name, inner, f"{path}.")
         return

@@ -17,7 +17,7 @@ from pfljax.training import comparison, single
 from pfljax.training import sweep as sweep_lib
 from pfljax.training.run import locks, loop, runtime
 from pfljax.training.run import workdir as workdir_lib
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_checks
 
 _ONE_PARTITION = (
     "A data set that is passed has one partition: pass its name for a partition of each seed, or "
@@ -125,7 +125,7 @@ def compare(
             raise UserError(_ONE_PARTITION + "seeds_vary.")
         settings["seeds_vary"] = "training"
     made = settings_lib.config_of(names, config, {**settings, "seeds": tuple(seeds)})
-    config_lib.check(made)  # before the directory is created
+    config_checks.check(made)  # before the directory is created
     with settings_lib.with_data(made, data), locks.hold(directory.path):
         runs = comparison.prepare(made, directory.path, say=say)
         comparison.train(runs)
@@ -189,7 +189,7 @@ def sweep(
         text = f"{full}={','.join(map(str, tried))}"
         full, parsed = sweep_lib.parse(text, made)
         names[full], grid[full] = key, parsed
-    config_lib.check(made)
+    config_checks.check(made)
     with settings_lib.with_data(made, data), locks.hold(directory.path):
         found = sweep_lib.run(made, directory.path, grid, vary_data=vary_data)
     return Sweep(directory, found, names)

@@ -19,7 +19,7 @@ import ml_collections
 from pfljax import extensions, models
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import model_arguments
+from pfljax.training.study import config_checks, config_values, model_arguments
 
 # Names in other libraries that are spelled too differently from our keys to be matched.
 _SYNONYMS = {
@@ -81,7 +81,7 @@ def _config_file(named: str) -> str:
         if known:
             raise UserError(
                 f"--config={name} is neither a file nor one of the configs {', '.join(known)}."
-                f"{config_lib.suggest(name, known)}"
+                f"{config_values.suggest(name, known)}"
             )
     return named
 
@@ -123,15 +123,15 @@ def set_model_arguments(config: ml_collections.ConfigDict, arguments: dict[str, 
     """
     for key, text in arguments.items():
         of_model, _, argument = key.rpartition(".")
-        settings = config_lib.at(config, of_model)
+        settings = config_values.at(config, of_model)
         if not settings.name:
             raise UserError(
                 f"config.{key} is an argument of a model that has no name; set "
                 f"config.{of_model}.name."
             )
-        config_lib.require_known("model", settings.name, models.MODELS)
+        config_values.require_known("model", settings.name, models.MODELS)
         kinds = model_arguments.types_of(settings.name)
-        config_lib.require_known(f"argument of the model {settings.name}", argument, kinds)
+        config_values.require_known(f"argument of the model {settings.name}", argument, kinds)
         with config.unlocked(), settings.ignore_type():
             settings[argument] = _parsed(f"config.{key}", text, kinds[argument])
 
@@ -152,9 +152,9 @@ def _parsed(key: str, text: str, kind: Any) -> Any:
 
 def listing(config: ml_collections.ConfigDict) -> str:
     """Returns a line for each key of a config, including the arguments of its models."""
-    lines = config_lib.flat(config)
+    lines = config_values.flat(config)
     for key in config_lib.model_keys():
-        factory = models.MODELS.get(config_lib.at(config, key).name)
+        factory = models.MODELS.get(config_values.at(config, key).name)
         if factory is None:
             continue
         for name, parameter in list(inspect.signature(factory).parameters.items())[2:]:
@@ -166,8 +166,8 @@ def listing(config: ml_collections.ConfigDict) -> str:
 def require_known_keys(argv: Iterable[str]) -> None:
     """Raises a `UserError` for the first unknown config key on a command line."""
     default = config_lib.default_config()
-    known = list(config_lib.flat(default))
-    is_open = tuple(f"{key}." for key in config_lib.open_keys())
+    known = list(config_values.flat(default))
+    is_open = tuple(f"{key}." for key in config_checks.open_keys())
     nodes = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
     for word in argv:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", word)

@@ -32,7 +32,7 @@ from pfljax.report import comparison as report
 from pfljax.report import scenarios
 from pfljax.training import comparison
 from pfljax.training.run import locks
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_checks, config_runs
 
 
 def define_flags() -> None:
@@ -46,9 +46,9 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     config, directory = app.study()
-    configs = config_lib.scenarios(config)
+    configs = config_runs.scenarios(config)
     for each in configs.values():
-        config_lib.check(each)  # before the directory is created
+        config_checks.check(each)  # before the directory is created
     with contextlib.ExitStack() as locked:
         locked.enter_context(locks.hold(directory))
         for name in configs:

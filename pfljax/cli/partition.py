@@ -18,8 +18,7 @@ from pfljax.cli import app
 from pfljax.data import statistics
 from pfljax.errors import UserError
 from pfljax.report import partitions
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_checks, experiment
 
 
 def define_flags() -> None:
@@ -31,7 +30,7 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     config = app.config()
-    config_lib.check(config)
+    config_checks.check(config)
     dataset = experiment.build_dataset(config)
     found = statistics.measure(dataset)
     title = (

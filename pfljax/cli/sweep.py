@@ -31,7 +31,7 @@ from pfljax.cli import app
 from pfljax.errors import DivergedError, UserError
 from pfljax.training import sweep
 from pfljax.training.run import compiling, locks
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_checks
 
 
 def define_flags() -> None:
@@ -51,7 +51,7 @@ def define_flags() -> None:
 def main() -> None:
     """Runs the command."""
     config, directory = app.study()
-    config_lib.check(config)
+    config_checks.check(config)
     if not flags.FLAGS.values:
         raise UserError("Pass the values to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
     found, diverged = [], []

@@ -151,7 +151,8 @@ def load(
       unseen_fraction: The fraction of held-out clients; `npz` and `store` have their own.
       split: One of `SPLITS`, how examples are split: 'stratified' keeps the fractions of a client's
         labels, 'plain' is the split of scikit-learn by `seed`, 'by_item' tests items of which no
-        client has a training example, and 'temporal' tests each client's last examples.
+        client has a training example, 'temporal' tests each client's last examples, and 'last_two'
+        its last one, with the one before it for validation, whatever the fractions.
       standardize: One of `STANDARDIZATIONS`: by the mean and the deviation of inputs that are
         'given' with the data set, by those of all training examples ('pooled'), or for each
         client by its own ('client').
@@ -370,6 +371,7 @@ def describe(dataset: FederatedDataset) -> str:
         "regression": f"with targets {dataset.target_mean:.3g} +- {dataset.target_std:.3g}",
         "next_token": f"of {dataset.num_classes} tokens",
         "ranking": f"of {first.shape[:1]} items",
+        "recommendation": f"of {first.shape[:1]} items with {dataset.num_classes} tags",
         "preference": "of 2 answers",
     }
     classes = ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate, validate_arrays
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import by_name, map_inputs, of_name
@@ -234,7 +234,7 @@ def _classes(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns the names of classes, none if labels are numbers already, and the numeric labels."""
     if class_names:
-        targets = validate.whole(where, targets, "label", remedy="pass no class_names")
+        targets = validate_arrays.whole(where, targets, "label", remedy="pass no class_names")
         if targets.min() < 0 or targets.max() >= len(class_names):
             raise UserError(
                 f"{where} has labels from {targets.min()} to {targets.max()} and "
@@ -242,7 +242,7 @@ def _classes(
             )
         return class_names, targets
     if targets.dtype.kind in "iuf" and targets.ndim == 1:
-        targets = validate.whole(where, targets, "label", remedy=_FRACTIONS)
+        targets = validate_arrays.whole(where, targets, "label", remedy=_FRACTIONS)
         if targets.min() >= 0 and targets.max() < len(targets):
             return (), targets
     return _numbered(where, "label", targets)
@@ -259,7 +259,7 @@ def _numbered(where: str, what: str, values: np.ndarray) -> tuple[tuple[str, ...
             f"string or a whole number for each example: pass a {what} for each."
         )
     if values.dtype.kind == "f":
-        values = validate.whole(where, values, what)
+        values = validate_arrays.whole(where, values, what)
     names, numbers = np.unique(values, return_inverse=True)
     if names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names))):
         return (), numbers.astype(np.int32)

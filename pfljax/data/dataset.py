@@ -9,7 +9,14 @@ import numpy as np
 
 from pfljax.data.input_arrays import Inputs, Statistic, Vocabulary, map_inputs
 
-TASKS = ("classification", "regression", "next_token", "ranking", "preference")
+TASKS = (
+    *("classification", "regression", "next_token", "ranking", "preference"),
+    "recommendation",
+)
+# The tasks whose targets are numbers, float32.
+OF_NUMBERS = ("regression", "recommendation")
+# The tasks whose targets are labels, of which there are `num_classes`.
+_LABELLED = ("classification", "next_token")
 
 
 class Split(NamedTuple):
@@ -49,12 +56,13 @@ class FederatedDataset(NamedTuple):
         `[num_examples]` or `[num_examples, K]` item numbers.
       targets: `[num_examples]` int32 labels, or float32 for a regression, or `[num_examples, T]`
         int32 for next_token, 0 for no token; for ranking and preference, where the inputs of an
-        example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros.
+        example are a chosen item and others that were not chosen, `[num_examples]` int32 zeros; for
+        recommendation `[num_examples]` float32, the ratings of the chosen items.
       train: The training examples of each client.
       validation: The validation examples of each client; sizes are 0 if there are none.
       test: The test examples of each client.
-      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression, ranking or
-        preference.
+      num_classes: `C`; for next_token, the size of the vocabulary; for recommendation, the number
+        of tags; 0 for a regression, ranking or preference.
       mean: The value subtracted from the inputs in the compiled program, in stored units: one
         number, or an array that broadcasts to the last axes of an example; by name if inputs are
         a dict.
@@ -64,9 +72,10 @@ class FederatedDataset(NamedTuple):
       vocabulary: The sizes of the id spaces of inputs that are ids: one for text, one for each
         column of a table of ids; empty for numeric inputs. If inputs are a dict, a dict by the
         names of those that are ids.
-      target_mean: The value subtracted from the targets of a regression in the compiled program.
-      target_std: The value by which the targets of a regression are then divided.
-      class_names: The `C` names of the labels; empty if they are numbers.
+      target_mean: The value subtracted from the targets of a regression or recommendation in the
+        compiled program.
+      target_std: The value by which they are then divided.
+      class_names: The `C` names of the labels or tags; empty if they are numbers.
       client_names: The `N` names of the clients; empty if they are numbers.
       server: The examples that the server holds and no client; None if there are none.
       items: `[num_items, ...]`, what several examples have in common, such as a text that many
@@ -135,13 +144,18 @@ class FederatedDataset(NamedTuple):
         """Number of clients that can be sampled: ids `0 .. num_participants - 1`."""
         return self.num_clients - self.num_unseen
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether targets are labels, of which there are `num_classes`."""
+        return self.task in _LABELLED
+
     def class_counts(self) -> np.ndarray:
         """Returns `[N, C]` int32, the number of each client's training examples of each class.
 
-        For next_token, training tokens are counted; for a regression, `C` is 0.
+        For next_token, training tokens are counted; a task without labels has zeros.
         """
         counts = np.zeros((self.num_clients, self.num_classes), np.int32)
-        if self.num_classes == 0:
+        if not self.has_labels:
             return counts
         for client, (offset, size) in enumerate(zip(*self.train, strict=True)):
             labels = self.targets[offset : offset + size].ravel()

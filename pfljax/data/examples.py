@@ -21,9 +21,9 @@ class Examples(NamedTuple):
         dict of arrays by name; with `items`, `[n]` or `[n, K]` item numbers.
       targets: `[n]` int32 labels in `[0, num_classes)`; `[n]` float32 for a regression; `[n, T]`
         int32 for next_token, each the token after that of the inputs, 0 for none; `[n]` int32
-        zeros for ranking and preference.
-      num_classes: `C`; for next_token, the size of the vocabulary; 0 for a regression, ranking or
-        preference.
+        zeros for ranking and preference; `[n]` float32 ratings for recommendation.
+      num_classes: `C`; for next_token, the size of the vocabulary; for recommendation, the number
+        of tags; 0 for a regression, ranking or preference.
       mean: The value subtracted from the inputs on the device, in stored units: one number, or an
         array that broadcasts to the last axes of an example; by name if inputs are a dict.
       std: The value by which the inputs are then divided, in stored units; like `mean`.
@@ -38,7 +38,7 @@ class Examples(NamedTuple):
       target_mean: The value subtracted from the targets of a regression in the compiled program.
       target_std: The value by which the targets of a regression are then divided.
       superclasses: `[C]` integers, the superclass of each class; None if there are none.
-      class_names: The `C` names of the labels; empty if they are numbers.
+      class_names: The `C` names of the labels or tags; empty if they are numbers.
       items: `[num_items, ...]`, what several examples have in common, such as a text that many
         users rate; `mean`, `std` and `vocabulary` are then those of the items. None if each example
         has inputs of its own.

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pfljax.data import validate
+from pfljax.data import validate_arrays
 from pfljax.data.sources import files
 from pfljax.errors import UserError
 
@@ -183,8 +183,10 @@ def read_ai_persona(data_dir: str) -> tuple[PersonaStore, dict[str, list[dict[st
         raise files.absent(_FOLDER, searched, f"put {_FILE} there")
     (path,) = paths
     content, offsets = files.read_npz(path, "persona_json", "persona_offsets")
-    offsets = validate.whole(path, offsets, "persona_offsets", least=0, remedy=files.FETCH_AGAIN)
-    packed = validate.pixels(path, content, remedy=files.FETCH_AGAIN).tobytes()
+    offsets = validate_arrays.whole(
+        path, offsets, "persona_offsets", least=0, remedy=files.FETCH_AGAIN
+    )
+    packed = validate_arrays.pixels(path, content, remedy=files.FETCH_AGAIN).tobytes()
     store, scenes = PersonaStore(), {}
     for number, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
         user = f"persona {number}"

@@ -15,7 +15,7 @@ from pfljax.data.examples import Examples
 from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
 
-SPLITS = ("stratified", "plain", "by_item", "temporal")
+SPLITS = ("stratified", "plain", "by_item", "temporal", "last_two")
 
 
 class ClientRows(NamedTuple):
@@ -85,6 +85,30 @@ def plain_split(
     return ClientRows(train, validation, test)
 
 
+def last_two(rows: np.ndarray, client: int, gap: int) -> ClientRows:
+    """Tests the last example of a client and validates on the one before it.
+
+    Args:
+      rows: `[n]` row indices in order of time.
+      client: The number of the client, for the error message.
+      gap: Number of examples that are dropped between two parts.
+
+    Raises:
+      UserError: There is no training example left.
+
+    >>> last_two(np.arange(5), client=0, gap=0)
+    ClientRows(train=array([0, 1, 2]), validation=array([3]), test=array([4]))
+    """
+    least = 3 + 2 * gap
+    if len(rows) < least:
+        raise UserError(
+            f"Client {client} has {len(rows)} examples, and data.split=last_two needs {least}: use "
+            f"data.min_size={least} or more."
+        )
+    validation = len(rows) - 2 - gap
+    return ClientRows(rows[: validation - gap], rows[validation : validation + 1], rows[-1:])
+
+
 def split_train(
     rows: np.ndarray, labels: np.ndarray, validation_fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +156,9 @@ def assemble(
       seed: A whole number; the same seed gives the same data set.
       client_names: The names of the clients; empty if they are numbers.
       split: One of `SPLITS`: 'stratified' keeps the fractions of labels, 'plain' is `plain_split`,
-        'by_item' is `split_by_item`, and 'temporal' requires a pool with a `time_gap`.
+        'by_item' is `split_by_item`, 'temporal' requires a pool with a `time_gap`, and so does
+        'last_two', which tests each client's last example and validates on the one before it,
+        whatever the fractions.
       groups: `{attribute: [N] str}`, the groups of the clients; None if there are none.
 
     Returns:
@@ -188,6 +214,9 @@ def _split_each(
                 f"Client {client} has {len(indices)} examples but needs one to train and one to "
                 f"test on{between}: use fewer clients or a larger `min_size`."
             )
+        if split == "last_two":
+            clients.append(last_two(indices, client, gap))
+            continue
         if examples.time_gap is not None:
             classes = examples.targets if examples.task == "classification" else None
             labels = np.zeros(len(indices), int) if classes is None else classes[indices]
@@ -209,7 +238,7 @@ def _split_each(
 
 def _require_fit(examples: Examples, split: str) -> None:
     """Raises a `UserError` if a pool lacks what a split needs."""
-    if split == "temporal" and examples.time_gap is None:
+    if split in ("temporal", "last_two") and examples.time_gap is None:
         raise UserError(
             f"The examples of {examples.name} are in no order of time: use data.split=stratified."
         )

@@ -9,6 +9,7 @@ from pfljax.models.clip import two_tower
 from pfljax.models.images import cnn, leaf_cnn, lenet, simple_cnn
 from pfljax.models.language import bert, bert_upper, gpt2, t5
 from pfljax.models.model import Model
+from pfljax.models.recommendation import unimp
 from pfljax.models.residual import mobilenet_v2, resnet8, resnet10, resnet18
 from pfljax.models.tabular import amazon_mlp, har_cnn, logistic, matrix_factorization, mlp, mlp_bn
 from pfljax.models.text import fasttext, lstm, lstm_lm, textcnn
@@ -41,4 +42,5 @@ MODELS: dict[str, Callable[..., Model]] = {
     "bert_upper": bert_upper,
     "t5": t5,
     "matrix_factorization": matrix_factorization,
+    "unimp": unimp,
 }

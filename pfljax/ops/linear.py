@@ -23,6 +23,13 @@ def apply(layer: Params, x: jax.Array) -> jax.Array:
     return x @ layer["kernel"] + layer["bias"]
 
 
+def apply_layers(layers: list[Params], x: jax.Array) -> jax.Array:
+    """Returns `[..., outputs]` of several layers on `[..., inputs]`, with SiLU between them."""
+    for layer in layers[:-1]:
+        x = jax.nn.silu(apply(layer, x))
+    return apply(layers[-1], x)
+
+
 def column_norms(head: Params) -> jax.Array:
     """Returns `[C]`, the lengths of the columns of the matrix `[d, C]` of a linear head.
 

@@ -77,3 +77,10 @@ def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
 def solve_lower(factor: jax.Array, right: jax.Array) -> jax.Array:
     """Returns the `x` with `factor x = right`, for a lower triangular factor."""
     return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
+
+
+@_one_by_one
+def svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the thin singular value decomposition `U [m, k]`, `s [k]` and `V^T [k, n]`."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right

@@ -16,6 +16,7 @@ from pfljax.tasks.language import next_token
 from pfljax.tasks.multi_label import multi_label
 from pfljax.tasks.preference import preference
 from pfljax.tasks.ranking import ranking
+from pfljax.tasks.recommendation import recommendation
 from pfljax.tasks.regression import regression
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "next_token",
     "preference",
     "ranking",
+    "recommendation",
     "regression",
 ]
 
@@ -39,5 +41,6 @@ TASKS: dict[str, Callable[..., Task]] = {
     "multi_label": multi_label,
     "ranking": ranking,
     "preference": preference,
+    "recommendation": recommendation,
     "denoising": denoising,
 }

@@ -9,6 +9,7 @@ import numpy as np
 from pfljax.core import Batch, Task, tree
 from pfljax.errors import UserError
 from pfljax.models.model import Model
+from pfljax.ops import diffusion
 from pfljax.tasks.from_network import from_network, mean_loss
 
 
@@ -55,7 +56,7 @@ def denoising(
     """
     if model.observe is not None:
         raise UserError("Denoising takes no model with batch normalization; choose another model.")
-    shares = np.cumprod(1 - np.linspace(beta_min, beta_max, num_timesteps))
+    fractions = diffusion.signal_fractions(num_timesteps, beta_min, beta_max)
 
     def errors(outputs, batch):
         return jnp.mean((outputs - batch.targets) ** 2, axis=tuple(range(1, outputs.ndim)))
@@ -70,11 +71,7 @@ def denoising(
         """Returns the batch with noisy examples, the noise being the targets."""
         dtype = tree.dtype(params)
         x = (batch.inputs.astype(dtype) - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
-        step = jax.random.randint(time_key, x.shape[:1], 0, num_timesteps)
-        noise = jax.random.normal(noise_key, x.shape, dtype)
-        share = jnp.asarray(shares, dtype)[step].reshape(-1, *(1,) * (x.ndim - 1))
-        noisy = jnp.sqrt(share) * x + jnp.sqrt(1 - share) * noise
-        time = (step + 1).astype(dtype) / num_timesteps
+        noisy, time, noise = diffusion.add_noise(x, fractions, time_key, noise_key)
         return Batch({"noisy": noisy, "time": time}, noise, batch.mask)
 
     def losses(params, batch, key, train=True):

@@ -15,8 +15,7 @@ import ml_collections
 from pfljax.data import FederatedDataset
 from pfljax.errors import DivergedError
 from pfljax.training.run import compiling, loop, workdir
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment, placement, vectorized
+from pfljax.training.study import config_checks, config_runs, experiment, placement, vectorized
 
 Run = tuple[str, int]  # a method and a seed
 
@@ -50,7 +49,7 @@ def prepare(
     Raises:
       UserError: The config is invalid, or a directory contains another run.
     """
-    config_lib.check(config)
+    config_checks.check(config)
     comparison = Comparison(config, directory)
     if not comparison.on_host():
         for each in comparison.to_do:
@@ -129,7 +128,7 @@ class Comparison:
     def config_of(self, run: Run) -> ml_collections.ConfigDict:
         """Returns the config of a run."""
         if run not in self._configs:
-            self._configs[run] = config_lib.of_run(self.config, *run)
+            self._configs[run] = config_runs.of_run(self.config, *run)
         return self._configs[run]
 
     def _load(self) -> dict[int, FederatedDataset]:

@@ -24,8 +24,7 @@ from pfljax.data import FederatedDataset
 from pfljax.errors import DivergedError, UserError
 from pfljax.training.comparison import AddProgress, no_progress
 from pfljax.training.run import loop, workdir, writers
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment, vectorized
+from pfljax.training.study import config_runs, config_values, experiment, vectorized
 
 
 def parse(text: str, config) -> tuple[str, list]:
@@ -44,7 +43,7 @@ def parse(text: str, config) -> tuple[str, list]:
         known = list(node) if hasattr(node, "keys") else []
         if name not in known:
             raise UserError(
-                f"--values has the unknown config key {key!r}.{config_lib.suggest(name, known)}"
+                f"--values has the unknown config key {key!r}.{config_values.suggest(name, known)}"
             )
         parent, node = node, node[name]
     if key == "client_optimizer.learning_rate" and config.learning_rates[config.algorithm]:
@@ -68,7 +67,7 @@ def parse(text: str, config) -> tuple[str, list]:
 
 def changed(config, settings: dict, seed: int, *, vary_data: bool = False):
     """Returns a copy of the config with these values and this seed."""
-    copied = config_lib.with_own_keys(config, config.algorithm)
+    copied = config_runs.with_own_keys(config, config.algorithm)
     copied.update_from_flattened_dict({**settings, "seed": seed})
     if vary_data:
         copied.data.seed += seed

@@ -257,3 +257,10 @@ def test_a_network_for_the_embedding_alone():
         jnp.shape, federation.task().init(jax.random.key(0))
     )
     assert optax.tree.norm(made) > 0
+    without_body = tasks.classification(models.logistic((5,), 3), num_classes=3)
+    with pytest.raises(UserError, match="^PeFLL needs a body"):
+        ALGORITHMS["pefll"](without_body, federation.local_training())
+    linear = ALGORITHMS["pefll"](without_body, federation.local_training(), embedding=wide)
+    server = linear.init_server(federation.examples().population(), jax.random.key(0))
+    made = hypernetwork.generate(server.network, jnp.zeros(1 + 8 // 4))
+    assert jax.tree.map(jnp.shape, made) == {"head": {"bias": (3,), "kernel": (5, 3)}}

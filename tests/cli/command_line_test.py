@@ -7,7 +7,8 @@ import pytest
 from pfljax import models
 from pfljax.cli import command_line
 from pfljax.errors import UserError
-from pfljax.training.study.config import default_config, flat
+from pfljax.training.study.config import default_config
+from pfljax.training.study.config_values import flat
 
 KEYS = list(flat(default_config()))
 

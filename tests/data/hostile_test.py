@@ -299,6 +299,27 @@ def movielens(root, old="", new=""):
     return {"name": "movielens"}
 
 
+FILMS = "movieId,title,genres\n" + "".join(
+    f"{number},Film {number} (199{number}),Drama|War\n" for number in range(8)
+)
+SOME_RATINGS = (
+    RATINGS.partition("\n")[0]
+    + "\n"
+    + "".join(
+        f"{1 + number // 6},{(number // 6 + number % 6) % 8},{1 + number % 4}.0,{number}\n"
+        for number in range(24)
+    )
+)
+TAGS = "userId,movieId,tag,timestamp\n1,0,funny,3\n1,1,dark,4\n"
+
+
+def rated_films(root):
+    write(root / "ratings.csv", SOME_RATINGS)
+    write(root / "movies.csv", FILMS)
+    write(root / "tags.csv", TAGS)
+    return {"name": "movielens", "options": {"feedback": "histories", "num_others": 2}}
+
+
 def movielens_zip(root):
     write(root / "ml-latest-small.zip", zipped({"ml-latest-small/ratings.csv": RATINGS}))
     return {"name": "movielens"}
@@ -357,7 +378,7 @@ VALID = [
     *(npz, store, pfllib, mnist, femnist, leaf, leaf_texts, cifar, cifar_binary, svhn, office),
     *(school, landmine, omniglot, images, iwildcam, shakespeare, news, news_ids, amazon, har),
     *(wisdm, parkinsons, movielens, movielens_zip, pamap2, popquorn),
-    *(pgraphrag, lamp, prism, persona),
+    *(pgraphrag, lamp, prism, persona, rated_films),
 ]
 
 
@@ -389,7 +410,9 @@ def wrong_with(dataset):
         return "inputs"
     if not np.isfinite(targets).all() or not np.isfinite(dataset.mean).all():
         return "targets or mean"
-    if dataset.num_classes and not (0 <= targets.min() and targets.max() < dataset.num_classes):
+    # The targets of a recommendation are ratings, and its classes are tags of items.
+    classes = 0 if dataset.task == "recommendation" else dataset.num_classes
+    if classes and not (0 <= targets.min() and targets.max() < classes):
         return "labels"
     for column, size in enumerate(dataset.vocabulary):
         ids = values if len(dataset.vocabulary) == 1 else values[..., column]

@@ -300,7 +300,7 @@ def test_omniglot(tmp_path):
     load = sources.SOURCES["omniglot"]
     pool = load(str(tmp_path), side=105)
     assert pool.inputs.shape == (12, 105, 105, 1) and pool.num_classes == 3
-    assert pool.owners.tolist() == [1, 2] * 6
+    assert pool.owners.tolist() == [1, 2] * 6 and pool.owner_names[2] == "drawer 2"
     for image, drawer, row in zip(
         pool.inputs, pool.owners, np.arange(12) // 2 % 2 + 1, strict=True
     ):
@@ -308,6 +308,7 @@ def test_omniglot(tmp_path):
     characters = load(str(tmp_path), owners="alphabet", labels="character")
     assert characters.inputs.shape == (12, 28, 28, 1) and characters.num_classes == 6
     assert characters.owners.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert characters.owner_names == ("Greek", "Korean", "Tagalog")
     with pytest.raises(UserError, match="did you mean 'drawer'"):
         load(str(tmp_path), owners="drawers")
 

@@ -179,6 +179,22 @@ def test_movielens_users_are_tested_on_what_they_rated_last():
     assert (pool.targets.min(), pool.targets.max()) == (0.5, 5.0)
 
 
+def test_movielens_histories_are_of_the_ratings_before():
+    load, root = data.SOURCES["movielens"], place("movielens")
+    ratings, pool = load(root), load(root, feedback="histories", num_others=1, history=3)
+    assert (pool.inputs.shape, pool.num_classes) == ((100836, 5), 59)
+    assert pool.vocabulary[:3] == (9725, 11, 572) and len(pool.items) == 1 + 11 * 9724
+    examples = pool.items[pool.inputs][..., :2]
+    np.testing.assert_array_equal(examples[:, 0, 0], 1 + ratings.inputs[:, 1])
+    np.testing.assert_array_equal(pool.targets, ratings.targets)
+    same = pool.owners[1:] == pool.owners[:-1]
+    np.testing.assert_array_equal(examples[1:, -1, 0], same * (1 + ratings.inputs[:-1, 1]))
+    np.testing.assert_array_equal(examples[1:, -1, 1], same * (2 * ratings.targets[:-1]))
+    # Both kinds of feedback choose between the same films.
+    implicit = load(root, feedback="implicit", num_others=1)
+    np.testing.assert_array_equal(examples[:, :2, 0], 1 + implicit.inputs[..., 1])
+
+
 def test_femnist_is_dark_on_white():
     pool = data.SOURCES["femnist"](place("femnist-500"))
     assert np.median(pool.inputs[:1000]) == 255 and pool.inputs[:1000, 8:20, 8:20].mean() < 240

@@ -161,3 +161,19 @@ def test_arguments_that_make_no_sense(changes):
 def test_the_only_client_cannot_be_unseen():
     with pytest.raises(UserError, match="only one"):
         assemble([0, 1, 0, 1], [np.arange(4)], unseen_fraction=0.5)
+
+
+def test_the_last_example_is_tested_and_the_one_before_it_validates():
+    in_time = pool([0, 1] * 6)._replace(time_gap=0)
+    clients = [np.arange(5), np.arange(5, 12)]
+    arguments = dict(test_fraction=0.5, validation_fraction=0.5, unseen_fraction=0.0, seed=3)
+    data = split.assemble(in_time, clients, split="last_two", **arguments)
+    for client, rows in enumerate(clients):
+        parts = [rows_of(data, name, client).tolist() for name in SPLITS]
+        assert parts == [rows[:-2].tolist(), [rows[-2]], [rows[-1]]]
+    apart = split.last_two(np.arange(7), client=0, gap=2)
+    assert [part.tolist() for part in apart] == [[0], [3], [6]]
+    with pytest.raises(UserError, match="Client 1 has 2 examples, .* use data.min_size=3 or more"):
+        split.assemble(in_time, [np.arange(5), np.arange(2)], split="last_two", **arguments)
+    with pytest.raises(UserError, match="in no order of time"):
+        split.assemble(pool([0, 1] * 6), clients, split="last_two", **arguments)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.data import Split, validate
+from pfljax.data import Split, validate, validate_arrays
 from pfljax.errors import UserError
 from pfljax.training.study import experiment, task
 from pfljax.training.study.config import default_config
@@ -189,13 +189,13 @@ def test_a_large_file_is_looked_at_and_not_read(tmp_path, monkeypatch):
     with data.StoreWriter(str(tmp_path), name="made", num_classes=3) as store:
         for _ in range(50):
             store.add(draw().astype(np.float32), np.arange(40) % 3, train=30)
-    monkeypatch.setattr(validate, "_LOOKED_AT", 4000)
-    monkeypatch.setattr(validate, "_BLOCK", 400)
+    monkeypatch.setattr(validate_arrays, "_LOOKED_AT", 4000)
+    monkeypatch.setattr(validate_arrays, "_BLOCK", 400)
     inputs = data.load_store(str(tmp_path)).inputs
-    seen = list(validate._blocks(inputs))
+    seen = list(validate_arrays._blocks(inputs))
     assert sum(block.nbytes for _, block in seen) <= 4000 < inputs.nbytes / 9
     assert seen[0][0] == 0 and seen[-1][0] + len(seen[-1][1]) == len(inputs)
-    assert len(list(validate._blocks(np.array(inputs)))) == 100
+    assert len(list(validate_arrays._blocks(np.array(inputs)))) == 100
 
 
 def test_a_store_is_checked_as_it_is_written(tmp_path):

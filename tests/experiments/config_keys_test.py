@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pfljax.training.study.config import default_config, flat
+from pfljax.training.study.config import default_config
+from pfljax.training.study.config_values import flat
 
 ROOT = pathlib.Path(__file__).parents[2]
 

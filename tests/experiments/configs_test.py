@@ -8,8 +8,7 @@ import jax
 import pytest
 
 from pfljax import data
-from pfljax.training.study import architectures, experiment
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import architectures, config_checks, config_runs, experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Data sets that need no directory.
@@ -27,8 +26,8 @@ def study(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_documents_its_command(name):
     module, config = study(name)
-    for each in config_lib.scenarios(config).values():
-        config_lib.check(each)
+    for each in config_runs.scenarios(config).values():
+        config_checks.check(each)
     assert f"--config=configs/{name}.py" in module.__doc__
     assert config.data.name in data.DATASETS
     assert ("--config.data.dir=" in module.__doc__) == (config.data.name not in GENERATED)

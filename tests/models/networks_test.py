@@ -62,6 +62,7 @@ COUNTS = [
     ("t5", TEXTS, 32128, {"vocabulary": dict.fromkeys(TEXTS, 32128)}, 60_506_624, 0, 0),
     ("matrix_factorization", (2,), 1, RATINGS, 165_325, 17, 17),
     ("matrix_factorization", (2,), 1, RATINGS | {"user_table": True}, 175_696, 18, 17),
+    ("unimp", (15,), 59, {"vocabulary": (9725, 11, *(572,) * 13)}, 179_545, 1_324, 0),
 ]
 
 

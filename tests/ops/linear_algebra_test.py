@@ -16,10 +16,11 @@ PACKAGE = pathlib.Path(linear_algebra.__file__).parents[1]
 FUNCTIONS = {
     "cholesky": (linear_algebra.cholesky, jnp.linalg.cholesky),
     "eigh": (linear_algebra.eigh, lambda matrix: tuple(jnp.linalg.eigh(matrix))),
+    "svd": (linear_algebra.svd, lambda matrix: tuple(jnp.linalg.svd(matrix, False))),
     "orthonormal": (linear_algebra.orthonormal, lambda matrix: jnp.linalg.qr(matrix)[0]),
 }
 
-# Five factorizations of eight independent batches in one program. With LAPACK's batches as they
+# Six factorizations of eight independent batches in one program. With LAPACK's batches as they
 # are, it never ends on two threads.
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -27,7 +28,7 @@ from pfljax.ops import linear_algebra as ops
 
 @jax.jit
 def every(batches):
-    one = (ops.cholesky, ops.eigh, ops.orthonormal)
+    one = (ops.cholesky, ops.eigh, ops.orthonormal, ops.svd)
     two = (ops.solve, ops.solve_lower)
     found = [jax.vmap(function)(batch) for batch in batches for function in one]
     return found, [jax.vmap(function)(batch, batch) for batch in batches for function in two]

@@ -1,12 +1,10 @@
 """Losses of preferences by hand, their gradients by finite differences, and recorded scores."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trajectories
 
 from pfljax.ops import preference
 
@@ -117,12 +115,9 @@ def test_a_token_that_the_editor_never_writes_has_a_finite_ratio():
 
 
 def test_scores_of_recorded_clients():
-    """Scores, clipped scores, noisy total and pairs of the set `POPri` (float64)."""
-    folder = os.environ.get("PFLJAX_RECENT_TRAJECTORIES", "")
-    path = pathlib.Path(folder) / "POPri.f64.npz"
-    if not folder or not path.is_file():
-        pytest.skip("PFLJAX_RECENT_TRAJECTORIES names no folder with POPri.f64.npz")
-    with jax.enable_x64(True), np.load(path) as recorded:
+    """Clipped scores, noisy total and pairs of the set `POPri` (float64)."""
+    recorded = trajectories.read_recent("POPri.f64")
+    with jax.enable_x64(True):
         answers, sent = recorded["embeddings/samples"], []
         for client in range(4):
             own = recorded[f"embeddings/client{client}"]

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import input_arrays, reading, validate
-from pfljax.data.dataset import TASKS, FederatedDataset, Split
+from pfljax.data import input_arrays, reading, validate, validate_arrays
+from pfljax.data.dataset import OF_NUMBERS, TASKS, FederatedDataset, Split
 from pfljax.data.formats import refusals
 from pfljax.data.input_arrays import map_inputs
 from pfljax.errors import UserError
@@ -146,7 +146,7 @@ def from_arrays(
         if fault:
             raise refusals.faulty(file, fault, remedy)
     whole = {
-        key: validate.whole(file, array, f"number of {key}", remedy=remedy)
+        key: validate_arrays.whole(file, array, f"number of {key}", remedy=remedy)
         for key, array in arrays.items()
         if _is_whole(key)
     }
@@ -198,8 +198,8 @@ def _fault_of_form(key: str, array: np.ndarray, task: str) -> str | None:
     elif base in _STATISTICS:
         fits, expected = array.dtype.kind in "iuf", "float64"
     elif key == "targets":
-        fits = array.dtype.kind in ("iuf" if task in ("regression", "classification") else "iu")
-        expected = "float32" if task == "regression" else "int32"
+        fits = array.dtype.kind in ("iuf" if task in (*OF_NUMBERS, "classification") else "iu")
+        expected = "float32" if task in OF_NUMBERS else "int32"
     else:
         fits, expected = array.dtype.kind in "iu", "int32"
     if not fits:

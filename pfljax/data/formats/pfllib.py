@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pfljax.data import checks, pickles, reading, validate
+from pfljax.data import checks, pickles, reading, validate, validate_arrays
 from pfljax.data.dataset import FederatedDataset
 from pfljax.data.examples import Examples
 from pfljax.data.formats import refusals
@@ -152,8 +152,10 @@ def _read_pfllib_client(file: Path, may_be_empty: bool) -> tuple[np.ndarray, np.
         )
     if len(targets) == 0:
         raise UserError(f"{file} has no examples, but every client needs one: {_REMEDY}.")
-    targets = validate.labels(file, targets, validate.LARGEST_NUM_CLASSES, remedy=_REMEDY)
-    validate.finite(file, inputs, remedy=_REMEDY)
+    targets = validate_arrays.labels(
+        file, targets, validate_arrays.LARGEST_NUM_CLASSES, remedy=_REMEDY
+    )
+    validate_arrays.finite(file, inputs, remedy=_REMEDY)
     if inputs.ndim == 4:
         inputs = np.moveaxis(inputs, 1, -1)
     if inputs.dtype.kind == "f":

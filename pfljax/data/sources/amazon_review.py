@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from pfljax.data import validate
+from pfljax.data import validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -65,7 +65,7 @@ def load_amazon_review(data_dir: str = "") -> Examples:
                 f"{path} is damaged or not an svmlight file of {_WORDS} counts and labels of -1 "
                 f"and 1 ({reason}): {files.FETCH_AGAIN}."
             ) from error
-        counts.data = validate.pixels(path, counts.data, remedy=files.FETCH_AGAIN)
+        counts.data = validate_arrays.pixels(path, counts.data, remedy=files.FETCH_AGAIN)
         inputs.append(counts.astype(np.uint8).toarray())
         labels.append((signs > 0).astype(np.int32))
         owners.append(np.full(len(signs), number // 2, np.int32))

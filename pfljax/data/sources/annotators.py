@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -181,8 +181,10 @@ def read_texts(name: str, data_dir: str) -> list[str]:
         raise files.absent(name, searched, f"put {folder}.npz there")
     (path,) = paths
     content, offsets = files.read_npz(path, "text", "text_offsets")
-    offsets = validate.whole(path, offsets, "text_offsets", least=0, remedy=files.FETCH_AGAIN)
-    content = validate.pixels(path, content, remedy=files.FETCH_AGAIN).tobytes()
+    offsets = validate_arrays.whole(
+        path, offsets, "text_offsets", least=0, remedy=files.FETCH_AGAIN
+    )
+    content = validate_arrays.pixels(path, content, remedy=files.FETCH_AGAIN).tobytes()
     if offsets.ndim != 1 or np.any(np.diff(offsets) < 0) or offsets[-1:].tolist() != [len(content)]:
         raise UserError(f"{path} has text_offsets that do not match its text: {files.FETCH_AGAIN}.")
     pairs = zip(offsets[:-1], offsets[1:], strict=True)
@@ -210,7 +212,7 @@ def _read(name: str, data_dir: str, features: str, others: tuple[str, ...] = ())
     users, items, labels, user_offsets, *more = files.read_npz(ratings_path, *keys)
     codes, scale = files.read_npz(features_path, "text", "text_scale")
     for array in (codes, scale):
-        validate.finite(features_path, files.numbers(features_path, array, "features"))
+        validate_arrays.finite(features_path, files.numbers(features_path, array, "features"))
     if codes.ndim != 2 or scale.shape != codes.shape[:1] or not codes.size:
         raise UserError(
             f"{features_path} has features of shape {codes.shape} with scales of shape "
@@ -237,7 +239,7 @@ def _whole(found: _Ratings, values: np.ndarray, what: str, least: int, most: int
     """Returns `[n]` numbers as int32, after checking that they are whole and in range."""
     if values.ndim != 1:
         raise _contradiction(found, f"values of {what} of shape {values.shape}")
-    return validate.whole(
+    return validate_arrays.whole(
         found.path, values, what, least=least, most=most, remedy=files.FETCH_AGAIN
     )
 

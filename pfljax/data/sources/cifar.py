@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks, pickles, validate
+from pfljax.data import checks, pickles, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.prepared import read_prepared
@@ -159,7 +159,7 @@ def _read_binary(path: Path, kinds: tuple[str, ...]) -> tuple[np.ndarray, list[n
 
 def _read_arrays(paths: list[Path]) -> tuple[np.ndarray, list[np.ndarray]]:
     images = files.read_array(paths[0], (None, 32, 32, 3))
-    images = validate.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
+    images = validate_arrays.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
     labels = [files.read_array(path, (None,)) for path in paths[1:]]
     for path, each in zip(paths[1:], labels, strict=True):
         files.same_length(images=(paths[0], images), labels=(path, each))

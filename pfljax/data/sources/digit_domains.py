@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.image_files import squared
@@ -102,7 +102,7 @@ def _read(path: Path, take: Callable) -> tuple[np.ndarray, np.ndarray]:
         images, labels = take(files.load_matlab(path))
         if images.ndim != 4 or images.shape[3] != 3 or len(images) != len(labels):
             raise ValueError(f"images of shape {images.shape}, labels of shape {labels.shape}")
-        images = validate.pixels(path, images, remedy=files.FETCH_AGAIN)
+        images = validate_arrays.pixels(path, images, remedy=files.FETCH_AGAIN)
         return images, files.labels_below(path, labels, 10)
     except UserError:
         raise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import validate
+from pfljax.data import validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.leaf import find_leaf, read_leaf
@@ -53,7 +53,7 @@ def load_femnist(data_dir: str = "") -> Examples:
 
 def _read_arrays(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images = files.read_array(paths[0], (None, 28, 28))
-    images = validate.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
+    images = validate_arrays.pixels(paths[0], images, remedy=files.FETCH_AGAIN)
     labels, writers = (files.read_array(path, (None,)) for path in paths[1:])
     for path, each in zip(paths[1:], (labels, writers), strict=True):
         files.same_length(images=(paths[0], images), entries=(path, each))
@@ -83,7 +83,7 @@ def _read_leaf_users(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndar
         classes = _numbers(targets)
         if classes.shape != (len(targets),):
             raise UserError(f"{path} has labels of {user} that are not numbers: {_AGAIN}.")
-        labels.append(validate.labels(path, classes, _CLASSES, remedy=_AGAIN))
+        labels.append(validate_arrays.labels(path, classes, _CLASSES, remedy=_AGAIN))
         writers.append(np.full(len(targets), number, np.int32))
     if not images:
         raise UserError(f"{paths[0].parent} has no example of any user: {_AGAIN}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from pfljax.data import reading, validate
+from pfljax.data import reading, validate_arrays
 from pfljax.errors import UserError
 
 _PACKED = ("", ".gz", ".xz")
@@ -139,7 +139,7 @@ def numbers(path: Path | str, array: np.ndarray, what: str) -> np.ndarray:
         raise UserError(
             f"{path} has {what} of dtype {array.dtype} instead of numbers: {FETCH_AGAIN}."
         )
-    validate.finite(path, array, remedy=FETCH_AGAIN)
+    validate_arrays.finite(path, array, remedy=FETCH_AGAIN)
     return array
 
 
@@ -226,7 +226,7 @@ def read_array(path: Path, *shapes: tuple[int | None, ...]) -> np.ndarray:
             f"{path} has an array of shape {array.shape} and dtype {array.dtype} instead of "
             f"numbers of shape {wanted}: {FETCH_AGAIN}."
         )
-    validate.finite(path, array, remedy=FETCH_AGAIN)
+    validate_arrays.finite(path, array, remedy=FETCH_AGAIN)
     return array
 
 
@@ -258,7 +258,7 @@ def owners(path: Path, values: np.ndarray) -> np.ndarray:
     Raises:
       UserError: A number is not an integer.
     """
-    return validate.whole(path, values, "owner", remedy=FETCH_AGAIN)
+    return validate_arrays.whole(path, values, "owner", remedy=FETCH_AGAIN)
 
 
 def same_length(**paths_and_arrays: tuple[Path, np.ndarray]) -> None:
@@ -285,4 +285,4 @@ def labels_below(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray
     Raises:
       UserError: A label is outside the range.
     """
-    return validate.labels(path, labels, num_classes)
+    return validate_arrays.labels(path, labels, num_classes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import validate
+from pfljax.data import validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -46,7 +46,7 @@ def load_office_caltech(data_dir: str = "") -> Examples:
                 f"{path} has features of shape {counts.shape} and labels of shape "
                 f"{classes.shape} instead of [n, {_WORDS}] and [n, 1]: {files.FETCH_AGAIN}."
             )
-        inputs.append(validate.pixels(path, counts, remedy=files.FETCH_AGAIN))
+        inputs.append(validate_arrays.pixels(path, counts, remedy=files.FETCH_AGAIN))
         classes = files.numbers(path, classes, "labels").ravel() - 1.0
         labels.append(files.labels_below(path, classes, 10))
         owners.append(np.full(len(counts), domain, np.int32))

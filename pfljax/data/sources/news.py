@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -131,14 +131,14 @@ def _read_arrays(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     words, lengths, labels = (files.read_array(path, (None,)) for path in paths)
     files.same_length(lengths=(paths[1], lengths), labels=(paths[2], labels))
-    lengths = validate.whole(paths[1], lengths, "length", least=0, remedy=files.FETCH_AGAIN)
+    lengths = validate_arrays.whole(paths[1], lengths, "length", least=0, remedy=files.FETCH_AGAIN)
     lengths = lengths.astype(np.int64)
     if lengths.sum() != len(words) or words.min(initial=1) < 1:
         raise UserError(
             f"{paths[0]} has {len(words)} tokens from {words.min(initial=1)} on where "
             f"{paths[1]} claims {lengths.sum()} from 1 on: download both files again."
         )
-    words = validate.whole(paths[0], words, "token", least=1, remedy=files.FETCH_AGAIN)
+    words = validate_arrays.whole(paths[0], words, "token", least=1, remedy=files.FETCH_AGAIN)
     ids = np.minimum(words, vocabulary) - 1 + _SPECIAL
     ids[ids >= vocabulary] = UNKNOWN
     texts = np.split(ids, np.cumsum(lengths)[:-1])

@@ -76,6 +76,9 @@ def load_omniglot(
     characters = _numbered([(alphabet, character) for alphabet, character, _ in keys])
     drawers = np.array([drawer for _, _, drawer in keys], np.int32)
     targets = alphabets if labels == "alphabet" else characters
+    names = sorted({alphabet for alphabet, _, _ in keys})
+    if owners == "drawer":
+        names = [f"drawer {number}" for number in range(drawers.max() + 1)]
     return Examples(
         name="omniglot",
         inputs=np.stack([drawings[key] for key in keys])[..., np.newaxis],
@@ -84,6 +87,7 @@ def load_omniglot(
         mean=127.5,
         std=127.5,
         owners=drawers if owners == "drawer" else alphabets,
+        owner_names=tuple(names),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -99,7 +99,9 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
             channel[:] = 0
         elif lost.any():
             channel[lost] = np.interp(times[lost], times[~lost], channel[~lost])
-    activities = validate.whole(path, table[:, 1], "activity", least=0, remedy=files.FETCH_AGAIN)
+    activities = validate_arrays.whole(
+        path, table[:, 1], "activity", least=0, remedy=files.FETCH_AGAIN
+    )
     return activities, files.numbers(path, signals, "signals").astype(np.float32)
 
 

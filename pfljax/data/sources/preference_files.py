@@ -64,7 +64,30 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is not a table of JSON lines or CSV: check the file.") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} has no rows, or one that has no columns: check the file.")
+    if long := [number for number, row in enumerate(rows, 1) if None in row]:
+        # A comma in a text without quotes would cut the text off.
+        raise UserError(
+            f"{path} has more cells than columns in row {long[0]}: put quotes around texts that "
+            "contain commas."
+        )
     return rows
+
+
+def cells(path: Path, row: Mapping[str, Any], *columns: str) -> list[str]:
+    """Returns the cells of a row as texts.
+
+    Args:
+      path: The file, for error messages.
+      row: A row of `read_rows`.
+      *columns: The names of the columns, each of which the row must have.
+
+    Raises:
+      UserError: A cell is missing or empty.
+    """
+    missing = [column for column in columns if row.get(column) in (None, "")]
+    if missing:
+        raise UserError(f"{path} has a row without {missing[0]}; each needs {', '.join(columns)}.")
+    return [str(row[column]) for column in columns]
 
 
 def read_fspo(path: Path) -> list[Preference]:
@@ -83,11 +106,11 @@ def read_fspo(path: Path) -> list[Preference]:
     """
     rows = read_rows(path)
     if "yw" in rows[0]:
-        return [Preference(*_texts(path, row, "level", "x", "yw", "yl")) for row in rows]
+        return [Preference(*cells(path, row, "level", "x", "yw", "yl")) for row in rows]
     found = []
     for number, row in enumerate(rows):
         columns = ("scorer_level", "prompt", "response_x", "response_y", "label")
-        user, prompt, first, second, label = _texts(path, row, *columns)
+        user, prompt, first, second, label = cells(path, row, *columns)
         if label not in ("0", "1"):
             raise UserError(f"{path} has the label {label!r} in row {number}, which is not 0 or 1.")
         chosen, rejected = (first, second) if label == "0" else (second, first)
@@ -116,7 +139,7 @@ def read_persona_feedback(directory: Path) -> dict[str, list[Preference]]:
             rows = read_rows(paths[0])
             other = "reject" if "reject" in rows[0] else "rejected"
             columns = ("user_id", "question", "chosen", other)
-            found[tier] = [Preference(*_texts(paths[0], row, *columns)) for row in rows]
+            found[tier] = [Preference(*cells(paths[0], row, *columns)) for row in rows]
     if not found:
         raise files.absent("persona_feedback", [directory], "put general_easy.jsonl and others")
     return found
@@ -177,7 +200,7 @@ def read_personal_llm(path: Path) -> Scored:
     found = np.array(rewards)
     if not np.isfinite(found).all():
         raise UserError(f"{path} has a reward that is not finite: check the file.")
-    texts = [_texts(path, row, "prompt", *columns) for row in rows]
+    texts = [cells(path, row, "prompt", *columns) for row in rows]
     return Scored([text[0] for text in texts], [text[1:] for text in texts], found, names)
 
 
@@ -236,11 +259,3 @@ def examples(
     targets = np.zeros(len(pairs), np.int32)
     about = {"mean": mean, "std": std, "task": "preference", "owners": owners}
     return Examples(name=name, inputs=inputs, targets=targets, num_classes=0, **about)
-
-
-def _texts(path: Path, row: Mapping[str, Any], *columns: str) -> list[str]:
-    """Returns the cells of a row as texts."""
-    missing = [column for column in columns if row.get(column) in (None, "")]
-    if missing:
-        raise UserError(f"{path} has a row without {missing[0]}; each needs {', '.join(columns)}.")
-    return [str(row[column]) for column in columns]

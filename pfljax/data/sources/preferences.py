@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfljax.data import checks, reading, validate
+from pfljax.data import checks, reading, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -175,7 +175,7 @@ def read_persona_feedback(data_dir: str = "") -> Pairs:
     return Pairs(
         user=user,
         question=question,
-        tier=validate.whole(pool, tier, "tier", least=0, most=2, remedy=files.FETCH_AGAIN),
+        tier=validate_arrays.whole(pool, tier, "tier", least=0, most=2, remedy=files.FETCH_AGAIN),
         length=_lengths(pool, text, offsets)[both],
         answer=answers[both],
         own=np.einsum("nkd,nd->nk", answers[both], personas[user]),
@@ -200,12 +200,12 @@ def read_judgements(data_dir: str = "") -> Judgements:
     keys = ("judge", "pair", "truth", "correct", "certainty")
     judge, pair, truth, correct, certainty = _arrays(judges, *keys)
     about = {"remedy": files.FETCH_AGAIN}
-    pair = validate.whole(judges, pair, "pair", least=0, most=len(user) - 1, **about)
+    pair = validate_arrays.whole(judges, pair, "pair", least=0, most=len(user) - 1, **about)
     return Judgements(
         **_judged(judges, codes, "judges", judge, correct, certainty),
         pair=pair,
         user=user.astype(np.int32)[pair],
-        truth=validate.whole(judges, truth, "truth", least=0, most=2, **about),
+        truth=validate_arrays.whole(judges, truth, "truth", least=0, most=2, **about),
     )
 
 
@@ -240,7 +240,9 @@ def _judged(path, codes, key, judge, correct, certainty) -> dict:
         raise UserError(f"{codes} has no list of judges ({key}): {files.FETCH_AGAIN}.") from error
 
     def whole(values, what, least, most):
-        return validate.whole(path, values, what, least=least, most=most, remedy=files.FETCH_AGAIN)
+        return validate_arrays.whole(
+            path, values, what, least=least, most=most, remedy=files.FETCH_AGAIN
+        )
 
     return {
         "names": names,
@@ -290,9 +292,13 @@ def _indices(path: Path, columns: tuple[np.ndarray, ...], count: int, least: int
     """Returns columns of indices as int32; the last two are those of `count` answers."""
     about = {"remedy": files.FETCH_AGAIN}
     *others, one, other = columns
-    checked = [validate.whole(path, column, "index", least=least, **about) for column in others]
+    checked = [
+        validate_arrays.whole(path, column, "index", least=least, **about) for column in others
+    ]
     for column in (one, other):
-        checked.append(validate.whole(path, column, "answer", least=0, most=count - 1, **about))
+        checked.append(
+            validate_arrays.whole(path, column, "answer", least=0, most=count - 1, **about)
+        )
     if not len(one):
         raise UserError(f"{path} has no pairs: {files.FETCH_AGAIN}.")
     return checked
@@ -305,13 +311,13 @@ def _features(path: Path, key: str, count: int) -> np.ndarray:
         raise UserError(
             f"{path} has features of another number of texts than there are: {files.FETCH_AGAIN}."
         )
-    validate.finite(path, scale, remedy=files.FETCH_AGAIN)
+    validate_arrays.finite(path, scale, remedy=files.FETCH_AGAIN)
     return rows.astype(np.float32) * scale[:, None].astype(np.float32)
 
 
 def _lengths(path: Path, text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Returns `[texts]` int32, numbers of characters of texts in UTF-8, of their joined bytes."""
-    ends = validate.whole(
+    ends = validate_arrays.whole(
         path, offsets, "offset", least=0, most=len(text), remedy=files.FETCH_AGAIN
     )
     if (np.diff(ends) < 0).any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.errors import UserError
@@ -59,7 +59,7 @@ def load_pgraphrag(data_dir: str = "", *, labels: str = "best", features: str = 
     users, products, ratings = files.read_npz(path, "user", "product", "rating")
     codes, scale = files.read_npz(features_path, features, f"{features}_scale")
     for array in (codes, scale):
-        validate.finite(features_path, files.numbers(features_path, array, "features"))
+        validate_arrays.finite(features_path, files.numbers(features_path, array, "features"))
     if codes.ndim != 2 or not codes.size or scale.shape != codes.shape[:1]:
         raise UserError(
             f"{features_path} has features of shape {codes.shape} with scales of shape "
@@ -73,7 +73,7 @@ def load_pgraphrag(data_dir: str = "", *, labels: str = "best", features: str = 
         )
 
     def whole(values, what, **bounds):
-        return validate.whole(path, values, what, remedy=files.FETCH_AGAIN, **bounds)
+        return validate_arrays.whole(path, values, what, remedy=files.FETCH_AGAIN, **bounds)
 
     stars = whole(ratings, "rating", least=1, most=_BEST)
     targets = (stars == _BEST).astype(np.int32) if labels == "best" else stars - 1

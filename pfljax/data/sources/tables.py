@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfljax.data import checks, validate
+from pfljax.data import checks, validate_arrays
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
 from pfljax.data.sources.scale import mean_and_std
@@ -58,9 +58,9 @@ def load_wisdm(data_dir: str = "") -> Examples:
             f"({error}): {files.FETCH_AGAIN}."
         ) from error
     about = {"remedy": files.FETCH_AGAIN, "row_name": files.row_of_table}
-    validate.finite(path, table, **about)
-    users = validate.whole(path, table[:, 1], "user", least=0, **about)
-    validate.whole(path, table[:, 0], "number of a window", least=0, **about)
+    validate_arrays.finite(path, table, **about)
+    users = validate_arrays.whole(path, table[:, 1], "user", least=0, **about)
+    validate_arrays.whole(path, table[:, 0], "number of a window", least=0, **about)
     order = np.lexsort((table[:, 0], users))
     inputs, missing = table[order, 2:], missing[order, 2:]
     means = inputs.sum(axis=0, where=~missing) / np.maximum((~missing).sum(axis=0), 1)
@@ -114,8 +114,8 @@ def load_parkinsons(data_dir: str = "", *, target: str = "total") -> Examples:
         ) from error
     columns = [column.strip() for column in header.split(",")]
     about = {"remedy": files.FETCH_AGAIN, "row_name": files.row_of_table}
-    validate.finite(path, table, columns=columns, **about)
-    subjects = validate.whole(path, table[:, 0], "subject", least=0, **about)
+    validate_arrays.finite(path, table, columns=columns, **about)
+    subjects = validate_arrays.whole(path, table[:, 0], "subject", least=0, **about)
     order = np.lexsort((table[:, 3], subjects))
     table = table[order]
     scores = table[:, 4 if target == "motor" else 5].astype(np.float32)

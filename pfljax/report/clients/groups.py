@@ -12,7 +12,7 @@ from pfljax.errors import UserError
 from pfljax.report import finished
 from pfljax.report.clients.types import Clients
 from pfljax.training.run.results import GROUP
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 SMALLEST_GROUP = 15
 
@@ -65,7 +65,7 @@ def recorded_groups(
             raise UserError(
                 "The data set of these runs has no groups of clients; pass a file of groups."
             )
-        config_lib.require_known("attribute of clients (group)", attribute, known)
+        config_values.require_known("attribute of clients (group)", attribute, known)
         pairs = zip(run.clients["client_name"], run.clients[f"{GROUP}{attribute}"], strict=True)
         groups |= {str(client): str(group) for client, group in pairs if group}
     return groups
@@ -84,7 +84,7 @@ def members_of(
     if unknown:
         raise UserError(
             f"The groups have the client {unknown[0]!r}, which the runs do not have; remove it."
-            f"{config_lib.suggest(unknown[0], sorted(clients.known))}"
+            f"{config_values.suggest(unknown[0], sorted(clients.known))}"
         )
     of_users = np.array([groups.get(user, "") for user in users], dtype=str)
     counts = {name: int(np.sum(of_users == name)) for name in sorted(set(groups.values()))}

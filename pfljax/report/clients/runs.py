@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pfljax.errors import UserError
 from pfljax.report import finished
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 
 def read(directory: pathlib.Path, against: str) -> tuple[dict[str, list[finished.Run]], list[str]]:
@@ -38,7 +38,7 @@ def read(directory: pathlib.Path, against: str) -> tuple[dict[str, list[finished
             f"The work directory {directory} has no finished runs; pass that of a comparison, and "
             "with scenarios the directory of one of them."
         )
-    config_lib.require_known("reference method (against)", against, seeds)
+    config_values.require_known("reference method (against)", against, seeds)
     others = sorted(set().union(*seeds.values()) - seeds[against])
     wanted = sorted(seeds[against])
     if several:

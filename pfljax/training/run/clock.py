@@ -13,7 +13,7 @@ import numpy as np
 
 from pfljax.core import FederatedState
 from pfljax.training.run import runtime
-from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.config_runs import planned_rounds
 from pfljax.training.study.experiment import Experiment
 
 

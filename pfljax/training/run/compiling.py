@@ -17,7 +17,7 @@ import numpy as np
 
 from pfljax.training.run import runtime
 from pfljax.training.run.clock import first_key
-from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.config_runs import planned_rounds
 from pfljax.training.study.experiment import Experiment
 
 _NAME = "pfljax-compile"

@@ -21,8 +21,7 @@ from pfljax.training.run import checkpoint, locks, provenance, results, workdir,
 from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.run.clock import Clock
 from pfljax.training.run.stopping import Stopped, StopRequests
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import schedules
+from pfljax.training.study import config_runs, schedules
 from pfljax.training.study.experiment import Experiment
 
 # Called after every call of the round program: (rounds done, scores so far).
@@ -100,7 +99,7 @@ def check_plan(experiment: Experiment, directory: pathlib.Path) -> None:
       experiment: The experiment to resume.
       directory: The work directory, which may contain an earlier part of the run.
     """
-    before, now = workdir.planned_before(directory), config_lib.planned_rounds(experiment.config)
+    before, now = workdir.planned_before(directory), config_runs.planned_rounds(experiment.config)
     if before in (None, now):
         return
     population, examples = experiment.store.example_shapes()

@@ -16,7 +16,7 @@ from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, locks, loop, results, workdir, writers
 from pfljax.training.run.checkpoint import Checkpoints, Restored
 from pfljax.training.study import experiment as experiment_lib
-from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.config_runs import planned_rounds
 from pfljax.training.study.experiment import Experiment
 
 

@@ -18,7 +18,7 @@ from pfljax.engine.accounting import traffic
 from pfljax.training.run import provenance, runtime
 from pfljax.training.run.clock import Clock
 from pfljax.training.study import aggregation, architectures
-from pfljax.training.study.config import planned_rounds
+from pfljax.training.study.config_runs import planned_rounds
 from pfljax.training.study.experiment import Experiment, clients_without_a_step
 
 # The beginning of the names of per-client arrays with the groups of clients.

@@ -16,7 +16,9 @@ from pfljax import extensions
 from pfljax.algorithms import ALGORITHMS
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, writers
-from pfljax.training.study.config import RENAMED, default_config, planned_rounds
+from pfljax.training.study.config import default_config
+from pfljax.training.study.config_checks import RENAMED
+from pfljax.training.study.config_runs import planned_rounds
 
 # Keys that may differ between a run and its resumption: they do not affect the results.
 _FREE_KEYS = (

@@ -15,7 +15,7 @@ from pfljax.core import Params, Path, Task
 from pfljax.core.params import join_params, replace_params, split_params
 from pfljax.errors import UserError
 from pfljax.models import adapters, params_file
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 NONE, HEAD = "none", "head"  # all parameters are trained; only those of the head are
 ADAPTERS = (NONE, HEAD, *adapters.KINDS)
@@ -25,12 +25,12 @@ FROZEN, TRAINED = NETWORKS = ("frozen", "trained")
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for a `config.adapter` that cannot be used."""
-    config_lib.require_known("adapter.name", config.name, ADAPTERS)
-    config_lib.require_known("adapter.head", config.head, HEADS)
-    config_lib.require_known("adapter.network", config.network, NETWORKS)
+    config_values.require_known("adapter.name", config.name, ADAPTERS)
+    config_values.require_known("adapter.head", config.head, HEADS)
+    config_values.require_known("adapter.network", config.network, NETWORKS)
     for key in ("rank", "width", "tokens", "experts"):
-        config_lib.require_whole(f"config.adapter.{key}", config[key], 1)
-    config_lib.require_whole("config.adapter.base_seed", config.base_seed, 0)
+        config_values.require_whole(f"config.adapter.{key}", config[key], 1)
+    config_values.require_whole("config.adapter.base_seed", config.base_seed, 0)
     for key in ("layers", "input_layers"):
         try:
             re.compile(config[key])

@@ -12,7 +12,7 @@ from pfljax.core import Algorithm, check_hyperparameters
 from pfljax.data import FederatedDataset
 from pfljax.errors import UserError
 from pfljax.training.study import placement
-from pfljax.training.study.config import require_known
+from pfljax.training.study.config_values import require_known
 
 METRICS = ("public", "none")
 

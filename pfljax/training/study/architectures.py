@@ -16,8 +16,7 @@ from pfljax.core import ClientData, Params, Population, PyTree, Task
 from pfljax.data import FederatedDataset
 from pfljax.engine import groups, programs
 from pfljax.errors import UserError
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import model_arguments
+from pfljax.training.study import config_values, model_arguments
 from pfljax.training.study import task as task_lib
 
 _EXAMPLE = "'mlp(widths=(64, 32))'"
@@ -51,11 +50,11 @@ def parse(text: str) -> dict[str, Any]:
         raise _not_a_model(text) from error
     if not isinstance(called, ast.Name) or others or {None, "name"} & set(arguments):
         raise _not_a_model(text)
-    config_lib.require_known("model in config.architectures,", called.id, models.MODELS)
+    config_values.require_known("model in config.architectures,", called.id, models.MODELS)
     kinds = model_arguments.types_of(called.id)
     for name in arguments:
         what = f"argument in config.architectures of the model {called.id},"
-        config_lib.require_known(what, name, kinds)
+        config_values.require_known(what, name, kinds)
     return {"name": called.id} | {
         name: model_arguments.converted(f"{name} of {text!r}", value, kinds[name])
         for name, value in arguments.items()
@@ -81,13 +80,13 @@ def check(config: ml_collections.ConfigDict) -> None:
             "set config.model, which all clients have."
         )
     for key, value in {"engine.residence": "host", "engine.clients_per_chunk": "auto"}.items():
-        if config_lib.at(config, key) == value:
+        if config_values.at(config, key) == value:
             raise UserError(
                 f"config.{key}={value!r} is for models of one architecture; choose another value, "
                 "or remove config.architectures."
             )
     for key in ("init_from", "adapter.base", "adapter.start"):
-        if config_lib.at(config, key):
+        if config_values.at(config, key):
             raise UserError(
                 f"config.{key} is a file with the params of one model; remove it, or remove "
                 "config.architectures."

@@ -32,7 +32,7 @@ from pfljax.core.client_data import ClientData
 from pfljax.data import FederatedDataset
 from pfljax.engine import mapping, programs, sampling
 from pfljax.training.run import writers
-from pfljax.training.study.config import CHUNK_RULES
+from pfljax.training.study.config_checks import CHUNK_RULES
 
 # More vmapped clients need more memory and gain little.
 _MAX_CHUNK = 64

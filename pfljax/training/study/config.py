@@ -1,13 +1,9 @@
-"""The keys of all configs, with their defaults and checks."""
+"""The keys of all configs, with their defaults; `config_checks` checks their values."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import functools
 import inspect
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 from ml_collections import config_dict
@@ -16,7 +12,6 @@ from pfljax import core, extensions
 from pfljax.aggregation import AGGREGATORS
 from pfljax.algorithms import ALGORITHMS
 from pfljax.data import SOURCES
-from pfljax.engine import init
 from pfljax.errors import UserError
 
 # Arguments of a factory that a config does not set by `hparams`, but by keys that methods share.
@@ -218,7 +213,8 @@ def default_config() -> ml_collections.ConfigDict:
         "server_name": "",  # the data set of the server's examples; '' for that of the clients
         # How examples are split: 'stratified' keeps the fractions of a client's labels, 'plain' is
         # scikit-learn's split by the seed, 'by_item' tests items of which no client has a training
-        # example, 'temporal' tests each client's last examples.
+        # example, 'temporal' tests each client's last examples, and 'last_two' its last one, with
+        # the one before it for validation, whatever the fractions.
         "split": "stratified",
         # The mean and the deviation by which inputs are standardized: those 'given' with the data
         # set, those of all training examples ('pooled'), or each client's own ('client').
@@ -286,6 +282,15 @@ def default_config() -> ml_collections.ConfigDict:
         # those of the reference; False has the reference that all answers are equally likely.
         "reference": False,
     }
+    # The weights of the losses of a recommendation; 0 leaves a task out of the training.
+    config.recommendation = {
+        "next_item": 1.0,  # which of several items is chosen next
+        "rating": 0.1,  # how the chosen item is rated
+        "tags": 1.0,  # which tags the chosen item has
+        # next_item, tags: exponent of the focal factor, which lowers the loss of what is predicted
+        # well already; 0 has the cross-entropy.
+        "gamma": 2.0,
+    }
     # The dtype in which models compute, 'float32' or 'bfloat16'; parameters are float32.
     config.compute_dtype = "float32"
     config.engine = {
@@ -339,223 +344,3 @@ def comparison_config(
     config.learning_rates.update(learning_rates or {})
     config.data.name, config.data.partition, config.model.name = data, partition, model
     return config
-
-
-def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Returns all keys of a config with their values, such as 'data.alpha'."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean 'x'?` for the known word nearest to a mistyped one, or ''."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def require_known(what: str, word: str, known: Iterable[str]) -> None:
-    """Raises a `UserError` with a suggestion if `word` is not among the `known` ones."""
-    known = list(known)
-    if word not in known:
-        raise UserError(
-            f"Unknown {what} {word!r}; known are {', '.join(known)}.{suggest(word, known)}"
-        )
-
-
-RESIDENCES = ("device", "host")
-# Rules for the client batch size, see `autotune.choose`.
-CHUNK_RULES = ("default", "auto")
-SEEDS_VARY = ("everything", "training")
-MEANS = ("weighted", "unweighted")
-ROUNDS = ("best", "last")
-# Rounds, clients and batches are counted in 32 bits on the devices.
-MOST = 2**31 - 1
-COMPUTE_DTYPES = ("float32", "bfloat16")
-
-# Renamed keys of earlier versions, whose runs can be resumed.
-RENAMED = {"data.least": "data.min_size"}
-
-
-# Keys that are passed on as arguments, and are checked against the signature of the callee.
-def open_keys() -> tuple[str, ...]:
-    """Returns the keys below which a config may have others than the default one."""
-    per_method = (f"per_method.{method}" for method in ALGORITHMS)
-    return *model_keys(), "client_optimizer", "server_optimizer", "scenarios", *per_method
-
-
-def _require_keys(config, default, is_open: Container[str], prefix: str = "config.") -> None:
-    """Raises a `UserError` if a config lacks a key, or has an unknown one."""
-    for name, value in default.items():
-        if name not in config:
-            raise UserError(
-                f"{prefix}{name} is missing; start from default_config() of "
-                "pfljax.training.study.config."
-            )
-        if isinstance(value, ml_collections.ConfigDict):
-            if not isinstance(config[name], ml_collections.ConfigDict):
-                raise UserError(f"{prefix}{name} is {config[name]!r}; it must have keys.")
-            if f"{prefix}{name}".removeprefix("config.") not in is_open:
-                _require_keys(config[name], value, is_open, f"{prefix}{name}.")
-    for name in config:
-        if name not in default:
-            renamed = RENAMED.get(f"{prefix}{name}".removeprefix("config."))
-            hint = f" It is config.{renamed} now." if renamed else suggest(name, default)
-            raise UserError(f"Unknown config key {prefix}{name}.{hint}")
-
-
-# The same for all methods of a comparison.
-_OF_ALL_METHODS = ("algorithm", "algorithms", "seed", "seeds", "data", "per_method", "scenarios")
-
-
-def _changed(config: ml_collections.ConfigDict, keys, where: str) -> ml_collections.ConfigDict:
-    """Returns a copy of a config with some of its keys changed.
-
-    Raises:
-      UserError: A key does not exist, or its value has another type; the sentence says `where`.
-    """
-    known = flat(config)
-    found = copy.deepcopy(config)
-    for key, value in flat(keys).items():
-        require_known(f"key in {where}", key, known)
-        try:
-            found.update_from_flattened_dict({key: value})
-        except TypeError as error:
-            raise UserError(
-                f"{where}.{key} is {value!r}; it must be of the type of config.{key}."
-            ) from error
-    return found
-
-
-def with_own_keys(config: ml_collections.ConfigDict, method: str) -> ml_collections.ConfigDict:
-    """Returns a copy of a config with the keys that `config.per_method` sets for a method."""
-    where, keys = f"config.per_method.{method}", config.per_method[method]
-    for key in flat(keys):
-        if key.split(".")[0] in _OF_ALL_METHODS:
-            raise UserError(f"{where} has {key!r}, which is the same for all methods.")
-    return _changed(config, keys, where)
-
-
-def of_run(config: ml_collections.ConfigDict, method: str, seed: int) -> ml_collections.ConfigDict:
-    """Returns the config of one run of a comparison."""
-    own = with_own_keys(config, method)
-    with own.unlocked():
-        own.algorithm, own.seed = method, seed
-        if own.seeds_vary == "everything":
-            own.data.seed += seed
-    return own
-
-
-def scenarios(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """Returns the config of each scenario by name; without scenarios, `{'': config}`.
-
-    Raises:
-      UserError: A scenario has an unusable name, or a key that it cannot have.
-    """
-    found = {}
-    for name, keys in config.scenarios.items():
-        where = f"config.scenarios.{name}"
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"{where} names a directory; use letters, digits, '_' and '-'.")
-        if not isinstance(keys, ml_collections.ConfigDict):
-            raise UserError(f"{where} is {keys!r}; it must have keys.")
-        if "algorithms" in keys or "scenarios" in keys:
-            raise UserError(f"{where} has algorithms or scenarios, which all scenarios share.")
-        found[name] = _changed(config, keys, where)
-        with found[name].unlocked():
-            found[name].scenarios = {}
-    return found or {"": config}
-
-
-def planned_rounds(config: ml_collections.ConfigDict) -> int:
-    """Returns the length of schedules and annealing."""
-    return config.planned_rounds or config.rounds
-
-
-def require_whole(what: str, value: Any, least: int) -> None:
-    """Raises a `UserError` if a value is not a whole number from `least` to `MOST`."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= MOST:
-        raise UserError(f"{what} is {value!r}; it must be a whole number from {least} to {MOST}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def at(config: ml_collections.ConfigDict, key: str) -> Any:
-    """Returns the value of a nested key, such as 'data.alpha'."""
-    return functools.reduce(lambda node, name: node[name], key.split("."), config)
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a `UserError` for the first invalid value, before any data are read."""
-    _require_keys(config, default_config(), open_keys())
-    require_known("algorithm", config.algorithm, ALGORITHMS)
-    for name in config.algorithms:
-        require_known("algorithm", name, ALGORITHMS)
-    for key, least in {
-        "rounds": 1,
-        "planned_rounds": 0,
-        "eval_every": 1,
-        "checkpoint_every": 0,
-        "batch_size": 1,
-        "local_epochs": 1,
-        "local_steps": 0,
-        "engine.devices": 0,
-        "engine.rounds_per_call": 1,
-        "engine.eval_batch_size": 1,
-        "engine.eval_clients": 0,
-    }.items():
-        require_whole(f"config.{key}", at(config, key), least)
-    if 0 < config.planned_rounds < config.rounds:
-        raise UserError(
-            f"config.planned_rounds is {config.planned_rounds}, less than config.rounds, which is "
-            f"{config.rounds}; raise it, or use 0 for the same number."
-        )
-    require_known("seeds_vary", config.seeds_vary, SEEDS_VARY)
-    require_known("selection.mean", config.selection.mean, MEANS)
-    require_known("selection.which_round", config.selection.which_round, ROUNDS)
-    if config.shrink_batch and not config.drop_remainder:
-        raise UserError(
-            "config.shrink_batch changes nothing without config.drop_remainder, as a client's last "
-            "batch may be partial; set both, or neither."
-        )
-    for method, keys in config.per_method.items():
-        if keys:
-            with_own_keys(config, method)
-    if config.scenarios:
-        raise UserError(
-            f"config.scenarios has {', '.join(config.scenarios)}, which only the command compare "
-            "runs; set the keys of one of them, and config.scenarios={}."
-        )
-    require_known("cohort.join", config.cohort.join, init.JOINS)
-    for name, row in ALGORITHMS.items():
-        core.check_hyperparameters(row.factory, config.hparams[name], f"config.hparams.{name}.")
-    require_known("engine.residence", config.engine.residence, RESIDENCES)
-    require_known("compute_dtype", config.compute_dtype, COMPUTE_DTYPES)
-    chunk = config.engine.clients_per_chunk
-    if chunk not in CHUNK_RULES and not (chunk.isdigit() and int(chunk) >= 1):
-        raise UserError(
-            f"config.engine.clients_per_chunk is {chunk!r}; it must be 'default', 'auto' or a "
-            "positive number."
-        )
-    if not (_is_number(config.cohort.dropout) and 0 <= config.cohort.dropout < 1):
-        raise UserError(f"config.cohort.dropout is {config.cohort.dropout}; it must be in [0, 1).")
-    for seed in (config.seed, *config.seeds):
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"{seed!r} is not a valid seed; use whole numbers from 0 to 2**32 - 1.")
-    for key in ("seeds", "algorithms"):
-        twice = [value for value in config[key] if list(config[key]).count(value) > 1]
-        if twice:
-            raise UserError(
-                f"config.{key} contains {twice[0]!r} twice; list each once, in one option."
-            )
-    if not config.seeds:
-        raise UserError("config.seeds is empty; list at least one seed, such as (0,).")
-    if not config.algorithms:
-        raise UserError("config.algorithms is empty; list at least one method.")

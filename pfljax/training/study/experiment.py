@@ -31,13 +31,14 @@ from pfljax.training.study import (
     aggregation,
     architectures,
     autotune,
+    config_checks,
+    config_values,
     optimizers,
     placement,
     pretrained,
     schedules,
     scoring,
 )
-from pfljax.training.study import config as config_lib
 from pfljax.training.study import task as task_lib
 from pfljax.training.study.placement import Bounds, bounds_of
 
@@ -145,7 +146,7 @@ def same_form(one: FederatedDataset, other: FederatedDataset) -> bool:
 
 
 def build_local_training(
-    config: ml_collections.ConfigDict, task: Task, largest: int = config_lib.MOST
+    config: ml_collections.ConfigDict, task: Task, largest: int = config_values.MOST
 ) -> LocalTraining:
     """Returns the config's local training of a task's models.
 
@@ -175,7 +176,7 @@ def build_algorithm(
     config: ml_collections.ConfigDict,
     task: Task,
     dataset: FederatedDataset,
-    largest: int = config_lib.MOST,
+    largest: int = config_values.MOST,
     networks: Mapping[str, Task] = MappingProxyType({}),
     server_data: ClientData | None = None,
 ) -> Algorithm:
@@ -207,7 +208,7 @@ def build_algorithm(
 def build_plan(config: ml_collections.ConfigDict, dataset: FederatedDataset) -> sampling.CohortPlan:
     """Checks the config's cohort against the population."""
     cohort = config.cohort
-    config_lib.require_known("cohort.sampling", cohort.sampling, sampling.SAMPLINGS)
+    config_values.require_known("cohort.sampling", cohort.sampling, sampling.SAMPLINGS)
     if not 0 <= cohort.size <= dataset.num_participants:
         raise UserError(
             f"config.cohort.size is {cohort.size}, but {dataset.num_participants} clients take "
@@ -276,7 +277,7 @@ def clients_without_a_step(
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` for an invalid config, before any data are read."""
-    config_lib.check(config)
+    config_checks.check(config)
     aggregation.check(config)
     scoring.check(config)
     decay = config.client_optimizer.decay
@@ -351,7 +352,7 @@ def build(
     eval_ids = choose_evaluated(config, dataset)
     _require_validation(config, dataset, eval_ids)
     shard = -(-plan.capacity // len(devices))
-    if clients_per_chunk and config.engine.clients_per_chunk in config_lib.CHUNK_RULES:
+    if clients_per_chunk and config.engine.clients_per_chunk in config_checks.CHUNK_RULES:
         chunk = min(clients_per_chunk, shard)
     else:
         local = build_local_training(config, methods[0].task, bounds.train)

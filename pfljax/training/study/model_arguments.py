@@ -9,7 +9,7 @@ from typing import Any
 
 from pfljax import models
 from pfljax.errors import UserError
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 
 def types_of(name: str) -> dict[str, Any]:
@@ -64,4 +64,4 @@ def fits(value: Any, kind: Any) -> bool:
         return len(each) == len(value) and all(map(fits, value, each))
     if kind is float:
         return type(value) in (int, float) and 0 < value < float("inf")
-    return type(value) is kind and (kind is not int or 0 < value <= config_lib.MOST)
+    return type(value) is kind and (kind is not int or 0 < value <= config_values.MOST)

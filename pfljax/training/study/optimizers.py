@@ -11,7 +11,7 @@ import ml_collections
 import optax
 
 from pfljax.errors import UserError
-from pfljax.training.study.config import suggest
+from pfljax.training.study.config_values import suggest
 
 # Keys of an optimizer's config that are not arguments of the optax function.
 _OWN_KEYS = ("name", "decay", "clip_norm")

@@ -82,7 +82,7 @@ def server_data(dataset: FederatedDataset) -> ClientData | None:
     server.require_form(dataset.server, ServerExamples(dataset.inputs, dataset.targets))
     inputs, targets = dataset.server
     counts = np.zeros(dataset.num_classes, np.int32)
-    if dataset.num_classes:
+    if dataset.has_labels:
         counts = np.bincount(targets.ravel(), minlength=dataset.num_classes).astype(np.int32)
     size = len(targets)
     held = ClientData(inputs, targets, np.int32(0), np.int32(size), counts, max_size=size)

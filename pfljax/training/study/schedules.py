@@ -15,6 +15,7 @@ import optax
 
 from pfljax.errors import UserError
 from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_runs, config_values
 
 PERIODS = ("round", "step")
 CONSTANT = "constant"
@@ -83,14 +84,14 @@ def _arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
         arguments[_PIECES] = dict(zip(settings.boundaries, settings.scales, strict=True))
     defaults = {"init_value": 0.0 if "peak_value" in taken else 1.0, "peak_value": 1.0}
     if settings.per == "round":
-        defaults |= dict.fromkeys(_LENGTHS, config_lib.planned_rounds(config))
+        defaults |= dict.fromkeys(_LENGTHS, config_runs.planned_rounds(config))
     return {name: value for name, value in defaults.items() if name in taken} | arguments
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` if a config's schedule is invalid."""
     settings, prefix = config.client_schedule, "config.client_schedule"
-    config_lib.require_known("client_schedule.per", settings.per, PERIODS)
+    config_values.require_known("client_schedule.per", settings.per, PERIODS)
     given = {
         name: value
         for name, value in settings.items()
@@ -103,7 +104,7 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"schedule, such as {', '.join(known_schedules()[:3])}."
             )
         return
-    config_lib.require_known("client_schedule.name", settings.name, known_schedules())
+    config_values.require_known("client_schedule.name", settings.name, known_schedules())
     if config.client_optimizer.decay != 1:
         raise UserError(
             f"config.client_optimizer.decay is {config.client_optimizer.decay} and {prefix}.name "
@@ -118,9 +119,9 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"{', '.join([*taken, *pieces])}."
             )
         if name.endswith("_steps"):
-            config_lib.require_whole(f"{prefix}.{name}", value, 1)
+            config_values.require_whole(f"{prefix}.{name}", value, 1)
         elif name == "transition_begin":
-            config_lib.require_whole(f"{prefix}.{name}", value, 0)
+            config_values.require_whole(f"{prefix}.{name}", value, 0)
         elif isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{prefix}.{name} is {value}; it must be a finite number.")
     # With a rate of 0 optax would keep the initial value, and say so in a log only.
@@ -139,7 +140,7 @@ def _check_pieces(settings: ml_collections.ConfigDict) -> None:
     """Raises a `UserError` if boundaries and scales do not describe steps."""
     boundaries, scales = settings.boundaries, settings.scales
     for boundary in boundaries:
-        config_lib.require_whole("Each of config.client_schedule.boundaries", boundary, 1)
+        config_values.require_whole("Each of config.client_schedule.boundaries", boundary, 1)
     ascending = list(boundaries) == sorted(set(boundaries))
     if not boundaries or len(boundaries) != len(scales) or not ascending:
         raise UserError(
@@ -155,7 +156,7 @@ def _check_values(config: ml_collections.ConfigDict, given: dict[str, Any]) -> N
     lengths = [value for name, value in given.items() if type(value) is int]
     last = sum(lengths) + max(settings.boundaries, default=0)
     if settings.per == "round":
-        last = config_lib.planned_rounds(config) - 1
+        last = config_runs.planned_rounds(config) - 1
     positions = np.unique(np.linspace(0, last, _CHECKED).astype(np.int32))
     try:
         schedule = getattr(optax.schedules, settings.name)(**_arguments(config))

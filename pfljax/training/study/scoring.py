@@ -12,7 +12,7 @@ import ml_collections
 from pfljax.core import Batch, Task
 from pfljax.errors import UserError
 from pfljax.metrics import METRICS
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -67,13 +67,13 @@ def require_known(
                 f"config.metrics has {name!r}, which is for {' and '.join(METRICS[name].tasks)}, "
                 f"but the task of {source} is {kind}; its metrics are {', '.join(known)}."
             )
-        config_lib.require_known("name in config.metrics", name, known)
+        config_values.require_known("name in config.metrics", name, known)
     if config.score in further and config.score not in config.metrics:
         raise UserError(
             f"config.score is {config.score!r}, which is not computed; add it to config.metrics."
         )
     if config.score:
-        config_lib.require_known("config.score", config.score, [*own, *config.metrics])
+        config_values.require_known("config.score", config.score, [*own, *config.metrics])
 
 
 def with_metrics(config: ml_collections.ConfigDict, own: Collection[str], task: Task) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,11 +13,10 @@ import ml_collections
 from pfljax import core, models, tasks
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core import Batch, Params, Task, tree
-from pfljax.data import FederatedDataset, validate
+from pfljax.data import FederatedDataset, validate_arrays
 from pfljax.errors import UserError
 from pfljax.ops import preference
-from pfljax.training.study import adapters, pretrained, scoring
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import adapters, config_values, pretrained, scoring
 
 
 def build_task(
@@ -37,13 +37,13 @@ def build_task(
     Raises:
       UserError: The model does not fit the data set.
     """
-    name = config_lib.at(config, key).name
-    config_lib.require_known("model", name, models.MODELS)
+    name = config_values.at(config, key).name
+    config_values.require_known("model", name, models.MODELS)
     kind = getattr(dataset, "task", "classification")
-    config_lib.require_known("task", kind, tasks.TASKS)
+    config_values.require_known("task", kind, tasks.TASKS)
     forms = dataset.input_forms
     shape, columns = _shapes(forms, 0), dataset.targets.shape[1:]
-    if kind in ("ranking", "preference"):  # whose examples are several items
+    if kind in ("ranking", "preference", "recommendation"):  # whose examples are several items
         columns, shape = jax.tree.leaves(forms)[0].shape[:1], _shapes(forms, 1)
     if kind == "next_token" and not columns:
         kind = "classification"  # of each whole text by the one token that follows
@@ -72,6 +72,8 @@ def build_task(
     settings = {name: of_dataset[name] for name in accepted}
     if kind == "preference":
         settings |= _losses_of_pairs(config, frozen)
+    if kind == "recommendation":
+        settings |= _weights_of_losses(config)
 
     def make(frozen):
         # The base of an adapter, or the model with which training starts.
@@ -79,6 +81,7 @@ def build_task(
         return given(task_of(model, **{**settings, **reference}), frozen)
 
     shapes = {"next_token": (*columns, outputs), "ranking": columns, "preference": ()}
+    shapes["recommendation"] = (sum(columns) + 1 + outputs,)
     _require_outputs(name, dataset, make(frozen), shapes.get(kind, (outputs,)))
     if key != "model":
         return make, frozen
@@ -96,7 +99,7 @@ def build_task(
 def _losses_of_pairs(config: ml_collections.ConfigDict, frozen: Params) -> dict[str, Any]:
     """Returns the arguments of `tasks.preference` in `config.preference`, after checks."""
     settings = config.preference
-    config_lib.require_known("loss (config.preference.loss)", settings.loss, preference.LOSSES)
+    config_values.require_known("loss (config.preference.loss)", settings.loss, preference.LOSSES)
     if not settings.beta > 0:
         raise UserError(f"config.preference.beta is {settings.beta}; it must be above 0.")
     if not 0 <= settings.smoothing <= 0.5:
@@ -110,6 +113,19 @@ def _losses_of_pairs(config: ml_collections.ConfigDict, frozen: Params) -> dict[
         )
     given = {"beta": float(settings.beta), "smoothing": float(settings.smoothing)}
     return {"loss": settings.loss, "reference": settings.reference or None, **given}
+
+
+def _weights_of_losses(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns the arguments of `tasks.recommendation` in `config.recommendation`, after checks."""
+    settings = {name: float(value) for name, value in config.recommendation.items()}
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"config.recommendation.{name} is {value}; it must be 0 or more.")
+    if not any(settings[name] for name in settings if name != "gamma"):
+        raise UserError(
+            "config.recommendation has no loss, as all its weights are 0; set next_item=1.0."
+        )
+    return settings
 
 
 def _zeros_of(init: Callable[[jax.Array], Params]) -> Callable[[jax.Array], Params]:
@@ -138,7 +154,7 @@ def _require_ids(
             kinds = "measurements", "ids"
             raise UserError(
                 f"The inputs {name!r} of {dataset.name} are {kinds[name in dataset.vocabulary]}, "
-                f"and the model {config_lib.at(config, key).name} reads them as "
+                f"and the model {config_values.at(config, key).name} reads them as "
                 f"{kinds[bool(reads_ids)]}; choose another model in config.{key}.name."
             )
 
@@ -152,7 +168,7 @@ def build_networks(config: ml_collections.ConfigDict, dataset: FederatedDataset)
     found = {}
     for name in core.networks(ALGORITHMS[config.algorithm].factory):
         key = f"hparams.{config.algorithm}.{name}"
-        settings = config_lib.at(config, key)
+        settings = config_values.at(config, key)
         if settings.name:
             make, frozen = build_task(config, dataset, key)
             found[name] = make(frozen)
@@ -168,11 +184,11 @@ def _arguments(
     config: ml_collections.ConfigDict, dataset: FederatedDataset, key: str
 ) -> dict[str, Any]:
     """Returns the config's arguments of a model, and the vocabulary if inputs are ids."""
-    arguments = dict(config_lib.at(config, key))
+    arguments = dict(config_values.at(config, key))
     name = arguments.pop("name")
     known = _parameters(name)
     for argument in arguments:
-        config_lib.require_known(f"argument of the model {name}", argument, known)
+        config_values.require_known(f"argument of the model {name}", argument, known)
     vocabulary = getattr(dataset, "vocabulary", ())
     if isinstance(vocabulary, Mapping):
         vocabulary = {name: _one_or_all(sizes) for name, sizes in vocabulary.items()}
@@ -203,7 +219,7 @@ def _arguments(
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if name in readers and sizes != vocabulary:  # the data set's own were checked with it
         remedy = f"raise config.{key}.vocabulary, or choose a model for numeric inputs"
-        validate.ids(f"The data set {dataset.name}", dataset.contents, sizes, remedy=remedy)
+        validate_arrays.ids(f"The data set {dataset.name}", dataset.contents, sizes, remedy=remedy)
     return arguments
 
 

@@ -19,9 +19,8 @@ from pfljax.engine import mapping, programs
 from pfljax.engine.clients.device_store import DeviceStore
 from pfljax.errors import UserError
 from pfljax.training.run import checkpoint, workdir
-from pfljax.training.study import config as config_lib
+from pfljax.training.study import config_values, placement
 from pfljax.training.study import experiment as experiment_lib
-from pfljax.training.study import placement
 from pfljax.training.study.experiment import Experiment
 
 # Keys that may differ between vectorized runs, besides the seed and the `hparams` of the method.
@@ -37,7 +36,7 @@ def differences(configs: Sequence[ml_collections.ConfigDict]) -> dict[str, list[
       >>> differences([a, b])
       {'hparams.ditto.lam': [0.1, 0.5]}
     """
-    flat = [config_lib.flat(config) for config in configs]
+    flat = [config_values.flat(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
     found = {key: [one.get(key) for one in flat] for key in keys if key != "seed"}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}

@@ -11,7 +11,7 @@ from pfljax.algorithms import ALGORITHMS
 from pfljax.errors import UserError
 from pfljax.training.run import runtime
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment, optimizers
+from pfljax.training.study import config_checks, experiment, optimizers
 from pfljax.training.study.task import build_task
 
 
@@ -36,7 +36,7 @@ def test_every_method_has_its_hyperparameters_in_the_config():
 
 
 def test_the_default_is_valid():
-    config_lib.check(config_lib.default_config())
+    config_checks.check(config_lib.default_config())
 
 
 def test_running_statistics_are_kept_where_the_model_has_them():
@@ -146,14 +146,14 @@ def changed(**changes):
 )
 def test_invalid_values_are_refused(key, value, message):
     with pytest.raises(UserError, match=message):
-        config_lib.check(changed(**{key: value}))
+        config_checks.check(changed(**{key: value}))
 
 
 def test_a_missing_key():
     config = config_lib.default_config()
     del config.engine.devices
     with pytest.raises(UserError, match="config.engine.devices is missing"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 def test_a_value_in_place_of_keys():
@@ -161,12 +161,12 @@ def test_a_value_in_place_of_keys():
     del config.cohort
     config.cohort = 5
     with pytest.raises(UserError, match="config.cohort is 5; it must have keys"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 @pytest.mark.parametrize("chunk", ["default", "auto", "1", "12"])
 def test_valid_chunks(chunk):
-    config_lib.check(changed(**{"engine.clients_per_chunk": chunk}))
+    config_checks.check(changed(**{"engine.clients_per_chunk": chunk}))
 
 
 # optimizers

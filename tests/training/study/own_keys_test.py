@@ -7,7 +7,7 @@ import pfljax
 from pfljax.training import sweep
 from pfljax.training.run import writers
 from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment
+from pfljax.training.study import config_checks, config_runs, experiment
 
 DRAW = np.random.default_rng(1)
 SIZES = np.array([6, 20, 33])
@@ -118,14 +118,14 @@ def test_a_sweep_chooses_by_the_mean_and_the_round_of_the_config(tmp_path):
 
 def test_a_scenario_changes_keys_of_the_config():
     config = config_lib.default_config()
-    assert list(config_lib.scenarios(config)) == [""]
+    assert list(config_runs.scenarios(config)) == [""]
     with config.unlocked():
         config.scenarios = {"a": {}, "b": {"data": {"alpha": 0.5}, "per_method": {"ditto": {}}}}
-    found = config_lib.scenarios(config)
+    found = config_runs.scenarios(config)
     assert [(name, each.data.alpha) for name, each in found.items()] == [("a", 0.1), ("b", 0.5)]
-    config_lib.check(found["b"])
+    config_checks.check(found["b"])
     with pytest.raises(pfljax.UserError, match="a, b, which only the command compare runs"):
-        config_lib.check(config)
+        config_checks.check(config)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_scenarios_that_are_refused(scenarios, message):
     with config.unlocked():
         config.scenarios = scenarios
     with pytest.raises(pfljax.UserError, match=message):
-        config_lib.scenarios(config)
+        config_runs.scenarios(config)
 
 
 @pytest.mark.parametrize("mean, expected", [("unweighted", 5.0), ("weighted", 4.0)])

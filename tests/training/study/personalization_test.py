@@ -5,8 +5,7 @@ import jax
 import pytest
 
 from pfljax.errors import UserError
-from pfljax.training.study import config as config_lib
-from pfljax.training.study import experiment, personalization
+from pfljax.training.study import config_checks, experiment, personalization
 from pfljax.training.study.task import build_task
 
 TUNED = {"fedper": {"learning_rate": 0.7}, "ditto": {"learning_rate": 0.2, "lam": 0.3}}
@@ -35,7 +34,7 @@ def directory(tmp_path_factory):
 def test_a_row_has_its_private_part(directory, row):
     config = personalization.row_config("popquorn", row, rounds=1, batch_size=2, tuned={row: TUNED})
     config.data.dir, config.data.min_size = str(directory), 2
-    config_lib.check(config)
+    config_checks.check(config)
     assert config.learning_rates.fedper == 0.7 and config.hparams.ditto.lam == 0.3
     assert config.data.split == "by_item"
     make, frozen = build_task(config, experiment.build_dataset(config))
