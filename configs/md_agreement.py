@@ -15,6 +15,9 @@ from pfljax.training.study.personalization import row_config
 
 TUNED = {
     "linear": {
+        "local": {"learning_rate": 0.03},
+        "apfl": {"learning_rate": 0.1},
+        "pfedhn": {"learning_rate": 0.3, "rate": 0.03},
         "fedavg": {"learning_rate": 0.3},
         "ditto": {"learning_rate": 0.3, "lam": 0.3},
         "fedavg_ft": {"learning_rate": 0.3, "fine_tuning_epochs": 5},
@@ -23,6 +26,8 @@ TUNED = {
     "difference": {"fedavg": {"learning_rate": 0.6}},
     "difference_bias": {"fedper": {"learning_rate": 0.3}},
     "hidden_bias": {"fedper": {"learning_rate": 0.6}},
+    "hidden_factors": {"fedper": {"learning_rate": 0.2}},
+    "user_token": {"fedper": {"learning_rate": 0.2}},
 }
 
 

@@ -34,6 +34,7 @@ TUNED = {
     "lora": {"fedper": {"learning_rate": 0.1}},
     "hidden_map": {"fedper": {"learning_rate": 0.1}},
     "houlsby": {"fedper": {"learning_rate": 0.1}},
+    "basis": {"fedper": {"learning_rate": 0.2}},
 }
 
 
