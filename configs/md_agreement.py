@@ -28,6 +28,7 @@ TUNED = {
     "hidden_bias": {"fedper": {"learning_rate": 0.6}},
     "hidden_factors": {"fedper": {"learning_rate": 0.2}},
     "user_token": {"fedper": {"learning_rate": 0.2}},
+    "basis": {"fedper": {"learning_rate": 0.6}},
 }
 
 
