@@ -350,6 +350,13 @@ def lamp(root):
     return {"name": "lamp", "options": {"words": 16}}
 
 
+def peft_u(root):
+    texts = {str(n): {"text": f"word{n} of", "label": ["ab"[n % 2]]} for n in range(8)}
+    content = {str(user): {"train": texts} for user in range(4)}
+    histories.write_json(root / "user_data_leaked.json", content)
+    return {"name": "peft_u", "options": {"words": 16}}
+
+
 def features_in_8_bits(*names):
     rows = {name: draw(9, 3, low=-127, dtype=np.int8) for name in names}
     return {**rows, **{f"{name}_scale": np.full(9, 0.001, np.float32) for name in names}}
@@ -378,7 +385,7 @@ VALID = [
     *(npz, store, pfllib, mnist, femnist, leaf, leaf_texts, cifar, cifar_binary, svhn, office),
     *(school, landmine, omniglot, images, iwildcam, shakespeare, news, news_ids, amazon, har),
     *(wisdm, parkinsons, movielens, movielens_zip, pamap2, popquorn),
-    *(pgraphrag, lamp, prism, persona, rated_films),
+    *(pgraphrag, lamp, peft_u, prism, persona, rated_films),
 ]
 
 

@@ -45,6 +45,7 @@ from pfljax.data.sources.movielens import load_movielens
 from pfljax.data.sources.news import load_ag_news, load_sogou_news
 from pfljax.data.sources.omniglot import load_omniglot
 from pfljax.data.sources.pamap2 import load_pamap2
+from pfljax.data.sources.peft_u import load_peft_u
 from pfljax.data.sources.preferences import load_persona_feedback, load_prism_pairs
 from pfljax.data.sources.reviews import load_pgraphrag
 from pfljax.data.sources.shakespeare import load_shakespeare
@@ -106,6 +107,7 @@ SOURCES: dict[str, Callable[..., Examples]] = {
     "studemo": load_studemo,
     "pgraphrag": load_pgraphrag,
     "lamp": load_lamp,
+    "peft_u": load_peft_u,
     "prism_pairs": load_prism_pairs,
     "persona_feedback": load_persona_feedback,
     "simulated_preferences": load_simulated_preferences,
