@@ -52,7 +52,7 @@ def difference_features(dataset: FederatedDataset, shrinkage: float = 5.0) -> Fe
       embeddings of written reviews, and without DEP's autoencoder and language model.
 
     References:
-      Qiu, Shi, Zhao, Zhang, Zhang, Feng, "Latent Inter-User Difference Modeling for LLM
+      Qiu, Shi, Zhao, Zhu, Zhang, Feng, "Latent Inter-User Difference Modeling for LLM
       Personalization", 2025, https://arxiv.org/abs/2507.20849.
 
     >>> from pfljax.data.arrays import from_arrays
