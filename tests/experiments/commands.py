@@ -18,8 +18,14 @@ import tempfile
 import traceback
 import warnings
 
-from pfljax.report import plots, tables  # noqa: F401  for the forks
+# What the forks would import, each for itself.
+import sklearn.datasets
+import sklearn.model_selection  # noqa: F401
+
+from pfljax.cli import compare, evaluate, partition, sweep, train  # noqa: F401
+from pfljax.report import plots, tables  # noqa: F401
 from pfljax.training.run import runtime
+from pfljax.training.study.config import default_config
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
@@ -64,5 +70,6 @@ def outcome(binary: str, *arguments: str) -> dict[str, str | int]:
 if __name__ == "__main__":
     # JAX warns of forks because of its threads, and none runs yet.
     warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
+    default_config()  # imports the files of all methods
     commands = json.load(sys.stdin)
     json.dump({name: outcome(*command) for name, command in commands.items()}, sys.stdout)
