@@ -5,7 +5,7 @@ import pytest
 
 from pfljax import data
 from pfljax.data.sources import film_histories
-from pfljax.data.sources.lamp import hash_words
+from pfljax.data.sources.hashed_words import hash_words
 from pfljax.errors import UserError
 
 # Films 10, 20, 30, 40 and 50, in the order of ids 1 to 5; film 60 has no rating.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pfljax import data
-from pfljax.data.sources import lamp
+from pfljax.data.sources import hashed_words, lamp
 from pfljax.errors import UserError
 
 DOCUMENTS = {
@@ -98,18 +98,18 @@ def test_a_user_is_a_client_whose_query_is_tested(tmp_path):
         user = int(name[1:])
         rows = np.arange(5) + dataset.train.offsets[client]
         assert (dataset.train.sizes[client], dataset.test.sizes[client]) == (4, 1)
-        wanted = lamp.count_hashed_words(texts[user], 1024)
+        wanted = hashed_words.count_hashed_words(texts[user], 1024)
         np.testing.assert_array_equal(dataset.inputs[rows[:4]], wanted)
         labels = [(user + number) % 3 for number in range(4)] + [user % 3]
         assert dataset.targets[rows].tolist() == labels
         query = dataset.inputs[dataset.test.offsets[client]]
         np.testing.assert_array_equal(
-            query, lamp.count_hashed_words([entries[user]["input"]], 1024)[0]
+            query, hashed_words.count_hashed_words([entries[user]["input"]], 1024)[0]
         )
 
 
 def test_words_are_counted():
-    counts = lamp.count_hashed_words(["One two, TWO", ""], 1000)
+    counts = hashed_words.count_hashed_words(["One two, TWO", ""], 1000)
     assert sorted(counts[0][counts[0] > 0].tolist()) == [1, 2] and not counts[1].any()
 
 

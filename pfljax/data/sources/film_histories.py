@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pfljax.data.sources import files
-from pfljax.data.sources.lamp import hash_words
+from pfljax.data.sources.hashed_words import hash_words
 from pfljax.errors import UserError
 
 # Ratings are from half a star to five stars.

@@ -8,20 +8,17 @@ first examples, the query is its last, and inputs are counts of hashed words.
 from __future__ import annotations
 
 import json
-import re
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, reading
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
+from pfljax.data.sources.hashed_words import count_hashed_words
 from pfljax.errors import UserError
 
-_WORD = re.compile(r"\w+")
 _AGAIN = files.FETCH_AGAIN
 
 
@@ -147,20 +144,6 @@ def read_long_lamp(path: str | Path, task: str) -> list[Query]:
     ]
 
 
-def count_hashed_words(texts: Sequence[str], words: int) -> np.ndarray:
-    """Returns `[n, words]` float32, how often each word occurs, words hashed into numbers."""
-    counts = np.zeros((len(texts), words), np.float32)
-    for row, text in enumerate(texts):
-        for number in hash_words(text, words):
-            counts[row, number] += 1
-    return counts
-
-
-def hash_words(text: str, words: int) -> list[int]:
-    """Returns the words of a text as numbers below `words`, equal ones in every process."""
-    return [zlib.crc32(word.encode()) % words for word in _WORD.findall(text.lower())]
-
-
 def load_lamp(
     data_dir: str = "", *, task: str = "LaMP_3", split: str = "dev", words: int = 1024
 ) -> Examples:
@@ -215,10 +198,10 @@ def _read_json(path: str | Path) -> Any:
     text = files.read_text(path)
     try:
         try:
-            return json.loads(text)
+            return reading.parse_json(text)
         except json.JSONDecodeError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
+            return [reading.parse_json(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {_AGAIN}.") from error
 
 

@@ -8,17 +8,16 @@ user, as `data.split=stratified` does, and `user_data_no_leak.json` the texts, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pfljax.data import checks
+from pfljax.data import checks, reading
 from pfljax.data.examples import Examples
 from pfljax.data.sources import files
-from pfljax.data.sources.lamp import count_hashed_words
+from pfljax.data.sources.hashed_words import count_hashed_words
 from pfljax.errors import UserError
 
 _AGAIN = files.FETCH_AGAIN
@@ -61,8 +60,8 @@ def read_peft_u(path: str | Path) -> list[Rating]:
     """
     path = Path(path).expanduser()
     try:
-        content = json.loads(files.read_text(path))
-    except (ValueError, RecursionError) as error:
+        content = reading.parse_json(files.read_text(path))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {_AGAIN}.") from error
     found: list[Rating] = []
     for user, splits in _mapping(content, f"{path} has no users").items():
