@@ -310,16 +310,22 @@ def _one_round(
     of_all = jnp.concatenate([one.reshape(-1) for one in ids])
     cohort = Cohort(of_all, _sizes(examples, of_all), plan.num_clients)
 
-    shards, terms = [], []
-    for method, part, server, clients, buffer, assignment, own in zip(
-        groups.methods, parts, state.server, state.clients, buffers, assignments, ids, strict=True
-    ):
-        cohort_states = migration.gather_states(clients, buffer, assignment)
-        of_group = state._replace(server=server, clients=cohort_states)
-        mine = own[device]
-        # The examples are those of all clients, so that the row of a client in them is its id.
-        shards.append((of_group, examples, mine, mine, cohort, num_rounds))
-        terms.append(round.prepare_clients(method.algorithm, part.clients_per_chunk, *shards[-1]))
+    # The groups exchange their states one after the other, and all other collectives of the round
+    # run between these exchanges and those at its end.
+    gathered, remote = [], []
+    for clients, buffer, assignment in zip(state.clients, buffers, assignments, strict=True):
+        gathered.append(migration.gather_states(clients, buffer, assignment, after=remote))
+        remote.append(gathered[-1].remote)
+    # The examples are those of all clients, so that the row of a client in them is its id.
+    mine = [mapping.after(own[device], remote) for own in ids]
+    shards = [
+        (state._replace(server=server, clients=clients), examples, rows, rows, cohort, num_rounds)
+        for server, clients, rows in zip(state.server, gathered, mine, strict=True)
+    ]
+    terms = [
+        round.prepare_clients(method.algorithm, part.clients_per_chunk, *shard)
+        for method, part, shard in zip(groups.methods, parts, shards, strict=True)
+    ]
     _require_one_structure(terms)
     prepared = functools.reduce(tree.add, terms)
     updates = [
@@ -350,27 +356,26 @@ def _one_round(
     )
     servers = (first, *(with_shared(server, first, shared) for server in state.server[1:]))
 
-    clients, new_buffers, bad, before = [], [], [], 0
+    exchanged, bad, before = [], [], 0
     for method, part, shard, updated, server, assignment in zip(
         groups.methods, parts, shards, updates, servers, assignments, strict=True
     ):
-        of_group, _, mine, *_ = shard
+        of_group, _, rows, *_ = shard
         updated = round.exchange_clients(
             method.algorithm,
             part.clients_per_chunk,
             of_group._replace(server=server),
             updated,
             examples,
-            mine,
-            mine,
+            rows,
+            rows,
             before + device * part.shard + jnp.arange(part.shard),
             uploads,
             cohort,
             num_rounds,
         )
-        clients.append(migration.scatter_states(updated.states, assignment))
-        new_buffers.append(updated.states.remote)
-        bad.append(round.not_finite(updated, mine, server))
+        exchanged.append(updated.states)
+        bad.append(round.not_finite(updated, rows, server))
         before += assignment.size
 
     metrics = round.metrics_of(sums)
@@ -381,9 +386,14 @@ def _one_round(
         for part, own in zip(parts, ids, strict=True)
     )
     metrics["not_finite"] = jnp.max(jnp.stack(bad))
+    clients: list[PyTree] = []
+    for states, assignment in zip(exchanged, assignments, strict=True):
+        after = servers, metrics, clients
+        clients.append(migration.scatter_states(states, assignment, after=after))
     joined = round.mark_joined(state.joined, cohort)
+    buffers = tuple(states.remote for states in exchanged)
     state = FederatedState(servers, tuple(clients), state.round + 1, state.key, joined)
-    return state, tuple(new_buffers), metrics
+    return state, buffers, metrics
 
 
 def _require_one_structure(messages: Sequence[PyTree]) -> None:

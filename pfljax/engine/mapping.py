@@ -210,6 +210,31 @@ def exchange_over_devices(rows: PyTree) -> PyTree:
     return jax.tree.map(one, rows)
 
 
+def after(numbers: jax.Array, values: PyTree) -> jax.Array:
+    """Returns the integers `numbers` unchanged, but only after all of `values` have been computed.
+
+    Devices that begin two collectives in different orders can wait for each other for ever: with
+    two threads, one waits in the first and one in the second. XLA orders the collectives of a
+    computation on CPUs, but not a collective and a loop with collectives in it; those need a
+    dependency. Adding zero times a value is no dependency, since XLA removes it from integers.
+
+    Args:
+      numbers: Integers of any shape.
+      values: Arrays, or typed keys.
+    """
+    firsts = [
+        (jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        .reshape(-1)[0]
+        .astype(bool)
+        for leaf in jax.tree.leaves(values)
+        if leaf.size
+    ]
+    if not firsts:
+        return numbers
+    true = jnp.sum(jnp.stack(firsts), dtype=numbers.dtype)
+    return jnp.minimum(numbers, numbers + true)
+
+
 def map_and_sum(
     function: Callable[[PyTree], tuple[PyTree, PyTree]], clients: PyTree, *, clients_per_chunk: int
 ) -> tuple[PyTree, PyTree]:

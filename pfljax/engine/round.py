@@ -422,16 +422,20 @@ def one_round(
     )
     mine, assigned = assignment[mapping.device_index()], assignment.reshape(-1)
     cohort = Cohort(assigned, sizes, plan.num_clients)
-    shard = state._replace(clients=migration.gather_states(state.clients, buffer, assignment))
+    gathered = migration.gather_states(state.clients, buffer, assignment)
+    # All other collectives of the round run after this exchange of states, and before the next one.
     after, metrics = train_cohort(
-        algorithm, clients_per_chunk, shard, examples, mine, cohort, num_rounds
+        algorithm,
+        clients_per_chunk,
+        state._replace(clients=gathered),
+        examples,
+        mapping.after(mine, gathered.remote),
+        cohort,
+        num_rounds,
     )
     states = after.clients
-    return (
-        after._replace(clients=migration.scatter_states(states, assignment)),
-        states.remote,
-        metrics,
-    )
+    clients = migration.scatter_states(states, assignment, after=(after.server, metrics))
+    return after._replace(clients=clients), states.remote, metrics
 
 
 def run_rounds(

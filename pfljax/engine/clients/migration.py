@@ -134,7 +134,7 @@ def receive_buffer(clients: PyTree, shard: int) -> PyTree | None:
 
 
 def gather_states(
-    clients: PyTree, buffer: PyTree | None, assignment: jax.Array
+    clients: PyTree, buffer: PyTree | None, assignment: jax.Array, *, after: PyTree = ()
 ) -> on_device.DeviceCohort:
     """Gathers the states of this device's shard of the cohort.
 
@@ -142,6 +142,7 @@ def gather_states(
       clients: `[rows, ...]`, the states that this device owns.
       buffer: A buffer of `receive_buffer`, with any content.
       assignment: `[devices, shard]` int32, the clients that each device trains; -1 is padding.
+      after: The results of all collectives that are to run before; see `mapping.after`.
     """
     devices, me = mapping.num_devices(), mapping.device_index()
     mine, shard = assignment[me], assignment.shape[1]
@@ -154,21 +155,29 @@ def gather_states(
     sent, received, count = _transfers(assignment, slots)
     remote = jax.lax.fori_loop(
         0,
-        count,
+        mapping.after(count, after),
         lambda index, buffer: _exchange_bucket(clients, buffer, sent, received, index),
         buffer,
     )
     return on_device.DeviceCohort(clients, remote, rows, slots)
 
 
-def scatter_states(cohort: on_device.DeviceCohort, assignment: jax.Array) -> PyTree:
-    """Returns the states `[rows, ...]` that this device owns, including those trained elsewhere."""
+def scatter_states(
+    cohort: on_device.DeviceCohort, assignment: jax.Array, *, after: PyTree = ()
+) -> PyTree:
+    """Returns the states `[rows, ...]` that this device owns, including those trained elsewhere.
+
+    Args:
+      cohort: The states of this device's shard of the cohort, and those that it owns.
+      assignment: As for `gather_states`.
+      after: As for `gather_states`.
+    """
     if cohort.remote is None:
         return cohort.owned
     sent, received, count = _transfers(assignment, cohort.slots)
     return jax.lax.fori_loop(
         0,
-        count,
+        mapping.after(count, after),
         lambda index, owned: _exchange_bucket(cohort.remote, owned, received, sent, index),
         cohort.owned,
     )
