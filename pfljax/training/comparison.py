@@ -145,24 +145,29 @@ class Comparison:
                 found[seed] = experiment.build_dataset(self.config_of((self.to_do[0][0], seed)))
         return found
 
-    def _same_form(self, seed: int) -> list[int]:
-        """Returns the seeds whose runs share programs with this seed's, including this seed."""
+    def _same_form(self, run: Run) -> list[int]:
+        """Returns the seeds whose runs share programs with this run, including its own."""
+        name, seed = run
         own, method = self.datasets[seed], self.to_do[0][0]
 
         def choice(seed):
             return self.config_of((method, seed)), self.datasets[seed]
+
+        def files(seed):
+            return config_runs.files_of(self.config_of((name, seed)))
 
         return [
             one
             for one, other in self.datasets.items()
             if experiment.same_form(own, other)
             and experiment.same_choice(choice(seed), choice(one))
+            and files(seed) == files(one)
         ]
 
     def build(self, run: Run) -> experiment.Experiment:
         """Returns the experiment of a run; runs of a method share programs where possible."""
         name, seed = run
-        same, chunk = self._same_form(seed), workdir.clients_per_chunk(self.directory_of(run))
+        same, chunk = self._same_form(run), workdir.clients_per_chunk(self.directory_of(run))
         key = (name, same[0], chunk)
         if key not in self._built:
             bounds = experiment.bounds_of([self.datasets[one] for one in same])

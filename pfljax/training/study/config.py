@@ -243,7 +243,8 @@ def default_config() -> ml_collections.ConfigDict:
     # model can be used, such as local, fedproto and fd.
     config.architectures = ()
     # File with the params with which training starts: one array for each path in the model, such as
-    # body/Dense_0/kernel, in .safetensors or .npz; '' draws them from the seed.
+    # body/Dense_0/kernel, in .safetensors or .npz; '' draws them from the seed. In this path and
+    # the two of adapters, {seed} is the seed of the run.
     config.init_from = ""
     # Adapters, trained in place of the model's parameters, which stay frozen.
     config.adapter = {

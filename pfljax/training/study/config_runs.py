@@ -7,8 +7,10 @@ import copy
 import ml_collections
 
 from pfljax.errors import UserError
-from pfljax.training.study.config_values import flat, require_known
+from pfljax.training.study.config_values import at, flat, require_known
 
+# The files with params of a model, whose names may have the seed.
+_FILES = ("init_from", "adapter.base", "adapter.start")
 # The same for all methods of a comparison.
 _OF_ALL_METHODS = ("algorithm", "algorithms", "seed", "seeds", "data", "per_method", "scenarios")
 
@@ -48,7 +50,28 @@ def of_run(config: ml_collections.ConfigDict, method: str, seed: int) -> ml_coll
         own.algorithm, own.seed = method, seed
         if own.seeds_vary == "everything":
             own.data.seed += seed
-    return own
+    return with_files_of_seed(own)
+
+
+def files_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Returns the files with params of a model that a config names, '' for none."""
+    return tuple(at(config, key) for key in _FILES)
+
+
+def with_files_of_seed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy of a config with the seed in place of `{seed}` in the names of its files.
+
+    Example:
+      >>> adapter = {"base": "bases/{seed}.safetensors", "start": ""}
+      >>> config = ml_collections.ConfigDict({"seed": 3, "init_from": "", "adapter": adapter})
+      >>> with_files_of_seed(config).adapter.base
+      'bases/3.safetensors'
+    """
+    found = copy.deepcopy(config)
+    for key, path in zip(_FILES, files_of(config), strict=True):
+        if isinstance(path, str):  # the values are checked where they are used
+            found.update_from_flattened_dict({key: path.replace("{seed}", str(config.seed))})
+    return found
 
 
 def scenarios(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:

@@ -32,6 +32,7 @@ from pfljax.training.study import (
     architectures,
     autotune,
     config_checks,
+    config_runs,
     config_values,
     optimizers,
     placement,
@@ -323,6 +324,7 @@ def build(
       UserError: The config is invalid, or the data cannot be read.
     """
     check(config)
+    config = config_runs.with_files_of_seed(config)
     devices = runtime.devices(config.engine.devices)
     if dataset is None:
         dataset = build_dataset(config)

@@ -7,6 +7,7 @@ import pytest
 from pfljax.engine.clients import on_device
 from pfljax.errors import UserError
 from pfljax.models import params_file
+from pfljax.training import comparison
 from pfljax.training.run import loop, runtime
 from pfljax.training.study import experiment, vectorized
 from pfljax.training.study.config import default_config
@@ -134,6 +135,30 @@ def test_vectorized_runs_start_with_it_too(tmp_path, params, dataset):
     server = built.programs.init(built.examples, keys).server.params
     for run in (0, 1):
         assert_equal(jax.tree.map(lambda leaf, run=run: leaf[run], server), params)
+
+
+@pytest.mark.parametrize("seeds_vary", ["everything", "training"])
+def test_runs_of_a_comparison_start_with_the_files_of_their_seeds(seeds_vary, tmp_path, params):
+    for seed in (0, 1):
+        scaled = jax.tree.map(lambda leaf, seed=seed: (1 + seed) * leaf, params)
+        params_file.save(tmp_path / f"{seed}.npz", scaled)
+    given = config(init_from=str(tmp_path / "{seed}.npz"), seeds_vary=seeds_vary)
+    given.algorithms, given.seeds = ("fedavg",), (0, 1)
+    made = comparison.prepare(given, tmp_path / "runs")
+    for seed in (0, 1):
+        built = made.build(("fedavg", seed))
+        assert built.config.init_from == str(tmp_path / f"{seed}.npz")
+        scaled = jax.tree.map(lambda leaf, seed=seed: (1 + seed) * leaf, params)
+        assert_equal(first_state(built, seed).server.params, scaled)
+    with pytest.raises(UserError, match="config.init_from cannot differ between vectorized runs"):
+        comparison.train(made, vmap_seeds=True)
+
+
+def test_one_run_starts_with_the_file_of_its_seed(tmp_path, params, dataset):
+    params_file.save(tmp_path / "3.npz", params)
+    built = experiment.build(config(init_from=str(tmp_path / "{seed}.npz"), seed=3), dataset)
+    assert built.config.init_from == str(tmp_path / "3.npz")
+    assert_equal(first_state(built).server.params, params)
 
 
 def other(params, **changes):
