@@ -43,7 +43,12 @@ _CHOSEN = {
             "dpl": (0.3, 2.0),
             "persona_plug": (1.0, 3.0),
         },
-        "bias": {"fedper": (1.0,), "knnper": (1.0, 0.2), "dpl": (1.0, 4.0)},
+        "bias": {
+            "fedper": (1.0,),
+            "knnper": (1.0, 0.2),
+            "dpl": (1.0, 4.0),
+            "persona_plug": (0.3, 3.0),
+        },
     },
     "md_agreement": {
         "common": {
@@ -52,8 +57,14 @@ _CHOSEN = {
             "fedavg_ft": (0.6,),
             "knnper": (1.0, 0.4),
             "dpl": (1.0, 2.0),
+            "persona_plug": (1.0, 10.0),
         },
-        "bias": {"fedper": (0.6,), "knnper": (1.0, 0.2), "dpl": (1.0, 1.0)},
+        "bias": {
+            "fedper": (0.6,),
+            "knnper": (1.0, 0.2),
+            "dpl": (1.0, 1.0),
+            "persona_plug": (0.3, 3.0),
+        },
     },
     "gap": {
         "common": {

@@ -33,6 +33,7 @@ from pfljax.cli import app
 from pfljax.data import FederatedDataset, Split
 from pfljax.errors import UserError
 from pfljax.ops import preference, preference_graph
+from pfljax.ops.minimize import minimize
 from pfljax.report import tables
 from pfljax.training.study import config_runs, experiment
 
@@ -121,22 +122,17 @@ def descend(
     """
     optimizer = optax.adam(rate)
 
-    def step(carry, key):
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
     @jax.jit
-    def some_steps(carry, keys):
-        carry, _ = jax.lax.scan(step, carry, keys)
-        return carry, score(carry[0])
+    def some_steps(params, state, keys):
+        params, state = minimize(loss, params, optimizer, state, keys)
+        return params, state, score(params)
 
-    best, best_score, carry = params, -np.inf, (params, optimizer.init(params))
+    best, best_score, state = params, -np.inf, optimizer.init(params)
     keys = jax.random.split(jax.random.key(1), settings.steps)
     for begin in range(0, settings.steps, settings.every):
-        carry, found = some_steps(carry, keys[begin : begin + settings.every])
+        params, state, found = some_steps(params, state, keys[begin : begin + settings.every])
         if found > best_score:
-            best, best_score = carry[0], float(found)
+            best, best_score = params, float(found)
     return best, best_score
 
 

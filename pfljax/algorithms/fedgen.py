@@ -25,8 +25,9 @@ from pfljax.algorithms.registry import checked
 from pfljax.core import tree
 from pfljax.core.params import join_params, split_params
 from pfljax.ops import averaging
-from pfljax.ops.generator import draw, generate, learn, likeness
+from pfljax.ops.generator import draw, generate, likeness
 from pfljax.ops.generator import init as init_generator
+from pfljax.ops.minimize import minimize
 
 
 class FedGenServer(NamedTuple):
@@ -147,7 +148,7 @@ def fedgen(
             return jnp.mean(losses) + diversity * likeness(features, noise)
 
         keys, state = jax.random.split(context.key, generator_steps), server.optimizer_state
-        generator, state = learn(objective, server.generator, optimizer, state, keys)
+        generator, state = minimize(objective, server.generator, optimizer, state, keys)
         params = averaging.apply(server.average, uploads.total, server_optimizer)
         return server._replace(average=params, generator=generator, optimizer_state=state)
 

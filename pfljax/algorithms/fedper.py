@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
@@ -59,7 +58,7 @@ def fedper(
       The method; a client's state is its head. There is no global model.
 
     Raises:
-      UserError: The model has no layer of a name in `private`.
+      UserError: The model has no layer of a name in `private`, or no layer that is not private.
 
     Notes:
       Layers in `private` belong to the head, and not to the body, in all of the above; the paper
@@ -68,10 +67,10 @@ def fedper(
       and not changed by the server optimizer.
     """
     server_optimizer = averaging.of_trainable(server_optimizer, task)
-    is_private = _private(task, private)
+    task = with_private_layers(task, private, "hparams.fedper.private")
 
     def init_server(population, key):
-        head, body = split_params(task.init(key), is_private)
+        head, body = split_params(task.init(key), task.is_head)
         return BodyServer(averaging.init(body, server_optimizer), head)
 
     def init_client(server, profile, key):
@@ -80,7 +79,7 @@ def fedper(
     def client_update(server, client, data, context):
         body = server.average.params
         trained = core.train(task.loss, join_params(body, client), data, context, local)
-        new_head, new_body = split_params(trained.params, is_private)
+        new_head, new_body = split_params(trained.params, task.is_head)
         change = core.weighted(tree.subtract(new_body, body), data.size)
         return core.ClientOutput(state=new_head, sum=change, metrics=trained.metrics)
 
@@ -100,14 +99,28 @@ def fedper(
     )
 
 
-def _private(task: core.Task, layers: str) -> Callable[[core.Path], bool]:
-    """Returns whether the array at a path is private, for a list of layers such as 'a,b'."""
+def with_private_layers(task: core.Task, layers: str, key: str) -> core.Task:
+    """Returns the task with listed layers in its head.
+
+    Args:
+      task: The model.
+      layers: Names of layers, separated by commas, see `core.params.in_layers`; '' for none.
+      key: The key of the config that lists them, for error messages.
+
+    Raises:
+      UserError: The model has no layer of a name, or no layer is left for the body.
+    """
     names = [name.strip() for name in layers.split(",") if name.strip()]
     for name in names:
         if not any(in_layers([name])((*path, "")) for path in task.layers):
             known = ", ".join(sorted({part for path in task.layers for part in path}))
-            raise UserError(f"The model has no layer {name!r} to keep private; it has {known}.")
+            raise UserError(
+                f"{key} lists {name!r}, which is no layer of the model; list names among {known}."
+            )
     is_listed = in_layers(names)
     if names and all(task.is_head(path) or is_listed((*path, "")) for path in task.layers):
-        raise UserError("All layers are private: there is nothing to share; use the method local.")
-    return lambda path: task.is_head(path) or is_listed(path)
+        raise UserError(
+            f"{key} leaves no layer to share, as it lists all beside the head; list fewer, or use "
+            "the method local."
+        )
+    return task._replace(is_head=lambda path: task.is_head(path) or is_listed(path))

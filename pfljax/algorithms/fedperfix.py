@@ -14,7 +14,7 @@ from __future__ import annotations
 import optax
 
 from pfljax import core
-from pfljax.algorithms.fedper import fedper
+from pfljax.algorithms.fedper import fedper, with_private_layers
 from pfljax.algorithms.registry import checked
 from pfljax.ops import averaging
 
@@ -41,6 +41,9 @@ def fedperfix(
     Returns:
       The method: FedPer with adapters and head as its head. There is no global model.
 
+    Raises:
+      UserError: As in FedPer, for `private`.
+
     Notes:
       The width r of the adapters and the factor s belong to the model: `config.model.adapter_width`
       (64 to 512; the authors' scripts: 256 beside a width of 384) and `config.model.adapter_scale`
@@ -55,4 +58,5 @@ def fedperfix(
         return task.is_head(path) or task.is_adapter(path)
 
     split = task._replace(is_head=is_personal)
-    return fedper(split, local, private=private, server_optimizer=server_optimizer)
+    split = with_private_layers(split, private, "hparams.fedperfix.private")
+    return fedper(split, local, server_optimizer=server_optimizer)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core.types import Params
-from pfljax.ops import generator, linear
+from pfljax.ops import linear
+from pfljax.ops.minimize import minimize
 
 _HALVES = ("encoder", "decoder")
 
@@ -65,7 +66,7 @@ def fit(
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     params = init(key, rows.shape[1], latent, hidden, rows.dtype)
     keys = jax.random.split(key, steps)
-    fitted, _ = generator.learn(
+    fitted, _ = minimize(
         lambda params, key: error(params, rows), params, optimizer, optimizer.init(params), keys
     )
     return fitted

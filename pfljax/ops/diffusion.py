@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from pfljax.core.types import Params
-from pfljax.ops import generator, linear
+from pfljax.ops import linear
+from pfljax.ops.minimize import minimize
 
 _FREQUENCIES = 4  # of the sines and cosines of the time
 
@@ -123,7 +124,7 @@ def fit(
     init_key, steps_key = jax.random.split(key)
     params = init(init_key, x.shape[1], condition.shape[1], hidden, x.dtype)
     keys = jax.random.split(steps_key, steps)
-    return generator.learn(objective, params, optimizer, optimizer.init(params), keys)[0]
+    return minimize(objective, params, optimizer, optimizer.init(params), keys)[0]
 
 
 def sample(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import optax
 
-from pfljax.core.types import Params, PyTree
+from pfljax.core.types import Params
 from pfljax.ops import linear
 
 
@@ -66,33 +63,3 @@ def likeness(features: jax.Array, noise: jax.Array) -> jax.Array:
     """
     between = jnp.mean(jnp.abs(features[:, None] - features), axis=-1)
     return jnp.exp(-jnp.mean(between * jnp.mean((noise[:, None] - noise) ** 2, axis=-1)))
-
-
-def learn(
-    objective: Callable[[Params, jax.Array], jax.Array],
-    generator: Params,
-    optimizer: optax.GradientTransformation,
-    optimizer_state: PyTree,
-    keys: jax.Array,
-) -> tuple[Params, PyTree]:
-    """Minimizes an objective without examples, with a separate key for each step.
-
-    Args:
-      objective: `(generator, key) -> []`.
-      generator: The initial params of the generator.
-      optimizer: Any optax optimizer.
-      optimizer_state: The initial state of the optimizer.
-      keys: `[steps]`, typed PRNG keys.
-
-    Returns:
-      The generator and the optimizer's state after the last step.
-    """
-
-    def step(carry, key):
-        generator, optimizer_state = carry
-        slope = jax.grad(objective)(generator, key)
-        updates, optimizer_state = optimizer.update(slope, optimizer_state, generator)
-        return (optax.apply_updates(generator, updates), optimizer_state), ()
-
-    carry, _ = jax.lax.scan(step, (generator, optimizer_state), keys)
-    return carry

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from pfljax.core.types import Params
-from pfljax.ops import generator, linear_algebra
+from pfljax.ops import linear_algebra
+from pfljax.ops.minimize import minimize
 
 
 class Scale(NamedTuple):
@@ -168,7 +169,7 @@ def fit_coefficients(
     """
     optimizer = optax.adam(rate)
     # Adam scales each coordinate by itself: the sum of the losses trains each client alone.
-    fitted, _ = generator.learn(
+    fitted, _ = minimize(
         lambda coefficients, key: jnp.sum(losses(basis.expand(coefficients))),
         coefficients,
         optimizer,

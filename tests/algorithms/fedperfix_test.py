@@ -9,6 +9,7 @@ import numpy as np
 import plain
 import plain_loops
 import plain_rounds
+import pytest
 import quadratics
 import trajectories
 from plain_loops import BODY_BIAS, BODY_KERNEL, HEAD, Round, rate_of
@@ -17,6 +18,7 @@ from quadratics import MEANS, SHARE, START, near, steps_towards
 from pfljax import models
 from pfljax.algorithms import ALGORITHMS
 from pfljax.core.params import split_params
+from pfljax.errors import UserError
 from pfljax.models.attention import Attention
 
 
@@ -109,6 +111,26 @@ def test_adapters_and_heads_never_reach_the_server():
     assert jax.tree.structure(private.server.average.params) == jax.tree.structure({"body": others})
     averaged = split_params(joined.server.average.params, lambda path: "adapter" not in path)[0]
     assert federation.differ(private.server.average.params, averaged)
+
+
+@pytest.mark.parametrize(
+    "private, message",
+    [
+        ("Attention, Dance", "lists 'Dance', which is no layer of the model; .* Attention_0, "),
+        ("body", "leaves no layer to share"),
+    ],
+)
+def test_a_list_of_layers_that_does_not_fit_is_refused(private, message):
+    with pytest.raises(UserError, match=f"^hparams.fedperfix.private {message}"):
+        identities.run("fedperfix", task=federation.attention_task(), private=private)
+
+
+def test_a_listed_layer_is_private_beside_adapters_and_head():
+    task = federation.attention_task()
+    outcome = identities.run("fedperfix", task=task, private="Attention")
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shared = split_params(shapes["body"], lambda path: "Attention_0" in path)[1]
+    assert jax.tree.structure(outcome.server.average.params) == jax.tree.structure({"body": shared})
 
 
 def test_an_adapter_that_adds_nothing_leaves_the_transformer():

@@ -79,6 +79,26 @@ def test_tags_for_the_last_two_films_of_a_user_are_left_out(tmp_path):
     assert pool.class_names[4:] == ("funny", "dark")
 
 
+@pytest.mark.parametrize("ratings_of_users", [[1], [2], [1, 2, 3, 1, 7], [9, 1, 1, 2, 30]])
+def test_tags_count_unless_they_are_for_one_of_the_last_two_films(ratings_of_users):
+    draw = np.random.default_rng(0)
+    rated = [draw.permutation(30)[:size] for size in ratings_of_users]  # of each user, in order
+    films = {10 + film: film_histories.Film(f"{film}", ()) for film in range(30)}
+    written = [
+        film_histories.Tag(100 + user, 10 + film, f"{user} of {film}")
+        for user in range(len(rated))
+        for film in range(30)
+    ]
+    known = np.unique(np.concatenate(rated))
+    pairs = [(user, np.searchsorted(known, film)) for user, own in enumerate(rated) for film in own]
+    found = film_histories.describe(
+        films, written, 100.0 + np.arange(len(rated)), 10.0 + known, np.int32(pairs), 1000, 8
+    )
+    held = {f"{user} of {film}" for user, own in enumerate(rated) for film in own[-2:]}
+    assert len(held) == sum(min(size, 2) for size in ratings_of_users)
+    assert set(found.tags) == {tag.text for tag in written} - held
+
+
 def test_a_data_set_of_histories_splits_off_the_last_two(tmp_path):
     dataset = data.load(
         "movielens",

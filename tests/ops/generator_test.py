@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from pfljax.ops import generator
+from pfljax.ops.minimize import minimize
 
 
 def test_no_label_is_drawn_that_no_client_has():
@@ -34,6 +35,6 @@ def test_learning_from_draws():
 
     adam = optax.adam(0.05)
     keys = jax.random.split(jax.random.key(2), 200)
-    learned, state = generator.learn(objective, made, adam, adam.init(made), keys)
+    learned, state = minimize(objective, made, adam, adam.init(made), keys)
     assert objective(made, None) > 0.1 > 0.01 > objective(learned, None)
     assert optax.tree.get(state, "count") == 200

@@ -143,7 +143,7 @@ def describe(
       written: The tags of all users.
       user_ids: MovieLens' ids of the users, ascending.
       film_ids: `[F]`, MovieLens' ids of the rated films, ascending.
-      pairs: `[n, 2]` int32, indices of user and film; each user's in order of time.
+      pairs: `[n, 2]` int32, indices of user and film, by user; each user's in order of time.
       num_tags: Number of the most frequent tags that count, by films and then by name.
       words: Number of hashed words.
 
@@ -152,10 +152,10 @@ def describe(
     """
     # A tag for one of the last two films of a user would say that the user has seen it, which is
     # what validation and test ask.
-    held = set()
-    for user in np.unique(pairs[:, 0]):
-        last = pairs[pairs[:, 0] == user, 1][-2:]
-        held |= {(user_ids[user], film) for film in film_ids[last]}
+    users, rated = pairs.T
+    is_held = np.ones(len(pairs), bool)
+    is_held[:-2] = users[2:] != users[:-2]
+    held = set(zip(user_ids[users[is_held]], film_ids[rated[is_held]], strict=True))
     of_films = collections.defaultdict(set)
     for tag in written:
         if (tag.user, tag.film) not in held:
@@ -211,7 +211,7 @@ def item_numbers(
 
     Args:
       choices: `[n, K]` int32, indices of films, the chosen one first.
-      pairs: `[n, 2]` int32, indices of user and film; each user's in order of time.
+      pairs: `[n, 2]` int32, indices of user and film, by user; each user's in order of time.
       ratings: `[n]`, in stars.
       history: Number of films rated before.
     """
