@@ -56,8 +56,8 @@ def main() -> None:
         raise UserError("Pass the values to try, such as --values=hparams.ditto.lam=0.01,0.1,1.")
     found, diverged = [], []
     methods = config.algorithms if flags.FLAGS.every_method else (config.algorithm,)
-    for number, name in enumerate(methods):
-        if number and number % compiling.METHODS_AT_ONCE == 0:
+    for name in methods:
+        if compiling.programs_fill_memory():
             compiling.free_programs()
         own = sweep.changed(config, {"algorithm": name}, config.seed)
         grid = dict(sweep.parse(text, own) for text in flags.FLAGS.values)

@@ -19,6 +19,9 @@ from pfljax.training.study import config_checks, config_runs, experiment, placem
 
 Run = tuple[str, int]  # a method and a seed
 
+# Number of experiments whose programs are compiled before the memory that they take is looked at.
+_COMPILED_AT_ONCE = 4
+
 # Called before each run, or vectorized runs, with their name and score: returns its progress.
 AddProgress = Callable[[str, str], loop.Progress]
 
@@ -80,16 +83,32 @@ def train(
       Stopped: A signal stopped a run; a checkpoint is saved.
     """
     methods = list(dict.fromkeys(name for name, _ in comparison.to_do))
-    for first in range(0, len(methods), compiling.METHODS_AT_ONCE):
-        now = methods[first : first + compiling.METHODS_AT_ONCE]
+    while methods:
         if vmap_seeds:
+            now = methods[:1]
             _run_seeds_vectorized(comparison, now, add_progress)
         else:
-            compiling.compile_all(comparison.built(now))
+            now = _compile_first(comparison, methods)
             _run_one_by_one(comparison, now, add_progress)
         comparison.forget(now)
-        if now[-1] != methods[-1]:
+        methods = methods[len(now) :]
+        if methods and (not vmap_seeds or compiling.programs_fill_memory()):
             compiling.free_programs()
+
+
+def _compile_first(comparison: Comparison, methods: Sequence[str]) -> Sequence[str]:
+    """Compiles the programs of the first methods for which there is memory; returns these."""
+    if comparison.on_host():
+        return methods[:1]  # each run compiles programs of its own
+    begin = 0
+    for end in range(1, len(methods) + 1):
+        built = comparison.built(methods[begin:end])
+        if len(built) >= _COMPILED_AT_ONCE or end == len(methods):
+            compiling.compile_all(built)
+            begin = end
+            if compiling.programs_fill_memory():
+                break
+    return methods[:begin]
 
 
 class Comparison:

@@ -18,7 +18,8 @@ def num_compiled():
 
 @pytest.mark.parametrize("vmap_seeds", [False, True])
 def test_programs_of_finished_methods_are_freed(tmp_path, monkeypatch, vmap_seeds):
-    monkeypatch.setattr(compiling, "METHODS_AT_ONCE", 1)
+    monkeypatch.setattr(compiling, "programs_fill_memory", lambda: True)
+    monkeypatch.setattr(comparison, "_COMPILED_AT_ONCE", 1)
     free, counts = compiling.free_programs, []
 
     def counted():

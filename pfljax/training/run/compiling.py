@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import pathlib
 import threading
 from collections.abc import Sequence
 
@@ -23,9 +24,22 @@ from pfljax.training.study.experiment import Experiment
 _NAME = "pfljax-compile"
 # XLA uses several threads for one program, and memory for each program.
 _MOST_THREADS = 8
-# Number of methods whose programs are in memory at once. A process has at most 65,530 regions of
-# memory on Linux, and one with the programs of 60 methods has used them up.
-METHODS_AT_ONCE = 16
+# Programs are freed once they take this part of the regions of memory that Linux allows a process,
+# 65,530 by default. A method takes some 2,800 with a small convolutional network, for each size of
+# its data, and a process that has used them up crashes.
+_PART_OF_REGIONS = 0.4
+_REGIONS = pathlib.Path("/proc/self/maps")
+_MOST_REGIONS = pathlib.Path("/proc/sys/vm/max_map_count")
+
+
+def programs_fill_memory() -> bool:
+    """Whether programs should be freed before more are compiled; False where nobody counts."""
+    try:
+        most = int(_MOST_REGIONS.read_text())
+        with _REGIONS.open("rb") as regions:
+            return sum(1 for _ in regions) > _PART_OF_REGIONS * most
+    except (OSError, ValueError):  # no Linux, or a system without these files
+        return False
 
 
 def free_programs() -> None:

@@ -53,6 +53,17 @@ def test_programs_are_those_of_a_first_call(compiled, first, tmp_path, monkeypat
     assert len(texts) == 3 and sorted(texts) == in_threads
 
 
+@pytest.mark.parametrize("most, filled", [("1000", False), ("100", True), ("unlimited", False)])
+def test_regions_of_memory_are_counted_where_the_system_does(most, filled, tmp_path, monkeypatch):
+    (tmp_path / "maps").write_text("a region\n" * 100)
+    (tmp_path / "most").write_text(most)
+    monkeypatch.setattr(compiling, "_REGIONS", tmp_path / "maps")
+    monkeypatch.setattr(compiling, "_MOST_REGIONS", tmp_path / "most")
+    assert compiling.programs_fill_memory() == filled
+    (tmp_path / "maps").unlink()
+    assert not compiling.programs_fill_memory()
+
+
 def test_compilations_count_for_the_first_run(compiled, first, tmp_path):
     result = first[1]
     assert result["compilations"] == 1 and result["seconds_compile"] > 0
