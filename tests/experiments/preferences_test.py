@@ -152,6 +152,24 @@ def test_finished_runs_are_rows(tmp_path):
         script.accuracies(datasets, False, [tmp_path / "other"])
 
 
+def test_configs_of_recorded_pairs():
+    path = FOLDER.parent / "configs" / "preferences.py"
+    spec = importlib.util.spec_from_file_location("preferences_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    prism, few = module.get_config("prism"), module.get_config("prism:few")
+    assert prism.data.options.prism_pairs.features == "both"
+    assert few.data.options.prism_pairs.features == "length"
+    assert prism.seeds == few.seeds and prism.data.split == few.data.split == "by_item"
+    for tier in preferences.TIERS:
+        config = module.get_config(f"persona:{tier}:hidden_map")
+        assert config.data.options.persona_feedback.tier == tier
+        assert config.algorithms == ("local",) and config.preference.loss == "dpo"
+    for name in ("persona", "persona:rare", "prism:some", "prism:few:more"):
+        with pytest.raises(UserError, match="persona:mid or persona:hard"):
+            module.get_config(name)
+
+
 def test_tiers():
     pairs = made()._replace(tier=np.arange(240) % 3, length=np.tile([[2, 1]], (240, 1)))
     pairs = pairs._replace(own=np.tile([[0.1, 0.1]], (240, 1)), mean=np.tile([[0, 1]], (240, 1)))
