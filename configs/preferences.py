@@ -15,7 +15,8 @@ is trained on. `prism:few` and `persona:TIER:few` have the length and the cosine
 frozen common reward, which `config.adapter.base` names, by DPO (PAD).
 
 Learning rates were chosen for each method on validation examples with the same number of values,
-see `docs/results/preferences.md`, which has the commands for recorded pairs. A minute or two on two idle cores.
+see `docs/results/preferences.md`, which has the commands for PRISM and PersonaFeedback. A minute
+or two on two idle cores.
 
     python experiments/compare.py --config=configs/preferences.py:simulated --workdir=WORKDIR
     python experiments/copl.py --config=configs/preferences.py:simulated
