@@ -1,68 +1,86 @@
 """Rewards of answers on PRISM and PersonaFeedback, beside the length of the answers.
 
-    python experiments/preferences.py --data_dir=DIRECTORY --data=prism
-    python experiments/preferences.py --data_dir=DIRECTORY --data=persona
+    python experiments/preferences.py --config=configs/preferences.py:prism \
+        --config.data.dir=DIRECTORY --runs=WORKDIR/all,WORKDIR/few
+    python experiments/preferences.py --config=configs/preferences.py:persona:easy \
+        --config.data.dir=DIRECTORY
+    python experiments/preferences.py --config=configs/preferences.py:persona:easy \
+        --config.data.dir=DIRECTORY --all_pairs
 
-DIRECTORY has the data sets `prism_pairs` and `persona_feedback`. Rows of the tables in Markdown:
+The splits are those of compare.py with the same config. Rows of the table in Markdown:
 
     longer answer: the answer with more characters
     longer answer by user: longer or shorter, by the user's training pairs and the prior of all
         users' training pairs, which counts as some pairs (chosen on validation pairs)
     own persona, mean persona: the answer whose features have the larger cosine with the persona of
         the user, or with the mean of all personas (PersonaFeedback only)
-    length + features: a logistic reward of all users, of the logarithm of the length and the
-        features of the answer; its L2 penalty is chosen on validation pairs
+    length + features: a logistic reward of all users, of all features of the config; its L2 penalty
+        is chosen on validation pairs
     ... and length by user: the same with a length weight of each user in addition, with a penalty
         of its own
+    METHOD (FOLDER): the methods that compare.py or copl.py has run on the same splits in a work
+        directory FOLDER of `--runs`, after the last round
 
-Test questions are 30 % of all questions, so that no answer to a tested question is trained on;
-validation questions are a fifth of the others. Accuracies are means over users of a user's accuracy
-on all tested pairs of `--splits` splits, of users with ten pairs or more, with the 95 % interval of
-a bootstrap over users. The gain over the longer answer is paired; only an interval that excludes 0
-is a claim. Equal lengths count half.
+Accuracies are means over users of a user's accuracy on all tested pairs of all splits, with the
+95 % interval of a bootstrap over users. Gains are paired; only an interval that excludes 0 is a
+claim. Equal lengths count half. `--all_pairs` prints the accuracies of PersonaFeedback's tiers
+without training and without a split.
 """
 
 from __future__ import annotations
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 from scipy import special
 
+from pfljax.algorithms import ALGORITHMS
 from pfljax.cli import app
+from pfljax.data import FederatedDataset
 from pfljax.data.sources import preferences
 from pfljax.errors import UserError
 from pfljax.metrics import bootstrap
 from pfljax.ops.preference import wins
 from pfljax.report import tables
+from pfljax.training.study import config_runs, experiment
 
-_TEST, _VALIDATION = 0.3, 0.2
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 _PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0)
+# The features that have the length first, and on PersonaFeedback then both cosines.
+_FEATURES = {"prism_pairs": "both", "persona_feedback": "all"}
+_REFERENCES = ("longer answer", "own persona")
 
 
-class Parts(NamedTuple):
-    """The rows of pairs in each part of a split, `[n]` bool."""
+class Rows(NamedTuple):
+    """The pairs of a split data set, in the order of its rows.
 
+    Attributes:
+      user: `[n]` int32, the client.
+      gaps: `[n, d]`, the features of the preferred answer minus those of the other one: the length,
+        on PersonaFeedback both cosines, and the features of the answer.
+      train: `[n]` bool, the training pairs.
+      validation: `[n]` bool, the validation pairs.
+      test: `[n]` bool, the test pairs.
+    """
+
+    user: np.ndarray
+    gaps: np.ndarray
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
 
-def split_questions(question: np.ndarray, seed: int) -> Parts:
-    """Returns a split in which all pairs of a question are in one part.
-
-    Args:
-      question: `[n]` integers, the question of each pair.
-      seed: The seed of the split.
-    """
-    order = np.random.default_rng(seed).permutation(np.unique(question))
-    tests = round(_TEST * len(order))
-    validations = round(_VALIDATION * (len(order) - tests))
-    test = np.isin(question, order[:tests])
-    validation = np.isin(question, order[tests : tests + validations])
-    return Parts(~test & ~validation, validation, test)
+def rows_of(dataset: FederatedDataset) -> Rows:
+    """Returns the pairs of a data set of preferences."""
+    user = np.empty(len(dataset.targets), np.int32)
+    parts = np.zeros((3, len(user)), bool)
+    for part, split in zip(parts, (dataset.train, dataset.validation, dataset.test), strict=True):
+        client, row = split.examples()
+        user[row], part[row] = client, True
+    inputs = dataset.inputs.astype(np.float64)
+    return Rows(user, inputs[:, 0] - inputs[:, 1], *parts)
 
 
 def by_user(longer: np.ndarray, user: np.ndarray, train: np.ndarray, prior: float) -> np.ndarray:
@@ -103,37 +121,32 @@ def fit(design: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     return weights
 
 
-def margins(pairs: preferences.Pairs, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns the margins `[n]` of all rows of the table, and which pairs are tested.
+def margins(rows: Rows, cosines: bool) -> dict[str, np.ndarray]:
+    """Returns the margins `[n]` of all rewards that this script computes.
 
     Args:
-      pairs: The pairs of all users.
-      seed: The seed of the split.
+      rows: The pairs of all users.
+      cosines: Whether the second and the third feature are the cosines with the personas.
     """
-    parts = split_questions(pairs.question, seed)
-    gaps = (pairs.length[:, 0] - pairs.length[:, 1]).astype(float)
-    found = {"longer answer": gaps}
-    longer = wins(gaps)
+    length = rows.gaps[:, 0]
+    found = {"longer answer": length}
+    longer = wins(length)
 
     def validated(score, values):
-        """Returns the value with the largest accuracy on validation pairs, and its margins."""
-        tried = {value: score(value) for value in values}
-        return max(tried.values(), key=lambda m: wins(m)[parts.validation].mean())
+        """Returns the margins with the largest accuracy on validation pairs."""
+        tried = [score(value) for value in values]
+        return max(tried, key=lambda margin: wins(margin)[rows.validation].mean())
 
-    signs = validated(lambda prior: by_user(longer, pairs.user, parts.train, prior) * gaps, _PRIORS)
-    found["longer answer by user"] = signs
-    if pairs.own.any():
-        found["own persona"] = pairs.own[:, 0] - pairs.own[:, 1]
-        found["mean persona"] = pairs.mean[:, 0] - pairs.mean[:, 1]
-    logs = np.log1p(pairs.length)
-    columns = [(logs[:, 0] - logs[:, 1])[:, None], pairs.answer[:, 0] - pairs.answer[:, 1]]
-    if pairs.own.any():
-        columns.insert(1, np.stack([found["own persona"], found["mean persona"]], axis=1))
-    design = np.concatenate(columns, axis=1)
-    design = design / np.maximum(design[parts.train].std(axis=0), 1e-9)
+    found["longer answer by user"] = validated(
+        lambda prior: by_user(longer, rows.user, rows.train, prior) * length, _PRIORS
+    )
+    if cosines:
+        found["own persona"], found["mean persona"] = rows.gaps[:, 1], rows.gaps[:, 2]
+    deviation = rows.gaps[rows.train].std(axis=0)
+    design = rows.gaps / np.where(deviation > 1e-9, deviation, 1)
 
     def reward(penalty):
-        weights = fit(design[parts.train], np.full(design.shape[1], penalty))
+        weights = fit(design[rows.train], np.full(design.shape[1], penalty))
         return design @ weights
 
     found["length + features"] = common = validated(reward, _PENALTIES)
@@ -141,9 +154,9 @@ def margins(pairs: preferences.Pairs, seed: int) -> tuple[dict[str, np.ndarray],
     def with_length(penalty):
         """Adds to the common reward a length weight of each user."""
         total = common.copy()
-        for user in np.unique(pairs.user):
-            own = pairs.user == user
-            x, offset = design[own & parts.train, 0], common[own & parts.train]
+        for user in np.unique(rows.user):
+            own = rows.user == user
+            x, offset = design[own & rows.train, 0], common[own & rows.train]
             weight = 0.0
             for _ in range(50):
                 wrong = special.expit(-(offset + weight * x))
@@ -154,47 +167,100 @@ def margins(pairs: preferences.Pairs, seed: int) -> tuple[dict[str, np.ndarray],
         return total
 
     found["... and length by user"] = validated(with_length, _PENALTIES)
-    return found, parts.test
+    return found
+
+
+def of_runs(directory: pathlib.Path, dataset: FederatedDataset, seed: int) -> dict[str, np.ndarray]:
+    """Returns the number of correct test pairs `[clients]` of each method in a work directory.
+
+    Args:
+      directory: The work directory of compare.py or copl.py.
+      dataset: The split data set with this seed.
+      seed: The seed of the runs.
+
+    Raises:
+      UserError: There are no finished runs with this seed, or they have other splits.
+    """
+    found = {}
+    for path in sorted(directory.glob(f"*/seed_{seed}/clients.npz")):
+        with np.load(path) as arrays:
+            scores = arrays["personal_test_accuracy"]
+            same = all(
+                np.array_equal(arrays[f"{part}_size"], getattr(dataset, part).sizes)
+                for part in ("train", "test")
+            )
+        if not same:
+            raise UserError(
+                f"{path} has other users or splits than this config with seed {seed}: pass "
+                "the config and the keys of the runs."
+            )
+        name = path.parents[1].name
+        title = ALGORITHMS[name].title if name in ALGORITHMS else name
+        sizes = dataset.test.sizes
+        found[f"{title} ({directory.name})"] = np.where(sizes > 0, scores * sizes, 0.0)
+    if not found:
+        raise UserError(
+            f"{directory} has no finished run with seed {seed}: run compare.py or copl.py with the "
+            f"same config and --workdir={directory}."
+        )
+    return found
 
 
 def accuracies(
-    pairs: preferences.Pairs, splits: int, least: int
+    datasets: dict[int, FederatedDataset], cosines: bool, runs: list[pathlib.Path]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns the accuracy `[users]` of each row, over the tested pairs of all splits.
 
     Args:
-      pairs: The pairs of all users.
-      splits: Number of splits, with the seeds 0, 1, ...
-      least: Smallest number of pairs of a user that counts.
+      datasets: The split data set of each seed, with the same clients.
+      cosines: As in `margins`.
+      runs: The work directories of further rows.
 
     Returns:
-      `{row: [users]}`, and the number of tested pairs of these users, over all splits.
+      `{row: [users]}` of users with a tested pair, and their number of tested pairs.
+
+    Raises:
+      UserError: A method was not run with all seeds.
     """
-    sums: dict[str, np.ndarray] = {}
-    users = np.unique(pairs.user)
-    sizes = np.bincount(pairs.user)
-    counts = np.zeros(len(sizes))
-    for seed in range(splits):
-        found, test = margins(pairs, seed)
-        counts += np.bincount(pairs.user[test], minlength=len(sizes))
-        for name, margin in found.items():
-            own = np.bincount(pairs.user[test], wins(margin)[test], minlength=len(sizes))
-            sums[name] = sums.get(name, 0) + own
-    kept = users[(sizes[users] >= least) & (counts[users] > 0)]
+    of_seeds, counts = [], 0
+    for seed, dataset in datasets.items():
+        rows = rows_of(dataset)
+        tested = rows.user[rows.test]
+        correct = {
+            name: np.bincount(tested, wins(margin)[rows.test], minlength=dataset.num_clients)
+            for name, margin in margins(rows, cosines).items()
+        }
+        for directory in runs:
+            correct |= of_runs(directory, dataset, seed)
+        of_seeds.append(correct)
+        counts = counts + dataset.test.sizes
+    names = list(dict.fromkeys(name for correct in of_seeds for name in correct))
+    for name in names:
+        absent = [seed for seed, of in zip(datasets, of_seeds, strict=True) if name not in of]
+        if absent:
+            raise UserError(
+                f"{name} has no finished run with seed {absent[0]}: run it with all seeds of the "
+                "config, with a lower learning rate if it diverged."
+            )
+    kept = counts > 0
+    sums = {name: sum(correct[name] for correct in of_seeds) for name in names}
     return {name: of[kept] / counts[kept] for name, of in sums.items()}, counts[kept]
 
 
 def table(found: dict[str, np.ndarray], seed: int) -> list[str]:
     """Returns the lines of a table with a row for each accuracy of users `[users]`."""
-    reference = next(iter(found.values()))
+    references = [name for name in _REFERENCES if name in found]
+    gains = " | ".join(f"gain over {name}" for name in references)
     lines = [
-        "| reward | accuracy | interval | gain over the longer answer |",
-        "|---|---:|---:|---:|",
+        f"| reward | accuracy | interval | {gains} |",
+        "|---|" + "---:|" * (2 + len(references)),
     ]
     for name, values in found.items():
         low, high = bootstrap.interval_of_mean(values, seed)
-        shown = tables.mean_gain(values - reference, seed)
-        lines.append(f"| {name} | {values.mean():.3f} | {low:.3f} to {high:.3f} | {shown} |")
+        shown = [tables.mean_gain(values - found[reference], seed) for reference in references]
+        lines.append(
+            f"| {name} | {values.mean():.3f} | {low:.3f} to {high:.3f} | {' | '.join(shown)} |"
+        )
     return lines
 
 
@@ -215,31 +281,38 @@ def whole_table(pairs: preferences.Pairs) -> list[str]:
 
 def define_flags() -> None:
     """Defines the flags of this script."""
-    flags.DEFINE_string("data_dir", None, "The directory of the data sets.")
-    flags.DEFINE_enum("data", "prism", ["prism", "persona"], "The data set.")
-    flags.DEFINE_integer("splits", 5, "Number of splits.", lower_bound=1)
-    flags.DEFINE_integer("least", 10, "Smallest number of pairs of a user.", lower_bound=1)
+    app.define_config()
+    flags.DEFINE_list("runs", [], "Work directories of compare.py and copl.py, for further rows.")
+    flags.DEFINE_bool("all_pairs", False, "Print PersonaFeedback's tiers without training instead.")
     flags.DEFINE_integer("seed", 0, "The seed of the bootstrap.", lower_bound=0)
 
 
 def main() -> None:
     """Runs the script."""
-    given = flags.FLAGS
-    if not given.data_dir:
-        raise UserError("Pass the directory of the data sets with --data_dir=DIR.")
-    if given.data == "prism":
-        of_all = {"PRISM": preferences.read_prism_pairs(given.data_dir)}
-    else:
-        whole = preferences.read_persona_feedback(given.data_dir)
-        print("\n".join(["All pairs, without training:", "", *whole_table(whole), ""]))
-        of_all = {
-            name: preferences.Pairs(*(array[whole.tier == number] for array in whole))
-            for number, name in enumerate(preferences.TIERS)
-        }
-    for name, pairs in of_all.items():
-        found, counts = accuracies(pairs, given.splits, given.least)
-        print(f"{name}: {len(counts)} users, {int(counts.sum()):,} tested pairs in all splits\n")
-        print("\n".join([*table(found, given.seed), ""]))
+    config, given = app.config(), flags.FLAGS
+    if given.all_pairs:
+        print("\n".join(whole_table(preferences.read_persona_feedback(config.data.dir))))
+        return
+    name = config.data.name
+    options = config.data.options.get(name, {})
+    if name not in _FEATURES or options.features != _FEATURES[name]:
+        raise UserError(
+            "preferences.py needs config.data.name=prism_pairs with features=both or "
+            "persona_feedback with features=all, in whose inputs the length is first."
+        )
+    if config.data.unseen_fraction or not config.data.validation_fraction:
+        raise UserError(
+            "Set config.data.unseen_fraction=0, and config.data.validation_fraction above 0, on "
+            "which penalties are chosen."
+        )
+    datasets = {
+        seed: experiment.build_dataset(config_runs.of_run(config, config.algorithms[0], seed))
+        for seed in config.seeds
+    }
+    runs = [pathlib.Path(directory) for directory in given.runs]
+    found, counts = accuracies(datasets, name == "persona_feedback", runs)
+    print(f"{len(counts)} users, {int(counts.sum()):,} tested pairs in all splits\n")
+    print("\n".join(table(found, given.seed)))
 
 
 if __name__ == "__main__":

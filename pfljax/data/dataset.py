@@ -30,6 +30,18 @@ class Split(NamedTuple):
     offsets: np.ndarray
     sizes: np.ndarray
 
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `[n]` int32 each, the client and the row of every example of the split.
+
+        >>> client, row = Split(np.array([0, 5]), np.array([2, 1])).examples()
+        >>> client.tolist(), row.tolist()
+        ([0, 0, 1], [0, 1, 5])
+        """
+        client = np.repeat(np.arange(len(self.sizes), dtype=np.int32), self.sizes)
+        first = np.cumsum(self.sizes) - self.sizes
+        row = np.arange(len(client)) + np.repeat(self.offsets - first, self.sizes)
+        return client, row.astype(np.int32)
+
 
 class ServerExamples(NamedTuple):
     """Examples that the server holds, in the form of the clients' and with their normalization.

@@ -44,6 +44,8 @@ class Examples(NamedTuple):
         has inputs of its own.
       item_groups: `[num_items]` integers, the group of each item, such as the product of a review,
         which a split by item keeps together; None if every item is a group.
+      item_of: `[n]` integers, the item of each example that has inputs of its own, such as the
+        question of a pair of answers, which a split by item keeps together; None if there is none.
       owner_names: The names of the owners in the order of their numbers, which are then from 0;
         empty if there are none.
       owner_groups: `{attribute: [num_owners] str}`, the group of each owner, for metrics only; ''
@@ -66,6 +68,7 @@ class Examples(NamedTuple):
     class_names: tuple[str, ...] = ()
     items: np.ndarray | None = None
     item_groups: np.ndarray | None = None
+    item_of: np.ndarray | None = None
     owner_names: tuple[str, ...] = ()
     owner_groups: dict[str, np.ndarray] | None = None
 
@@ -73,6 +76,13 @@ class Examples(NamedTuple):
     def contents(self) -> Inputs:
         """What models read, before it is gathered for each example: the items, or the inputs."""
         return self.inputs if self.items is None else self.items
+
+    @property
+    def split_items(self) -> np.ndarray | None:
+        """`[n]` integers, what a split by item keeps together; None if there are no items."""
+        if self.items is None or self.inputs.ndim != 1:
+            return self.item_of
+        return self.inputs if self.item_groups is None else self.item_groups[self.inputs]
 
     @property
     def labels(self) -> np.ndarray:

@@ -46,8 +46,11 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
         )
     chosen = _choose(examples, fraction, seed)
     kept = _rows(examples, ~chosen)
-    owners = None if examples.owners is None else examples.owners[~chosen]
-    pool = examples._replace(inputs=kept.inputs, targets=kept.targets, owners=owners)
+    of_rows = {
+        name: None if (array := getattr(examples, name)) is None else array[~chosen]
+        for name in ("owners", "item_of")
+    }
+    pool = examples._replace(inputs=kept.inputs, targets=kept.targets, **of_rows)
     return pool, _rows(examples, chosen)
 
 

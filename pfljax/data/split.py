@@ -180,9 +180,7 @@ def assemble(
     _require_fit(examples, split)
     fractions = test_fraction, validation_fraction
     if split == "by_item":
-        groups_of_items = examples.item_groups
-        items = examples.inputs if groups_of_items is None else groups_of_items[examples.inputs]
-        clients = split_by_item(items, client_indices, *fractions, rng)
+        clients = split_by_item(examples.split_items, client_indices, *fractions, rng)
     else:
         clients = _split_each(examples, client_indices, *fractions, seed, split, rng)
     return lay_out(
@@ -249,7 +247,7 @@ def _require_fit(examples: Examples, split: str) -> None:
             f"The examples of {examples.name} are in order of time, and the last ones are tested: "
             "use data.split=temporal."
         )
-    if examples.items is None or examples.inputs.ndim != 1:
+    if examples.split_items is None:
         raise UserError(
             f"{examples.name} has no items that several clients have in common: use "
             "data.split=stratified."

@@ -54,6 +54,10 @@ def examples(pool: Examples, where: str, *, part_of_store: bool = False) -> Exam
     targets = values["targets"]
     if pool.owners is not None and len(pool.owners) != len(targets):
         raise UserError(f"{where} has {len(targets)} examples but {len(pool.owners)} owners.")
+    if pool.item_of is not None and len(pool.item_of) != len(targets):
+        raise UserError(
+            f"{where} has {len(targets)} examples but items (item_of) of {len(pool.item_of)}."
+        )
     return pool._replace(**values)
 
 

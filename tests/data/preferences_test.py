@@ -90,6 +90,20 @@ def test_prism(tmp_path):
     np.testing.assert_allclose(standard.std(axis=(0, 1)), 1, rtol=1e-4)
     assert LOAD["prism_pairs"](str(tmp_path), features="length").inputs.shape == (3, 2, 1)
     assert LOAD["prism_pairs"](str(tmp_path), features="answer").inputs.shape == (3, 2, 2)
+    assert pool.item_of.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name, write, others",
+    [("prism_pairs", "write_prism", 1), ("persona_feedback", "write_persona", 3)],
+)
+def test_features_of_answers_are_scaled(tmp_path, name, write, others):
+    globals()[write](tmp_path)
+    pool = LOAD[name](str(tmp_path), answer_scale=0.25)
+    deviations = ((pool.inputs - pool.mean) / pool.std).std(axis=(0, 1))
+    np.testing.assert_allclose(deviations, [1] * others + [0.25] * 2, rtol=1e-4)
+    with pytest.raises(UserError, match="answer_scale"):
+        LOAD[name](str(tmp_path), answer_scale=0.0)
 
 
 def test_judgements(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfljax.data import partition, sources, split
+from pfljax.data import partition, server, sources, split
 from pfljax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -177,3 +177,24 @@ def test_the_last_example_is_tested_and_the_one_before_it_validates():
         split.assemble(in_time, [np.arange(5), np.arange(2)], split="last_two", **arguments)
     with pytest.raises(UserError, match="in no order of time"):
         split.assemble(pool([0, 1] * 6), clients, split="last_two", **arguments)
+
+
+def test_examples_of_one_item_are_in_one_part():
+    """A pair of answers has inputs of its own; the pairs of a question are kept together."""
+    question = np.repeat(np.arange(20), 3)
+    examples = pool(np.zeros(60, int))._replace(item_of=question)
+    clients = [np.arange(0, 60, 2), np.arange(1, 60, 2)]
+    fractions = {"test_fraction": 0.3, "validation_fraction": 0.2, "unseen_fraction": 0.0}
+    data = split.assemble(examples, clients, seed=0, split="by_item", **fractions)
+    of_parts = [
+        {int(question[row]) for client in (0, 1) for row in rows_of(data, name, client)}
+        for name in SPLITS
+    ]
+    assert [len(of) for of in of_parts] == [11, 3, 6]
+    assert set.union(*of_parts) == set(range(20))
+
+
+def test_the_server_keeps_the_items_of_the_other_examples():
+    examples = pool(np.zeros(40, int))._replace(item_of=np.arange(40) + 100)
+    kept, held = server.hold_out(examples, 0.25, seed=0)
+    assert kept.item_of.tolist() == (kept.inputs[:, 0] + 100).tolist() and len(held.targets) == 10

@@ -1,15 +1,14 @@
-"""CoPL's three stages on a few users of two kinds, and the rule for new users in NumPy."""
+"""CoPL on a few users of two kinds, and the accuracies of users that the script writes."""
 
 import importlib.util
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pfljax import data
 from pfljax.errors import UserError
+from pfljax.ops import copl
 
 PATH = pathlib.Path(__file__).parents[2] / "experiments" / "copl.py"
 
@@ -23,7 +22,7 @@ def load():
 
 
 script = load()
-SETTINGS = script.Settings(size=16, steps=120, every=20)
+SETTINGS = copl.Settings(size=16, steps=120, every=20)
 
 
 def users(**changes):
@@ -48,49 +47,30 @@ def test_pairs_name_distinct_answers():
         )
 
 
+def test_users_of_an_answer_are_counted_once():
+    pairs = copl.Pairs(np.array([0, 0, 1]), np.array([[0, 1], [0, 2], [2, 3]]))
+    assert script.users_of_answers(pairs, 5).tolist() == [1, 1, 2, 1, 0]
+
+
 def test_users_of_two_kinds_are_distinguished():
     """Known and new users are predicted; a reward common to all could not do both kinds."""
-    found, rates = script.evaluate(users(), [0.01], SETTINGS)
-    assert set(rates.values()) == {0.01}
-    assert list(found) == ["CoPL, graph", "CoPL, one expert", "CoPL, all experts"]
-    for seen, unseen in found.values():
-        assert min(seen, unseen) > 0.85, found
-    few = SETTINGS._replace(steps=20)
-    without, _ = script.evaluate(users(unseen_fraction=0.0), [0.01], few)
-    assert np.isnan(without["CoPL, graph"][1])
+    dataset = users()
+    found = script.evaluate(dataset, [0.01], SETTINGS)
+    assert set(found.rates.values()) == {0.01} and found.shared == found.known == 40
+    assert list(found.correct) == ["CoPL, graph", "CoPL, one expert", "CoPL, all experts"]
+    known = found.client < dataset.num_participants
+    for correct in found.correct.values():
+        assert min(correct[known].mean(), correct[~known].mean()) > 0.85
 
 
-def test_new_users_are_mixtures_of_users_with_the_same_answers():
-    draw = jax.random.normal(jax.random.key(0), (9, 4))
-    known_users, items = 3 * draw[:3], draw[3:]
-    known = script.Pairs(np.array([0, 1, 2]), np.array([[0, 1], [2, 3], [4, 5]]))
-    new = script.Pairs(np.array([1, 0, 1]), np.array([[0, 2], [4, 0], [3, 1]]))
-    found = script.new_users((known_users, items), known, new, 2, 0.5)
-    for user, neighbours in ((0, [0, 2]), (1, [0, 1])):
-        fits = []
-        for v in neighbours:
-            gaps = [known_users[v] @ (items[i] - items[j]) for i, j in new.items[new.user == user]]
-            fits.append(np.mean(np.log(1 / (1 + np.exp(-np.array(gaps))))) / 0.5)
-        weights = np.exp(fits) / np.exp(fits).sum()
-        np.testing.assert_allclose(
-            found[user], weights @ known_users[np.array(neighbours)], rtol=1e-3
-        )
-
-
-def test_the_best_step_is_kept():
-    def loss(params, key):
-        return (params - 3.0) ** 2
-
-    def score(params):  # better up to 1, and then worse
-        return -jnp.abs(params - 1.0)
-
-    settings = script.Settings(steps=60, every=1)
-    best, found = script.descend(loss, score, jnp.float32(0), 0.1, settings)
-    assert abs(best - 1) < 0.06 and found == pytest.approx(-abs(float(best) - 1), abs=1e-6)
-    params, score_of_best, rate = script.best_of(
-        [1.0, 2.0, 0.5], lambda rate: (rate, -((rate - 1.9) ** 2))
-    )
-    assert params == rate == 2.0 and score_of_best == pytest.approx(-0.01)
+def test_accuracies_of_users_are_written(tmp_path):
+    dataset = users(unseen_fraction=0.0)
+    found = script.evaluate(dataset, [0.01], SETTINGS._replace(steps=20))
+    script.write(tmp_path, dataset, found, 3)
+    with np.load(tmp_path / "CoPL, graph" / "seed_3" / "clients.npz") as arrays:
+        weighted = arrays["personal_test_accuracy"] * arrays["test_size"]
+        np.testing.assert_array_equal(arrays["train_size"], dataset.train.sizes)
+    assert weighted.sum() == pytest.approx(found.correct["CoPL, graph"].sum())
 
 
 def test_validation_pairs_are_needed():

@@ -7,7 +7,9 @@ import pathlib
 import numpy as np
 import pytest
 
+from pfljax import data
 from pfljax.data.sources import preferences
+from pfljax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 
@@ -40,14 +42,34 @@ def made(users=12, each=20, seed=0):
     )
 
 
-def test_questions_are_in_one_part():
-    question = np.random.default_rng(0).integers(0, 50, 300)
-    parts = script.split_questions(question, 3)
-    assert (np.sum(parts, axis=0) == 1).all()
-    sets = [set(question[part]) for part in parts]
-    assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-    assert len(sets[2]) == 15 and len(sets[1]) == 7
-    assert (script.split_questions(question, 4).test != parts.test).any()
+def split(pairs, seed):
+    """The pairs as a split data set: the logarithm of the length, then the features."""
+    inputs = np.concatenate([np.log1p(pairs.length)[..., None], pairs.answer], axis=-1)
+    pool = data.Examples(
+        "made",
+        inputs.astype(np.float32),
+        np.zeros(len(inputs), np.int32),
+        0,
+        task="preference",
+        owners=pairs.user,
+        item_of=pairs.question,
+    )
+    clients = [np.flatnonzero(pairs.user == user) for user in np.unique(pairs.user)]
+    fractions = {"test_fraction": 0.3, "validation_fraction": 0.2, "unseen_fraction": 0.0}
+    return data.assemble(pool, clients, seed=seed, split="by_item", **fractions)
+
+
+def test_rows_are_in_one_part():
+    dataset = split(made(), 3)
+    rows = script.rows_of(dataset)
+    assert (rows.train.astype(int) + rows.validation + rows.test == 1).all()
+    assert np.bincount(rows.user).tolist() == [20] * 12
+    client = 5
+    own = dataset.test.offsets[client] + np.arange(dataset.test.sizes[client])
+    np.testing.assert_array_equal(np.flatnonzero(rows.test & (rows.user == client)), own)
+    np.testing.assert_allclose(
+        rows.gaps[:, 0], dataset.inputs[:, 0, 0] - dataset.inputs[:, 1, 0], atol=1e-6
+    )
 
 
 def test_the_length_weight_of_a_user():
@@ -76,16 +98,76 @@ def test_the_reward_is_the_minimum_of_its_loss():
     assert np.isfinite(script.fit(np.abs(design), np.full(3, 0.01))).all()
 
 
-def test_users_who_prefer_shorter_answers_are_found():
-    found, counts = script.accuracies(made(), splits=2, least=10)
+def test_users_who_prefer_shorter_answers_are_found(tmp_path):
+    datasets = {seed: split(made(), seed) for seed in (0, 1)}
+    found, counts = script.accuracies(datasets, False, [])
     values = {name: of.mean() for name, of in found.items()}
     assert len(counts) == 12 and values["longer answer"] == pytest.approx(8 / 12)
+    assert counts.sum() == sum(dataset.test.sizes.sum() for dataset in datasets.values())
     assert values["longer answer by user"] > 0.95
     assert values["... and length by user"] > values["length + features"] + 0.1
     text = script.table(found, 0)
     assert text[2].endswith("| - |") and "(+0." in text[3]
-    few, _ = script.accuracies(made(), splits=1, least=21)
-    assert all(len(of) == 0 for of in few.values())
+
+
+def test_cosines_are_rows_and_references():
+    pairs = made()
+    cosines = np.tile([[0.9, 0.1]], (240, 1))
+    answer = np.stack([cosines, -cosines, *np.moveaxis(pairs.answer, -1, 0)], axis=-1)
+    found, _ = script.accuracies({0: split(pairs._replace(answer=answer), 0)}, True, [])
+    assert found["own persona"].tolist() == [1.0] * 12 and not found["mean persona"].any()
+    assert script.table(found, 0)[0].count("gain over") == 2
+
+
+def write_run(directory, dataset, seed, accuracy):
+    path = directory / f"seed_{seed}"
+    path.mkdir(parents=True)
+    sizes = dataset.test.sizes
+    scores = np.where(sizes > 0, accuracy, np.nan)
+    np.savez(
+        path / "clients.npz",
+        train_size=dataset.train.sizes,
+        test_size=sizes,
+        personal_test_accuracy=scores,
+    )
+
+
+def test_finished_runs_are_rows(tmp_path):
+    datasets = {seed: split(made(), seed) for seed in (0, 1)}
+    for seed, dataset in datasets.items():
+        write_run(tmp_path / "all" / "fedavg", dataset, seed, [0.25, 0.75][seed])
+        write_run(tmp_path / "copl" / "CoPL, graph", dataset, seed, 0.5)
+    found, counts = script.accuracies(datasets, False, [tmp_path / "all", tmp_path / "copl"])
+    assert found["CoPL, graph (copl)"] == pytest.approx(0.5)
+    tested = [datasets[seed].test.sizes for seed in (0, 1)]
+    wanted = (0.25 * tested[0] + 0.75 * tested[1]) / counts
+    np.testing.assert_allclose(found["FedAvg (all)"], wanted)
+    write_run(tmp_path / "all" / "local", datasets[0], 0, 0.5)
+    with pytest.raises(UserError, match=r"Local \(all\) has no finished run with seed 1"):
+        script.accuracies(datasets, False, [tmp_path / "all"])
+    with pytest.raises(UserError, match="has no finished run with seed 0: run compare.py"):
+        script.accuracies(datasets, False, [tmp_path / "nothing"])
+    write_run(tmp_path / "other" / "local", datasets[1], 0, 0.5)
+    with pytest.raises(UserError, match="has other users or splits than this config with seed 0"):
+        script.accuracies(datasets, False, [tmp_path / "other"])
+
+
+def test_configs_of_recorded_pairs():
+    path = FOLDER.parent / "configs" / "preferences.py"
+    spec = importlib.util.spec_from_file_location("preferences_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    prism, few = module.get_config("prism"), module.get_config("prism:few")
+    assert prism.data.options.prism_pairs.features == "both"
+    assert few.data.options.prism_pairs.features == "length"
+    assert prism.seeds == few.seeds and prism.data.split == few.data.split == "by_item"
+    for tier in preferences.TIERS:
+        config = module.get_config(f"persona:{tier}:hidden_map")
+        assert config.data.options.persona_feedback.tier == tier
+        assert config.algorithms == ("local",) and config.preference.loss == "dpo"
+    for name in ("persona", "persona:rare", "prism:some", "prism:few:more"):
+        with pytest.raises(UserError, match="persona:mid or persona:hard"):
+            module.get_config(name)
 
 
 def test_tiers():

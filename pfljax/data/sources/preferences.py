@@ -68,7 +68,9 @@ class Pairs(NamedTuple):
     mean: np.ndarray
 
 
-def load_prism_pairs(data_dir: str = "", *, features: str = "both") -> Examples:
+def load_prism_pairs(
+    data_dir: str = "", *, features: str = "both", answer_scale: float = 1.0
+) -> Examples:
     """Returns 2,584 pairs of answers of language models, owned by the person who preferred one.
 
     Ties, and pairs of an unknown person, are left out.
@@ -78,6 +80,9 @@ def load_prism_pairs(data_dir: str = "", *, features: str = "both") -> Examples:
         `prism_pairs` of them.
       features: 'length' for the logarithm of the number of characters; 'answer' for 256 features of
         the answer's words; 'both' for the length and these.
+      answer_scale: Factor on the standardized features of the answer, above 0, beside the other
+        columns: with 1 each feature has the deviation 1, and with `1 / sqrt(d)` all `d` together
+        have the norm of one other column.
 
     Returns:
       Examples for a preference: inputs `[n, 2, d]` float32, the preferred answer first.
@@ -89,15 +94,17 @@ def load_prism_pairs(data_dir: str = "", *, features: str = "both") -> Examples:
       Kirk et al., "The PRISM Alignment Dataset", 2024, https://arxiv.org/abs/2404.16019.
       Dong, Hu, Collier, "Can LLM be a Personalized Judge?", 2024, https://arxiv.org/abs/2406.11657.
     """
-    checks.choice("data.options.prism_pairs.features", features, ("length", "answer", "both"))
+    options = "data.options.prism_pairs"
+    checks.choice(f"{options}.features", features, ("length", "answer", "both"))
+    checks.number(f"{options}.answer_scale", answer_scale, 1e-6, 1e6)
     pairs = read_prism_pairs(data_dir)
-    columns = {"length": [_log(pairs.length)], "answer": [pairs.answer]}
-    chosen = columns.get(features) or columns["length"] + columns["answer"]
-    return _examples("prism_pairs", pairs.user, chosen)
+    others = [] if features == "answer" else [_log(pairs.length)]
+    answer = None if features == "length" else pairs.answer
+    return _examples("prism_pairs", pairs, others, answer, answer_scale)
 
 
 def load_persona_feedback(
-    data_dir: str = "", *, tier: str = "all", features: str = "all"
+    data_dir: str = "", *, tier: str = "all", features: str = "all", answer_scale: float = 1.0
 ) -> Examples:
     """Returns 3,841 pairs of answers, owned by the persona that one of them suits.
 
@@ -108,6 +115,9 @@ def load_persona_feedback(
       features: 'length' for the logarithm of the number of characters; 'persona' for the length and
         the cosines of the answer with the own and the mean persona; 'answer' for 512 features of
         the answer; 'all' for all of them.
+      answer_scale: Factor on the standardized features of the answer, above 0, beside the other
+        columns: with 1 each feature has the deviation 1, and with `1 / sqrt(d)` all `d` together
+        have the norm of one other column.
 
     Returns:
       Examples for a preference: inputs `[n, 2, d]` float32, the suitable answer first.
@@ -122,14 +132,14 @@ def load_persona_feedback(
     options = "data.options.persona_feedback"
     checks.choice(f"{options}.tier", tier, (*TIERS, "all"))
     checks.choice(f"{options}.features", features, ("length", "persona", "answer", "all"))
+    checks.number(f"{options}.answer_scale", answer_scale, 1e-6, 1e6)
     pairs = read_persona_feedback(data_dir)
     if tier != "all":
         pairs = Pairs(*(array[pairs.tier == TIERS.index(tier)] for array in pairs))
-    length = _log(pairs.length)
-    persona = [length, pairs.own[..., None], pairs.mean[..., None]]
-    columns = {"length": [length], "persona": persona, "answer": [pairs.answer]}
-    chosen = columns.get(features) or [*persona, pairs.answer]
-    return _examples("persona_feedback", pairs.user, chosen)
+    persona = [_log(pairs.length), pairs.own[..., None], pairs.mean[..., None]]
+    others = {"length": persona[:1], "answer": []}.get(features, persona)
+    answer = pairs.answer if features in ("answer", "all") else None
+    return _examples("persona_feedback", pairs, others, answer, answer_scale)
 
 
 def read_prism_pairs(data_dir: str = "", *, known: bool = True) -> Pairs:
@@ -252,10 +262,18 @@ def _judged(path, codes, key, judge, correct, certainty) -> dict:
     }
 
 
-def _examples(name: str, users: np.ndarray, columns: list[np.ndarray]) -> Examples:
-    """Returns the pool of some columns `[n, 2, d]` of pairs, standardized in the program."""
+def _examples(
+    name: str,
+    pairs: Pairs,
+    others: list[np.ndarray],
+    answer: np.ndarray | None,
+    answer_scale: float,
+) -> Examples:
+    """Returns the pool of some columns `[n, 2, ...]` of pairs, standardized in the program."""
+    columns = others if answer is None else [*others, answer]
     inputs = np.concatenate(columns, axis=-1).astype(np.float32)
     mean, std = mean_and_std(inputs)
+    std[len(others) :] /= answer_scale  # each of the others is one column
     return Examples(
         name=name,
         inputs=inputs,
@@ -264,7 +282,8 @@ def _examples(name: str, users: np.ndarray, columns: list[np.ndarray]) -> Exampl
         mean=mean,
         std=std,
         task="preference",
-        owners=users,
+        owners=pairs.user,
+        item_of=pairs.question,
     )
 
 
