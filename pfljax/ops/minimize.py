@@ -34,8 +34,8 @@ def minimize(
     Example:
       >>> sgd, start = optax.sgd(0.5), jax.numpy.array(4.0)
       >>> keys = jax.random.split(jax.random.key(0), 2)
-      >>> minimize(lambda x, key: (x - 1) ** 2 / 2, start, sgd, sgd.init(start), keys)[0]
-      Array(1.75, dtype=float32, weak_type=True)
+      >>> float(minimize(lambda x, key: (x - 1) ** 2 / 2, start, sgd, sgd.init(start), keys)[0])
+      1.75
     """
 
     def step(carry, key):
