@@ -91,7 +91,7 @@ def at_rest(model, x, y):
     return plain.loss(model, x, y, train=False)
 
 
-@pytest.mark.parametrize("fisher_batch", [0, 1])
+@pytest.mark.parametrize("fisher_batch", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_batch_norm(fisher_batch):
     rate = 0.2
     of_gap = jax.grad(lambda w, x, y, own: gap_to(own, plain.features(w, x, True), y))

@@ -35,7 +35,7 @@ def build(at_once):
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_seeds_and_hyperparameters_in_one_program_equal_separate_runs(at_once):
     init, run_rounds, evaluate = build(at_once)
     inputs = programs.Inputs(values={"lam": LAMS})

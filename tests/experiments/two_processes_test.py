@@ -121,6 +121,7 @@ def test_one_process_resumes_what_two_began(one, two):
     assert_same_run(place, one)
 
 
+@pytest.mark.slow
 def test_two_processes_that_measured_otherwise_follow_the_first(tmp_path):
     """A run of so many rounds measures chunks; each process has what it measured to itself."""
     seldom = ["--config.eval_every=20", "--config.checkpoint_every=20"]

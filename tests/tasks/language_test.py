@@ -34,7 +34,9 @@ def numbers(task, params, batch):
     )
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize(
+    "block_size", [2, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 5))]
+)
 def test_blocks_give_the_numbers_of_the_whole_batch(block_size):
     model, batch = network(), batch_of(TEXTS, LENGTH, IDS)
     params = model.init(jax.random.key(1))
