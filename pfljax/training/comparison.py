@@ -19,9 +19,6 @@ from pfljax.training.study import config_checks, config_runs, experiment, placem
 
 Run = tuple[str, int]  # a method and a seed
 
-# Number of experiments whose programs are compiled before the memory that they take is looked at.
-_COMPILED_AT_ONCE = 4
-
 # Called before each run, or vectorized runs, with their name and score: returns its progress.
 AddProgress = Callable[[str, str], loop.Progress]
 
@@ -100,15 +97,11 @@ def _compile_first(comparison: Comparison, methods: Sequence[str]) -> Sequence[s
     """Compiles the programs of the first methods for which there is memory; returns these."""
     if comparison.on_host():
         return methods[:1]  # each run compiles programs of its own
-    begin = 0
-    for end in range(1, len(methods) + 1):
-        built = comparison.built(methods[begin:end])
-        if len(built) >= _COMPILED_AT_ONCE or end == len(methods):
-            compiling.compile_all(built)
-            begin = end
-            if compiling.programs_fill_memory():
-                break
-    return methods[:begin]
+    built = comparison.built(methods)
+    count = compiling.compile_all(built)
+    if count == len(built):
+        return methods
+    return methods[: methods.index(built[count - 1].config.algorithm) + 1]
 
 
 class Comparison:

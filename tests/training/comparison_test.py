@@ -19,7 +19,6 @@ def num_compiled():
 @pytest.mark.parametrize("vmap_seeds", [False, True])
 def test_programs_of_finished_methods_are_freed(tmp_path, monkeypatch, vmap_seeds):
     monkeypatch.setattr(compiling, "programs_fill_memory", lambda: True)
-    monkeypatch.setattr(comparison, "_COMPILED_AT_ONCE", 1)
     free, counts = compiling.free_programs, []
 
     def counted():

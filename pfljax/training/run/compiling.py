@@ -29,6 +29,8 @@ _MOST_THREADS = 8
 # its data, and a process that has used them up crashes.
 _PART_OF_REGIONS = 0.4
 _REGIONS = pathlib.Path("/proc/self/maps")
+# Number of experiments whose programs are compiled while the next one's are traced.
+_AHEAD = 4
 _MOST_REGIONS = pathlib.Path("/proc/sys/vm/max_map_count")
 
 
@@ -48,7 +50,7 @@ def free_programs() -> None:
     jax.clear_caches()
 
 
-def compile_all(experiments: Sequence[Experiment]) -> None:
+def compile_all(experiments: Sequence[Experiment]) -> int:
     """Compiles the programs of experiments, as many at once as there are cores.
 
     Programs that were compiled before are only traced. With several processes, nothing is done:
@@ -56,18 +58,31 @@ def compile_all(experiments: Sequence[Experiment]) -> None:
 
     Args:
       experiments: Experiments with clients on the devices.
+
+    Returns:
+      The number of experiments until the programs filled the memory, at least one; the programs of
+      the others are not compiled.
     """
     if jax.process_count() > 1:
-        return
+        return len(experiments)
     threads = concurrent.futures.ThreadPoolExecutor(
         min(runtime.available_cores(), _MOST_THREADS), thread_name_prefix=_NAME
     )
+    started: list[list[concurrent.futures.Future]] = []
     try:
-        started = [future for one in experiments for future in _start(one, threads)]
-        _wait(started)
+        for one in experiments:
+            started.append(_start(one, threads))
+            # Tracing is faster than compiling, and only compiled programs take memory.
+            if len(started) > _AHEAD:
+                _wait(started[-1 - _AHEAD])
+            if programs_fill_memory():
+                break
+        for each in started:
+            _wait(each)
     finally:
         # After an interruption, a program that is being compiled is neither awaited nor used.
         threads.shutdown(wait=False, cancel_futures=True)
+    return len(started)
 
 
 def _wait(started: Sequence[concurrent.futures.Future]) -> None:
