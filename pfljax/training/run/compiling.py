@@ -29,9 +29,9 @@ _MOST_THREADS = 8
 # its data, and a process that has used them up crashes.
 _PART_OF_REGIONS = 0.4
 _REGIONS = pathlib.Path("/proc/self/maps")
+_MOST_REGIONS = pathlib.Path("/proc/sys/vm/max_map_count")
 # Number of experiments whose programs are compiled while the next one's are traced.
 _AHEAD = 4
-_MOST_REGIONS = pathlib.Path("/proc/sys/vm/max_map_count")
 
 
 def programs_fill_memory() -> bool:
@@ -61,10 +61,10 @@ def compile_all(experiments: Sequence[Experiment]) -> int:
 
     Returns:
       The number of experiments until the programs filled the memory, at least one; the programs of
-      the others are not compiled.
+      the others are not compiled. With several processes one, so that no more are kept.
     """
     if jax.process_count() > 1:
-        return len(experiments)
+        return min(1, len(experiments))
     threads = concurrent.futures.ThreadPoolExecutor(
         min(runtime.available_cores(), _MOST_THREADS), thread_name_prefix=_NAME
     )
