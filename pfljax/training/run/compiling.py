@@ -35,12 +35,12 @@ _AHEAD = 4
 
 
 def programs_fill_memory() -> bool:
-    """Whether programs should be freed before more are compiled; False where nobody counts."""
+    """Whether programs should be freed before more are compiled; False without these files."""
     try:
         most = int(_MOST_REGIONS.read_text())
         with _REGIONS.open("rb") as regions:
             return sum(1 for _ in regions) > _PART_OF_REGIONS * most
-    except (OSError, ValueError):  # no Linux, or a system without these files
+    except (OSError, ValueError):  # not Linux, or no limit
         return False
 
 
